@@ -1,0 +1,21 @@
+"""Errors for what a user typed or supplied: one line with what, got, allowed, remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A one-line message for a person; the commands print it without a traceback and exit with 2."""
+
+
+def did_you_mean(got: str, allowed: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest of `allowed`, or an empty string."""
+    close = difflib.get_close_matches(str(got), [str(a) for a in allowed], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_one_of(name: str, got: object, allowed: Iterable[object]) -> None:
+    """Raises UserError unless `got` is one of `allowed`."""
+    allowed = sorted(allowed, key=str)
+    if got not in allowed:
+        raise UserError(f"{name} must be one of {allowed}; got {got!r}{did_you_mean(got, allowed)}")

@@ -1,0 +1,37 @@
+"""Packaging of ddpm_jax: `pip install -e .` for use, `pip install -e '.[test]'` for the tests."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ddpm_jax",
+    version="0.1.0",
+    description="Denoising diffusion probabilistic models in JAX and Flax, for TPU, GPU and CPU",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["ddpm_jax", "ddpm_jax.*"]), "ddpm_jax.configs"],
+    # The experiments live in the top-level folder configs/ and are installed as ddpm_jax.configs,
+    # so that no package with the generic name `configs` reaches site-packages.
+    package_dir={"ddpm_jax.configs": "configs"},
+    # The lower bounds are what Colab's TPU runtime ships: pip then leaves its jax and libtpu alone.
+    install_requires=[
+        "jax>=0.7.2",
+        "flax>=0.11.2",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.4,<1",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets 4.9.10 needs it without declaring it
+        "ml-collections>=1.1",
+        "numpy>=2.1",
+        "absl-py>=1.4",
+        "jaxtyping",
+        "pillow",
+        "scikit-learn",  # the embedded digits
+        "tensorboardX",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["pytest", "beartype", "nbclient", "nbformat", "ipykernel", "ruff", "tensorboard"],
+        "parity": ["torch", "diffusers==0.42.0", "denoising-diffusion-pytorch"],
+        "tfds-prepare": ["tensorflow-cpu"],
+    },
+)
