@@ -1,0 +1,133 @@
+"""The variational bound L_vlb: Gaussian KL, the discretised-Gaussian decoder, bits per dimension.
+
+Ho et al. 2020, equations 5, 8 and 13. Everything returns bits per dimension, [B].
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import log_ndtr
+from jaxtyping import Array, Float, Int, Key
+
+from ddpm_jax.diffusion import DenoiseFn, at_step, eps_from_x_0, p_log_var, q_posterior_mean, q_sample
+from ddpm_jax.schedules import Schedule
+
+HALF_BIN = 1.0 / 255.0  # half the distance of two of the 256 pixel values on the scale of [-1, 1]
+
+
+def normal_kl(
+    mean_1: Float[Array, "..."],
+    log_var_1: Float[Array, "..."],
+    mean_2: Float[Array, "..."],
+    log_var_2: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    """KL(N(mean_1, var_1) || N(mean_2, var_2)), elementwise, in nats."""
+    log_ratio = log_var_1 - log_var_2
+    # expm1(r) - r, and not -1 - r + exp(r): where both variances agree, the sum of the three cancels.
+    return 0.5 * (jnp.expm1(log_ratio) - log_ratio + (mean_1 - mean_2) ** 2 * jnp.exp(-log_var_2))
+
+
+def discretised_gaussian_log_likelihood(
+    x_0: Float[Array, "B *D"], *, mean: Float[Array, "B *D"], log_var: Float[Array, "..."]
+) -> Float[Array, "B *D"]:
+    """log of the mass of N(mean, var) on the bin of each pixel value, in nats (Ho et al. 2020, equation 13).
+
+    Bins are 2/255 wide; the one of -1 reaches to -infinity and the one of 1 to +infinity, so the 256 masses
+    sum to 1.
+
+    Differs: the exact normal CDF in log space. The original code takes a tanh approximation of it and a
+    floor of log(1e-12), below which the gradient is zero.
+
+    Args:
+      x_0: pixel values on the scale of [-1, 1] (uint8 / 127.5 - 1).
+      mean, log_var: of the decoder; log_var broadcasts against x_0.
+    """
+    inv_std = jnp.exp(-0.5 * log_var)
+    upper = (x_0 - mean + HALF_BIN) * inv_std
+    lower = (x_0 - mean - HALF_BIN) * inv_std
+    # Phi(upper) - Phi(lower) loses all digits in the upper tail, so mirror the bin to the lower one.
+    mirrored = upper + lower > 0
+    low = jnp.where(mirrored, -upper, lower)
+    high = jnp.where(mirrored, -lower, upper)
+    log_low, log_high = log_ndtr(low), log_ndtr(high)
+    log_mass = log_high + jnp.log(-jnp.expm1(jnp.minimum(log_low - log_high, -1e-12)))
+    log_mass = jnp.where(x_0 < -1 + HALF_BIN, log_ndtr(upper), log_mass)
+    return jnp.where(x_0 > 1 - HALF_BIN, log_ndtr(-lower), log_mass)
+
+
+def bits_per_dim_of(nats: Float[Array, "B *D"]) -> Float[Array, "B"]:
+    """Mean over all axes but the first, from nats to bits."""
+    return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / jnp.log(2.0)
+
+
+def vlb_term(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    *,
+    x_0: Float[Array, "B *D"],
+    x_t: Float[Array, "B *D"],
+    t: Int[Array, "B"],
+    variance: str,
+) -> tuple[Float[Array, "B"], Float[Array, "B *D"]]:
+    """L_t of the bound in bits/dim, and x_0_hat: for t > 0 KL(q(x_(t-1) | x_t, x_0) || p(x_(t-1) | x_t)),
+    for t = 0 -log p(x_0 | x_1) (Ho et al. 2020, equation 5; t here is the paper's minus 1).
+
+    Args:
+      variance: of p, "fixed_small" or "fixed_large".
+    """
+    x_0_hat = denoise_fn(x_t, t).x_0_hat
+    p_mean = q_posterior_mean(schedule, x_0=x_0_hat, x_t=x_t, t=t)
+    log_var = p_log_var(schedule, variance=variance, t=t, ndim=x_0.ndim)
+    q_mean = q_posterior_mean(schedule, x_0=x_0, x_t=x_t, t=t)
+    q_log_var = at_step(schedule.log_var_fixed_small, t, x_0.ndim)
+    kl = bits_per_dim_of(normal_kl(q_mean, q_log_var, p_mean, log_var))
+    decoder = bits_per_dim_of(-discretised_gaussian_log_likelihood(x_0, mean=p_mean, log_var=log_var))
+    return jnp.where(t == 0, decoder, kl), x_0_hat
+
+
+def prior_term(schedule: Schedule, x_0: Float[Array, "B *D"]) -> Float[Array, "B"]:
+    """L_T = KL(q(x_T | x_0) || N(0, I)) in bits/dim (Ho et al. 2020, equation 5); it has no parameters."""
+    last = jnp.full(x_0.shape[:1], schedule.num_steps - 1, jnp.int32)
+    mean = at_step(schedule.sqrt_alphas_bar, last, x_0.ndim) * x_0
+    log_var = at_step(schedule.log_one_minus_alphas_bar, last, x_0.ndim)
+    return bits_per_dim_of(normal_kl(mean, log_var, jnp.zeros_like(mean), jnp.zeros_like(log_var)))
+
+
+def bits_per_dim(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    *,
+    x_0: Float[Array, "B *D"],
+    key: Key[Array, ""],
+    variance: str,
+) -> dict[str, Array]:
+    """The whole bound in bits/dim, one sample of x_t at each of the T steps (Ho et al. 2020, equation 5).
+
+    Args:
+      x_0: real images on the scale of [-1, 1], made of uint8 values.
+      key: step t draws its noise from fold_in(key, t).
+      variance: of p, "fixed_small" or "fixed_large".
+
+    Returns:
+      total [B] = sum of terms + prior; terms [T, B]; prior [B]; x_0_mse and eps_mse [T, B].
+    """
+
+    def one_step(_, step: Int[Array, ""]):
+        t = jnp.full(x_0.shape[:1], step, jnp.int32)
+        eps = jax.random.normal(jax.random.fold_in(key, step), x_0.shape, x_0.dtype)
+        x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
+        term, x_0_hat = vlb_term(schedule, denoise_fn, x_0=x_0, x_t=x_t, t=t, variance=variance)
+        eps_hat = eps_from_x_0(schedule, x_t=x_t, t=t, x_0=x_0_hat)
+        axes = tuple(range(1, x_0.ndim))
+        mse = jnp.mean((x_0_hat - x_0) ** 2, axes), jnp.mean((eps_hat - eps) ** 2, axes)
+        return None, (term, *mse)
+
+    steps = jnp.arange(schedule.num_steps, dtype=jnp.int32)
+    _, (terms, x_0_mse, eps_mse) = jax.lax.scan(one_step, None, steps)
+    prior = prior_term(schedule, x_0)
+    return {
+        "total": jnp.sum(terms, axis=0) + prior,
+        "terms": terms,
+        "prior": prior,
+        "x_0_mse": x_0_mse,
+        "eps_mse": eps_mse,
+    }
