@@ -1,0 +1,288 @@
+"""Experiments are found, changed by typed overrides, kept as JSON, and compared."""
+
+import importlib.machinery
+import importlib.util
+import math
+import sys
+
+import pytest
+from ml_collections import ConfigDict, config_dict
+
+from ddpm_jax import configuration, overrides
+from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json, load_config
+from ddpm_jax.errors import UserError
+
+EXPERIMENT = """
+from ml_collections import ConfigDict, config_dict
+
+def get_config():
+    config = ConfigDict()
+    config.data = ConfigDict(dict(path="", flip=True))
+    config.model = ConfigDict(dict(channel_mults=(1, 2), dropout=0.1, blocks=(), names=("a",)))
+    config.model.scales = (0.5, 1)
+    config.optim = ConfigDict(dict(learning_rate=2e-4, clip=1.0))
+    config.train = ConfigDict(dict(batch_size=128, num_steps=1000, seed=0, log_every_steps=10))
+    config.train.limit = config_dict.placeholder(int)
+    config.train.note = None
+    return config.lock()
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(EXPERIMENT)
+    return str(path)
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """A folder that stands for the packaged experiments, under the name that they are imported by."""
+    folder = tmp_path / "packaged"
+    folder.mkdir()
+    (folder / "base.py").write_text(EXPERIMENT)
+    (folder / "small_digits.py").write_text(
+        "from ddpm_jax.configs_of_test.base import get_config as base_config\n\n"
+        "def get_config():\n    config = base_config()\n    config.train.seed = 7\n    return config\n"
+    )
+    name = "ddpm_jax.configs_of_test"
+    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = [str(folder)]
+    package = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setattr(configuration, "_PACKAGE", name)
+    yield folder
+    for module in [key for key in sys.modules if key.startswith(f"{name}.")]:
+        del sys.modules[module]
+
+
+def error_of(function, *args) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Finding experiments
+
+
+def test_own_file_by_path(experiment, monkeypatch, tmp_path):
+    assert load_config(experiment).train.batch_size == 128
+    monkeypatch.chdir(tmp_path)
+    assert load_config("mine.py").train.batch_size == 128
+    assert load_config("./mine.py").is_locked
+
+
+def test_edited_file_is_read_again(experiment, tmp_path):
+    load_config(experiment)
+    (tmp_path / "mine.py").write_text(EXPERIMENT.replace("seed=0", "seed=3"))  # same size, same second
+    assert load_config(experiment).train.seed == 3
+
+
+@pytest.mark.parametrize("name", ["small_digits", "small_digits.py", "configs/small_digits.py"])
+def test_packaged_by_name_from_any_directory(packaged, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small_digits").mkdir()  # a folder of that name does not hide it
+    assert load_config(name).train.seed == 7
+
+
+def test_packaged_by_full_path(packaged):
+    assert load_config(str(packaged / "small_digits.py")).train.seed == 7
+
+
+def test_file_here_goes_before_packaged(packaged, monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small_digits.py").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/small_digits.py").train.seed == 0
+    assert load_config("small_digits").train.seed == 7
+
+
+def test_configs_are_importable_without_installing():
+    configuration.packaged_experiments()
+    import ddpm_jax.configs
+
+    assert list(ddpm_jax.configs.__path__)
+
+
+def test_unknown_experiment(packaged):
+    assert error_of(load_config, "smal_digits") == (
+        "no experiment 'smal_digits'; did you mean 'small_digits'?; "
+        "give a file that exists or one of ['small_digits']"
+    )
+
+
+def test_mistyped_own_path_is_no_packaged_experiment(packaged):
+    assert "no experiment 'mine/small_digits.py'" in error_of(load_config, "mine/small_digits.py")
+    assert "no experiment '/nowhere/configs/small_digits.py'" in error_of(
+        load_config, "/nowhere/configs/small_digits.py"
+    )
+
+
+def test_file_without_get_config(tmp_path):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    assert "has no function get_config()" in error_of(load_config, str(tmp_path / "empty.py"))
+
+
+def test_get_config_of_another_type(tmp_path):
+    (tmp_path / "dict.py").write_text("def get_config():\n    return {}\n")
+    assert "must return a ConfigDict; got dict" in error_of(load_config, str(tmp_path / "dict.py"))
+
+
+def test_default_that_cannot_be_kept(tmp_path):
+    (tmp_path / "list.py").write_text(EXPERIMENT.replace("(1, 2)", "[1, 2]"))
+    message = error_of(load_config, str(tmp_path / "list.py"))
+    assert message.startswith("config field 'model.channel_mults' must be an int")
+    assert message.endswith("got list")
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.batch_size=64", 64),
+        ("train.num_steps=1e6", 1_000_000),
+        ("train.num_steps=1_000", 1000),
+        ("train.seed=-1", -1),
+        ("optim.learning_rate=2e-4", 2e-4),
+        ("optim.clip=1", 1.0),
+        ("optim.clip=inf", math.inf),
+        ("data.flip=false", False),
+        ("data.flip=True", True),
+        ("data.flip=0", False),
+        ("data.path=a=b, c", "a=b, c"),
+        ("data.path=", ""),
+        ("model.channel_mults=(1,2,4)", (1, 2, 4)),
+        ("model.channel_mults=1,2,4", (1, 2, 4)),
+        ("model.channel_mults=[1, 2]", (1, 2)),
+        ("model.channel_mults=8", (8,)),
+        ("model.channel_mults=(8,)", (8,)),
+        ("model.channel_mults=()", ()),
+        ("model.scales=1,2", (1.0, 2.0)),
+        ("model.blocks=16,8", (16, 8)),
+        ("model.names='b',c", ("b", "c")),
+        ("train.limit=5", 5),
+        ("train.limit=none", None),
+        ("train.note=0.5", 0.5),
+        ("train.note=words", "words"),
+    ],
+)
+def test_override(experiment, override, value):
+    got = overrides.flatten(load_config(experiment, [override]))[override.partition("=")[0]]
+    assert got == value and type(got) is type(value)
+    if isinstance(value, tuple):
+        assert [type(item) for item in got] == [type(item) for item in value]
+
+
+def test_last_override_wins(experiment):
+    assert load_config(experiment, ["train.seed=1", "train.seed=2"]).train.seed == 2
+
+
+def test_reference_follows(tmp_path):
+    half = "    config.train.half = config.train.get_ref('batch_size') // 2\n"
+    (tmp_path / "ref.py").write_text(EXPERIMENT.replace("    return", half + "    return"))
+    assert load_config(str(tmp_path / "ref.py"), ["train.batch_size=64"]).train.half == 32
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.bs=1", "unknown config field 'train.bs'; did you mean 'train.batch_size'?"),
+        ("train.batchsize=1", "unknown config field 'train.batchsize'; did you mean 'train.batch_size'?"),
+        ("train.clip=1", "unknown config field 'train.clip'; did you mean 'optim.clip'?"),
+        ("clip=1", "unknown config field 'clip'; did you mean 'optim.clip'?"),
+        ("trian.batch_sise=1", "unknown config field 'trian.batch_sise'; did you mean 'train.batch_size'?"),
+        ("data.zzz=1", "unknown config field 'data.zzz'; the group has ['flip', 'path']"),
+        ("qq.zzz=1", "unknown config field 'qq.zzz'; the groups are ['data', 'model', 'optim', 'train']"),
+        ("data=1", "config field 'data' is a group; set one of its fields, such as 'data.flip'"),
+        ("data.flip", "config override must look like group.field=value; got 'data.flip'"),
+    ],
+)
+def test_bad_override_field(experiment, override, message):
+    assert error_of(load_config, experiment, [override]) == message
+
+
+@pytest.mark.parametrize(
+    ("field", "got", "wanted", "example"),
+    [
+        ("train.batch_size", "6.5", "an int", "128"),
+        ("train.batch_size", "inf", "an int", "128"),
+        ("train.batch_size", "", "an int", "128"),
+        ("train.limit", "x", "an int", "1"),
+        ("optim.clip", "high", "a float", "1.0"),
+        ("optim.clip", "nan", "a float", "1.0"),
+        ("data.flip", "maybe", "true or false", "true"),
+        ("model.channel_mults", "1,2.5", "a tuple of ints", "1,2"),
+        ("model.scales", "a", "a tuple of floats", "0.5,1"),
+    ],
+)
+def test_bad_override_value(experiment, field, got, wanted, example):
+    assert error_of(load_config, experiment, [f"{field}={got}"]) == (
+        f"config field {field!r} must be {wanted}; got {got!r}; an example: --config.{field}={example}"
+    )
+
+
+# JSON
+
+
+def test_json_round_trip(experiment):
+    config = load_config(experiment, ["data.path=a\"b\\ü", "optim.clip=inf", "optim.learning_rate=0.1"])
+    text = config_to_json(config)
+    restored = config_from_json(text)
+    assert overrides.flatten(restored) == overrides.flatten(config)
+    before, after = overrides.flatten(config), overrides.flatten(restored)
+    assert {field: repr(value) for field, value in after.items()} == {f: repr(v) for f, v in before.items()}
+    assert config_to_json(restored) == text
+    assert restored.is_locked
+
+
+def test_json_is_one_field_a_line(experiment):
+    assert config_to_json(load_config(experiment)).splitlines()[:4] == [
+        "{", '  "data": {', '    "flip": true,', '    "path": ""'
+    ]
+
+
+def test_nested_and_empty_json():
+    config = ConfigDict({"a": {"b": {"c": ((1, 2), (3,))}}, "e": {}})
+    assert overrides.flatten(config_from_json(config_to_json(config))) == {"a.b.c": ((1, 2), (3,))}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("{", "the saved config is damaged"), ("[1]", "JSON object; got list")]
+)
+def test_damaged_json(text, part):
+    assert part in error_of(config_from_json, text)
+
+
+# The same run
+
+
+def test_same_run(experiment):
+    saved = load_config(experiment)
+    changeable = ["train.num_steps=5", "train.log_every_steps=1", "data.path=x"]
+    check_same_run(saved, load_config(experiment, changeable))
+    other = ["train.seed=1", "model.dropout=0.2", "optim.clip=2", "train.batch_size=1"]
+    assert error_of(check_same_run, saved, load_config(experiment, other)) == (
+        "the workdir holds a run with another config: model.dropout was 0.1 and is 0.2; "
+        "optim.clip was 1.0 and is 2.0; train.batch_size was 128 and is 1; and 1 more; "
+        "give the values of that run to continue it, or another workdir to start anew"
+    )
+    assert "train.num_steps was 1000 and is 5" in error_of(
+        check_same_run, saved, load_config(experiment, ["train.num_steps=5"]), ()
+    )
+
+
+def test_same_run_names_a_field_of_one_side(experiment):
+    saved, given = load_config(experiment), load_config(experiment)
+    with given.unlocked():
+        given.model.width = 64
+    assert "model.width was nothing and is 64" in error_of(check_same_run, saved, given)
+    assert "model.width was 64 and is nothing" in error_of(check_same_run, given, saved)
+
+
+def test_placeholder_survives_json():
+    config = ConfigDict({"train": {"limit": config_dict.placeholder(int)}})
+    assert config_from_json(config_to_json(config)).train.limit is None
