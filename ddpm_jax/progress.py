@@ -1,0 +1,100 @@
+"""How far a long loop is: a bar for a person who watches, an occasional line for a log file."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+def format_duration(seconds: int | float) -> str:
+    """`seconds` as a person says it: `42 s`, `3 min 05 s`, `2 h 07 min`, `3 d 04 h`."""
+    whole = max(round(seconds), 0)
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    for (unit, size), (smaller, smaller_size) in zip(units, units[1:], strict=False):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller_size:02d} {smaller}"
+    return f"{whole} s"
+
+
+def format_rate(per_second: int | float) -> str:
+    """A rate in three digits: `0.0123`, `12.3`, `1234`."""
+    return f"{per_second:.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a Jupyter or Colab kernel."""
+    # Looked up and not imported: in a command IPython need not be there, and would be slow to load.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
+
+
+class ProgressBar:
+    """Counts the items of a loop on stderr: a tqdm bar on a terminal or in a notebook, else a few lines.
+
+    Args:
+      total: number of items of the whole loop.
+      description: what happens, such as "sampling".
+      unit: the name of one item.
+      initial: items that were done before, as after a resume.
+      enabled: False says nothing at all, as on every process but the first.
+      every_seconds: the period of the lines where there is no bar.
+      clock: seconds as a function, for tests.
+
+    Example:
+      with ProgressBar(total=1000, description="sampling", unit="image") as bar:
+          bar.update(64)
+    """
+
+    def __init__(self, total: int, description: str, unit: str = "step", *, initial: int = 0,
+                 enabled: bool = True, every_seconds: int | float = 30,
+                 clock: Callable[[], int | float] = time.monotonic) -> None:
+        self._total, self._description, self._unit = total, description, unit
+        self._initial = self._count = initial
+        self._enabled, self._every_seconds, self._clock = enabled, every_seconds, clock
+        self._start = self._last_line = clock()
+        self._bar = None
+        if enabled and (sys.stderr.isatty() or in_notebook()):
+            # The text bar in notebooks as well: the widget needs ipywidgets and is lost in a saved notebook.
+            self._bar = tqdm(total=total, initial=initial, desc=description, unit=f" {unit}",
+                             dynamic_ncols=not in_notebook(), smoothing=0.1)
+
+    def update(self, num_done: int = 1) -> None:
+        """Counts `num_done` more items."""
+        self._count += num_done
+        if self._bar is not None:
+            self._bar.update(num_done)
+        elif self._enabled:
+            now = self._clock()
+            done = self._count >= self._total
+            if done or now - self._last_line >= self._every_seconds:
+                self._last_line = now
+                print(self._line(now - self._start), file=sys.stderr, flush=True)
+
+    def _line(self, seconds: int | float) -> str:
+        rate = (self._count - self._initial) / max(seconds, 1e-9)
+        if self._count >= self._total:
+            end = f"took {format_duration(seconds)}"
+        else:
+            left = (self._total - self._count) / rate if rate > 0 else None
+            end = "time left unknown" if left is None else f"{format_duration(left)} left"
+        width = len(str(self._total))
+        return (f"{self._description}: {self._count:>{width}}/{self._total} {self._unit}s, "
+                f"{format_rate(rate)} {self._unit}s/s, {end}")
+
+    def write(self, line: str) -> None:
+        """Prints a line on stderr without tearing the bar."""
+        if self._enabled:
+            tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,158 @@
+"""What a run says while it trains: `metrics.jsonl`, TensorBoard events, and lines on the screen."""
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.progress import format_duration, format_rate
+
+METRICS_FILE = "metrics.jsonl"
+# The columns that a line on the screen starts with: name in the file -> name and format on the screen.
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "loss": ("loss", lambda value: f"{value:7.5f}"),
+    "learning_rate": ("lr", lambda value: f"{value:.2e}"),
+    "grad_norm": ("grad norm", lambda value: f"{value:6.4f}"),
+    "images_per_second": ("images/s", lambda value: f"{format_rate(value):>5}"),
+}
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, int | float]]:
+    """The lines of a run's `metrics.jsonl`, with NaN where it holds null; empty where there is none.
+
+    A line that the end of a process cut off is left out.
+    """
+    path = Path(workdir) / METRICS_FILE
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(values, dict) and "step" in values:
+            lines.append({name: math.nan if value is None else value for name, value in values.items()})
+    return lines
+
+
+class Reporter:
+    """Writes the numbers and pictures of a run into its workdir, and one line at a time on the screen.
+
+    Each line of `metrics.jsonl` is one strict JSON object: `step`, `seconds` (of training, summed over
+    all resumes) and the values by name; NaN and infinities, which JSON lacks, are null.
+
+    Args:
+      workdir: the folder of the run; made where it is missing.
+      enabled: False makes every method do nothing, as on every process but the first.
+      start_step: the step that the run continues from. What an earlier process wrote about later steps
+        is removed, since those steps are taken again.
+      num_steps: the last step of the run, for the time left; None says none.
+      print_line: shows one line; `print` by default.
+      clock: seconds as a function, for tests.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, enabled: bool = True, *, start_step: int = 0,
+                 num_steps: int | None = None, print_line: Callable[[str], None] | None = None,
+                 clock: Callable[[], int | float] = time.monotonic) -> None:
+        self._enabled, self._num_steps, self._clock = enabled, num_steps, clock
+        self._print_line = print_line or (lambda line: print(line, flush=True))
+        if not enabled:
+            return
+        path = Path(workdir) / METRICS_FILE
+        kept = _forget_later_steps(path, start_step)
+        self._begin = (start_step, clock())
+        self._start = clock() - kept  # training time goes on counting where it stood
+        self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
+        self._file = open(path, "a", encoding="utf-8")
+        self._events = self._open_events(Path(workdir), start_step)
+
+    def _open_events(self, workdir: Path, start_step: int) -> Any:
+        """The TensorBoard writer, or None where tensorboardX is not installed."""
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            self.note("no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX")
+            return None
+        # purge_step hides the later steps of an earlier process in TensorBoard. The suffix: file names
+        # hold whole seconds, and a process that follows at once would overwrite its predecessor's.
+        return SummaryWriter(
+            str(workdir), purge_step=start_step + 1 if start_step else None, filename_suffix=f".{start_step}"
+        )
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records scalar `values` (numbers, NumPy or JAX scalars) at `step`, everywhere.
+
+        The names `loss`, `learning_rate`, `grad_norm` and `images_per_second` get columns on the screen;
+        others follow under their own name.
+        """
+        if not self._enabled:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        now = self._clock()
+        line = {"step": int(step), "seconds": round(now - self._start, 3)}
+        line |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()  # a reader sees the line at once, and a kill loses nothing
+        if self._events is not None:
+            for name, value in numbers.items():
+                self._events.add_scalar(name, value, int(step))
+        self._print_line(self._screen_line(int(step), numbers, now))
+
+    def _screen_line(self, step: int, numbers: Mapping[str, int | float], now: int | float) -> str:
+        """One aligned line: step, loss, learning rate, gradient norm, images/s, other values, time left."""
+        width = len(str(self._num_steps)) if self._num_steps else 7
+        parts = [f"step {step:>{width}}" + (f"/{self._num_steps}" if self._num_steps else "")]
+        for name, (label, shown) in _COLUMNS.items():
+            if name in numbers:
+                parts.append(f"{label} {shown(numbers[name])}")
+        parts += [f"{name} {value:.4g}" for name, value in numbers.items() if name not in _COLUMNS]
+        # Between reports, where there are two: the first steps compile. Of late, since speeds change.
+        first_step, first_time = self._recent[0] if self._recent else self._begin
+        if self._num_steps and first_step < step < self._num_steps:
+            left = (self._num_steps - step) * (now - first_time) / (step - first_step)
+            parts.append(f"{format_duration(left)} left")
+        self._recent.append((step, now))
+        return "  ".join(parts)
+
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Puts a uint8 picture [H, W] or [H, W, C] into the TensorBoard events."""
+        if self._enabled and self._events is not None:
+            image = np.asarray(image)
+            self._events.add_image(name, image, int(step), dataformats="HWC" if image.ndim == 3 else "HW")
+
+    def note(self, text: str) -> None:
+        """Shows one line on the screen."""
+        if self._enabled:
+            self._print_line(text)
+
+    def close(self) -> None:
+        """Writes out what is buffered; a second call does nothing."""
+        if self._enabled:
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
+            self._enabled = False
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _forget_later_steps(path: Path, step: int) -> int | float:
+    """Drops the lines of `path` past `step` and those cut off; returns the seconds of the last one kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    if path.is_file():
+        with replace_file(path, "w") as file:
+            for line in kept:
+                values = {name: None if value != value else value for name, value in line.items()}
+                file.write(json.dumps(values, allow_nan=False) + "\n")
+    return kept[-1].get("seconds", 0) if kept else 0

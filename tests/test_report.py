@@ -1,0 +1,210 @@
+"""A run's numbers in metrics.jsonl, in TensorBoard events and on the screen; a resume leaves no doubles."""
+
+import json
+import math
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import progress
+from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.progress import ProgressBar, format_duration
+from ddpm_jax.training.report import Reporter, read_metrics
+
+
+class Clock:
+    """Seconds that only the test moves."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def strict_lines(workdir):
+    def refuse(constant):
+        raise AssertionError(f"not strict JSON: {constant}")
+
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def events_of(workdir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(workdir))
+    events.Reload()
+    return events
+
+
+def test_metrics_file(tmp_path):
+    clock = Clock()
+    with Reporter(tmp_path / "new", clock=clock, print_line=lambda line: None) as reporter:
+        clock.now += 2.5
+        reporter.log(10, {"loss": jnp.float32(0.5), "grad_norm": np.float32(1), "count": 3})
+        # Readable while the run goes on.
+        assert strict_lines(tmp_path / "new") == [
+            {"step": 10, "seconds": 2.5, "loss": 0.5, "grad_norm": 1.0, "count": 3.0}
+        ]
+
+
+def test_values_that_json_lacks(tmp_path):
+    with Reporter(tmp_path, print_line=lambda line: None) as reporter:
+        reporter.log(1, {"loss": math.nan, "grad_norm": math.inf})
+    line = strict_lines(tmp_path)[0]
+    assert line["loss"] is None and line["grad_norm"] is None
+    assert math.isnan(read_metrics(tmp_path)[0]["loss"])
+
+
+def test_resume_drops_later_and_torn_lines(tmp_path):
+    clock = Clock()
+    with Reporter(tmp_path, clock=clock, print_line=lambda line: None) as reporter:
+        for step in (10, 20, 30):
+            clock.now += 1
+            reporter.log(step, {"loss": math.nan if step == 10 else step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 15, "lo')
+    with Reporter(tmp_path, start_step=20, clock=clock, print_line=lambda line: None) as reporter:
+        clock.now += 5
+        reporter.log(30, {"loss": 31.0})
+    assert [(line["step"], line["seconds"], line["loss"]) for line in strict_lines(tmp_path)] == [
+        (10, 1, None), (20, 2, 20.0), (30, 7, 31.0)
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_events(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with Reporter(tmp_path, print_line=lambda line: None) as reporter:
+        reporter.log(10, {"loss": 0.5})
+        reporter.log(20, {"loss": 0.25})
+        reporter.image("samples", np.zeros((8, 6, 3), np.uint8), 20)
+        reporter.image("grey", np.zeros((8, 6), np.uint8), 20)
+    events = events_of(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(10, 0.5), (20, 0.25)]
+    assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (6, 8)
+    assert events.Images("grey")[0].step == 20
+
+
+def test_events_after_resume_hold_each_step_once(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with Reporter(tmp_path, print_line=lambda line: None) as reporter:
+        for step in (10, 20, 30):
+            reporter.log(step, {"loss": 1.0})
+    with Reporter(tmp_path, start_step=10, print_line=lambda line: None) as reporter:
+        reporter.log(20, {"loss": 2.0})
+    assert [(e.step, e.value) for e in events_of(tmp_path).Scalars("loss")] == [(10, 1.0), (20, 2.0)]
+
+
+def test_without_tensorboardx(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    lines = []
+    with Reporter(tmp_path, print_line=lines.append) as reporter:
+        reporter.image("samples", np.zeros((8, 6, 3), np.uint8), 20)
+        reporter.log(1, {"loss": 1.0})
+        reporter.log(2, {"loss": 1.0})
+    assert [line for line in lines if "TensorBoard" in line] == [
+        "no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX"
+    ]
+
+
+def test_screen_lines(tmp_path):
+    clock, lines = Clock(), []
+    with Reporter(tmp_path, num_steps=1000, clock=clock, print_line=lines.append) as reporter:
+        clock.now += 60  # compiles
+        values = {"grad_norm": 0.51234, "loss": 1.03, "learning_rate": 2e-4, "images_per_second": 1834.2}
+        reporter.log(100, values)
+        clock.now += 10
+        reporter.log(200, {"loss": 0.0312, "valid_loss": 0.5})
+        clock.now += 10
+        reporter.log(1000, {"loss": math.nan})
+        reporter.note("done")
+    assert lines == [
+        "step  100/1000  loss 1.03000  lr 2.00e-04  grad norm 0.5123  images/s  1834  9 min 00 s left",
+        "step  200/1000  loss 0.03120  valid_loss 0.5  1 min 20 s left",
+        "step 1000/1000  loss     nan",
+        "done",
+    ]
+
+
+def test_time_left_counts_from_the_resumed_step(tmp_path):
+    clock, lines = Clock(), []
+    with Reporter(tmp_path, start_step=500, num_steps=1000, clock=clock, print_line=lines.append) as reporter:
+        clock.now += 10
+        reporter.log(600, {})
+    assert lines == ["step  600/1000  40 s left"]
+
+
+def test_disabled_does_nothing(tmp_path, capsys):
+    with Reporter(tmp_path / "other", enabled=False) as reporter:
+        reporter.log(1, {"loss": object()})  # not even read: that would wait for the device
+        reporter.image("samples", np.zeros((8, 6, 3), np.uint8), 1)
+        reporter.note("hello")
+    assert not (tmp_path / "other").exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_close_twice_and_log_after(tmp_path):
+    reporter = Reporter(tmp_path, print_line=lambda line: None)
+    reporter.close()
+    reporter.close()
+    reporter.log(1, {"loss": 1.0})
+    assert read_metrics(tmp_path) == []
+
+
+def test_replace_file_keeps_the_old_one_after_an_error(tmp_path):
+    path = tmp_path / "sub" / "file.txt"
+    with replace_file(path, "w") as file:
+        file.write("old")
+    with pytest.raises(RuntimeError), replace_file(path, "w") as file:
+        file.write("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (42.4, "42 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"),
+     (3 * 86400 + 4 * 3600, "3 d 04 h")],
+)
+def test_format_duration(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_progress_lines_in_a_log(capsys):
+    clock = Clock()
+    with ProgressBar(100, "sampling", "image", every_seconds=30, clock=clock) as bar:
+        for _ in range(100):
+            clock.now += 1
+            bar.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "sampling:  30/100 images, 1 images/s, 1 min 10 s left",
+        "sampling:  60/100 images, 1 images/s, 40 s left",
+        "sampling:  90/100 images, 1 images/s, 10 s left",
+        "sampling: 100/100 images, 1 images/s, took 1 min 40 s",
+    ]
+
+
+def test_progress_after_resume_and_disabled(capsys):
+    clock = Clock()
+    with ProgressBar(100, "training", initial=50, every_seconds=10, clock=clock) as bar:
+        clock.now += 10
+        bar.update(10)
+    assert capsys.readouterr().err == "training:  60/100 steps, 1 steps/s, 40 s left\n"
+    with ProgressBar(1, "training", enabled=False) as bar:
+        bar.update()
+        bar.write("hello")
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    with ProgressBar(4, "sampling", "image") as bar:
+        bar.update(4)
+        bar.write("a line")
+    err = capsys.readouterr().err
+    assert "sampling: 100%" in err and "4/4" in err and "a line\n" in err
