@@ -1,0 +1,125 @@
+"""One array file, `.npz` or `.npy`, of uint8 images."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax.data.source import ImageSource, fit_images
+from ddpm_jax.data.split import check_split, split_rows
+from ddpm_jax.errors import UserError
+
+_IMAGE_KEYS = {"train": ("arr_0", "images", "x_train"), "test": ("x_test",)}
+_LABEL_KEYS = {"train": ("labels", "arr_1", "y_train"), "test": ("y_test",)}
+
+
+def make_array(*, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
+    """The images of a `.npy` file (memory-mapped, so larger than memory is fine) or of one array of a `.npz`.
+
+    Args:
+        split: `train` or `all`: everything; `test`: `x_test`, where the file holds it; slices of them.
+        image_size: (H, W) in pixels.
+        num_channels: 1 or 3, or as many as the array has.
+        path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`,
+            `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`.
+
+    Raises:
+        UserError: where the file is missing or damaged, or its array has another type or layout.
+    """
+    name = check_split(split, ("train", "test", "all"))
+    key = "test" if name == "test" else "train"
+    file = Path(path).expanduser()
+    if not path or not file.is_file() or file.suffix.lower() not in (".npz", ".npy"):
+        kind = "a folder" if path and file.is_dir() else "" if file.is_file() else "no such file"
+        raise UserError(
+            f"data.path must name a .npz or .npy file of images for data.name='array'; got {path!r}"
+            + (f" ({kind})" if kind and path else "")
+            + ("; read a folder of images by data.name=image_folder" if kind == "a folder" else "")
+        )
+    images, labels = _read(file, key)
+    images = _checked(images, file)
+    if num_channels != images.shape[-1] and not {num_channels, images.shape[-1]} <= {1, 3}:
+        raise UserError(
+            f"data.num_channels must be {images.shape[-1]}, as in {str(file)!r}; got {num_channels} "
+            "(only 1 and 3 are converted into each other)"
+        )
+    if labels is not None and len(labels) != len(images):
+        raise UserError(
+            f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one for each image"
+        )
+    rows = split_rows(split, num_examples=len(images))
+    if len(rows) == len(images):
+        return fit_images(images, labels, image_size=image_size, num_channels=num_channels)
+    labels = None if labels is None else labels[rows]
+    # A part of a memory-mapped file is copied into memory.
+    return fit_images(images[rows], labels, image_size=image_size, num_channels=num_channels)
+
+
+def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        if file.suffix.lower() == ".npy":
+            if key == "test":
+                raise UserError("data.split must be 'train' for a .npy file (it holds one array); got 'test'")
+            return np.load(file, mmap_mode="r", allow_pickle=False), None
+        with np.load(file, allow_pickle=False) as arrays:
+            names = list(arrays)
+            image_key = next((k for k in _IMAGE_KEYS[key] if k in names), None)
+            if image_key is None and key == "train" and len(names) == 1:
+                image_key = names[0]
+            if image_key is None:
+                wanted = ", ".join(_IMAGE_KEYS[key])
+                raise UserError(
+                    f"{str(file)!r} must hold its images as {wanted}"
+                    + (" or as its only array" if key == "train" else "")
+                    + f" for data.split={key!r}; it holds {', '.join(names) or 'nothing'}"
+                )
+            label_key = next((k for k in _LABEL_KEYS[key] if k in names and k != image_key), None)
+            return arrays[image_key], _labels(arrays[label_key]) if label_key else None
+    except UserError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{str(file)!r} cannot be read as a NumPy file ({' '.join(str(error).split())}); "
+            "save it again with np.save or np.savez (no object arrays)"
+        ) from None
+
+
+def _labels(labels: np.ndarray) -> np.ndarray | None:
+    """int64 [N] of integers [N] or [N, 1]; None for anything else, which are not class numbers."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    return labels.astype(np.int64) if labels.ndim == 1 and labels.dtype.kind in "iu" else None
+
+
+def _checked(images: np.ndarray, file: Path) -> np.ndarray:
+    """uint8 [N, H, W, C], or a UserError that says how to get there."""
+    got = f"{images.dtype} {list(images.shape)}"
+    want = f"{str(file)!r} must hold uint8 images [N, H, W] or [N, H, W, C]; got {got}"
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise UserError(f"{want}; reshape it")
+    channels_first = images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4)
+    if channels_first:
+        raise UserError(f"{want}, which looks like [N, C, H, W]; save x.transpose(0, 2, 3, 1)")
+    if images.dtype != np.uint8:
+        raise UserError(f"{want}; {_to_uint8_remedy(images)}")
+    if not len(images):
+        raise UserError(f"{want}: no images")
+    return images
+
+
+def _to_uint8_remedy(images: np.ndarray) -> str:
+    part = np.asarray(images[:256])
+    if part.dtype.kind not in "iufb" or not part.size:
+        return "save it as uint8, 0..255"
+    low, high = part.min(), part.max()
+    seen = f"with values {low:g}..{high:g} " if part.dtype.kind == "f" else f"with values {low}..{high} "
+    if part.dtype.kind != "f" and low >= 0 and high <= 255 and high > 1:
+        return f"{seen}save x.astype('uint8')"
+    if 0 <= low and high <= 1:
+        return f"{seen}save (255 * x).round().astype('uint8')"
+    if -1 <= low and high <= 1:
+        return f"{seen}save ((x + 1) * 127.5).round().astype('uint8')"
+    return f"{seen}scale it to 0..255 and save it as uint8"

@@ -1,0 +1,100 @@
+"""One picture, whatever its mode and size, to uint8 [H, W, C]."""
+
+import io
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# By content, not by file name. The list keeps Pillow from handing a stranger's file to decoders that start
+# other programs (EPS). MPO is what many cameras write into a .jpg.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF")
+
+
+def read_header(file: str | os.PathLike) -> None:
+    """Raises whatever Pillow raises where `file` does not begin like an image."""
+    with Image.open(file, formats=_FORMATS):
+        pass
+
+
+def decode_image(
+    file: str | os.PathLike | bytes, *, image_size: tuple[int, int], num_channels: int
+) -> np.ndarray:
+    """The image in `file` (a path, or the encoded bytes), upright, covering image_size, cut to its centre.
+
+    The first frame of an animation. EXIF orientation is followed. Transparent pixels show white behind
+    them, as on a page (the colour stored under full transparency is arbitrary, mostly black). 16-bit grey is
+    scaled, 65535 -> 255. CMYK becomes RGB, colour becomes grey by the luma weights of ITU-R 601. Colour
+    profiles are not applied.
+
+    Args:
+        file: a path or the bytes of a PNG, JPEG, WebP, BMP or GIF.
+        image_size: (H, W) in pixels.
+        num_channels: 1 or 3.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        Exception: of many types, from Pillow's decoders, where the file is broken.
+    """
+    height, width = image_size
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
+        # JPEG decodes to 1/2, 1/4, 1/8 size at a fraction of the time. At least twice the size on both sides
+        # is asked for, either way up, so that the resize below still does the antialiasing.
+        image.draft(None, (2 * max(height, width),) * 2)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    return np.array(_fit(_to_8_bit(upright, num_channels), image_size)).reshape(height, width, num_channels)
+
+
+def fit_array(image: np.ndarray, *, image_size: tuple[int, int], num_channels: int) -> np.ndarray:
+    """uint8 [h, w, c] -> uint8 [H, W, C]: covers image_size, centre-cropped, antialiased; 1 <-> 3 channels.
+
+    Any number of channels passes where num_channels = c; then the channels are resized one by one.
+    """
+    if image.shape == (*image_size, num_channels):
+        return image
+    channels = image.shape[-1]
+    if channels in (1, 3) and num_channels in (1, 3):
+        picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image))
+        resized = _fit(picture.convert("L" if num_channels == 1 else "RGB"), image_size)
+        return np.array(resized).reshape(*image_size, num_channels)
+    if channels != num_channels:
+        raise ValueError(f"{channels} channels cannot become {num_channels}")
+    planes = [Image.fromarray(np.ascontiguousarray(image[:, :, c])) for c in range(channels)]
+    return np.stack([np.array(_fit(plane, image_size)) for plane in planes], axis=-1)
+
+
+def _to_8_bit(image: Image.Image, num_channels: int) -> Image.Image:
+    """Any of Pillow's modes to L or RGB."""
+    if image.mode.startswith("I"):  # I;16, I;16B, and I, in which older versions of Pillow hold 16-bit PNGs
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        # Pillow's own conversion to L clips at 255, which turns such images white.
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    elif image.mode not in ("L", "1"):
+        image = image.convert("RGB")
+    return image.convert("L" if num_channels == 1 else "RGB")
+
+
+def _fit(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:
+    """The centre part with the aspect ratio of image_size, brought to that size in one resampling."""
+    height, width = image_size
+    if (image.height, image.width) == (height, width):
+        return image
+    scale = max(height / image.height, width / image.width)
+    half_height, half_width = height / scale / 2, width / scale / 2
+    box = (
+        max(image.width / 2 - half_width, 0.0),
+        max(image.height / 2 - half_height, 0.0),
+        min(image.width / 2 + half_width, image.width),
+        min(image.height / 2 + half_height, image.height),
+    )
+    # Pillow widens the bicubic kernel when it shrinks (antialiasing). A large image is first averaged over
+    # whole boxes down to three times the size: the same to the eye, and several times faster.
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
