@@ -5,12 +5,13 @@ Data has any rank: x is [B, *D] and t is int32 [B]. Notation and equations: Ho e
 """
 
 from collections.abc import Callable
+from typing import no_type_check
 
 import flax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.errors import check_one_of
+from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.schedules import Schedule
 
 PREDICTIONS = ("eps", "x_0", "v")
@@ -19,6 +20,8 @@ VARIANCES = ("fixed_small", "fixed_large")
 ModelFn = Callable[[Float[Array, "B *D"], Int[Array, "B"]], Float[Array, "B *D"]]
 
 
+# A pytree's leaves may be shardings, shapes or scalars of a scan, so its fields are not checked in tests.
+@no_type_check
 @flax.struct.dataclass
 class Denoised:
     """What one call of a denoiser tells about p(x_0 | x_t); a learned variance will be a second field."""
@@ -123,14 +126,21 @@ def make_denoiser(
         training.
 
     Raises:
-      UserError: an unknown prediction.
+      UserError: an unknown prediction; "eps" where alpha-bar falls to 0, as under "jsd".
 
     Example:
+      >>> from ddpm_jax.schedules import make_schedule
       >>> denoise_fn = make_denoiser(make_schedule("linear"), lambda x_t, t: 0 * x_t)
       >>> denoise_fn(jnp.full((1, 2), 0.5), jnp.array([0])).x_0_hat
       Array([[0.500025, 0.500025]], dtype=float32)
     """
     check_one_of("diffusion.prediction", prediction, PREDICTIONS)
+    # 1/sqrt(alpha-bar) of float32 would be inf, and x_0_hat = inf - inf.
+    if prediction == "eps" and schedule.host_alphas_bar[-1] < float(jnp.finfo(jnp.float32).max) ** -2:
+        raise UserError(
+            "diffusion.prediction='eps' says nothing about x_0 where alpha-bar falls to 0, as at this "
+            "schedule's last step: predict 'x_0' or 'v', or take another schedule"
+        )
 
     def denoise_fn(x_t: Float[Array, "B *D"], t: Int[Array, "B"]) -> Denoised:
         output = model_fn(x_t, t)

@@ -5,6 +5,7 @@ noisy step and t=T-1 the noisiest; the clean image x_0 has no index (it is "s=-1
 """
 
 from collections.abc import Callable
+from typing import no_type_check
 
 import flax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def _geometric(num_steps: int, beta_start: float, beta_end: float) -> Float64Tab
 
 
 def _betas_of(alphas_bar_fn: Callable[[np.ndarray], np.ndarray], num_steps: int) -> Float64Table:
-    """beta_t = min(1 - alpha-bar((t+1)/T) / alpha-bar(t/T), 0.999) (Nichol and Dhariwal 2021, section 3.2)."""
+    """beta_t = min(1 - alpha-bar((t+1)/T) / alpha-bar(t/T), 0.999) (Nichol and Dhariwal 2021, sec. 3.2)."""
     alphas_bar = alphas_bar_fn(np.arange(num_steps + 1) / num_steps)
     return np.minimum(1 - alphas_bar[1:] / alphas_bar[:-1], 0.999)
 
@@ -84,6 +85,8 @@ SCHEDULES: dict[str, Callable[[int, float, float], Float64Table]] = {
 }
 
 
+# A pytree's leaves may be shardings, shapes or scalars of a scan, so its fields are not checked in tests.
+@no_type_check
 @flax.struct.dataclass
 class Schedule:
     """The tables of q(x_t | x_0) and q(x_(t-1) | x_t, x_0), each float32 [T] (Ho et al. 2020, eq. 4 to 7).
@@ -142,14 +145,17 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
         raise UserError(f"betas must be a [T] array with T >= 1; got shape {betas.shape}")
     if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
         raise UserError(
-            f"each beta must be in (0, 1), the last one at most 1; got {betas.min():.6g} to {betas.max():.6g}: "
-            "take more steps or a smaller schedule.beta_end"
+            "each beta must be in (0, 1), the last one at most 1; "
+            f"got {betas.min():.6g} to {betas.max():.6g}: take more steps or a smaller schedule.beta_end"
         )
     alphas = 1 - betas
     alphas_bar = np.cumprod(alphas)
     alphas_bar_prev = np.append(1.0, alphas_bar[:-1])
-    one_minus = 1 - alphas_bar
-    posterior_var = betas * (1 - alphas_bar_prev) / one_minus
+    with np.errstate(divide="ignore"):  # log(0) where the last beta is 1
+        # Not 1 - alphas_bar: below beta = 1e-9 that has lost the digits of float32, below 1e-16 all of them.
+        one_minus = -np.expm1(np.cumsum(np.log1p(-betas)))
+    one_minus_prev = np.append(0.0, one_minus[:-1])
+    posterior_var = betas * one_minus_prev / one_minus
     # With T=1 there is no t=1 to copy from: beta_0 is the only variance at hand.
     var_at_0 = posterior_var[1] if betas.size > 1 else betas[0]
     with np.errstate(divide="ignore"):
@@ -163,9 +169,9 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
             sqrt_one_minus_alphas_bar=np.sqrt(one_minus),
             log_one_minus_alphas_bar=np.log(one_minus),
             sqrt_recip_alphas_bar=np.sqrt(1 / alphas_bar),
-            sqrt_recipm1_alphas_bar=np.sqrt(1 / alphas_bar - 1),
+            sqrt_recipm1_alphas_bar=np.sqrt(one_minus / alphas_bar),
             posterior_mean_coef_x_0=betas * np.sqrt(alphas_bar_prev) / one_minus,
-            posterior_mean_coef_x_t=(1 - alphas_bar_prev) * np.sqrt(alphas) / one_minus,
+            posterior_mean_coef_x_t=one_minus_prev * np.sqrt(alphas) / one_minus,
             posterior_var=posterior_var,
             log_var_fixed_small=np.log(np.append(var_at_0, posterior_var[1:])),
             log_var_fixed_large=np.log(np.append(var_at_0, betas[1:])),
