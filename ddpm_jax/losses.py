@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.diffusion import PREDICTIONS, VARIANCES, ModelFn, make_denoiser, q_sample, v_from_x_0
-from ddpm_jax.errors import check_one_of
+from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.likelihood import vlb_term
 from ddpm_jax.schedules import Schedule
 
@@ -20,7 +20,7 @@ def _mean_over_dims(values: Float[Array, "B *D"]) -> Float[Array, "B"]:
 
 
 def _huber(error: Float[Array, "B *D"], delta: float) -> Float[Array, "B *D"]:
-    """error^2 inside +-delta, 2 delta |error| - delta^2 outside: L2 for small errors, slope of L1 for large."""
+    """error^2 inside +-delta, 2 delta |error| - delta^2 outside: L2 for small errors, L1 for large."""
     size = jnp.abs(error)
     return jnp.where(size <= delta, error**2, 2 * delta * size - delta**2)
 
@@ -47,9 +47,10 @@ def make_loss_fn(
       huber_delta: > 0, where "huber" turns from the square to the absolute value.
 
     Raises:
-      UserError: an unknown loss, prediction or variance.
+      UserError: an unknown loss, prediction or variance; huber_delta not above 0.
 
     Example:
+      >>> from ddpm_jax.schedules import make_schedule
       >>> loss_fn = make_loss_fn(make_schedule("linear"))
       >>> x_0, eps, t = jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.array([0, 999])
       >>> loss_fn(lambda x_t, t: 0 * x_t, x_0=x_0, t=t, eps=eps)
@@ -58,6 +59,8 @@ def make_loss_fn(
     check_one_of("diffusion.loss", loss, LOSSES)
     check_one_of("diffusion.prediction", prediction, PREDICTIONS)
     check_one_of("diffusion.variance", variance, VARIANCES)
+    if not huber_delta > 0:
+        raise UserError(f"diffusion.huber_delta must be above 0; got {huber_delta}")
 
     def regression(
         model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]

@@ -4,6 +4,8 @@ Every sampler here is x_s = c_x_0 * x_0_hat + c_x_t * x_t + sigma * z. A row hol
 step, so that no "previous t" is ever computed; s = -1 is the clean image.
 """
 
+from typing import no_type_check
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ SAMPLERS = ("ancestral", "ddim")
 SPACINGS = ("uniform", "quadratic")
 
 
+# A pytree's leaves may be shardings, shapes or scalars of a scan, so its fields are not checked in tests.
+@no_type_check
 @flax.struct.dataclass
 class SamplerTable:
     """The rows of a sampler in the order in which they are walked, each [S]."""
@@ -73,8 +77,11 @@ def _ends(schedule: Schedule, steps: np.ndarray | None) -> tuple[np.ndarray, ...
     """t, s, alpha-bar_t and alpha-bar_s of every row, float64 on the host."""
     num_steps = schedule.num_steps
     t = np.arange(num_steps)[::-1] if steps is None else np.asarray(steps)
-    if t.ndim != 1 or t.size < 1 or np.any(np.diff(t) >= 0) or t[0] >= num_steps or t[-1] < 0:
-        raise UserError(f"steps must be a falling list of whole numbers in 0..{num_steps - 1}; got {t.tolist()}")
+    whole = t.ndim == 1 and t.size >= 1 and np.issubdtype(t.dtype, np.integer)
+    if not whole or np.any(np.diff(t) >= 0) or t[0] >= num_steps or t[-1] < 0:
+        raise UserError(
+            f"steps must be a falling list of whole numbers in 0..{num_steps - 1}; got {t.tolist()}"
+        )
     s = np.append(t[1:], -1)
     alphas_bar = np.append(schedule.host_alphas_bar, 1.0)  # index -1: the clean image
     return t, s, alphas_bar[t], alphas_bar[s]
@@ -118,9 +125,9 @@ def ancestral_table(
 
 
 def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: float = 0.0) -> SamplerTable:
-    """x_s = sqrt(abar_s) x_0_hat + sqrt(1 - abar_s - sigma^2) eps_hat + sigma z (Song et al. 2021, eq. 12, 16).
+    """x_s = sqrt(abar_s) x_0_hat + sqrt(1 - abar_s - sigma^2) eps_hat + sigma z (Song et al. 2021, eq. 12).
 
-    eps_hat is the one that belongs to x_0_hat, so a clipped x_0_hat changes both. eta = 0 is deterministic,
+    sigma is eta times that of the posterior (eq. 16). eps_hat is the one that belongs to x_0_hat, so a clipped x_0_hat changes both. eta = 0 is deterministic,
     eta = 1 equals `ancestral_table` with "fixed_small".
 
     Args:
@@ -135,7 +142,9 @@ def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: floa
     direction_var = 1 - abar_s - sigma**2
     # sigma at the last row is exactly 0 since abar_s = 1 there.
     if eta < 0 or np.any(direction_var < -1e-12):
-        raise UserError(f"sample.eta must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {eta}: try 0 to 1")
+        raise UserError(
+            f"sample.eta must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {eta}: try 0 to 1"
+        )
     c_eps = np.sqrt(np.maximum(direction_var, 0.0)) / np.sqrt(1 - abar_t)
     return _table(t, s, c_x_0=np.sqrt(abar_s) - c_eps * np.sqrt(abar_t), c_x_t=c_eps, sigma=sigma)
 
@@ -221,5 +230,7 @@ def sample(
 def frame_ends(num_rows: int, num_frames: int) -> np.ndarray:
     """`num_frames` evenly spaced row numbers in 0..num_rows-1, the last row always among them, int64."""
     if not 1 <= num_frames <= num_rows:
-        raise UserError(f"the number of frames must be in 1..{num_rows} (the sampler's steps); got {num_frames}")
+        raise UserError(
+            f"the number of frames must be in 1..{num_rows} (the sampler's steps); got {num_frames}"
+        )
     return np.rint(np.linspace(0, num_rows, num_frames + 1)).astype(int)[1:] - 1

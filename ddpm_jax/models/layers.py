@@ -8,11 +8,12 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 
 def fan_avg_uniform(scale: float) -> nn.initializers.Initializer:
-    """U(-l, l) with l = sqrt(3 scale / mean(fan_in, fan_out)): the one initialiser of the original network."""
+    """U(-l, l) with l = sqrt(3 scale / mean(fan_in, fan_out)): the initialiser of the original network."""
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
@@ -21,7 +22,7 @@ INIT = fan_avg_uniform(1.0)
 ZERO_INIT = fan_avg_uniform(1e-10)
 
 
-def time_embedding(t: Float[Array, "B"], dim: int) -> Float[Array, "B dim"]:
+def time_embedding(t: Int[Array, "B"] | Float[Array, "B"], dim: int) -> Float[Array, "B dim"]:
     """[sin(t w_i), cos(t w_i)] with w_i = 10000^(-i/(dim/2 - 1)), i = 0..dim/2-1.
 
     Vaswani et al. 2017, section 3.5, in the spacing of Ho et al.'s code (which divides by dim/2 - 1).
@@ -44,17 +45,19 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         # The two-pass variance: at mean 1000 and deviation 1 the fast one is wrong in the first digit.
-        norm = nn.GroupNorm(self.num_groups, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name="norm")
+        norm = nn.GroupNorm(
+            self.num_groups, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name="norm"
+        )
         return norm(x.astype(jnp.float32))
 
 
 class ResBlock(nn.Module):
-    """x + f(x, time): norm, swish, conv, add time, norm, swish, dropout, conv; 1x1 shortcut if channels change."""
+    """x + f(x, t): norm, swish, conv, add time, norm, swish, dropout, conv; 1x1 shortcut if widths differ."""
 
     channels: int
     dropout: float
     num_groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array, time: Array, *, train: bool) -> Array:
@@ -74,7 +77,7 @@ class SelfAttention(nn.Module):
     """x + out(softmax(q k^T / sqrt(C)) v) over all H*W positions, one head; q, k, v, out are 1x1."""
 
     num_groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -90,9 +93,9 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """[B, H, W, C] -> [B, H/2, W/2, C]: 3x3 conv, stride 2, padded at the bottom and right only (TF's SAME)."""
+    """[B, H, W, C] -> [B, H/2, W/2, C]: 3x3 conv, stride 2, padded at bottom and right only (TF's SAME)."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -105,7 +108,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """[B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a 3x3 conv."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.errors import UserError
@@ -39,7 +40,7 @@ class UNet(nn.Module):
     dropout: float = 0.1
     num_groups: int = 32
     out_channels: int = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -95,28 +96,33 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
     Raises:
       UserError: names the config field, what it is, and what it may be.
     """
+    if not unet.channel_mults or min(unet.channel_mults) < 1:
+        raise UserError(f"model.channel_mults must be one or more numbers above 0; got {unet.channel_mults}")
+    for field in ("num_res_blocks", "num_groups"):
+        if getattr(unet, field) < 1:
+            raise UserError(f"model.{field} must be at least 1; got {getattr(unet, field)}")
     factor = 2 ** (len(unet.channel_mults) - 1)
-    if not unet.channel_mults:
-        raise UserError("model.channel_mults must name at least one level; got ()")
     for side in image_size:
-        if side % factor:
+        if side % factor or side < 1:
             raise UserError(
-                f"data.image_size must be divisible by {factor} = 2^(levels-1) for the {len(unet.channel_mults)} "
-                f"levels of model.channel_mults; got {image_size}: take {_nearest_sizes(side, factor)}, or fewer levels"
+                f"data.image_size must be divisible by {factor} = 2^(levels-1) for the "
+                f"{len(unet.channel_mults)} levels of model.channel_mults; got {image_size}: "
+                f"take {_nearest_sizes(side, factor)}, or fewer levels"
             )
     if unet.channels % 2 or unet.channels < 4:
         raise UserError(f"model.channels must be even and at least 4; got {unet.channels}")
     for mult in unet.channel_mults:
         if (unet.channels * mult) % unet.num_groups:
             raise UserError(
-                f"model.num_groups must divide every level's width; got {unet.num_groups} groups for the width "
-                f"{unet.channels * mult} = {unet.channels} * {mult}"
+                f"model.num_groups must divide every level's width; got {unet.num_groups} groups for the "
+                f"width {unet.channels * mult} = {unet.channels} * {mult}"
             )
     heights = [image_size[0] // 2**level for level in range(len(unet.channel_mults))]
     for resolution in unet.attention_resolutions:
         if resolution not in heights:
             raise UserError(
-                f"model.attention_resolutions must be among the heights of the levels, {heights}; got {resolution}"
+                f"model.attention_resolutions must be among the heights of the levels, {heights}; "
+                f"got {resolution}"
             )
     if not 0 <= unet.dropout < 1:
         raise UserError(f"model.dropout must be in [0, 1); got {unet.dropout}")
@@ -124,7 +130,7 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
 
 def _nearest_sizes(side: int, factor: int) -> str:
     below, above = side // factor * factor, -(-side // factor) * factor
-    return f"{below} or {above}" if below else f"{above}"
+    return f"{below} or {above}" if below > 0 else f"{max(above, factor)}"
 
 
 def init_params(unet: nn.Module, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> dict:
