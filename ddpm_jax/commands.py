@@ -49,7 +49,7 @@ def make_parser(verb: str, purpose: str, example: str, takes_config: bool = Fals
         group = parser.add_argument_group("experiment")
         names = ", ".join(packaged_experiments())
         group.add_argument("--config", metavar="FILE",
-                           help=f"a config file, such as configs/digits.py, or the name of a packaged one: {names}")
+                           help=f"a config file, such as configs/digits.py, or a packaged one by name: {names}")
         group.add_argument("--config.GROUP.FIELD", metavar="VALUE", dest="_",
                            help="changes one field, such as --config.train.batch_size=64")
         group.add_argument("--noconfig.GROUP.FIELD", action="store_true", dest="_",
