@@ -121,8 +121,8 @@ class _PlainArray:
 class _PlainUnpickler(pickle.Unpickler):
     """Reads containers, numbers, strings and arrays.
 
-    A pickle can name any function to be called. This reader calls none that the file names: the three names of
-    a NumPy array lead to the stand-ins above, any other is refused.
+    A pickle can name any function to be called. This reader calls none that the file names: the three names
+    of a NumPy array lead to the stand-ins above, any other is refused.
     """
 
     _STAND_INS: dict[str, Callable[..., object]] = {

@@ -73,9 +73,7 @@ class _OnDemand(DecodedSource):
     """A folder too large for memory."""
 
     def __init__(self, root: Path, files: list[str], shape: tuple[int, int, int], labels, notes):
-        super().__init__(
-            ThreadMap(self._decode), num_examples=len(files), image_shape=shape, labels=labels
-        )
+        super().__init__(ThreadMap(self._decode), num_examples=len(files), image_shape=shape, labels=labels)
         self._root, self._files = root, files
         self.notes = notes
         self._broken: set[int] = set()

@@ -39,7 +39,7 @@ def make_source(
     """
     image_size = tuple(image_size)
     if len(image_size) != 2 or not all(isinstance(n, int) and n >= 1 for n in image_size):
-        raise UserError(f"data.image_size must be (height, width) in pixels, both 1 or more; got {image_size}")
+        raise UserError(f"data.image_size must be (H, W) in pixels, each 1 or more; got {image_size}")
     if name != "array" and num_channels not in (1, 3):
         raise UserError(f"data.num_channels must be 1 (grey) or 3 (colour) for {name!r}; got {num_channels}")
     common = dict(split=split, image_size=image_size, num_channels=num_channels)

@@ -1,4 +1,4 @@
-"""Which image is seen when: pure functions of the seed, so that a resumed run sees what a straight one saw."""
+"""Which image is seen when: pure functions of the seed, so a resumed run sees what a straight one saw."""
 
 import functools
 

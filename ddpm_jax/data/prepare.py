@@ -30,11 +30,14 @@ def prepare(builder, *, name: str, data_dir: str):
         remedies.append("put the original files into a folder and set --config.data.path=DIR")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"{here}, and preparing needs TensorFlow; pip install -e '.[tfds-prepare]', or {', or '.join(remedies)}"
+            f"{here}, and preparing needs TensorFlow; "
+            + ", or ".join(["pip install -e '.[tfds-prepare]'", *remedies])
         )
     host = _download_host(builder)
     if host and not _reachable(*host):
-        raise UserError(f"{here}, and {host[0]} does not answer; check the network, or {', or '.join(remedies)}")
+        raise UserError(
+            f"{here}, and {host[0]} does not answer; " + ", or ".join(["check the network", *remedies])
+        )
     import tensorflow_datasets as tfds
 
     try:
@@ -43,7 +46,7 @@ def prepare(builder, *, name: str, data_dir: str):
         builder.download_and_prepare()
     except Exception as error:  # a manual download that is missing, a wrong checksum, no disk space, ...
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{here}, and preparing it failed ({reason}); or {', or '.join(remedies)}") from error
+        raise UserError(f"{here}, and preparing it failed ({reason}); {', or '.join(remedies)}") from error
     return builder
 
 

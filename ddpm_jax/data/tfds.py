@@ -34,16 +34,18 @@ def make_tfds(
         built_in: names that are no TFDS sets but would also have been right, for the suggestion.
 
     Raises:
-        UserError: where the set is unknown, not prepared, has no random access or no images, or no such split.
+        UserError: where the set is unknown, not prepared, has no random access, no images, or no such split.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError(f"data.name {name!r} is read by TFDS; pip install tensorflow-datasets")
-    builder = _builder(name, data_dir, built_in)
-    image_key, label_key = _keys(builder)
+    with _quiet():  # a set that is not prepared earns warnings here and our own line below
+        builder = _builder(name, data_dir, built_in)
+        image_key, label_key = _keys(builder)
+        is_prepared = builder.is_prepared()
     try:
         data = _open(builder, split)
     except Exception as error:
-        if builder.is_prepared():
+        if is_prepared:
             raise _explained(builder, split, error) from None
         builder = prepare(builder, name=name, data_dir=data_dir)
         try:
@@ -65,9 +67,7 @@ class _TfdsSource(DecodedSource):
 
         self._data, self._label_key = data, label_key
         self._labels: np.ndarray | None = None
-        super().__init__(
-            ThreadMap(decode), num_examples=len(data), image_shape=(*image_size, num_channels)
-        )
+        super().__init__(ThreadMap(decode), num_examples=len(data), image_shape=(*image_size, num_channels))
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -98,8 +98,8 @@ def _builder(name: str, data_dir: str, built_in: tuple[str, ...]):
             )
         return builder
     try:
-        with _quiet():  # a set that is not prepared earns a warning here and our own line later
-            return tfds.builder(name, data_dir=None if folder is None else str(folder))
+        builder = tfds.builder(name, data_dir=None if folder is None else str(folder))
+        return builder if ":" in name else _newest_prepared(tfds, builder)
     except tfds.core.registered.DatasetNotFoundError:
         names = [*built_in, *tfds.list_builders(with_community_datasets=False)]
         own = [p.name for p in folder.iterdir() if p.is_dir()] if folder else []
@@ -110,10 +110,20 @@ def _builder(name: str, data_dir: str, built_in: tuple[str, ...]):
     except Exception as error:  # an unknown configuration or version, a damaged dataset_info.json
         configs = [c.name for c in getattr(_builder_class(tfds, name), "BUILDER_CONFIGS", [])]
         _, _, config = name.partition("/")
-        known = f"; its configurations are {', '.join(configs[:12])}" if configs else ""
-        raise UserError(
-            f"data.name {name!r} does not open{known or f' ({_first_line(error)})'}{did_you_mean(config, configs)}"
-        ) from None
+        why = f"its configurations are {', '.join(configs[:12])}" if configs else _first_line(error)
+        raise UserError(f"data.name {name!r} does not open; {why}{did_you_mean(config, configs)}") from None
+
+
+def _newest_prepared(tfds, builder):
+    """The builder, or where its version is not prepared but another is, that one, the newest."""
+    versions = Path(builder.data_path).parent
+    if builder.is_prepared() or not versions.is_dir():
+        return builder
+    prepared = [p for p in versions.iterdir() if (p / "dataset_info.json").is_file()]
+    if not prepared:
+        return builder
+    newest = max(prepared, key=lambda p: [int(n) if n.isdigit() else 0 for n in p.name.split(".")])
+    return tfds.builder_from_directory(str(newest))
 
 
 @contextlib.contextmanager
@@ -143,13 +153,13 @@ def _keys(builder) -> tuple[str, str | None]:
         key: feature
         for key, feature in features.items()
         if isinstance(feature, tfds_features.Image)
-        or (type(feature) is tfds_features.Tensor and len(feature.shape) == 3 and feature.np_dtype == np.uint8)
+        or (type(feature) is tfds_features.Tensor and len(feature.shape) == 3 and feature.shape[-1] in (1, 3))
     }
     key = "image" if "image" in found else next(iter(found)) if len(found) == 1 else None
     if key is None or found[key].np_dtype != np.uint8 or found[key].shape[-1] not in (1, 3, 4, None):
         raise UserError(
             f"data.name {builder.name!r} must have one uint8 image feature of 1 or 3 channels; it has "
-            f"{', '.join(features)}; choose another set, or write the images to a .npz and use data.name=array"
+            f"{', '.join(features)}; choose another set, or save the images as a .npz and use data.name=array"
         )
     label = features.get("label")
     return key, "label" if isinstance(label, tfds_features.ClassLabel) else None
@@ -176,10 +186,11 @@ def _open(builder, split: str):
 
 def _explained(builder, split: str, error: Exception) -> UserError:
     """Why a prepared set did not open."""
+    place = str(builder.data_path)
     file_format = getattr(builder.info.file_format, "value", builder.info.file_format)
     if isinstance(error, NotImplementedError):
         return UserError(
-            f"{builder.name!r} in {str(builder.data_path)!r} is stored as {file_format}, which has no random access; "
+            f"{builder.name!r} in {place!r} is stored as {file_format}, which has no random access; "
             "prepare it again in another data.data_dir with tfds.builder(..., file_format='array_record')"
         )
     splits = sorted(builder.info.splits)
@@ -188,9 +199,7 @@ def _explained(builder, split: str, error: Exception) -> UserError:
             f"data.split must be one of {splits} or a slice of one, such as 'train[:80%]'; got {split!r}"
             f"{did_you_mean(split, splits)}"
         )
-    return UserError(
-        f"{builder.name!r} in {str(builder.data_path)!r} cannot be read ({_first_line(error)}); prepare it again"
-    )
+    return UserError(f"{builder.name!r} in {place!r} cannot be read ({_first_line(error)}); prepare it again")
 
 
 def _first_line(error: Exception) -> str:

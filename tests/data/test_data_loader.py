@@ -1,0 +1,153 @@
+"""The loader gives the batches of batch_indices, ahead of time, and leaves nothing running."""
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from ddpm_jax.data import BatchLoader, batch_indices
+from ddpm_jax.data.source import ArraySource
+from ddpm_jax.errors import UserError
+
+
+class Counting:
+    """Images whose pixels are their own index; raises at one index, and counts the loads."""
+
+    image_shape = (2, 3, 1)
+    labels = None
+    notes = ()
+
+    def __init__(self, num_examples=50, broken=None):
+        self.num_examples, self.broken, self.num_loads = num_examples, broken, 0
+
+    def __len__(self):
+        return self.num_examples
+
+    def load(self, indices):
+        self.num_loads += 1
+        if self.broken in indices:
+            raise OSError(f"disk gone at {self.broken}")
+        return np.broadcast_to(indices.astype(np.uint8)[:, None, None, None], (len(indices), 2, 3, 1))
+
+
+def _threads():
+    return [t for t in threading.enumerate() if t.name == "ddpm_jax-batches"]
+
+
+def test_batches_are_those_of_batch_indices():
+    with BatchLoader(Counting(), batch_size=8, seed=2, first_step=11) as loader:
+        for step in range(11, 25):
+            batch = next(loader)
+            assert batch.dtype == np.uint8 and batch.shape == (8, 2, 3, 1)
+            expected = batch_indices(seed=2, step=step, batch_size=8, num_examples=50)
+            np.testing.assert_array_equal(batch[:, 0, 0, 0], expected)
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_number_of_processes(process_count):
+    loaders = [
+        BatchLoader(
+            Counting(), batch_size=8, seed=0, first_step=3, process_index=p, process_count=process_count
+        )
+        for p in range(process_count)
+    ]
+    with BatchLoader(Counting(), batch_size=8, seed=0, first_step=3) as single:
+        for _ in range(9):
+            np.testing.assert_array_equal(np.concatenate([next(p) for p in loaders]), next(single))
+    for loader in loaders:
+        loader.close()
+
+
+def test_an_error_arrives_at_its_batch_with_its_message():
+    order = batch_indices(seed=0, step=0, batch_size=50, num_examples=50)
+    with BatchLoader(Counting(broken=int(order[17])), batch_size=5, seed=0, first_step=0) as loader:
+        for _ in range(3):
+            next(loader)
+        for _ in range(2):  # and again, for whoever asks again
+            with pytest.raises(OSError, match=f"disk gone at {order[17]}"):
+                next(loader)
+    assert not _threads()
+
+
+def test_prefetch_is_bounded_and_ahead():
+    source = Counting()
+    with BatchLoader(source, batch_size=5, seed=0, first_step=0, num_prefetch=3) as loader:
+        deadline = time.monotonic() + 5
+        while source.num_loads < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert source.num_loads == 4  # three wait in the queue, one in the thread's hands
+        next(loader)
+
+
+def test_close_ends_the_thread_and_the_iteration():
+    loader = BatchLoader(Counting(), batch_size=5, seed=0, first_step=0)
+    next(loader)
+    assert len(_threads()) == 1
+    loader.close()
+    loader.close()
+    assert not _threads()
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_leaving_the_block_by_an_error_ends_the_thread():
+    with pytest.raises(KeyboardInterrupt):
+        with BatchLoader(Counting(), batch_size=5, seed=0, first_step=0) as loader:
+            next(loader)
+            raise KeyboardInterrupt
+    assert not _threads()
+
+
+def test_a_dropped_loader_ends_its_thread():
+    loader = BatchLoader(Counting(), batch_size=5, seed=0, first_step=0)
+    next(loader)
+    del loader
+    gc.collect()
+    assert not _threads()
+
+
+def test_a_consumer_in_another_thread_is_woken_by_close():
+    class Slow(Counting):
+        def load(self, indices):
+            time.sleep(0.3)
+            return super().load(indices)
+
+    loader = BatchLoader(Slow(), batch_size=5, seed=0, first_step=0)
+    ended = threading.Event()
+    consumer = threading.Thread(target=lambda: (list(loader), ended.set()), daemon=True)
+    consumer.start()
+    loader.close()
+    assert ended.wait(5)
+
+
+@pytest.mark.parametrize(
+    "end", ["", "raise KeyboardInterrupt", "import sys; sys.exit(3)"], ids=["end", "ctrl-c", "exit"]
+)
+def test_the_interpreter_exits_with_a_loader_open(end):
+    code = (
+        "from ddpm_jax.data import BatchLoader, make_source\n"
+        "source = make_source(name='digits', image_size=(16, 16), num_channels=3)\n"
+        "loader = BatchLoader(source, batch_size=64, seed=0, first_step=0)\n"
+        f"next(loader)\n{end}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode in {"": (0,), "raise KeyboardInterrupt": (1, -2, 130)}.get(end, (3,))
+    assert "Fatal" not in done.stderr and "daemon" not in done.stderr
+    assert ("Traceback" in done.stderr) == ("Keyboard" in end)
+
+
+def test_bad_arguments_are_refused():
+    source = Counting()
+    with pytest.raises(UserError, match="train.batch_size must be a positive multiple .* 3; got 8"):
+        BatchLoader(source, batch_size=8, seed=0, first_step=0, process_count=3)
+    with pytest.raises(UserError, match="holds no images"):
+        BatchLoader(ArraySource(np.zeros((0, 2, 2, 1), np.uint8)), batch_size=8, seed=0, first_step=0)
+    for bad in ({"process_index": 1}, {"num_prefetch": 0}, {"first_step": -1}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            BatchLoader(source, **{"batch_size": 8, "seed": 0, "first_step": 0, **bad})
+    assert not _threads()
