@@ -127,8 +127,8 @@ def ancestral_table(
 def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: float = 0.0) -> SamplerTable:
     """x_s = sqrt(abar_s) x_0_hat + sqrt(1 - abar_s - sigma^2) eps_hat + sigma z (Song et al. 2021, eq. 12).
 
-    sigma is eta times that of the posterior (eq. 16). eps_hat is the one that belongs to x_0_hat, so a clipped x_0_hat changes both. eta = 0 is deterministic,
-    eta = 1 equals `ancestral_table` with "fixed_small".
+    sigma is eta times the posterior's deviation (eq. 16); eps_hat is the one that belongs to x_0_hat, so a
+    clipped x_0_hat changes both. eta = 0 is deterministic, eta = 1 equals `ancestral_table`, "fixed_small".
 
     Args:
       steps: the t to visit, descending; None for all T.

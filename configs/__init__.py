@@ -1,0 +1,1 @@
+"""The experiments of ddpm_jax, installed as `ddpm_jax.configs`."""

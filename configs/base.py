@@ -1,0 +1,82 @@
+"""Every config field once, with its unit and its default. An experiment changes some and invents none."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: the CIFAR-10 recipe of Ho et al. 2020, with one global clip and an EMA that warms up."""
+    config = ConfigDict()
+
+    config.data = ConfigDict()
+    # digits, mnist, fashion_mnist, cifar10, image_folder, array, or the name of a TFDS data set.
+    config.data.name = "cifar10"
+    # The folder of pictures, the array file, or the folder with the original files of mnist, fashion_mnist
+    # and cifar10. Empty: through TFDS.
+    config.data.path = ""
+    config.data.data_dir = ""  # where TFDS keeps its data sets, or one prepared data set; empty: TFDS's own place
+    config.data.split = "train"  # also slices, such as train[:95%]
+    config.data.eval_split = "test"  # held out, for the eval loss; empty: none
+    config.data.image_size = (32, 32)  # height, width in pixels; pictures are resized and centre-cropped to it
+    config.data.num_channels = 3  # 1 grey, 3 RGB
+    config.data.flip = True  # mirror half of the pictures left-right
+
+    config.schedule = ConfigDict()
+    # linear, quadratic, constant, warmup10, warmup50, jsd, cosine, sigmoid, geometric.
+    config.schedule.name = "linear"
+    config.schedule.num_steps = 1000  # T
+    config.schedule.beta_start = 1e-4  # "linear" scales both ends by 1000/T
+    config.schedule.beta_end = 0.02
+
+    config.diffusion = ConfigDict()
+    config.diffusion.prediction = "eps"  # what the network predicts: eps, x_0, v
+    config.diffusion.loss = "simple"  # simple (mean square), l1, huber, vlb
+    config.diffusion.huber_delta = 1.0
+    config.diffusion.variance = "fixed_large"  # of p: fixed_small (beta-tilde), fixed_large (beta)
+
+    config.model = ConfigDict()
+    config.model.channels = 128  # width of the first level
+    config.model.channel_mults = (1, 2, 2, 2)  # width of each level over `channels`; a level halves the picture
+    config.model.num_res_blocks = 2  # a level
+    config.model.attention_resolutions = (16,)  # heights in pixels
+    config.model.dropout = 0.1
+    config.model.num_groups = 32  # of GroupNorm; divides every width
+    config.model.dtype = "float32"  # of the computation, float32 or bfloat16; parameters are float32
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 2e-4
+    config.optim.warmup_steps = 5000
+    config.optim.first_step_zero = False  # warm-up n/warmup_steps, so that the first update changes nothing
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.grad_clip = 1.0  # largest global norm of the gradient; 0: no clipping
+    config.optim.clip_replicas = 0  # > 0: clip each of so many parts of the batch alone, then average
+    config.optim.ema_decay = 0.9999
+    config.optim.ema_start = "warmup"  # warmup, constant, copy_first
+
+    config.train = ConfigDict()
+    config.train.seed = 0
+    config.train.num_steps = 800_000  # updates
+    config.train.batch_size = 128  # pictures an update, over all devices
+    config.train.grad_accum_steps = 1  # parts that the batch is taken in, to save memory
+    config.train.num_devices = 0  # 0: all
+    config.train.log_every_steps = 100
+    config.train.checkpoint_every_steps = 5000
+    config.train.sample_every_steps = 10_000  # grids of raw and EMA weights; 0: only at the end
+    config.train.keep_checkpoints = 2  # newest; the best by eval loss stays too
+
+    config.sample = ConfigDict()
+    config.sample.sampler = "ancestral"  # ancestral, ddim
+    config.sample.num_sampler_steps = 0  # network calls; 0: all T
+    config.sample.spacing = "uniform"  # of the steps that are visited: uniform, quadratic
+    config.sample.eta = 0.0  # of ddim
+    config.sample.clip_x_0 = True
+    config.sample.batch_size = 256
+    config.sample.num_grid = 64  # pictures in the grids of a training run
+    config.sample.num_preview_steps = 50  # DDIM steps of the grids during training; the last grids use `sampler`
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 256
+    config.eval.max_images = 2000  # of the held-out split, at each checkpoint; 0: all
+
+    return config.lock()

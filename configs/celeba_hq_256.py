@@ -1,0 +1,28 @@
+"""CelebA-HQ 256x256, 114 M parameters (Ho et al. 2020).
+
+Command: python -m ddpm_jax.train --config=configs/celeba_hq_256.py --config.data.path=DIR --workdir=runs/celeba_hq
+Data: a folder of the pictures (TFDS's celeb_a_hq has to be prepared by hand and is no easier).
+Hardware and time: meant for several GPUs or TPU cores; not yet run.
+To expect: the paper trains 500,000 steps at batch 64; it reports samples, no FID.
+"""
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.configs.base import get_config as base_config
+
+
+def get_config() -> ConfigDict:
+    config = base_config()
+    with config.unlocked():
+        config.data.name = "image_folder"
+        config.data.eval_split = ""
+        config.data.image_size = (256, 256)
+        config.diffusion.variance = "fixed_small"
+        config.model.channel_mults = (1, 1, 2, 2, 4, 4)
+        config.model.dropout = 0.0
+        config.optim.learning_rate = 2e-5
+        config.train.num_steps = 500_000
+        config.train.batch_size = 64
+        config.sample.batch_size = 16
+        config.sample.num_grid = 16
+    return config

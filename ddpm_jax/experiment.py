@@ -1,0 +1,256 @@
+"""A whole training run from a config: data, state, loop, checkpoints, pictures."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax import factories
+from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
+from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json
+from ddpm_jax.data import BatchLoader, ImageSource
+from ddpm_jax.devices import batch_sharded, compiler_options, make_mesh, replicated
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.held_out import HeldOut
+from ddpm_jax.keys import SeedKeys, seed_keys
+from ddpm_jax.losses import LossFn
+from ddpm_jax.models.unet import UNet, init_params, num_params
+from ddpm_jax.run_pictures import draw_final, draw_samples
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.training.loop import LoopSettings, NonFiniteError, run_loop
+from ddpm_jax.training.report import Reporter
+from ddpm_jax.training.state import TrainState, init_state
+from ddpm_jax.training.step import TrainStep, make_eval_step
+from ddpm_jax.training.stop import StopRequest
+
+@dataclass(frozen=True)
+class Parts:
+    """What a config builds, all checked, nothing computed yet."""
+
+    config: ConfigDict
+    mesh: Mesh
+    schedule: Schedule
+    model: UNet
+    loss_fn: LossFn
+    init: Callable[[jax.Array], TrainState]  # key -> a fresh state
+    train_step: TrainStep  # not jitted
+
+    @property
+    def keys(self) -> SeedKeys:
+        """The keys of the run's seed."""
+        return seed_keys(self.config.train.seed)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """The shapes of the state, replicated over the mesh."""
+        everywhere = replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            jax.eval_shape(self.init, self.keys.init),
+        )
+
+    def jitted_step(self) -> TrainStep:
+        """The train step over the mesh; donates its state."""
+        everywhere, batch = replicated(self.mesh), batch_sharded(self.mesh)
+        return jax.jit(
+            self.train_step,
+            in_shardings=(everywhere, batch, everywhere),
+            out_shardings=everywhere,
+            donate_argnums=0,
+            compiler_options=compiler_options(),
+        )
+
+
+def build_parts(config: ConfigDict) -> Parts:
+    """Everything that a config describes, but for the data; raises UserError for what does not fit."""
+    mesh = make_mesh(config.train.num_devices)
+    schedule = factories.build_schedule(config)
+    model = factories.build_model(config)
+    loss_fn = factories.build_loss(config, schedule)
+    optimizer = factories.build_optimizer(config)
+    train_step = factories.build_train_step(config, mesh, model, loss_fn, optimizer)
+    # Built for their checks alone: a bad sampler must not come to light after days of training.
+    factories.build_table(config, schedule)
+    factories.build_preview_table(config, schedule)
+    image_shape = factories.image_shape_of(config)
+
+    def init(key: jax.Array) -> TrainState:
+        return init_state(init_params(model, key, image_shape), optimizer)
+
+    return Parts(config, mesh, schedule, model, loss_fn, init, train_step)
+
+
+def train(config: ConfigDict, workdir: str) -> int | None:
+    """Trains as `config` says, going on from the newest checkpoint in `workdir`.
+
+    Leaves in `workdir`: checkpoints/, config.json, metrics.jsonl, TensorBoard events, and in samples/ the grids
+    of raw and EMA weights, the strip and the animation of a batch being denoised.
+
+    Returns:
+      None at the end of training, or the number of the signal that stopped it (after saving).
+
+    Raises:
+      UserError: what does not fit in the config, the data or the workdir, or a loss that is not finite.
+    """
+    workdir = os.path.abspath(workdir)
+    is_first = jax.process_index() == 0
+    parts = build_parts(config)
+    source = factories.build_source(config, config.data.split)
+    held_out = _held_out(parts)
+    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
+    try:
+        state = _restore(parts, checkpoints)
+        resumed = state is not None
+        if is_first:
+            with replace_file(os.path.join(workdir, "config.json"), "w") as file:
+                file.write(config_to_json(config))
+        if state is None:
+            state = jax.jit(parts.init, out_shardings=replicated(parts.mesh))(parts.keys.init)
+        first_step = int(state.step)
+        with (
+            Reporter(workdir, is_first, start_step=first_step, num_steps=config.train.num_steps) as reporter,
+            StopRequest() as stop,
+        ):
+            _introduce(reporter, parts, source, held_out, workdir, first_step if resumed else None)
+            state = _train_from(state, parts, source, held_out, checkpoints, reporter, stop, workdir)
+            checkpoints.wait()
+            if stop.signal_number is not None:
+                return stop.signal_number
+            if first_step < config.train.num_steps or not os.path.exists(_samples(workdir, "final_ema.png")):
+                _draw_final(state, parts, reporter, workdir)
+        return None
+    finally:
+        checkpoints.close()
+
+
+def _held_out(parts: Parts) -> HeldOut | None:
+    """The eval loss of the held-out split, or None where the config names none."""
+    config = parts.config
+    if not config.data.eval_split:
+        return None
+    return HeldOut(
+        factories.build_source(config, config.data.eval_split),
+        make_eval_step(parts.model, parts.loss_fn, num_steps=config.schedule.num_steps),
+        key=parts.keys.eval,
+        mesh=parts.mesh,
+        batch_size=config.eval.batch_size,
+        max_images=config.eval.max_images,
+    )
+
+
+def _restore(parts: Parts, checkpoints: Checkpoints) -> TrainState | None:
+    if not checkpoints.steps():
+        return None
+    _, saved = checkpoints.restore_config()
+    check_same_run(config_from_json(saved), parts.config)
+    return checkpoints.restore_state(parts.abstract_state)
+
+
+def _introduce(
+    reporter: Reporter,
+    parts: Parts,
+    source: ImageSource,
+    held_out: HeldOut | None,
+    workdir: str,
+    resumed_from: int | None,
+) -> None:
+    config, shape = parts.config, "x".join(map(str, source.image_shape))
+    device = parts.mesh.devices.flat[0]
+    reporter.note(f"workdir   {workdir}")
+    held = f", {held_out.num_images} held out" if held_out else ""
+    reporter.note(f"data      {config.data.name}: {len(source)} pictures of {shape}{held}")
+    for note in source.notes:
+        reporter.note(f"          {note}")
+    reporter.note(
+        f"model     {num_params(parts.abstract_state.params):,} parameters on {parts.mesh.size} x {device.device_kind}"
+    )
+    start = "from the start" if resumed_from is None else f"going on from step {resumed_from}"
+    reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} pictures, {start}")
+    if resumed_from is None:
+        reporter.note("          the first step compiles: that takes a moment")
+
+
+def _train_from(
+    state: TrainState,
+    parts: Parts,
+    source: ImageSource,
+    held_out: HeldOut | None,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    stop: StopRequest,
+    workdir: str,
+) -> TrainState:
+    config = parts.config
+    config_json = config_to_json(config)
+    previewer = functools.cache(
+        lambda: factories.build_generator(
+            config,
+            parts.schedule,
+            factories.build_preview_table(config, parts.schedule),
+            parts.model,
+            parts.mesh,
+        )
+    )
+
+    def save(state: TrainState) -> dict[str, float]:
+        metrics = {BEST_METRIC: held_out.mean_loss(state.ema_params)} if held_out else None
+        checkpoints.save(state, config_json, metrics)
+        return metrics or {}
+
+    def preview(state: TrainState) -> None:
+        name = f"step_{int(state.step):08d}"
+        draw_samples(previewer(), state, reporter, _samples(workdir, name), num_samples=config.sample.num_grid)
+
+    with BatchLoader(
+        source,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        first_step=int(state.step),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    ) as batches:
+        try:
+            return run_loop(
+                state,
+                parts.jitted_step(),
+                batches,
+                key_train=parts.keys.train,
+                mesh=parts.mesh,
+                settings=LoopSettings(
+                    num_steps=config.train.num_steps,
+                    batch_size=config.train.batch_size,
+                    log_every_steps=config.train.log_every_steps,
+                    checkpoint_every_steps=config.train.checkpoint_every_steps,
+                    sample_every_steps=config.train.sample_every_steps,
+                ),
+                learning_rate=factories.build_learning_rate(config),
+                reporter=reporter,
+                stop=stop,
+                save=save,
+                preview=preview,
+            )
+        except NonFiniteError as error:
+            checkpoints.wait()
+            saved = checkpoints.steps()
+            last = f"the last good checkpoint is step {saved[-1]}" if saved else "nothing was saved yet"
+            raise UserError(
+                f"{error}; {last} in {workdir}: lower optim.learning_rate or optim.grad_clip, then train "
+                "in a new --workdir, or run the same command to go on from there"
+            ) from error
+
+
+def _draw_final(state: TrainState, parts: Parts, reporter: Reporter, workdir: str) -> None:
+    config = parts.config
+    table = factories.build_table(config, parts.schedule)
+    generator = factories.build_generator(config, parts.schedule, table, parts.model, parts.mesh)
+    draw_final(generator, state, reporter, _samples(workdir), num_samples=config.sample.num_grid)
+
+
+def _samples(workdir: str, *name: str) -> str:
+    """<workdir>/samples/NAME."""
+    return os.path.join(workdir, "samples", *name)

@@ -1,0 +1,172 @@
+"""Config groups -> schedule, network, loss, optimiser, data: the only reader of a ConfigDict.
+
+What a person typed is checked here, outside jit, and named by its config field.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax.data import ImageSource, make_source
+from ddpm_jax.devices import check_batch_size
+from ddpm_jax.diffusion import PREDICTIONS, VARIANCES
+from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.generation import Generator
+from ddpm_jax.losses import LossFn, make_loss_fn
+from ddpm_jax.models.unet import UNet, check_unet
+from ddpm_jax.samplers import SAMPLERS, SamplerTable, ancestral_table, ddim_table, spaced_steps
+from ddpm_jax.schedules import Schedule, make_schedule
+from ddpm_jax.training.state import make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.step import TrainStep, make_train_step
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def image_shape_of(config: ConfigDict) -> tuple[int, int, int]:
+    """(H, W, C) of the pictures."""
+    size = tuple(config.data.image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"data.image_size must be (height, width) in pixels; got {size}")
+    if config.data.num_channels < 1:
+        raise UserError(f"data.num_channels must be at least 1; got {config.data.num_channels}")
+    return (*size, config.data.num_channels)
+
+
+def build_schedule(config: ConfigDict) -> Schedule:
+    """The noise schedule, refused where the network's prediction cannot be inverted."""
+    check_one_of("diffusion.prediction", config.diffusion.prediction, PREDICTIONS)
+    schedule = make_schedule(**config.schedule)
+    if config.diffusion.prediction == "eps" and schedule.host_alphas_bar[-1] == 0:
+        raise UserError(
+            f"schedule.name={config.schedule.name!r} ends at alpha_bar = 0, where eps says nothing about x_0: "
+            "use diffusion.prediction 'x_0' or 'v', or another schedule"
+        )
+    return schedule
+
+
+def build_model(config: ConfigDict) -> UNet:
+    """The U-Net, refused where the levels, groups or attention do not fit the pictures."""
+    image_shape = image_shape_of(config)
+    fields = {**config.model}
+    check_one_of("model.dtype", fields["dtype"], DTYPES)
+    model = UNet(**(fields | {"dtype": DTYPES[fields["dtype"]]}))
+    check_unet(model, image_shape[:2])
+    return model
+
+
+def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
+    """The training loss."""
+    diffusion = config.diffusion
+    return make_loss_fn(
+        schedule,
+        loss=diffusion.loss,
+        prediction=diffusion.prediction,
+        variance=diffusion.variance,
+        huber_delta=diffusion.huber_delta,
+    )
+
+
+def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Update number -> learning rate."""
+    optim = config.optim
+    for field in ("learning_rate", "eps"):
+        if optim[field] <= 0:
+            raise UserError(f"optim.{field} must be above 0; got {optim[field]}")
+    for field in ("warmup_steps", "grad_clip", "clip_replicas"):
+        if optim[field] < 0:
+            raise UserError(f"optim.{field} must be at least 0; got {optim[field]}")
+    return make_learning_rate(
+        optim.learning_rate, warmup_steps=optim.warmup_steps, first_step_zero=optim.first_step_zero
+    )
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam with warm-up and the global clip; a clip by replica is the train step's."""
+    optim = config.optim
+    if optim.clip_replicas and optim.grad_clip:
+        raise UserError(
+            f"optim.clip_replicas={optim.clip_replicas} clips each part at 1; with it optim.grad_clip must be 0; "
+            f"got {optim.grad_clip}"
+        )
+    return make_optimizer(
+        build_learning_rate(config), b1=optim.b1, b2=optim.b2, eps=optim.eps, grad_clip=optim.grad_clip
+    )
+
+
+def build_train_step(
+    config: ConfigDict, mesh: Mesh, model: UNet, loss_fn: LossFn, optimizer: optax.GradientTransformation
+) -> TrainStep:
+    """The pure train step, not jitted; refuses a batch that devices and parts do not divide."""
+    optim, train = config.optim, config.train
+    if train.grad_accum_steps < 1:
+        raise UserError(f"train.grad_accum_steps must be at least 1; got {train.grad_accum_steps}")
+    if optim.clip_replicas and train.grad_accum_steps > 1:
+        raise UserError(
+            f"optim.clip_replicas={optim.clip_replicas} takes the batch in parts already; with it "
+            f"train.grad_accum_steps must be 1; got {train.grad_accum_steps}"
+        )
+    num_parts = optim.clip_replicas or train.grad_accum_steps
+    check_batch_size("train.batch_size", train.batch_size, mesh, num_parts)
+    return make_train_step(
+        model,
+        loss_fn,
+        optimizer,
+        num_steps=config.schedule.num_steps,
+        ema_decay=make_ema_decay(optim.ema_decay, start=optim.ema_start),
+        flip=config.data.flip,
+        num_parts=num_parts,
+        clip_each_part=1.0 if optim.clip_replicas else 0.0,
+    )
+
+
+def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
+    """The sampler's table, from the groups `sample` and `diffusion`."""
+    fields = config.sample
+    check_one_of("sample.sampler", fields.sampler, SAMPLERS)
+    check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
+    steps = spaced_steps(schedule.num_steps, fields.num_sampler_steps or schedule.num_steps, fields.spacing)
+    if fields.sampler == "ddim":
+        return ddim_table(schedule, steps=steps, eta=fields.eta)
+    return ancestral_table(schedule, steps=steps, variance=config.diffusion.variance)
+
+
+def build_preview_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
+    """DDIM over `sample.num_preview_steps` steps, for pictures during training."""
+    return ddim_table(
+        schedule, steps=spaced_steps(schedule.num_steps, min(config.sample.num_preview_steps, schedule.num_steps))
+    )
+
+
+def build_generator(
+    config: ConfigDict, schedule: Schedule, table: SamplerTable, model: UNet, mesh: Mesh
+) -> Generator:
+    """Samples of the network on the whole mesh; refuses a batch that the devices do not divide."""
+    check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
+    return Generator(
+        model,
+        schedule,
+        table,
+        image_shape=image_shape_of(config),
+        mesh=mesh,
+        batch_size=config.sample.batch_size,
+        prediction=config.diffusion.prediction,
+        clip_x_0=config.sample.clip_x_0,
+    )
+
+
+def build_source(config: ConfigDict, split: str) -> ImageSource:
+    """The pictures of one split."""
+    data = config.data
+    shape = image_shape_of(config)
+    return make_source(
+        name=data.name,
+        split=split,
+        image_size=shape[:2],
+        num_channels=shape[2],
+        path=data.path,
+        data_dir=data.data_dir,
+    )

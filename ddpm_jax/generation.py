@@ -1,0 +1,114 @@
+"""Pictures from a trained network, on all devices, in batches, with progress: the host side of sampling."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.devices import batch_sharded, compiler_options, replicated
+from ddpm_jax.diffusion import make_denoiser
+from ddpm_jax.keys import seed_keys
+from ddpm_jax.pixel_scale import to_uint8
+from ddpm_jax.samplers import SamplerTable, initial_noise, sample_keys, walk
+from ddpm_jax.schedules import Schedule
+
+MAX_CHUNKS = 50
+
+
+class Generator:
+    """Samples 0..N-1 of a network as uint8 pictures; sample n depends on the seed and n alone.
+
+    The table is walked in a few equal chunks, each one call of a jitted scan, so that the host can show
+    progress, react to Ctrl-C, and look at x_t in between.
+
+    Args:
+      model: called as model.apply({"params": params}, x_t, t).
+      table: of `ddpm_jax.samplers`.
+      image_shape: (H, W, C).
+      mesh: the batch is spread over its devices.
+      batch_size: pictures at a time, a multiple of the number of devices.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        table: SamplerTable,
+        *,
+        image_shape: tuple[int, int, int],
+        mesh: Mesh,
+        batch_size: int,
+        prediction: str = "eps",
+        clip_x_0: bool = True,
+    ):
+        self._image_shape, self._mesh, self._batch_size = image_shape, mesh, batch_size
+        self.num_rows = table.num_sampler_steps
+        # Of equal length, so that one compilation serves all.
+        num_chunks = max(n for n in range(1, min(MAX_CHUNKS, self.num_rows) + 1) if self.num_rows % n == 0)
+        size = self.num_rows // num_chunks
+        self._chunks = [table.rows(start, start + size) for start in range(0, self.num_rows, size)]
+        batch, everywhere = batch_sharded(mesh), replicated(mesh)
+
+        def begin(key: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+            keys = sample_keys(key, ids)
+            return initial_noise(keys, image_shape), keys
+
+        def advance(params: dict, rows: SamplerTable, x_t: jax.Array, keys: jax.Array) -> jax.Array:
+            def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
+                return model.apply({"params": params}, x_t, t)
+
+            denoise_fn = make_denoiser(schedule, model_fn, prediction=prediction, clip_x_0=clip_x_0)
+            return walk(denoise_fn, rows, x_t, keys)
+
+        self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
+        self._advance = jax.jit(
+            advance,
+            in_shardings=(everywhere, everywhere, batch, batch),
+            out_shardings=batch,
+            donate_argnums=2,
+            compiler_options=compiler_options(),
+        )
+        # Pictures leave a mesh of several hosts whole, so that each host can write them.
+        self._to_uint8 = jax.jit(to_uint8, out_shardings=everywhere)
+
+    def num_batches(self, num_samples: int) -> int:
+        """How many batches make `num_samples` pictures."""
+        return -(-num_samples // self._batch_of(num_samples))
+
+    def generate(
+        self,
+        params: dict,
+        *,
+        seed: int,
+        num_samples: int,
+        on_chunk: Callable[[int], None] = lambda num_new: None,
+        watch: Callable[[int, int, np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """uint8 [num_samples, H, W, C].
+
+        Args:
+          on_chunk: called after each chunk of a batch with the number of sampler steps it made.
+          watch: called with (first sample of the batch, t, x_t as uint8 [B, H, W, C]) at the start of each
+            batch and after each chunk; t = -1 is x_0.
+        """
+        images = []
+        batch_size = self._batch_of(num_samples)
+        for first in range(0, num_samples, batch_size):
+            ids = jnp.arange(first, first + batch_size, dtype=jnp.int32)
+            x_t, keys = self._begin(seed_keys(seed).sample, ids)
+            if watch:
+                watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(x_t)))
+            for rows in self._chunks:
+                x_t = jax.block_until_ready(self._advance(params, rows, x_t, keys))
+                if watch:
+                    watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(x_t)))
+                on_chunk(rows.num_sampler_steps)
+            images.append(np.asarray(self._to_uint8(x_t)))
+        return np.concatenate(images)[:num_samples]
+
+    def _batch_of(self, num_samples: int) -> int:
+        """The batch size for so few samples: the next multiple of the number of devices."""
+        return min(self._batch_size, -(-num_samples // self._mesh.size) * self._mesh.size)

@@ -1,0 +1,104 @@
+"""`python -m ddpm_jax.sample`: new pictures from a trained run, as a PNG grid and an .npz."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ddpm_jax.commands import make_parser, run
+from ddpm_jax.errors import UserError, check_one_of
+
+EXAMPLE = "python -m ddpm_jax.sample --workdir=runs/digits --num_samples=64 --out=runs/digits/samples/new"
+WEIGHTS = {"ema": "ema_params", "raw": "params"}
+MAX_GRID = 100  # pictures in the PNG; the .npz holds all
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = make_parser(
+        "sample",
+        "Draws pictures from a trained model. Model, schedule and sampler come from the checkpoint; the flags\n"
+        "below choose how many pictures, from which weights, and may name another sampler.",
+        EXAMPLE,
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the training run")
+    parser.add_argument("--out", required=True, metavar="PATH", help="writes PATH.png and PATH.npz")
+    parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="pictures (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="sample n depends on it and n alone (default 0)")
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
+    parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
+    parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default ema)")
+    parser.add_argument("--sampler", metavar="NAME", help="ancestral or ddim")
+    parser.add_argument("--num_sampler_steps", type=int, metavar="N", help="network calls; 0: all T")
+    parser.add_argument("--spacing", metavar="NAME", help="of the visited steps: uniform or quadratic")
+    parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="pictures at a time; no influence on them")
+    return run(_sample, parser, argv)
+
+
+def _sample(args: argparse.Namespace) -> None:
+    check_one_of("--weights", args.weights, WEIGHTS)
+    if args.num_samples < 1:
+        raise UserError(f"--num_samples must be at least 1; got {args.num_samples}")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed must be in 0..2^32-1; got {args.seed}")
+    if args.best and args.step is not None:
+        raise UserError(f"--best and --step={args.step} both choose a checkpoint: give one of them")
+    out, extension = os.path.splitext(args.out)
+    if extension not in (".png", ".npz"):
+        out = args.out
+
+    # Here, so that --help and the errors above need not wait for JAX.
+    import jax
+
+    from ddpm_jax import factories
+    from ddpm_jax.checkpoints import Checkpoints
+    from ddpm_jax.configuration import config_from_json
+    from ddpm_jax.devices import make_mesh, replicated
+    from ddpm_jax.pictures import save_grid, save_npz
+    from ddpm_jax.progress import ProgressBar
+
+    if not os.path.isdir(args.workdir):
+        raise UserError(f"--workdir must be the folder of a training run; there is no {args.workdir!r}")
+    checkpoints = Checkpoints(args.workdir)
+    step = checkpoints.best_step() if args.best else args.step
+    step, params = checkpoints.restore_params(WEIGHTS[args.weights], step)
+    config = config_from_json(checkpoints.restore_config(step)[1])
+    checkpoints.close()
+
+    mesh = make_mesh()
+    overrides = {
+        name: getattr(args, name)
+        for name in ("sampler", "num_sampler_steps", "spacing", "eta", "batch_size")
+        if getattr(args, name) is not None
+    }
+    with config.unlocked():
+        config.sample.update(overrides)
+        # The run's batch suits the devices that it was trained on; these may be others.
+        if args.batch_size is None:
+            config.sample.batch_size = -(-config.sample.batch_size // mesh.size) * mesh.size
+    schedule = factories.build_schedule(config)
+    table = factories.build_table(config, schedule)
+    generator = factories.build_generator(config, schedule, table, factories.build_model(config), mesh)
+
+    print(
+        f"{args.num_samples} samples of step {step} ({args.weights} weights), {config.sample.sampler} with "
+        f"{table.num_sampler_steps} steps, seed {args.seed}"
+    )
+    total = generator.num_batches(args.num_samples) * generator.num_rows
+    is_first = jax.process_index() == 0
+    with ProgressBar(total, "sampling", enabled=is_first) as bar:
+        images = generator.generate(
+            jax.device_put(params, replicated(mesh)),
+            seed=args.seed,
+            num_samples=args.num_samples,
+            on_chunk=bar.update,
+        )
+    if is_first:
+        save_npz(f"{out}.npz", images)
+        save_grid(f"{out}.png", images[:MAX_GRID])
+        print(f"wrote {out}.npz (uint8 {list(images.shape)} as arr_0) and {out}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

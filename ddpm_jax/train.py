@@ -1,0 +1,34 @@
+"""`python -m ddpm_jax.train`: trains a DDPM, or goes on where an earlier run stopped."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from ddpm_jax.commands import make_parser, run
+
+EXAMPLE = "python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/digits"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0 trained, 2 an error of the user's, 128 + n stopped by signal n."""
+    parser = make_parser("train", "Trains a denoising diffusion model; run again, it goes on.", EXAMPLE, True)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; made where missing")
+    return run(_train, parser, argv)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from ddpm_jax.experiment import train  # here, so that --help need not wait for JAX
+
+    stopped_by = train(args.config, args.workdir)
+    if stopped_by is not None:
+        name = signal.Signals(stopped_by).name
+        print(f"stopped by {name}, all is saved; the same command goes on from here")
+        return 128 + stopped_by
+    print(f"done: pictures in {args.workdir}/samples")
+    print(f"next: python -m ddpm_jax.sample --workdir={args.workdir} --num_samples=64 --out={args.workdir}/samples/new")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The pure train step: uint8 images in, the next state and a few numbers out."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+
+from ddpm_jax.losses import LossFn
+from ddpm_jax.pixel_scale import to_model_scale
+from ddpm_jax.training.state import StepFn, TrainState
+
+NUM_T_BINS = 4
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]
+
+
+def _random_flip(key: Key[Array, ""], x_0: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    """Mirrors each image left-right with probability 1/2."""
+    flip = jax.random.bernoulli(key, 0.5, (x_0.shape[0], 1, 1, 1))
+    return jnp.where(flip, x_0[:, :, ::-1, :], x_0)
+
+
+def _split_batch(array: Array, num_parts: int) -> Array:
+    """[B, ...] -> [num_parts, B/num_parts, ...]; part p is every num_parts-th row, so that a batch that is
+    spread over devices stays spread over them in every part."""
+    return array.reshape(-1, num_parts, *array.shape[1:]).swapaxes(0, 1)
+
+
+def _t_bins(losses: Float[Array, "B"], t: Int[Array, "B"], num_steps: int) -> Metrics:
+    """Sums and counts of the loss in quarters of 0..T-1; the host divides sums over many steps."""
+    which = jax.nn.one_hot(t * NUM_T_BINS // num_steps, NUM_T_BINS)  # [B, 4]
+    return {"t_bin_sum": losses @ which, "t_bin_count": jnp.sum(which, axis=0)}
+
+
+def make_train_step(
+    model: nn.Module,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    ema_decay: StepFn,
+    flip: bool = False,
+    num_parts: int = 1,
+    clip_each_part: float = 0.0,
+) -> TrainStep:
+    """train_step(state, images uint8 [B, H, W, C], key_train) -> (state, metrics) (Ho et al. 2020, algorithm 1).
+
+    Step n draws flips, t, eps and dropout from fold_in(key_train, n) for the whole batch at once, so that the
+    result does not depend on how many devices share the batch or into how many parts it is cut (dropout
+    alone has a key a part). Not jitted: the caller jits it with shardings and donates the state.
+
+    Args:
+      model: called as model.apply({"params": p}, x_t, t, train=True, rngs={"dropout": key}).
+      loss_fn: of `losses.make_loss_fn`.
+      num_steps: T; t is uniform on 0..T-1.
+      ema_decay: update number -> the decay.
+      flip: mirror each image with probability 1/2.
+      num_parts: gradient accumulation: the batch is taken in this many equal parts, one after another, and
+        their gradients are averaged.
+      clip_each_part: > 0 clips each part's own gradient to this global norm before averaging (what Ho et
+        al.'s code does on each replica).
+
+    Metrics: loss, grad_norm (of the averaged gradient, before the optimiser's clip), t_bin_sum and
+    t_bin_count [4].
+    """
+
+    def part_loss(
+        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, eps: Array
+    ) -> tuple[Float[Array, ""], Float[Array, "B"]]:
+        def model_fn(x_t: Array, t: Array) -> Array:
+            return model.apply({"params": params}, x_t, t, train=True, rngs={"dropout": key})
+
+        losses = loss_fn(model_fn, x_0=x_0, t=t, eps=eps)
+        return jnp.mean(losses), losses
+
+    def part_gradient(params: PyTree, *part: Array) -> tuple[PyTree, Float[Array, "B"]]:
+        grads, losses = jax.grad(part_loss, has_aux=True)(params, *part)
+        if clip_each_part > 0:
+            clip = optax.clip_by_global_norm(clip_each_part)
+            grads, _ = clip.update(grads, clip.init(params))
+        return grads, losses
+
+    def gradient(params: PyTree, key: Key[Array, ""], *batch: Array) -> tuple[PyTree, Float[Array, "B"]]:
+        if num_parts == 1:
+            return part_gradient(params, key, *batch)
+
+        def add_part(total: PyTree, part: tuple) -> tuple[PyTree, Float[Array, "B"]]:
+            grads, losses = part_gradient(params, *part)
+            return jax.tree.map(jnp.add, total, grads), losses
+
+        keys = jax.random.split(key, num_parts)
+        parts = (keys, *(_split_batch(array, num_parts) for array in batch))
+        total, losses = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
+        # Back to the batch's own order, undoing _split_batch.
+        return jax.tree.map(lambda g: g / num_parts, total), losses.swapaxes(0, 1).reshape(-1)
+
+    def train_step(
+        state: TrainState, images: UInt8[Array, "B H W C"], key_train: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key_train, state.step)
+        key_flip, key_t, key_eps, key_dropout = jax.random.split(key, 4)
+        x_0 = to_model_scale(images)
+        if flip:
+            x_0 = _random_flip(key_flip, x_0)
+        t = jax.random.randint(key_t, x_0.shape[:1], 0, num_steps)
+        eps = jax.random.normal(key_eps, x_0.shape)
+
+        grads, losses = gradient(state.params, key_dropout, x_0, t, eps)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step)
+        ema_params = jax.tree.map(lambda ema, new: decay * ema + (1.0 - decay) * new, state.ema_params, params)
+        metrics = {
+            "loss": jnp.mean(losses),
+            "grad_norm": optax.global_norm(grads),
+            **_t_bins(losses, t, num_steps),
+        }
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model: nn.Module, loss_fn: LossFn, *, num_steps: int
+) -> Callable[[PyTree, Array, Array, Array], Array]:
+    """eval_step(params, images uint8 [B, H, W, C], ids int32 [B], key) -> the loss of each image, [B].
+
+    Image i has the same t and eps at every evaluation: t is the i-th of a stratified sequence over 0..T-1
+    (the golden ratio's), eps comes from fold_in(key, i). Numbers at different steps can be compared.
+    """
+
+    def eval_step(params: PyTree, images: Array, ids: Int[Array, "B"], key: Key[Array, ""]) -> Float[Array, "B"]:
+        x_0 = to_model_scale(images)
+        # frac(i * 0.618...) by whole numbers: float32 would lose its digits at large i.
+        golden = (ids.astype(jnp.uint32) + 1) * jnp.uint32(2654435769)
+        t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
+        eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x_0.shape[1:]))(ids)
+        return loss_fn(lambda x_t, t: model.apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)
+
+    return eval_step
