@@ -176,8 +176,10 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
             log_var_fixed_small=np.log(np.append(var_at_0, posterior_var[1:])),
             log_var_fixed_large=np.log(np.append(var_at_0, betas[1:])),
         )
+    with np.errstate(over="ignore"):  # 1/sqrt(alpha-bar) may leave float32: inf, as where alpha-bar is 0
+        tables = {name: table.astype(np.float32) for name, table in tables.items()}
     return Schedule(
-        **{name: jnp.asarray(table, jnp.float32) for name, table in tables.items()},
+        **{name: jnp.asarray(table) for name, table in tables.items()},
         betas_float64=tuple(betas.tolist()),
     )
 
