@@ -47,9 +47,8 @@ def make_parser(verb: str, purpose: str, example: str, takes_config: bool = Fals
     if takes_config:
         # For --help alone: `run` takes these out of the command line before argparse sees it.
         group = parser.add_argument_group("experiment")
-        names = ", ".join(packaged_experiments())
-        group.add_argument("--config", metavar="FILE",
-                           help=f"a config file, such as configs/digits.py, or a packaged one by name: {names}")
+        about = f"a config file, such as configs/digits.py, or one of {', '.join(packaged_experiments())}"
+        group.add_argument("--config", metavar="FILE", help=about)
         group.add_argument("--config.GROUP.FIELD", metavar="VALUE", dest="_",
                            help="changes one field, such as --config.train.batch_size=64")
         group.add_argument("--noconfig.GROUP.FIELD", action="store_true", dest="_",
@@ -157,8 +156,7 @@ def _unknown_flag(argument: str, parser: argparse.ArgumentParser, fields: Sequen
     name = flag.lstrip("-").replace("-", "_")
     # The two forms in capitals are there for --help.
     options = [option for option in parser._option_string_actions if option[:2] == "--" and option.islower()]
-    same = [option for option in options if option[2:] == name]
-    close = same or difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.7)
     field = None if close else closest_field(name, fields)
     if close or field:
         return UserError(f"unknown flag {flag!r}; did you mean {(close or [f'--config.{field}'])[0]!r}?")

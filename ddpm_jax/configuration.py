@@ -16,9 +16,12 @@ from ml_collections import ConfigDict
 from ddpm_jax.errors import UserError, did_you_mean
 from ddpm_jax.overrides import apply_override, flatten
 
-# What may change between the runs that share a workdir: how long, how often something is written,
-# where the data lie, and what does not touch the parameters.
-CHANGEABLE = ("train.num_steps", "*_every_steps", "sample.*", "eval.*", "data.path")
+# What may change between the runs that share a workdir: how long, on how many devices, how often
+# something is written, where the data lie, and what does not touch the parameters.
+CHANGEABLE = (
+    "train.num_steps", "train.num_devices", "train.keep_checkpoints", "*_every_steps",
+    "sample.*", "eval.*", "data.path", "data.data_dir",
+)
 
 _PACKAGE = "ddpm_jax.configs"
 _STORABLE = (bool, int, float, str, type(None))

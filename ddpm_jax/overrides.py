@@ -39,8 +39,8 @@ def closest_field(got: str, fields: Sequence[str]) -> str | None:
         return elsewhere[0]
     if len(name) > 1 and name in initials:
         return siblings[initials[name]]
-    for close in difflib.get_close_matches(name, siblings, n=1):
-        return siblings[close]
+    if siblings:  # the group is right, and its long name would make anything in it look close
+        return next((siblings[close] for close in difflib.get_close_matches(name, siblings, n=1)), None)
     return next(iter(difflib.get_close_matches(got, fields, n=1, cutoff=0.7)), None)
 
 

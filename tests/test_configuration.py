@@ -4,10 +4,12 @@ import importlib.machinery
 import importlib.util
 import math
 import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict, config_dict
 
+import ddpm_jax
 from ddpm_jax import configuration, overrides
 from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json, load_config
 from ddpm_jax.errors import UserError
@@ -19,12 +21,12 @@ def get_config():
     config = ConfigDict()
     config.data = ConfigDict(dict(path="", flip=True))
     config.model = ConfigDict(dict(channel_mults=(1, 2), dropout=0.1, blocks=(), names=("a",)))
-    config.model.scales = (0.5, 1)
+    config.model.scales = (1, 0.5)
     config.optim = ConfigDict(dict(learning_rate=2e-4, clip=1.0))
     config.train = ConfigDict(dict(batch_size=128, num_steps=1000, seed=0, log_every_steps=10))
     config.train.limit = config_dict.placeholder(int)
     config.train.note = None
-    return config.lock()
+    return config
 """
 
 
@@ -83,7 +85,7 @@ def test_edited_file_is_read_again(experiment, tmp_path):
 @pytest.mark.parametrize("name", ["small_digits", "small_digits.py", "configs/small_digits.py"])
 def test_packaged_by_name_from_any_directory(packaged, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "small_digits").mkdir()  # a folder of that name does not hide it
+    (tmp_path / "small_digits").touch()  # a file of that name, a picture perhaps, does not hide it
     assert load_config(name).train.seed == 7
 
 
@@ -99,11 +101,37 @@ def test_file_here_goes_before_packaged(packaged, monkeypatch, tmp_path):
     assert load_config("small_digits").train.seed == 7
 
 
-def test_configs_are_importable_without_installing():
-    configuration.packaged_experiments()
-    import ddpm_jax.configs
+def test_configs_are_importable_without_installing(monkeypatch):
+    folder = Path(ddpm_jax.__file__).parent.parent / "configs"
+    if not folder.is_dir():
+        pytest.skip("ddpm_jax is installed, and not imported from a checkout")
+    found = importlib.util.find_spec
+    name = "ddpm_jax.configs"
+    for module in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(ddpm_jax, "configs", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda key: None if key == name else found(key))
+    assert "digits" in configuration.packaged_experiments()
+    import ddpm_jax.configs as configs
 
-    assert list(ddpm_jax.configs.__path__)
+    assert list(configs.__path__) == [str(folder)]
+    assert ddpm_jax.configs is configs
+
+
+def test_missing_packaged_experiments(monkeypatch, tmp_path):
+    monkeypatch.setattr(configuration, "_PACKAGE", "ddpm_jax.nowhere")
+    monkeypatch.setattr(configuration, "__file__", str(tmp_path / "ddpm_jax" / "configuration.py"))
+    assert error_of(load_config, "digits") == (
+        f"the packaged experiments are missing: no {tmp_path / 'configs'}; install ddpm_jax again"
+    )
+
+
+@pytest.mark.parametrize("name", configuration.packaged_experiments())
+def test_packaged_experiments_load_and_survive_json(name):
+    config = load_config(name)
+    assert config.is_locked
+    text = config_to_json(config)
+    assert config_to_json(config_from_json(text)) == text
 
 
 def test_unknown_experiment(packaged):
@@ -195,6 +223,9 @@ def test_reference_follows(tmp_path):
         ("train.clip=1", "unknown config field 'train.clip'; did you mean 'optim.clip'?"),
         ("clip=1", "unknown config field 'clip'; did you mean 'optim.clip'?"),
         ("trian.batch_sise=1", "unknown config field 'trian.batch_sise'; did you mean 'train.batch_size'?"),
+        ("model.zzops=1", "unknown config field 'model.zzops'; the group has "
+                          "['blocks', 'channel_mults', 'dropout', 'names', 'scales']"),
+        ("data.pth=1", "unknown config field 'data.pth'; did you mean 'data.path'?"),
         ("data.zzz=1", "unknown config field 'data.zzz'; the group has ['flip', 'path']"),
         ("qq.zzz=1", "unknown config field 'qq.zzz'; the groups are ['data', 'model', 'optim', 'train']"),
         ("data=1", "config field 'data' is a group; set one of its fields, such as 'data.flip'"),
@@ -216,7 +247,7 @@ def test_bad_override_field(experiment, override, message):
         ("optim.clip", "nan", "a float", "1.0"),
         ("data.flip", "maybe", "true or false", "true"),
         ("model.channel_mults", "1,2.5", "a tuple of ints", "1,2"),
-        ("model.scales", "a", "a tuple of floats", "0.5,1"),
+        ("model.scales", "a", "a tuple of floats", "1,0.5"),
     ],
 )
 def test_bad_override_value(experiment, field, got, wanted, example):
