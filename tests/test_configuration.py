@@ -223,8 +223,7 @@ def test_reference_follows(tmp_path):
         ("train.clip=1", "unknown config field 'train.clip'; did you mean 'optim.clip'?"),
         ("clip=1", "unknown config field 'clip'; did you mean 'optim.clip'?"),
         ("trian.batch_sise=1", "unknown config field 'trian.batch_sise'; did you mean 'train.batch_size'?"),
-        ("model.zzops=1", "unknown config field 'model.zzops'; the group has "
-                          "['blocks', 'channel_mults', 'dropout', 'names', 'scales']"),
+        ("optim.zc=1", "unknown config field 'optim.zc'; the group has ['clip', 'learning_rate']"),
         ("data.pth=1", "unknown config field 'data.pth'; did you mean 'data.path'?"),
         ("data.zzz=1", "unknown config field 'data.zzz'; the group has ['flip', 'path']"),
         ("qq.zzz=1", "unknown config field 'qq.zzz'; the groups are ['data', 'model', 'optim', 'train']"),
