@@ -104,22 +104,23 @@ def _checked(images: np.ndarray, file: Path) -> np.ndarray:
     if channels_first:
         raise UserError(f"{want}, which looks like [N, C, H, W]; save x.transpose(0, 2, 3, 1)")
     if images.dtype != np.uint8:
-        raise UserError(f"{want}; {_to_uint8_remedy(images)}")
+        raise UserError(f"{want}{_to_uint8_remedy(images)}")
     if not len(images):
         raise UserError(f"{want}: no images")
     return images
 
 
 def _to_uint8_remedy(images: np.ndarray) -> str:
+    """` with values LOW..HIGH; save ...`, from a look at the first images."""
     part = np.asarray(images[:256])
-    if part.dtype.kind not in "iufb" or not part.size:
-        return "save it as uint8, 0..255"
+    if part.dtype.kind not in "iuf" or not part.size:
+        return "; save it as uint8, 0..255"
     low, high = part.min(), part.max()
-    seen = f"with values {low:g}..{high:g} " if part.dtype.kind == "f" else f"with values {low}..{high} "
-    if part.dtype.kind != "f" and low >= 0 and high <= 255 and high > 1:
-        return f"{seen}save x.astype('uint8')"
-    if 0 <= low and high <= 1:
-        return f"{seen}save (255 * x).round().astype('uint8')"
-    if -1 <= low and high <= 1:
-        return f"{seen}save ((x + 1) * 127.5).round().astype('uint8')"
-    return f"{seen}scale it to 0..255 and save it as uint8"
+    remedy = "scale it to 0..255 and save it as uint8"
+    if 1 < high <= 255 and low >= 0:
+        remedy = "save x.round().astype('uint8')" if part.dtype.kind == "f" else "save x.astype('uint8')"
+    elif 0 <= low and high <= 1:
+        remedy = "save (255 * x).round().astype('uint8')"
+    elif -1 <= low and high <= 1:
+        remedy = "save ((x + 1) * 127.5).round().astype('uint8')"
+    return f" with values {low:g}..{high:g}; {remedy}"

@@ -59,7 +59,8 @@ def _read_archive(archive: Path, names: list[str]) -> dict[str, bytes]:
                 if name in names and member.isfile():
                     found[name] = tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{str(archive)!r} is damaged or truncated ({error}); get it again") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{str(archive)!r} is damaged or truncated ({reason}); get it again") from None
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(f"{str(archive)!r} holds no {', '.join(missing)}; get the original file again")

@@ -80,7 +80,7 @@ class _OnDemand(DecodedSource):
 
     def _decode(self, index: int) -> np.ndarray:
         """Image `index`, or where it is broken the next good one of the same label: the same in every run."""
-        for candidate in self._candidates(int(index)):
+        for candidate in self._candidates(index):
             if candidate in self._broken:
                 continue
             try:

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 # By content, not by file name. The list keeps Pillow from handing a stranger's file to decoders that start
-# other programs (EPS). MPO is what many cameras write into a .jpg.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF")
+# other programs (EPS).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
 def read_header(file: str | os.PathLike) -> None:

@@ -48,13 +48,13 @@ class DecodedSource:
 
     def __init__(
         self,
-        decode_many: Callable[[np.ndarray], Iterable[np.ndarray]],
+        decode_many: Callable[[list[int]], Iterable[np.ndarray]],
         *,
         num_examples: int,
         image_shape: tuple[int, int, int],
         labels: np.ndarray | None = None,
     ):
-        self._decode_many = decode_many  # int64 [n] -> n images uint8 [H, W, C]
+        self._decode_many = decode_many  # n indices -> n images uint8 [H, W, C]
         self._num_examples = num_examples
         self.image_shape = image_shape
         self.labels = labels
@@ -72,9 +72,9 @@ class DecodedSource:
         """uint8 [B, H, W, C]. Two threads may decode the same image; both write the same bytes."""
         indices = np.asarray(indices)
         if self._kept is None:
-            return np.stack(list(self._decode_many(indices)))
-        missing = np.unique(indices[~self._is_kept[indices]])
-        for index, image in zip(missing, self._decode_many(missing) if len(missing) else (), strict=True):
+            return np.stack(list(self._decode_many(indices.tolist())))
+        missing = np.unique(indices[~self._is_kept[indices]]).tolist()
+        for index, image in zip(missing, self._decode_many(missing), strict=True):
             self._kept[index] = image
             self._is_kept[index] = True
         return self._kept[indices]

@@ -60,7 +60,7 @@ def make_tfds(
 class _TfdsSource(DecodedSource):
     def __init__(self, data, image_key: str, label_key: str | None, *, image_size, num_channels):
         def decode(index: int) -> np.ndarray:
-            image = data[int(index)][image_key]
+            image = data[index][image_key]
             if isinstance(image, bytes):
                 return decode_image(image, image_size=image_size, num_channels=num_channels)
             return fit_array(np.asarray(image), image_size=image_size, num_channels=num_channels)

@@ -23,9 +23,7 @@ def test_every_epoch_is_a_permutation(batch_size):
 
 def test_the_stream_does_not_depend_on_the_batch_size():
     streams = [
-        np.concatenate(
-            [batch_indices(seed=1, step=k, batch_size=b, num_examples=9) for k in range(36 // b)]
-        )
+        np.concatenate([batch_indices(seed=1, step=k, batch_size=b, num_examples=9) for k in range(36 // b)])
         for b in (2, 4, 12, 18)
     ]
     for stream in streams[1:]:
@@ -48,9 +46,7 @@ def test_the_result_may_be_changed_without_changing_the_next():
     first = batch_indices(seed=0, step=0, batch_size=4, num_examples=4)
     expected = first.copy()
     first[:] = 0
-    np.testing.assert_array_equal(
-        batch_indices(seed=0, step=0, batch_size=4, num_examples=4), expected
-    )
+    np.testing.assert_array_equal(batch_indices(seed=0, step=0, batch_size=4, num_examples=4), expected)
 
 
 def test_the_order_is_uniform():
