@@ -1,0 +1,78 @@
+"""Denoising diffusion probabilistic models in JAX and Flax.
+
+The pure core: a schedule, a network, a loss, a train step, a sampler's table. Whole runs from a config are in
+`ddpm_jax.experiment`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.checkpoints`.
+"""
+
+from ddpm_jax.diffusion import (
+    Denoised,
+    eps_from_x_0,
+    make_denoiser,
+    p_log_var,
+    q_posterior_mean,
+    q_sample,
+    v_from_x_0,
+    x_0_from_eps,
+    x_0_from_v,
+)
+from ddpm_jax.errors import UserError
+from ddpm_jax.keys import seed_keys
+from ddpm_jax.likelihood import bits_per_dim, discretised_gaussian_log_likelihood, normal_kl, prior_term, vlb_term
+from ddpm_jax.losses import make_loss_fn
+from ddpm_jax.models.unet import UNet, init_params, num_params
+from ddpm_jax.pixel_scale import to_model_scale, to_uint8
+from ddpm_jax.samplers import (
+    SamplerTable,
+    ancestral_table,
+    ddim_table,
+    initial_noise,
+    sample,
+    sample_keys,
+    spaced_steps,
+    walk,
+)
+from ddpm_jax.schedules import Schedule, make_schedule, schedule_from_betas
+from ddpm_jax.training.state import TrainState, init_state, make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.step import make_train_step
+
+__all__ = [
+    "Denoised",
+    "SamplerTable",
+    "Schedule",
+    "TrainState",
+    "UNet",
+    "UserError",
+    "ancestral_table",
+    "bits_per_dim",
+    "ddim_table",
+    "discretised_gaussian_log_likelihood",
+    "eps_from_x_0",
+    "init_params",
+    "init_state",
+    "initial_noise",
+    "make_denoiser",
+    "make_ema_decay",
+    "make_learning_rate",
+    "make_loss_fn",
+    "make_optimizer",
+    "make_schedule",
+    "make_train_step",
+    "normal_kl",
+    "num_params",
+    "p_log_var",
+    "prior_term",
+    "q_posterior_mean",
+    "q_sample",
+    "sample",
+    "sample_keys",
+    "schedule_from_betas",
+    "seed_keys",
+    "spaced_steps",
+    "to_model_scale",
+    "to_uint8",
+    "v_from_x_0",
+    "vlb_term",
+    "walk",
+    "x_0_from_eps",
+    "x_0_from_v",
+]

@@ -129,7 +129,7 @@ class Checkpoints:
 
     def _restore(self, step: int, args: dict) -> dict:
         # A manager of its own: one that has saved or read an item with one kind of args refuses another kind.
-        with ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        with ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(create=False)) as manager:
             return dict(manager.restore(step, args=ocp.args.Composite(**args)))
 
     def _damaged(self, step: int, error: Exception) -> str:

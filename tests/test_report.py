@@ -118,13 +118,13 @@ def test_screen_lines(tmp_path):
         values = {"grad_norm": 0.51234, "loss": 1.03, "learning_rate": 2e-4, "images_per_second": 1834.2}
         reporter.log(100, values)
         clock.now += 10
-        reporter.log(200, {"loss": 0.0312, "valid_loss": 0.5})
+        reporter.log(200, {"loss": 0.0312, "eval_loss": 0.5, "loss_t1of4": 0.1})
         clock.now += 10
         reporter.log(1000, {"loss": math.nan})
         reporter.note("done")
     assert lines == [
         "step  100/1000  loss 1.03000  lr 2.00e-04  grad norm 0.5123  images/s  1834  9 min 00 s left",
-        "step  200/1000  loss 0.03120  valid_loss 0.5  1 min 20 s left",
+        "step  200/1000  loss 0.03120  eval loss 0.50000  1 min 20 s left",
         "step 1000/1000  loss     nan",
         "done",
     ]

@@ -89,7 +89,7 @@ class Reporter:
         """Records scalar `values` (numbers, NumPy or JAX scalars) at `step`, everywhere.
 
         The names `loss`, `learning_rate`, `grad_norm` and `images_per_second` get columns on the screen;
-        others follow under their own name.
+        others follow under their own name, but for loss_t*.
         """
         if not self._enabled:
             return
@@ -111,7 +111,12 @@ class Reporter:
         for name, (label, shown) in _COLUMNS.items():
             if name in numbers:
                 parts.append(f"{label} {shown(numbers[name])}")
-        parts += [f"{name} {value:.4g}" for name, value in numbers.items() if name not in _COLUMNS]
+        # The quarters of the loss by t would fill the line; they are in the file and in TensorBoard.
+        parts += [
+            f"{name.replace('_', ' ')} {value:.5f}"
+            for name, value in numbers.items()
+            if name not in _COLUMNS and not name.startswith("loss_t")
+        ]
         # Between reports, where there are two: the first steps compile. Of late, since speeds change.
         first_step, first_time = self._recent[0] if self._recent else self._begin
         if self._num_steps and first_step < step < self._num_steps:
