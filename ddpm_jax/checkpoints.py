@@ -94,7 +94,8 @@ class Checkpoints:
 
     def restore_config(self, step: int | None = None) -> tuple[int, str]:
         """(step, the JSON text of its config); raises like `restore_params`."""
-        return self._read(step, lambda step: self._restore(step, {"config": ocp.args.JsonRestore()})["config"]["config"])
+        step, item = self._read(step, lambda step: self._restore(step, {"config": ocp.args.JsonRestore()})["config"])
+        return step, item["config"]
 
     def wait(self) -> None:
         """Blocks until the save in the background is committed; raises what went wrong in it."""

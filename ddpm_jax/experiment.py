@@ -28,6 +28,7 @@ from ddpm_jax.training.state import TrainState, init_state
 from ddpm_jax.training.step import TrainStep, make_eval_step
 from ddpm_jax.training.stop import StopRequest
 
+
 @dataclass(frozen=True)
 class Parts:
     """What a config builds, all checked, nothing computed yet."""
