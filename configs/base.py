@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     config.optim.learning_rate = 2e-4
     config.optim.warmup_steps = 5000
     config.optim.first_step_zero = False  # warm-up n/warmup_steps, so that the first update changes nothing
+    config.optim.decay_steps = 0  # > 0: cosine decay of the learning rate to 0 at this update
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8

@@ -76,11 +76,14 @@ def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     for field in ("learning_rate", "eps"):
         if optim[field] <= 0:
             raise UserError(f"optim.{field} must be above 0; got {optim[field]}")
-    for field in ("warmup_steps", "grad_clip", "clip_replicas"):
+    for field in ("warmup_steps", "decay_steps", "grad_clip", "clip_replicas"):
         if optim[field] < 0:
             raise UserError(f"optim.{field} must be at least 0; got {optim[field]}")
     return make_learning_rate(
-        optim.learning_rate, warmup_steps=optim.warmup_steps, first_step_zero=optim.first_step_zero
+        optim.learning_rate,
+        warmup_steps=optim.warmup_steps,
+        first_step_zero=optim.first_step_zero,
+        decay_steps=optim.decay_steps,
     )
 
 

@@ -31,17 +31,23 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
 
 
 def make_learning_rate(
-    learning_rate: float, *, warmup_steps: int = 0, first_step_zero: bool = False
-) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """Update n (from 0) takes learning_rate * min((n + 1)/warmup_steps, 1).
+    learning_rate: float, *, warmup_steps: int = 0, first_step_zero: bool = False, decay_steps: int = 0
+) -> StepFn:
+    """Update n (from 0) takes learning_rate * min((n + 1)/warmup_steps, 1), constant from there.
 
     Differs: Ho et al.'s code takes n/warmup_steps, so that its first update changes nothing;
     `first_step_zero` gives that.
+
+    Args:
+      decay_steps: > 0 multiplies by (1 + cos(pi n/decay_steps))/2, which is 0 from n = decay_steps on: for
+        short runs, whose last samples are better for it.
     """
     offset = 0 if first_step_zero else 1
 
-    def schedule(n: Int[Array, ""]) -> Float[Array, ""]:
-        return learning_rate * jnp.minimum((n + offset) / max(warmup_steps, 1), 1.0)
+    def schedule(n: Int[Array, ""] | int) -> Float[Array, ""]:
+        warmup = jnp.minimum((n + offset) / max(warmup_steps, 1), 1.0)
+        decay = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(n / decay_steps, 1.0))) if decay_steps else 1.0
+        return learning_rate * warmup * decay
 
     return schedule
 
