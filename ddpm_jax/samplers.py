@@ -139,8 +139,9 @@ def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: floa
     """
     t, s, abar_t, abar_s = _ends(schedule, steps)
     sigma = eta * np.sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
-    direction_var = 1 - abar_s - sigma**2
-    # sigma at the last row is exactly 0 since abar_s = 1 there.
+    # 1 - abar_s - sigma^2, in a form that does not cancel at eta = 1. At the last row it and sigma are exactly 0.
+    kept = (abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)
+    direction_var = (1 - abar_s) * ((1 - eta**2) + eta**2 * kept)
     if eta < 0 or np.any(direction_var < -1e-12):
         raise UserError(
             f"sample.eta must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {eta}: try 0 to 1"
