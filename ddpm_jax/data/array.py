@@ -45,9 +45,7 @@ def make_array(*, split: str, image_size: tuple[int, int], num_channels: int, pa
             "(only 1 and 3 are converted into each other)"
         )
     if labels is not None and len(labels) != len(images):
-        raise UserError(
-            f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one for each image"
-        )
+        raise UserError(f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one for each image")
     rows = split_rows(split, num_examples=len(images))
     if len(rows) == len(images):
         return fit_images(images, labels, image_size=image_size, num_channels=num_channels)

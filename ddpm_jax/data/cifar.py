@@ -70,9 +70,7 @@ def _read_archive(archive: Path, names: list[str]) -> dict[str, bytes]:
 def _parse_binary(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Planes [n, 3072] and labels [n]."""
     if not data or len(data) % _RECORD:
-        raise UserError(
-            f"{name!r} must hold whole records of {_RECORD} bytes; got {len(data)} bytes; get it again"
-        )
+        raise UserError(f"{name!r} must hold whole records of {_RECORD} bytes; got {len(data)} bytes; get it again")
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     return _checked(name, records[:, 1:], records[:, 0])
 

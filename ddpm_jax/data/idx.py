@@ -34,9 +34,7 @@ def _read(folder: Path, stem: str, *, rank: int, magic: int) -> np.ndarray:
     names = [f"{stem}{mark}idx{rank}-ubyte{end}" for mark in "-." for end in (".gz", "")]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(
-            f"data.path {str(folder)!r} holds no {names[0]} (nor {names[1]}); put the original file there"
-        )
+        raise UserError(f"data.path {str(folder)!r} holds no {names[0]} (nor {names[1]}); put the original file there")
     data = file.read_bytes()
     # By content: some browsers decompress on the way and leave the name as it was.
     if data[:2] == b"\x1f\x8b":

@@ -12,9 +12,7 @@ NAMES = ("mnist", "fashion_mnist", "cifar10")
 SPLITS = ("train", "test")
 
 
-def make_originals(
-    *, name: str, split: str, image_size: tuple[int, int], num_channels: int, path: str
-) -> ImageSource:
+def make_originals(*, name: str, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
     """The split of `name` as read from the folder `path`, no TensorFlow involved.
 
     Args:

@@ -17,9 +17,7 @@ def read_header(file: str | os.PathLike) -> None:
         pass
 
 
-def decode_image(
-    file: str | os.PathLike | bytes, *, image_size: tuple[int, int], num_channels: int
-) -> np.ndarray:
+def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int], num_channels: int) -> np.ndarray:
     """The image in `file` (a path, or the encoded bytes), upright, covering image_size, cut to its centre.
 
     The first frame of an animation. EXIF orientation is followed. Transparent pixels show white behind

@@ -30,14 +30,11 @@ def prepare(builder, *, name: str, data_dir: str):
         remedies.append("put the original files into a folder and set --config.data.path=DIR")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"{here}, and preparing needs TensorFlow; "
-            + ", or ".join(["pip install -e '.[tfds-prepare]'", *remedies])
+            f"{here}, and preparing needs TensorFlow; " + ", or ".join(["pip install -e '.[tfds-prepare]'", *remedies])
         )
     host = _download_host(builder)
     if host and not _reachable(*host):
-        raise UserError(
-            f"{here}, and {host[0]} does not answer; " + ", or ".join(["check the network", *remedies])
-        )
+        raise UserError(f"{here}, and {host[0]} does not answer; " + ", or ".join(["check the network", *remedies]))
     import tensorflow_datasets as tfds
 
     try:

@@ -18,9 +18,7 @@ RNG = np.random.default_rng(0)
 
 
 def _make(name, path="", split="train", image_size=(28, 28), num_channels=1):
-    return make_source(
-        name=name, path=str(path), split=split, image_size=image_size, num_channels=num_channels
-    )
+    return make_source(name=name, path=str(path), split=split, image_size=image_size, num_channels=num_channels)
 
 
 def _all(source):
@@ -57,6 +55,8 @@ def test_digits_in_another_size_and_colour():
     images = large.load(some)
     np.testing.assert_array_equal(images[0], images[2])
     np.testing.assert_array_equal(images, large.load(some))  # the second time from what was kept
+    fresh = _make("digits", image_size=(16, 12), num_channels=3)
+    np.testing.assert_array_equal(large.load(np.arange(9)), fresh.load(np.arange(9)))  # some kept, some not
     mean = small.load(some)[:, :, 1:7].mean((1, 2, 3))  # 12 of 16 columns
     np.testing.assert_allclose(images.mean((1, 2, 3)), mean, atol=4)
 
@@ -121,10 +121,10 @@ def test_idx_files_uncompressed_or_decompressed_under_the_old_name(idx_folder):
             "must hold 9424 bytes for its 12 x 28 x 28 values; got 9423",
         ),
         (
-            lambda b: gzip.compress(_idx(np.zeros(3, np.uint8))),
-            "idx magic number 0x00000803; got 0x00000801 in 11 bytes",
+            lambda b: gzip.compress(_idx(np.zeros(30, np.uint8))),
+            "idx magic number 0x00000803; got 0x00000801 in 38 bytes",
         ),
-        (lambda b: b"<!DOCTYPE html>", "idx magic number 0x00000803; got 0x3c21444f"),
+        (lambda b: b"<!DOCTYPE html>" * 9, "idx magic number 0x00000803; got 0x3c21444f"),
         (lambda b: b"", "idx magic number .* in 0 bytes"),
         (lambda b: gzip.compress(_idx(np.zeros((3, 28, 28), np.uint8))), "3 images but 12 labels"),
     ],
@@ -236,9 +236,7 @@ def test_wrong_cifar10_files_are_refused(tmp_path):
     file = tmp_path / "data_batch_3.bin"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    _refused(
-        "data_batch_3.bin' must hold whole records of 3073 bytes; got 12291", "cifar10", tmp_path, **colour
-    )
+    _refused("data_batch_3.bin' must hold whole records of 3073 bytes; got 12291", "cifar10", tmp_path, **colour)
     file.write_bytes(b"\xff" + whole[1:])
     _refused("data_batch_3.bin' must hold labels 0..9.*got labels 0..255", "cifar10", tmp_path, **colour)
     file.unlink()
@@ -330,9 +328,7 @@ def test_wrong_array_files_are_refused(tmp_path):
     _refused("got '.*a.npz' .no such file", "array", tmp_path / "a.npz")
     _refused("a folder.; read a folder of images by data.name=image_folder", "array", tmp_path)
     np.savez(tmp_path / "a.npz", first=GREY, second=GREY)
-    _refused(
-        "must hold its images as arr_0, images, x_train .*it holds first, second", "array", tmp_path / "a.npz"
-    )
+    _refused("must hold its images as arr_0, images, x_train .*it holds first, second", "array", tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", images=GREY, labels=np.arange(3))
     _refused("10 images but 3 labels", "array", tmp_path / "a.npz")
     _refused("as x_test for data.split='test'; it holds images, labels", "array", tmp_path / "a.npz", "test")

@@ -70,7 +70,12 @@ def test_labels_are_the_sub_folders(tmp_path, either_way):
     _flat(tmp_path / "cat" / "young", [3])
     images = _make(tmp_path)
     assert images.labels.dtype == np.int64 and images.labels.tolist() == [0, 1, 1]
-    assert _make(tmp_path, "dog").labels is None  # one folder, one class: no label
+    assert _make(tmp_path, "dog").labels is None  # these lie in no sub-folder
+
+
+def test_one_sub_folder_is_no_class(tmp_path):
+    _flat(tmp_path / "img_align_celeba", [1, 2])
+    assert _make(tmp_path).labels is None
 
 
 def test_broken_files_are_skipped_and_listed_once(tmp_path):

@@ -50,9 +50,7 @@ def test_batches_are_those_of_batch_indices():
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(process_count):
     loaders = [
-        BatchLoader(
-            Counting(), batch_size=8, seed=0, first_step=3, process_index=p, process_count=process_count
-        )
+        BatchLoader(Counting(), batch_size=8, seed=0, first_step=3, process_index=p, process_count=process_count)
         for p in range(process_count)
     ]
     with BatchLoader(Counting(), batch_size=8, seed=0, first_step=3) as single:
