@@ -5,7 +5,7 @@ import io
 import socket
 import subprocess
 import sys
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -136,7 +136,8 @@ def test_not_prepared_without_tensorflow(tmp_path, monkeypatch):
     )
     _refused(
         r"'cifar10' is not prepared in .*needs TensorFlow; pip install -e '.\[tfds-prepare\]', "
-        r"or prepare it on another machine .*data.data_dir, or put the original files into a folder .*--config.data.path=DIR",
+        r"or prepare it on another machine .*data.data_dir, "
+        r"or put the original files into a folder .*--config.data.path=DIR",
         "cifar10",
         tmp_path,
     )
@@ -167,8 +168,15 @@ def test_no_network_is_said_before_any_download(tmp_path, monkeypatch, with_tens
 
 def test_a_name_look_up_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(prepare, "_PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(prepare.socket, "create_connection", lambda *a, **k: time.sleep(1))
+    release = threading.Event()
+
+    def connect(*unused, **also_unused):
+        release.wait(10)
+        raise OSError("at last")
+
+    monkeypatch.setattr(prepare.socket, "create_connection", connect)
     assert not prepare._reachable("example.invalid", 443)
+    release.set()
 
 
 def test_a_host_that_answers_is_reachable():
