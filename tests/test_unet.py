@@ -1,0 +1,290 @@
+"""The U-Net: exact counts, initialisers, layers against NumPy, and what must not leak between samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.models.layers import Downsample, Norm, SelfAttention, Upsample, time_embedding
+from ddpm_jax.models.unet import UNet, check_unet, init_params, num_params
+
+SMALL = dict(channels=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(4,), num_groups=4)
+
+
+def shapes_of(unet, image_shape):
+    return jax.eval_shape(lambda key: init_params(unet, key, image_shape), jax.random.key(0))
+
+
+def count_by_formula(c, mults, blocks, attention, side, colours):
+    """Weights of the original network, counted block by block."""
+
+    def conv(a, b, k=3):
+        return k * k * a * b + b
+
+    def norm(a):
+        return 2 * a
+
+    def res_block(a, b):
+        shortcut = conv(a, b, 1) if a != b else 0
+        return norm(a) + conv(a, b) + conv(4 * c, b, 1) + norm(b) + conv(b, b) + shortcut
+
+    def attend(a):
+        return norm(a) + 4 * conv(a, a, 1)
+
+    total, width, skips = conv(c, 4 * c, 1) + conv(4 * c, 4 * c, 1) + conv(colours, c), c, [c]
+    for level, mult in enumerate(mults):
+        for _ in range(blocks):
+            total += res_block(width, c * mult)
+            width = c * mult
+            total += attend(width) if side in attention else 0
+            skips.append(width)
+        if level < len(mults) - 1:
+            total += conv(width, width)
+            skips.append(width)
+            side //= 2
+    total += 2 * res_block(width, width) + attend(width)
+    for level, mult in reversed(list(enumerate(mults))):
+        for _ in range(blocks + 1):
+            total += res_block(width + skips.pop(), c * mult)
+            width = c * mult
+            total += attend(width) if side in attention else 0
+        if level > 0:
+            total += conv(width, width)
+            side *= 2
+    return total + norm(width) + conv(width, colours)
+
+
+@pytest.mark.parametrize(
+    "mults,side,published",
+    [((1, 2, 2, 2), 32, 35_746_307), ((1, 1, 2, 2, 4, 4), 256, 113_673_219)],
+)
+def test_parameter_counts_are_the_originals(mults, side, published):
+    params = shapes_of(UNet(channel_mults=mults), (side, side, 3))
+    assert num_params(params) == published == count_by_formula(128, mults, 2, (16,), side, 3)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("colours", [1, 2, 3, 4])
+@pytest.mark.parametrize("blocks,attention", [(1, ()), (2, (8, 4)), (3, (4,))])
+def test_parameter_counts_follow_the_formula(colours, blocks, attention):
+    unet = UNet(**{**SMALL, "num_res_blocks": blocks, "attention_resolutions": attention})
+    expected = count_by_formula(8, (1, 2), blocks, attention, 8, colours)
+    assert num_params(shapes_of(unet, (8, 8, colours))) == expected
+
+
+@pytest.fixture(scope="module")
+def fresh_params(tiny_unet):
+    return jax.jit(lambda key: init_params(tiny_unet, key, (8, 8, 3)))(jax.random.key(0))
+
+
+def test_fresh_weights_are_fan_average_uniform_and_zero_layers_almost_0(fresh_params):
+    flat = {"/".join(k.key for k in path): v for path, v in jax.tree_util.tree_leaves_with_path(fresh_params)}
+    zero_layers = [name for name in flat if name.endswith("kernel") and is_zero_layer(name)]
+    num_res, num_attention = 2 + 2 + 4, 1 + 1 + 2
+    assert len(zero_layers) == num_res + num_attention + 1
+    for name, value in flat.items():
+        value = np.asarray(value, np.float64)
+        if name.endswith("bias"):
+            assert np.all(value == 0), name
+        elif name.endswith("scale"):
+            assert np.all(value == 1), name
+        else:
+            *kernel, fan_in, fan_out = value.shape
+            average = np.prod(kernel) * (fan_in + fan_out) / 2
+            limit = np.sqrt(3 * (1e-10 if is_zero_layer(name) else 1) / average)
+            # U(-l, l): no value beyond l, deviation l/sqrt(3) and the largest of n draws at l (1 - some/n).
+            n = value.size
+            assert limit * (1 - 10 / n) < np.abs(value).max() <= limit * (1 + 1e-6), name
+            assert abs(value.std() * np.sqrt(3) / limit - 1) < 5 * 0.45 / np.sqrt(n), name
+            assert abs(value.mean()) < 5 * limit / np.sqrt(3 * n), name
+
+
+def is_zero_layer(name):
+    return "conv_2" in name or "/out/" in name or "conv_out" in name
+
+
+def test_a_fresh_network_predicts_nothing(fresh_params, tiny_apply):
+    x_t = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    out = tiny_apply(fresh_params, x_t, jnp.array([0, 999]))
+    # The last kernel is below sqrt(3e-10/(9 * 5.5)) = 2.5e-6; 72 products with activations of size 1.
+    assert 0 < np.abs(out).max() < 72 * 2.5e-6
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (8, 12, 3), (16, 8, 1), (8, 20, 2), (8, 8, 4)])
+def test_any_divisible_size_and_any_number_of_channels(shape):
+    unet = UNet(**SMALL)
+    params = shapes_of(unet, shape)
+    out = jax.eval_shape(
+        lambda p, x, t: unet.apply({"params": p}, x, t),
+        params,
+        jax.ShapeDtypeStruct((3, *shape), jnp.float32),
+        jax.ShapeDtypeStruct((3,), jnp.int32),
+    )
+    assert out.shape == (3, *shape) and out.dtype == jnp.float32
+    wide = UNet(**SMALL, out_channels=2 * shape[-1])
+    assert shapes_of(wide, shape)["conv_out"]["kernel"].shape == (3, 3, 8, 2 * shape[-1])
+
+
+def test_samples_do_not_mix(tiny_params, tiny_apply):
+    x_t, t = jax.random.normal(jax.random.key(1), (4, 8, 8, 3)), jnp.array([0, 10, 500, 999])
+    out = tiny_apply(tiny_params, x_t, t)
+    other = tiny_apply(tiny_params, x_t.at[2].mul(-3.0), t.at[2].set(7))
+    keep = jnp.array([0, 1, 3])
+    np.testing.assert_array_equal(other[keep], out[keep])
+    assert np.abs(other[2] - out[2]).max() > 0.01
+    # Alone or in company, up to the order of float32 sums.
+    alone = tiny_apply(tiny_params, x_t[1:2], t[1:2])
+    np.testing.assert_allclose(alone[0], out[1], rtol=1e-4, atol=1e-4 * np.abs(out).max())
+
+
+def test_every_parameter_and_t_and_every_pixel_matter(tiny_params, tiny_unet):
+    x_t, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 3)), jnp.array([10])
+    weights = jax.random.normal(jax.random.key(2), x_t.shape)
+    f = lambda p, x, t: jnp.sum(weights * tiny_unet.apply({"params": p}, x, t))  # noqa: E731
+    by_params, by_x = jax.jit(jax.grad(f, (0, 1)))(tiny_params, x_t, t)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(by_params):
+        # A bias of all keys alike shifts every logit of a query alike: softmax does not see it.
+        if [entry.key for entry in path[-2:]] == ["key", "bias"]:
+            assert np.abs(gradient).max() < 1e-2
+        else:
+            assert np.abs(gradient).max() > 1e-4, path
+    assert np.all(by_x != 0)
+    apply = jax.jit(f)
+    assert abs(apply(tiny_params, x_t, t) - apply(tiny_params, x_t, t + 1)) > 1e-3
+
+
+def test_dropout_acts_in_training_alone(tiny_params, tiny_unet, tiny_apply):
+    x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([3, 4])
+    train = jax.jit(
+        lambda key: tiny_unet.apply({"params": tiny_params}, x_t, t, train=True, rngs={"dropout": key})
+    )
+    one, other = train(jax.random.key(0)), train(jax.random.key(1))
+    assert np.abs(one - other).max() > 0.01
+    np.testing.assert_array_equal(train(jax.random.key(0)), one)
+    out = tiny_apply(tiny_params, x_t, t)
+    assert np.abs(one - out).max() > 0.01
+    np.testing.assert_array_equal(tiny_apply(tiny_params, x_t, t), out)
+
+
+def test_bfloat16_computes_low_and_keeps_high(tiny_params, tiny_unet, tiny_apply):
+    x_t, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([3, 400])
+    low_unet = tiny_unet.clone(dtype=jnp.bfloat16)
+    shapes = shapes_of(low_unet, (8, 8, 3))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    low, state = low_unet.apply({"params": tiny_params}, x_t, t, capture_intermediates=True)
+    assert low.dtype == jnp.float32
+    outputs = jax.tree_util.tree_leaves_with_path(state["intermediates"])
+    for path, value in outputs:
+        float32 = any(name in str(path) for name in ("norm", "conv_out")) or len(path) == 2
+        assert value.dtype == (jnp.float32 if float32 else jnp.bfloat16), path
+    high = tiny_apply(tiny_params, x_t, t)
+    # Some 20 layers in a row, each rounding to 2^-9: a few per cent of the output's size, but not nothing.
+    error = np.abs(low - high).max() / np.abs(high).max()
+    assert 1e-5 < error < 0.1
+
+
+@pytest.mark.parametrize("dim", [4, 8, 128])
+def test_time_embedding_is_the_loop(dim):
+    t = np.array([0, 1, 17, 999, 3999])
+    half = dim // 2
+    expected = np.zeros((len(t), dim))
+    for b, step in enumerate(t):
+        for i in range(half):
+            angle = step * 10000 ** (-i / (half - 1))
+            expected[b, i], expected[b, half + i] = np.sin(angle), np.cos(angle)
+    # An angle of 3999 is a float32 to 2.4e-4, once in the frequency and once in the product.
+    np.testing.assert_allclose(time_embedding(jnp.asarray(t), dim), expected, atol=5e-4)
+    np.testing.assert_allclose(time_embedding(jnp.asarray(t[:3]), dim), expected[:3], atol=1e-5)
+
+
+def init_and_apply(module, x, key=0):
+    params = module.init(jax.random.key(key), x)
+    return np.asarray(module.apply(params, x), np.float64), jax.tree.map(np.asarray, params["params"])
+
+
+def conv_in_loops(x, kernel, bias, stride):
+    """A valid 3x3 convolution of [B, H, W, C]."""
+    height, width = ((side - 3) // stride + 1 for side in x.shape[1:3])
+    out = np.zeros((len(x), height, width, kernel.shape[-1]))
+    for i in range(height):
+        for j in range(width):
+            window = x[:, stride * i : stride * i + 3, stride * j : stride * j + 3]
+            out[:, i, j] = np.tensordot(window, kernel, 3) + bias
+    return out
+
+
+def test_downsample_pads_bottom_and_right_alone():
+    x = np.random.default_rng(0).standard_normal((2, 6, 4, 3))
+    got, params = init_and_apply(Downsample(jnp.float32), jnp.asarray(x, jnp.float32))
+    padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    expected = conv_in_loops(padded, params["conv"]["kernel"], params["conv"]["bias"], 2)
+    assert got.shape == (2, 3, 2, 3)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_upsample_repeats_pixels_then_convolves():
+    x = np.random.default_rng(0).standard_normal((2, 3, 2, 3))
+    got, params = init_and_apply(Upsample(jnp.float32), jnp.asarray(x, jnp.float32))
+    padded = np.pad(x.repeat(2, axis=1).repeat(2, axis=2), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = conv_in_loops(padded, params["conv"]["kernel"], params["conv"]["bias"], 1)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset,scale", [(0, 1), (1000, 1), (0, 1e-3)])
+def test_norm_is_group_norm_with_epsilon_1e_6(offset, scale):
+    """Exact for a large mean (a one-pass variance is not), and epsilon shows at a variance of 1e-6."""
+    x = np.float32(offset + scale * np.random.default_rng(0).standard_normal((2, 4, 4, 6)))
+    got, _ = init_and_apply(Norm(3), jnp.asarray(x))
+    groups = x.astype(np.float64).reshape(2, 16, 3, 2)
+    mean, var = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
+    # The float32 mean of numbers around 1000 is off by some 1e-4.
+    np.testing.assert_allclose(got, expected, atol=1e-5 + 5e-7 * offset)
+
+
+def test_attention_is_one_head_over_all_positions():
+    x = np.random.default_rng(0).standard_normal((2, 2, 3, 4))
+    module = SelfAttention(2, jnp.float32)
+    params = module.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    got = module.apply(params, jnp.asarray(x, jnp.float32))
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
+    groups = x.reshape(2, 6, 2, 2)
+    mean, var = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    h = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(2, 6, 4)
+    h = h * p["norm"]["norm"]["scale"] + p["norm"]["norm"]["bias"]
+    q, k, v = (h @ p[name]["kernel"] + p[name]["bias"] for name in ("query", "key", "value"))
+    weights = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(4))
+    h = weights / weights.sum(-1, keepdims=True) @ v
+    expected = x + (h @ p["out"]["kernel"] + p["out"]["bias"]).reshape(x.shape)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change,size,parts",
+    [
+        ({}, (9, 8), ["data.image_size", "divisible by 2", "got (9, 8)", "8 or 10"]),
+        ({}, (1, 8), ["data.image_size", "take 2"]),
+        ({}, (0, 8), ["data.image_size", "take 2"]),
+        (dict(channel_mults=()), (8, 8), ["model.channel_mults", "got ()"]),
+        (dict(channel_mults=(1, 0)), (8, 8), ["model.channel_mults", "got (1, 0)"]),
+        (dict(channels=7), (8, 8), ["model.channels", "even", "got 7"]),
+        (dict(channels=2, num_groups=1), (8, 8), ["model.channels", "at least 4", "got 2"]),
+        (dict(num_groups=3), (8, 8), ["model.num_groups", "got 3 groups", "8 = 8 * 1"]),
+        (dict(num_groups=0), (8, 8), ["model.num_groups", "at least 1", "got 0"]),
+        (dict(num_res_blocks=0), (8, 8), ["model.num_res_blocks", "at least 1", "got 0"]),
+        (dict(attention_resolutions=(4, 16)), (8, 8), ["model.attention_resolutions", "[8, 4]", "got 16"]),
+        (dict(dropout=1.0), (8, 8), ["model.dropout", "[0, 1)", "got 1.0"]),
+    ],
+)
+def test_check_unet_refuses(change, size, parts):
+    with pytest.raises(UserError) as error:
+        check_unet(UNet(**{**SMALL, **change}), size)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_check_unet_accepts():
+    check_unet(UNet(**SMALL), (8, 12))
+    check_unet(UNet(), (32, 32))
+    check_unet(UNet(channel_mults=(1, 1, 2, 2, 4, 4)), (256, 256))
