@@ -16,8 +16,15 @@ from ddpm_jax.diffusion import (
     x_0_from_v,
 )
 from ddpm_jax.errors import UserError
-from ddpm_jax.keys import seed_keys
-from ddpm_jax.likelihood import bits_per_dim, discretised_gaussian_log_likelihood, normal_kl, prior_term, vlb_term
+from ddpm_jax.keys import sample_keys, seed_keys
+from ddpm_jax.likelihood import (
+    bits_per_dim,
+    discretised_gaussian_log_likelihood,
+    normal_kl,
+    prior_term,
+    vlb_term,
+    vlb_terms,
+)
 from ddpm_jax.losses import make_loss_fn
 from ddpm_jax.models.unet import UNet, init_params, num_params
 from ddpm_jax.pixel_scale import to_model_scale, to_uint8
@@ -27,7 +34,6 @@ from ddpm_jax.samplers import (
     ddim_table,
     initial_noise,
     sample,
-    sample_keys,
     spaced_steps,
     walk,
 )
@@ -72,6 +78,7 @@ __all__ = [
     "to_uint8",
     "v_from_x_0",
     "vlb_term",
+    "vlb_terms",
     "walk",
     "x_0_from_eps",
     "x_0_from_v",

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from ddpm_jax.devices import batch_sharded, compiler_options, replicated
 from ddpm_jax.diffusion import make_denoiser
-from ddpm_jax.keys import seed_keys
+from ddpm_jax.keys import sample_keys, seed_keys
 from ddpm_jax.pixel_scale import to_uint8
-from ddpm_jax.samplers import SamplerTable, initial_noise, sample_keys, walk
+from ddpm_jax.samplers import SamplerTable, initial_noise, walk
 from ddpm_jax.schedules import Schedule
 
 MAX_CHUNKS = 50

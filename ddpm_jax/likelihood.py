@@ -11,6 +11,7 @@ from jax.scipy.special import erf, erfc
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddpm_jax.diffusion import DenoiseFn, at_step, eps_from_x_0, p_log_var, q_posterior_mean, q_sample
+from ddpm_jax.keys import sample_keys, sample_noise
 from ddpm_jax.schedules import Schedule
 
 HALF_BIN = 1.0 / 255.0  # half the distance of two of the 256 pixel values on the scale of [-1, 1]
@@ -126,6 +127,40 @@ def prior_term(schedule: Schedule, x_0: Float[Array, "B *D"]) -> Float[Array, "B
     return bits_per_dim_of(normal_kl(mean, log_var, jnp.zeros_like(mean), jnp.zeros_like(log_var)))
 
 
+def vlb_terms(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    *,
+    x_0: Float[Array, "B *D"],
+    keys: Key[Array, "B"],
+    steps: Int[Array, "S"],
+    variance: str,
+) -> dict[str, Array]:
+    """L_t of the bound in bits/dim at the given steps, with one sample of x_t each; one `lax.scan`.
+
+    Args:
+      x_0: real images on the scale of [-1, 1], made of uint8 values.
+      keys: one an image; step t draws its noise from fold_in(key, t).
+      steps: the t wanted.
+      variance: of p, "fixed_small" or "fixed_large".
+
+    Returns:
+      terms, x_0_mse and eps_mse, each [S, B].
+    """
+
+    def one_step(_, step: Int[Array, ""]):
+        t = jnp.full(x_0.shape[:1], step, jnp.int32)
+        eps = sample_noise(keys, step, x_0.shape[1:])
+        x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
+        term, x_0_hat = vlb_term(schedule, denoise_fn, x_0=x_0, x_t=x_t, t=t, variance=variance)
+        eps_hat = eps_from_x_0(schedule, x_t=x_t, t=t, x_0=x_0_hat)
+        axes = tuple(range(1, x_0.ndim))
+        mse = {"x_0_mse": jnp.mean((x_0_hat - x_0) ** 2, axes), "eps_mse": jnp.mean((eps_hat - eps) ** 2, axes)}
+        return None, {"terms": term, **mse}
+
+    return jax.lax.scan(one_step, None, steps)[1]
+
+
 def bits_per_dim(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
@@ -138,30 +173,14 @@ def bits_per_dim(
 
     Args:
       x_0: real images on the scale of [-1, 1], made of uint8 values.
-      key: step t draws its noise from fold_in(key, t).
+      key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
       variance: of p, "fixed_small" or "fixed_large".
 
     Returns:
       total [B] = sum of terms + prior; terms [T, B]; prior [B]; x_0_mse and eps_mse [T, B].
     """
-
-    def one_step(_, step: Int[Array, ""]):
-        t = jnp.full(x_0.shape[:1], step, jnp.int32)
-        eps = jax.random.normal(jax.random.fold_in(key, step), x_0.shape, x_0.dtype)
-        x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
-        term, x_0_hat = vlb_term(schedule, denoise_fn, x_0=x_0, x_t=x_t, t=t, variance=variance)
-        eps_hat = eps_from_x_0(schedule, x_t=x_t, t=t, x_0=x_0_hat)
-        axes = tuple(range(1, x_0.ndim))
-        mse = jnp.mean((x_0_hat - x_0) ** 2, axes), jnp.mean((eps_hat - eps) ** 2, axes)
-        return None, (term, *mse)
-
+    keys = sample_keys(key, jnp.arange(x_0.shape[0]))
     steps = jnp.arange(schedule.num_steps, dtype=jnp.int32)
-    _, (terms, x_0_mse, eps_mse) = jax.lax.scan(one_step, None, steps)
+    by_step = vlb_terms(schedule, denoise_fn, x_0=x_0, keys=keys, steps=steps, variance=variance)
     prior = prior_term(schedule, x_0)
-    return {
-        "total": jnp.sum(terms, axis=0) + prior,
-        "terms": terms,
-        "prior": prior,
-        "x_0_mse": x_0_mse,
-        "eps_mse": eps_mse,
-    }
+    return {"total": jnp.sum(by_step["terms"], axis=0) + prior, "prior": prior, **by_step}

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.commands import make_parser, run
-from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.errors import UserError
 
 EXAMPLE = "python -m ddpm_jax.sample --workdir=runs/digits --num_samples=64 --out=runs/digits/samples/new"
-WEIGHTS = {"ema": "ema_params", "raw": "params"}
 MAX_GRID = 100  # pictures in the PNG; the .npz holds all
 
 
@@ -37,13 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    check_one_of("--weights", args.weights, WEIGHTS)
     if args.num_samples < 1:
         raise UserError(f"--num_samples must be at least 1; got {args.num_samples}")
-    if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed must be in 0..2^32-1; got {args.seed}")
-    if args.best and args.step is not None:
-        raise UserError(f"--best and --step={args.step} both choose a checkpoint: give one of them")
     out, extension = os.path.splitext(args.out)
     if extension not in (".png", ".npz"):
         out = args.out
@@ -52,20 +46,15 @@ def _sample(args: argparse.Namespace) -> None:
     import jax
 
     from ddpm_jax import factories
-    from ddpm_jax.checkpoints import Checkpoints
-    from ddpm_jax.configuration import config_from_json
     from ddpm_jax.devices import make_mesh, replicated
+    from ddpm_jax.keys import check_seed
     from ddpm_jax.pictures import save_grid, save_npz
     from ddpm_jax.progress import ProgressBar
+    from ddpm_jax.runs import open_run
 
-    if not os.path.isdir(args.workdir):
-        raise UserError(f"--workdir must be the folder of a training run; there is no {args.workdir!r}")
-    checkpoints = Checkpoints(args.workdir)
-    step = checkpoints.best_step() if args.best else args.step
-    step, params = checkpoints.restore_params(WEIGHTS[args.weights], step)
-    config = config_from_json(checkpoints.restore_config(step)[1])
-    checkpoints.close()
-
+    check_seed("--seed", args.seed)
+    trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+    config = trained.config
     mesh = make_mesh()
     overrides = {
         name: getattr(args, name)
@@ -82,14 +71,14 @@ def _sample(args: argparse.Namespace) -> None:
     generator = factories.build_generator(config, schedule, table, factories.build_model(config), mesh)
 
     print(
-        f"{args.num_samples} samples of step {step} ({args.weights} weights), {config.sample.sampler} with "
+        f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), {config.sample.sampler} with "
         f"{table.num_sampler_steps} steps, seed {args.seed}"
     )
     total = generator.num_batches(args.num_samples) * generator.num_rows
     is_first = jax.process_index() == 0
     with ProgressBar(total, "sampling", enabled=is_first) as bar:
         images = generator.generate(
-            jax.device_put(params, replicated(mesh)),
+            jax.device_put(trained.params, replicated(mesh)),
             seed=args.seed,
             num_samples=args.num_samples,
             on_chunk=bar.update,

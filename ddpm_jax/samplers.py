@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.diffusion import VARIANCES, DenoiseFn
 from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.keys import sample_keys, sample_noise
 from ddpm_jax.schedules import Schedule
 
 SAMPLERS = ("ancestral", "ddim")
@@ -150,18 +151,9 @@ def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: floa
     return _table(t, s, c_x_0=np.sqrt(abar_s) - c_eps * np.sqrt(abar_t), c_x_t=c_eps, sigma=sigma)
 
 
-def sample_keys(key: Key[Array, ""], sample_ids: Int[Array, "B"]) -> Key[Array, "B"]:
-    """The key of sample n is fold_in(key, n): it depends on the seed and n alone."""
-    return jax.vmap(lambda n: jax.random.fold_in(key, n))(sample_ids)
-
-
-def _noise(keys: Key[Array, "B"], step: Int[Array, ""] | int, shape: tuple[int, ...]) -> Float[Array, "B *D"]:
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape))(keys)
-
-
 def initial_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *D"]:
     """x_T ~ N(0, I), [B, *shape], from fold_in(key, 0) of every sample."""
-    return _noise(keys, 0, shape)
+    return sample_noise(keys, 0, shape)
 
 
 def walk(
@@ -192,7 +184,7 @@ def walk(
         x_t, frames = carry
         row, slot = row_and_slot
         t = jnp.full(x_t.shape[:1], row.t, jnp.int32)
-        z = _noise(keys, row.row + 1, x_t.shape[1:])
+        z = sample_noise(keys, row.row + 1, x_t.shape[1:])
         x_s = row.c_x_0 * denoise_fn(x_t, t).x_0_hat + row.c_x_t * x_t + row.sigma * z
         return (x_s, None if frames is None else frames.at[slot].set(x_s, mode="drop")), None
 

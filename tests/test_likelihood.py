@@ -7,12 +7,14 @@ import pytest
 from scipy.special import log_ndtr
 
 from ddpm_jax.diffusion import make_denoiser, q_sample
+from ddpm_jax.keys import sample_keys, sample_noise
 from ddpm_jax.likelihood import (
     bits_per_dim,
     discretised_gaussian_log_likelihood,
     normal_kl,
     prior_term,
     vlb_term,
+    vlb_terms,
 )
 from ddpm_jax.losses import make_loss_fn
 from ddpm_jax.schedules import make_schedule
@@ -239,9 +241,8 @@ def test_bits_per_dim_is_the_slow_loop(variance):
     schedule = make_schedule("cosine", num_steps=60)
     rng, key = np.random.default_rng(0), jax.random.key(3)
     x_0 = rng.integers(0, 256, (3, 4, 2, 3)) / 127.5 - 1
-    noise = [
-        np.asarray(jax.random.normal(jax.random.fold_in(key, t), x_0.shape), np.float64) for t in range(60)
-    ]
+    keys = sample_keys(key, jnp.arange(3))
+    noise = [np.asarray(sample_noise(keys, t, x_0.shape[1:]), np.float64) for t in range(60)]
     model = lambda x_t, t: 0.6 * x_t + 0.01 * t  # noqa: E731
     denoise_fn = make_denoiser(schedule, lambda x_t, t: model(x_t, t.reshape(-1, 1, 1, 1)))
     out = jax.jit(
@@ -301,7 +302,7 @@ def test_the_vlb_loss_summed_over_t_is_the_bound(variance, prediction):
             model_fn,
             x_0=x_0,
             t=jnp.full(2, t),
-            eps=jax.random.normal(jax.random.fold_in(key, t), x_0.shape),
+            eps=sample_noise(sample_keys(key, jnp.arange(2)), t, (5,)),
         )
         for t in range(T)
     ]
@@ -318,3 +319,15 @@ def test_the_vlb_gradient_is_finite_at_every_step():
     for scale in (0.0, 1.0, 1e4):
         f = lambda w: jnp.sum(loss_fn(lambda x_t, t: w * x_t, x_0=x_0, t=t, eps=x_0))  # noqa: E731
         assert np.isfinite(jax.grad(f)(jnp.float32(scale)))
+
+
+def test_terms_of_some_steps_are_those_of_all():
+    schedule, key = make_schedule("cosine", num_steps=12), jax.random.key(1)
+    x_0 = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 4)) / 127.5 - 1, jnp.float32)
+    denoise_fn = make_denoiser(schedule, lambda x_t, t: 0.4 * x_t)
+    whole = bits_per_dim(schedule, denoise_fn, x_0=x_0, key=key, variance="fixed_small")
+    # Images 1 and 2 alone, some steps alone: image i's noise depends on the key and i.
+    keys = sample_keys(key, jnp.arange(1, 3))
+    part = vlb_terms(schedule, denoise_fn, x_0=x_0[1:], keys=keys, steps=jnp.array([0, 7]), variance="fixed_small")
+    for name in ("terms", "x_0_mse", "eps_mse"):
+        np.testing.assert_allclose(part[name], whole[name][jnp.array([0, 7]), 1:], rtol=4 * ULP)

@@ -1,0 +1,48 @@
+"""A trained run, opened from its workdir: the config from the checkpoint and the weights."""
+
+import os
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.checkpoints import Checkpoints
+from ddpm_jax.configuration import config_from_json
+from ddpm_jax.errors import UserError, check_one_of
+
+WEIGHTS = {"ema": "ema_params", "raw": "params"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint of a run, as NumPy arrays: nothing in it depends on the devices it was trained on."""
+
+    step: int
+    config: ConfigDict
+    params: dict
+
+
+def open_run(workdir: str, *, step: int | None = None, best: bool = False, weights: str = "ema") -> Run:
+    """The config and the weights of a checkpoint.
+
+    Args:
+      step: which; None for the newest that can be read.
+      best: the one with the lowest eval loss instead.
+      weights: "ema" or "raw".
+
+    Raises:
+      UserError: no such folder, checkpoint or weights; both `step` and `best`.
+    """
+    check_one_of("--weights", weights, WEIGHTS)
+    if best and step is not None:
+        raise UserError(f"--best and --step={step} both choose a checkpoint: give one of them")
+    if not os.path.isdir(workdir):
+        raise UserError(f"--workdir must be the folder of a training run; there is no {workdir!r}")
+    checkpoints = Checkpoints(workdir)
+    try:
+        if best:
+            step = checkpoints.best_step()
+        step, params = checkpoints.restore_params(WEIGHTS[weights], step)
+        _, config_json = checkpoints.restore_config(step)
+    finally:
+        checkpoints.close()
+    return Run(step, config_from_json(config_json), params)
