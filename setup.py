@@ -30,7 +30,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "beartype", "nbclient", "nbformat", "ipykernel", "ruff", "tensorboard"],
+        "test": ["pytest", "beartype", "nbclient", "nbformat", "ipykernel", "matplotlib", "ruff", "tensorboard"],
+        "notebook": ["jupyterlab", "matplotlib"],
         "parity": ["torch", "diffusers==0.42.0", "denoising-diffusion-pytorch"],
         "tfds-prepare": ["tensorflow-cpu"],
     },
