@@ -116,7 +116,7 @@ def make_train_step(
         ema_params = jax.tree.map(lambda ema, new: decay * ema + (1.0 - decay) * new, state.ema_params, params)
         metrics = {
             "loss": jnp.mean(losses),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             **_t_bins(losses, t, num_steps),
         }
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
