@@ -3,14 +3,19 @@
 Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}. The newest and the best are kept.
 """
 
-import logging
+import functools
+import glob
+import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ddpm_jax.errors import UserError
@@ -33,7 +38,9 @@ class Checkpoints:
         # Orbax reports a relative path only later, from its background thread.
         self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
         self._manager = None
+        self._warned: set[int] = set()
         if create or os.path.isdir(self.directory):
+            self._check_metrics()
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
 
     def steps(self) -> list[int]:
@@ -41,29 +48,46 @@ class Checkpoints:
         return sorted(self._manager.all_steps()) if self._manager else []
 
     def best_step(self) -> int | None:
-        """The step with the lowest eval loss, or None where none was measured."""
-        return self._manager.best_step() if self._manager and self.steps() else None
+        """The step with the lowest eval loss, or None where there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints, but no eval loss was measured.
+        """
+        if not self.steps():
+            return None
+        step = self._manager.best_step()
+        if step is None or not self._manager.metrics(step):
+            raise UserError(
+                f"no checkpoint in {self.directory} has an eval loss to be the best by (data.eval_split was ''): "
+                "take the newest, or one of "
+                f"{self.steps()}"
+            )
+        return step
 
     def save(self, state: TrainState, config_json: str, metrics: dict[str, float] | None = None) -> None:
-        """Starts saving `state` under its step, in the background; a step that is already there stays.
+        """Starts saving `state` under its step, in the background.
 
         Args:
           config_json: of `configuration.config_to_json`, kept with the arrays so that no flag can mismatch.
           metrics: of the step; "eval_loss" decides which is best.
+
+        Raises:
+          UserError: this step or a later one is there already.
         """
         step = int(state.step)
-        if step in self.steps():
-            return
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ARRAYS}
         items["config"] = ocp.args.JsonSave({"config": config_json})
         if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics):
             raise UserError(
-                f"step {step} was not saved: {self.directory} holds the later step {self.steps()[-1]}; "
+                f"step {step} was not saved: {self.directory} holds step {self.steps()[-1]} already; "
                 "use a new --workdir"
             )
 
     def restore_state(self, abstract: TrainState) -> TrainState | None:
-        """The newest readable state, or None where nothing was saved.
+        """The newest readable state, or None where nothing was saved, for training on from there.
+
+        Newer checkpoints that cannot be read are moved into <workdir>/damaged_checkpoints, with a warning: their
+        steps will be taken and saved again.
 
         Args:
           abstract: `jax.ShapeDtypeStruct`s with the shardings wanted.
@@ -75,10 +99,14 @@ class Checkpoints:
 
         def read(step: int) -> TrainState:
             items = self._restore(step, {n: ocp.args.StandardRestore(target) for n, target in targets.items()})
-            sharding = abstract.step.sharding
-            return TrainState(step=jax.device_put(np.int32(step), sharding), **items)
+            arrays = {name: items[name] for name in ARRAYS}
+            return TrainState(step=jax.device_put(np.int32(step), abstract.step.sharding), **arrays)
 
-        return self._newest_readable(read)[1] if self.steps() else None
+        if not self.steps():
+            return None
+        step, state = self._newest_readable(read)
+        self._move_aside([later for later in self.steps() if later > step])
+        return state
 
     def restore_params(self, item: str, step: int | None = None) -> tuple[int, dict]:
         """(step, the NumPy tree of one item), for sampling on any number of devices.
@@ -90,12 +118,20 @@ class Checkpoints:
         Raises:
           UserError: no checkpoint, not that step, or a damaged one.
         """
-        return self._read(step, lambda step: self._restore(step, {item: ocp.args.StandardRestore()})[item])
+        def read(step: int) -> dict:
+            # NumPy targets of the saved shapes: without them Orbax wants the devices of the training run back.
+            with self._reader(item_handlers={item: ocp.StandardCheckpointHandler()}) as manager:
+                saved = manager.item_metadata(step)[item]
+            if saved is None:
+                raise FileNotFoundError(f"{item} is missing or has lost its metadata")
+            target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.tree)
+            return self._restore(step, {item: ocp.args.StandardRestore(target)})[item]
+
+        return self._read(step, read)
 
     def restore_config(self, step: int | None = None) -> tuple[int, str]:
         """(step, the JSON text of its config); raises like `restore_params`."""
-        step, item = self._read(step, lambda step: self._restore(step, {"config": ocp.args.JsonRestore()})["config"])
-        return step, item["config"]
+        return self._read(step, lambda step: self._restore(step, {})["config"]["config"])
 
     def wait(self) -> None:
         """Blocks until the save in the background is committed; raises what went wrong in it."""
@@ -125,13 +161,56 @@ class Checkpoints:
             try:
                 return step, read(step)
             except _DAMAGE as error:
-                logging.warning("%s; trying the one before", self._damaged(step, error))
-        raise UserError(f"no readable checkpoint in {self.directory}: all of {self.steps()} are damaged")
+                last = error
+                if step not in self._warned:
+                    print(f"warning: {self._damaged(step, error)}; trying the one before", file=sys.stderr, flush=True)
+                self._warned.add(step)
+        raise UserError(
+            f"no readable checkpoint in {self.directory}: none of {self.steps()} can be read; restore the folder "
+            "from a copy, or train in another --workdir"
+        ) from last
 
     def _restore(self, step: int, args: dict) -> dict:
+        """Some items of a step, and always its config: a step without one is of no use."""
+        _drop_late_callbacks()
+        args = args | {"config": ocp.args.JsonRestore()}
         # A manager of its own: one that has saved or read an item with one kind of args refuses another kind.
-        with ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(create=False)) as manager:
-            return dict(manager.restore(step, args=ocp.args.Composite(**args)))
+        with self._reader() as manager:
+            items = dict(manager.restore(step, args=ocp.args.Composite(**args)))
+        if not isinstance(items["config"]["config"], str):
+            raise ValueError("its config is not text")
+        return items
+
+    def _reader(self, **kwargs: Any) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(create=False), **kwargs)
+
+    def _move_aside(self, steps: list[int]) -> None:
+        """Orbax would neither replace a checkpoint of these steps nor save one of an earlier step."""
+        if not steps:
+            return
+        folder = os.path.join(os.path.dirname(self.directory), "damaged_checkpoints")
+        if jax.process_index() == 0:
+            os.makedirs(folder, exist_ok=True)
+            for step in steps:
+                taken = sum(name.split("_")[0] == str(step) for name in os.listdir(folder))
+                name = f"{step}_{taken}" if taken else str(step)
+                shutil.move(os.path.join(self.directory, str(step)), os.path.join(folder, name))
+            print(f"warning: moved the unreadable {steps} to {folder}", file=sys.stderr, flush=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("ddpm_jax: damaged checkpoints are moved aside")
+        self._manager.reload()
+
+    def _check_metrics(self) -> None:
+        """Raises UserError for metrics that are no JSON: Orbax would not open the folder at all."""
+        for path in sorted(glob.glob(os.path.join(self.directory, "*", "metrics", "metrics"))):
+            try:
+                with open(path, encoding="utf-8") as file:
+                    json.load(file)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{path} is damaged ({error}): delete the folder {os.path.dirname(path)}, which only says "
+                    "which checkpoint is best"
+                ) from error
 
     def _damaged(self, step: int, error: Exception) -> str:
         first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -139,7 +218,19 @@ class Checkpoints:
 
 
 # What Orbax raises for truncated, missing or foreign files, as found by damaging checkpoints.
-_DAMAGE = (ValueError, KeyError, FileNotFoundError, OSError)
+_DAMAGE = (ValueError, KeyError, TypeError, OSError)
+
+
+@functools.cache
+def _drop_late_callbacks() -> None:
+    """Keeps off the screen what Orbax's other reads say when the first one of a damaged checkpoint has failed."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:

@@ -1,7 +1,9 @@
 """A whole training run from a config: data, state, loop, checkpoints, pictures."""
 
 import functools
+import math
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,13 +16,13 @@ from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
-from ddpm_jax.devices import batch_sharded, compiler_options, make_mesh, replicated
+from ddpm_jax.devices import batch_sharded, check_batch_size, compiler_options, make_mesh, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.keys import SeedKeys, seed_keys
 from ddpm_jax.losses import LossFn
 from ddpm_jax.models.unet import UNet, init_params, num_params
-from ddpm_jax.run_pictures import draw_final, draw_samples
+from ddpm_jax.run_pictures import LAST_PICTURE, draw_final, draw_samples
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.training.loop import LoopSettings, NonFiniteError, run_loop
 from ddpm_jax.training.report import Reporter
@@ -69,6 +71,7 @@ class Parts:
 
 def build_parts(config: ConfigDict) -> Parts:
     """Everything that a config describes, but for the data; raises UserError for what does not fit."""
+    factories.check_numbers(config)
     mesh = make_mesh(config.train.num_devices)
     schedule = factories.build_schedule(config)
     model = factories.build_model(config)
@@ -78,6 +81,7 @@ def build_parts(config: ConfigDict) -> Parts:
     # Built for their checks alone: a bad sampler must not come to light after days of training.
     factories.build_table(config, schedule)
     factories.build_preview_table(config, schedule)
+    check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
     image_shape = factories.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:
@@ -103,6 +107,7 @@ def train(config: ConfigDict, workdir: str) -> int | None:
     parts = build_parts(config)
     source = factories.build_source(config, config.data.split)
     held_out = _held_out(parts)
+    _check_writable(workdir)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
     try:
         state = _restore(parts, checkpoints)
@@ -113,20 +118,35 @@ def train(config: ConfigDict, workdir: str) -> int | None:
         if state is None:
             state = jax.jit(parts.init, out_shardings=replicated(parts.mesh))(parts.keys.init)
         first_step = int(state.step)
-        with (
-            Reporter(workdir, is_first, start_step=first_step, num_steps=config.train.num_steps) as reporter,
-            StopRequest() as stop,
-        ):
-            _introduce(reporter, parts, source, held_out, workdir, first_step if resumed else None)
-            state = _train_from(state, parts, source, held_out, checkpoints, reporter, stop, workdir)
-            checkpoints.wait()
-            if stop.signal_number is not None:
-                return stop.signal_number
-            if first_step < config.train.num_steps or not os.path.exists(_samples(workdir, "final_ema.png")):
+        drawn = _samples(workdir, LAST_PICTURE)
+        draws = first_step < config.train.num_steps or not os.path.exists(drawn)
+        if is_first and draws and os.path.exists(drawn):
+            os.remove(drawn)  # of an earlier, shorter run: a stop below must not leave it as the final one
+        with Reporter(workdir, is_first, start_step=first_step, num_steps=config.train.num_steps) as reporter:
+            with StopRequest() as stop:
+                _introduce(reporter, parts, source, held_out, workdir, first_step if resumed else None)
+                state = _train_from(state, parts, source, held_out, checkpoints, reporter, stop, workdir)
+                checkpoints.wait()
+                if stop.signal_number is not None:
+                    return stop.signal_number
+            # All is saved: from here on a signal ends the process at once, and the next start draws.
+            if draws:
                 _draw_final(state, parts, reporter, workdir)
         return None
     finally:
         checkpoints.close()
+
+
+def _check_writable(workdir: str) -> None:
+    """Makes the folder; raises UserError where that, or a file in it, is impossible."""
+    try:
+        os.makedirs(os.path.join(workdir, "checkpoints"), exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} cannot be written ({error.strerror}: {error.filename}): give another folder"
+        ) from error
 
 
 def _held_out(parts: Parts) -> HeldOut | None:
@@ -200,6 +220,8 @@ def _train_from(
 
     def save(state: TrainState) -> dict[str, float]:
         metrics = {BEST_METRIC: held_out.mean_loss(state.ema_params)} if held_out else None
+        if metrics and not math.isfinite(metrics[BEST_METRIC]):
+            raise NonFiniteError(f"{BEST_METRIC} became {metrics[BEST_METRIC]} at step {int(state.step)}")
         checkpoints.save(state, config_json, metrics)
         return metrics or {}
 
@@ -240,8 +262,8 @@ def _train_from(
             saved = checkpoints.steps()
             last = f"the last good checkpoint is step {saved[-1]}" if saved else "nothing was saved yet"
             raise UserError(
-                f"{error}; {last} in {workdir}: lower optim.learning_rate or optim.grad_clip, then train "
-                "in a new --workdir, or run the same command to go on from there"
+                f"{error}; {last} in {workdir}: train in a new --workdir with a lower optim.learning_rate "
+                "(the same command would repeat the same steps)"
             ) from error
 
 

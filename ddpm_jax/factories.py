@@ -3,6 +3,7 @@
 What a person typed is checked here, outside jit, and named by its config field.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,14 +17,50 @@ from ddpm_jax.devices import check_batch_size
 from ddpm_jax.diffusion import PREDICTIONS, VARIANCES
 from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.generation import Generator
+from ddpm_jax.keys import check_seed
 from ddpm_jax.losses import LossFn, make_loss_fn
 from ddpm_jax.models.unet import UNet, check_unet
+from ddpm_jax.overrides import flatten
 from ddpm_jax.samplers import SAMPLERS, SamplerTable, ancestral_table, ddim_table, spaced_steps
 from ddpm_jax.schedules import Schedule, make_schedule
 from ddpm_jax.training.state import make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.step import TrainStep, make_train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+# The least that the fields of the host's side may be; the others are checked where they are used.
+_LEAST = {
+    "train.num_steps": 1,
+    "train.log_every_steps": 0,
+    "train.checkpoint_every_steps": 0,
+    "train.sample_every_steps": 0,
+    "train.keep_checkpoints": 1,
+    "sample.num_sampler_steps": 0,
+    "sample.num_grid": 1,
+    "sample.num_preview_steps": 1,
+    "eval.batch_size": 1,
+    "eval.max_images": 0,
+}
+_MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
+_MAX_T = 1_000_000  # a table is [T]; beyond this a mistyped number would take the memory
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UserError for numbers that no part of a run can work with, whatever the others are."""
+    for field, value in flatten(config).items():
+        if field == "train.seed":
+            check_seed(field, value)
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{field} must be finite; got {number}")
+            if isinstance(number, int) and number > _MAX_INT:
+                raise UserError(f"{field} must be at most {_MAX_INT}; got {number}")
+        if field in _LEAST and value < _LEAST[field]:
+            raise UserError(f"{field} must be at least {_LEAST[field]}; got {value}")
+    if config.schedule.num_steps > _MAX_T:
+        raise UserError(f"schedule.num_steps must be in 1..{_MAX_T}; got {config.schedule.num_steps}")
 
 
 def image_shape_of(config: ConfigDict) -> tuple[int, int, int]:
@@ -79,6 +116,9 @@ def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     for field in ("warmup_steps", "decay_steps", "grad_clip", "clip_replicas"):
         if optim[field] < 0:
             raise UserError(f"optim.{field} must be at least 0; got {optim[field]}")
+    for field in ("b1", "b2"):
+        if not 0 <= optim[field] < 1:
+            raise UserError(f"optim.{field} must be in [0, 1); got {optim[field]}")
     return make_learning_rate(
         optim.learning_rate,
         warmup_steps=optim.warmup_steps,
@@ -131,6 +171,8 @@ def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
     fields = config.sample
     check_one_of("sample.sampler", fields.sampler, SAMPLERS)
     check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
+    if not math.isfinite(fields.eta) or fields.eta < 0:  # refused by every sampler, also where it is not read
+        raise UserError(f"sample.eta must be at least 0; got {fields.eta}: 0 is deterministic, 1 has full noise")
     steps = spaced_steps(schedule.num_steps, fields.num_sampler_steps or schedule.num_steps, fields.spacing)
     if fields.sampler == "ddim":
         return ddim_table(schedule, steps=steps, eta=fields.eta)

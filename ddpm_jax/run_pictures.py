@@ -13,6 +13,7 @@ from ddpm_jax.training.report import Reporter
 from ddpm_jax.training.state import TrainState
 
 SEED = 0  # all grids of a run start from the same noise, so that they can be compared
+LAST_PICTURE = "denoising.gif"  # of draw_final: where it is, the others are
 NUM_STRIP_ROWS = 6
 NUM_STRIP_COLUMNS = 11
 NUM_GIF_IMAGES = 25
@@ -46,7 +47,7 @@ def draw_final(
         columns = np.unique(np.rint(np.linspace(0, len(steps) - 1, NUM_STRIP_COLUMNS)).astype(int))
         labels = ["x_0" if steps[i] < 0 else f"t={steps[i]}" for i in columns]
         save_strip(os.path.join(folder, "denoising.png"), np.stack(frames)[columns, :NUM_STRIP_ROWS], labels)
-        save_gif(os.path.join(folder, "denoising.gif"), np.stack(frames), GIF_FRAME_MS, GIF_HOLD_MS)
+        save_gif(os.path.join(folder, LAST_PICTURE), np.stack(frames), GIF_FRAME_MS, GIF_HOLD_MS)
 
 
 def _draw_grid(

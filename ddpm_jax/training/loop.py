@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
 from ddpm_jax.devices import put_batch
 from ddpm_jax.errors import UserError
@@ -20,7 +22,7 @@ MAX_AHEAD = 2
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient that is NaN or infinite."""
+    """A loss, gradient or parameter that is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def run_loop(
             if step == first_step + len(pending):
                 del numbers["images_per_second"]  # the first figure would be the compiler's, not the step's
             if saving:
+                _check_finite(state, step)
                 numbers |= save(state)
             reporter.log(step, numbers)
             if previewing:
@@ -90,6 +93,18 @@ def run_loop(
 
 def _due(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    """The loss of `step` was finite before its update; the parameters after it may not be."""
+    for name in ("params", "ema_params"):
+        if not _all_finite(getattr(state, name)):
+            raise NonFiniteError(f"{name} became NaN or infinite at step {step}")
 
 
 def _summary(pending: list[dict], step: int) -> dict[str, float]:
