@@ -77,7 +77,7 @@ def test_the_conversions_undo_q_sample(schedule):
     signal, noise = column(schedule.sqrt_alphas_bar, 3), column(schedule.sqrt_one_minus_alphas_bar, 3)
     x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
     np.testing.assert_allclose(x_t, signal * x_0 + noise * eps, rtol=0, atol=4 * 4 * ULP)
-    # x_t carries some ulp of its size (4 at most); the inversion divides them by the coefficient of the answer.
+    # x_t carries some ulp of its size (4 at most); the inversion divides them by the answer's coefficient.
     error = 4 * 4 * ULP
     assert_within(x_0_from_eps(schedule, x_t=x_t, t=t, eps=eps), x_0, 2 * error / signal)
     assert_within(eps_from_x_0(schedule, x_t=x_t, t=t, x_0=x_0), eps, 2 * error / noise)
@@ -112,7 +112,8 @@ def test_at_step_is_nan_past_the_end():
 
 def test_fixed_variances():
     t = jnp.array([0, 1, 500, 999])
-    small, large = (jnp.exp(p_log_var(LINEAR, variance=v, t=t, ndim=1)) for v in ("fixed_small", "fixed_large"))
+    small = jnp.exp(p_log_var(LINEAR, variance="fixed_small", t=t, ndim=1))
+    large = jnp.exp(p_log_var(LINEAR, variance="fixed_large", t=t, ndim=1))
     # exp of a float32 logarithm around -10 multiplies its rounding by 10.
     np.testing.assert_allclose(small[1:], LINEAR.posterior_var[t[1:]], rtol=10 * ULP)
     np.testing.assert_allclose(large[1:], LINEAR.betas[t[1:]], rtol=10 * ULP)
