@@ -120,7 +120,9 @@ class Checkpoints:
         """
         def read(step: int) -> dict:
             # NumPy targets of the saved shapes: without them Orbax wants the devices of the training run back.
-            with self._reader(item_handlers={item: ocp.StandardCheckpointHandler()}) as manager:
+            # For all items, since Orbax warns of those that it has no handler for.
+            handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
+            with self._reader(item_handlers=handlers | {"config": ocp.JsonCheckpointHandler()}) as manager:
                 saved = manager.item_metadata(step)[item]
             if saved is None:
                 raise FileNotFoundError(f"{item} is missing or has lost its metadata")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource, make_source
@@ -19,7 +20,7 @@ from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.generation import Generator
 from ddpm_jax.keys import check_seed
 from ddpm_jax.losses import LossFn, make_loss_fn
-from ddpm_jax.models.unet import UNet, check_unet
+from ddpm_jax.models.unet import UNet, check_unet, init_params
 from ddpm_jax.overrides import flatten
 from ddpm_jax.samplers import SAMPLERS, SamplerTable, ancestral_table, ddim_table, spaced_steps
 from ddpm_jax.schedules import Schedule, make_schedule
@@ -93,6 +94,18 @@ def build_model(config: ConfigDict) -> UNet:
     model = UNet(**(fields | {"dtype": DTYPES[fields["dtype"]]}))
     check_unet(model, image_shape[:2])
     return model
+
+
+def check_params(config: ConfigDict, model: UNet, params: dict) -> None:
+    """Raises UserError unless the weights of a checkpoint are those of its config's network."""
+    wanted = jax.eval_shape(lambda key: init_params(model, key, image_shape_of(config)), jax.random.key(0))
+    shapes = [{keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(tree)} for tree in (wanted, params)]
+    for name in sorted(shapes[0] | shapes[1]):
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise UserError(
+                f"the checkpoint does not fit the network of its config: {name} is {shapes[1].get(name, 'missing')} "
+                f"and must be {shapes[0].get(name, 'absent')}; use the version of ddpm_jax that trained it"
+            )
 
 
 def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:

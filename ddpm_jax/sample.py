@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from ddpm_jax.commands import make_parser, run
@@ -41,6 +42,7 @@ def _sample(args: argparse.Namespace) -> None:
     out, extension = os.path.splitext(args.out)
     if extension not in (".png", ".npz"):
         out = args.out
+    _check_out(out)
 
     # Here, so that --help and the errors above need not wait for JAX.
     import jax
@@ -68,7 +70,9 @@ def _sample(args: argparse.Namespace) -> None:
             config.sample.batch_size = -(-config.sample.batch_size // mesh.size) * mesh.size
     schedule = factories.build_schedule(config)
     table = factories.build_table(config, schedule)
-    generator = factories.build_generator(config, schedule, table, factories.build_model(config), mesh)
+    model = factories.build_model(config)
+    factories.check_params(config, model, trained.params)
+    generator = factories.build_generator(config, schedule, table, model, mesh)
 
     print(
         f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), {config.sample.sampler} with "
@@ -87,6 +91,19 @@ def _sample(args: argparse.Namespace) -> None:
         save_npz(f"{out}.npz", images)
         save_grid(f"{out}.png", images[:MAX_GRID])
         print(f"wrote {out}.npz (uint8 {list(images.shape)} as arr_0) and {out}.png")
+
+
+def _check_out(out: str) -> None:
+    """Makes the folder of PATH; raises UserError where nothing can be written, before hours of sampling."""
+    folder, name = os.path.split(os.path.abspath(out) if out and not out.endswith(os.sep) else "")
+    if not name:
+        raise UserError(f"--out must be a path such as samples/new, for samples/new.png and .npz; got {out!r}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--out: the folder {folder} cannot be written ({error.strerror}); give another") from error
 
 
 if __name__ == "__main__":
