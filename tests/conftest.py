@@ -5,6 +5,8 @@ this file is read, and what was imported before it would run unchecked.
 """
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -39,14 +41,51 @@ def tiny_params(tiny_unet):
     from ddpm_jax.models.unet import init_params
 
     shapes = jax.eval_shape(lambda key: init_params(tiny_unet, key, (8, 8, 3)), jax.random.key(0))
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten(
-        [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    )
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
 
 
 @pytest.fixture(scope="session")
 def tiny_apply(tiny_unet):
     """(params, x_t, t) -> the prediction of `tiny_unet` without dropout, jitted once for the session."""
     return jax.jit(lambda params, x_t, t: tiny_unet.apply({"params": params}, x_t, t))
+
+
+# One small run for all tests of whole runs: every other program would be compiled anew.
+TINY_RUN = (
+    "model.channels=4", "model.num_groups=2", "model.channel_mults=1", "model.attention_resolutions=",
+    "model.num_res_blocks=1", "schedule.num_steps=20", "optim.warmup_steps=2", "train.batch_size=8",
+    "train.num_steps=8", "train.num_devices=1", "train.log_every_steps=2", "train.checkpoint_every_steps=2",
+    "train.sample_every_steps=0", "train.keep_checkpoints=10", "sample.num_grid=4", "sample.batch_size=8",
+    "sample.num_preview_steps=5", "eval.max_images=16", "eval.batch_size=16",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_flags():
+    """The command line of the small run, but for the workdir."""
+    return ["--config=digits", "--nocompilation_cache", *(f"--config.{override}" for override in TINY_RUN)]
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Overrides -> the config of the small run with them."""
+    from ddpm_jax.configuration import load_config
+
+    return lambda *overrides: load_config("digits", [*TINY_RUN, *overrides])
+
+
+@pytest.fixture(scope="session")
+def straight_run(tiny_config, tmp_path_factory):
+    """The workdir of the small run, trained without a stop: checkpoints 2, 4, 6 and 8. Read it or copy it."""
+    from ddpm_jax.experiment import train
+
+    workdir = tmp_path_factory.mktemp("straight")
+    assert train(tiny_config(), str(workdir)) is None
+    return workdir
+
+
+@pytest.fixture
+def own_run(straight_run, tmp_path):
+    """A copy of `straight_run` to damage or to continue."""
+    return shutil.copytree(straight_run, tmp_path / "run")

@@ -268,6 +268,10 @@ def test_noise_differs_from_row_to_row_and_from_x_T():
     table = table.replace(c_x_0=zeros, c_x_t=zeros, sigma=ones)
     zero = lambda x_t, t: Denoised(x_0_hat=jnp.zeros_like(x_t))  # noqa: E731
     frames = sample(zero, table, key=jax.random.key(0), num_samples=2, shape=(5000,), num_frames=4)
+    # As the table promises: fold_in of the seed with n, then with the row's number plus 1, whatever its t.
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), i) for i in range(5)]
+    for frame, key in zip(frames, keys, strict=True):
+        np.testing.assert_array_equal(frame[1], jax.random.normal(key, (5000,)))
     correlations = np.corrcoef(np.asarray(frames).reshape(10, 5000))
     # Independent normals: 1/sqrt(5000) = 0.014 of scatter.
     assert np.max(np.abs(correlations - np.eye(10))) < 5 * 0.0142
