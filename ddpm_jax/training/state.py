@@ -1,6 +1,7 @@
 """The train state, the learning rate, the optimiser and the EMA of the parameters."""
 
 from collections.abc import Callable
+from typing import no_type_check
 
 import flax
 import jax
@@ -13,6 +14,8 @@ from ddpm_jax.errors import UserError, check_one_of
 StepFn = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
+# A pytree's leaves may be shapes or shardings, so its fields are not checked in tests.
+@no_type_check
 @flax.struct.dataclass
 class TrainState:
     """All that changes in training. Randomness and batches are functions of (seed, step): no key is kept."""
