@@ -238,7 +238,8 @@ def slow_bits_per_dim(betas, model, x_0, noise, variance):
 
 @VARIANCES
 def test_bits_per_dim_is_the_slow_loop(variance):
-    schedule = make_schedule("cosine", num_steps=60)
+    # Ends at alpha-bar = 0.35: the prior term is no small part of the total.
+    schedule = make_schedule("linear", num_steps=60, beta_end=0.002)
     rng, key = np.random.default_rng(0), jax.random.key(3)
     x_0 = rng.integers(0, 256, (3, 4, 2, 3)) / 127.5 - 1
     keys = sample_keys(key, jnp.arange(3))
