@@ -142,14 +142,14 @@ def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Adam with warm-up and the global clip; a clip by replica is the train step's."""
-    optim = config.optim
+    optim, learning_rate = config.optim, build_learning_rate(config)
     if optim.clip_replicas and optim.grad_clip:
         raise UserError(
             f"optim.clip_replicas={optim.clip_replicas} clips each part at 1; with it optim.grad_clip must be 0; "
             f"got {optim.grad_clip}"
         )
     return make_optimizer(
-        build_learning_rate(config), b1=optim.b1, b2=optim.b2, eps=optim.eps, grad_clip=optim.grad_clip
+        learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps, grad_clip=optim.grad_clip
     )
 
 

@@ -4,6 +4,8 @@
 this file is read, and what was imported before it would run unchecked.
 """
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,13 +53,18 @@ def tiny_apply(tiny_unet):
     return jax.jit(lambda params, x_t, t: tiny_unet.apply({"params": params}, x_t, t))
 
 
-# One small run for all tests of whole runs: every other program would be compiled anew.
+# One small run for all tests of whole runs: every other program would be compiled anew. It names all that it
+# leans on, so that the digits experiment may change.
 TINY_RUN = (
+    "data.eval_split=test", "data.flip=false", "schedule.name=cosine", "diffusion.variance=fixed_large",
+    "model.dropout=0", "optim.learning_rate=1e-3", "optim.decay_steps=0", "optim.grad_clip=1", "optim.ema_decay=0.995",
+    "optim.ema_start=warmup", "train.seed=0", "sample.sampler=ancestral", "sample.num_sampler_steps=0",
     "model.channels=4", "model.num_groups=2", "model.channel_mults=1", "model.attention_resolutions=",
     "model.num_res_blocks=1", "schedule.num_steps=20", "optim.warmup_steps=2", "train.batch_size=8",
     "train.num_steps=8", "train.num_devices=1", "train.log_every_steps=2", "train.checkpoint_every_steps=2",
     "train.sample_every_steps=0", "train.keep_checkpoints=10", "sample.num_grid=4", "sample.batch_size=8",
-    "sample.num_preview_steps=5", "eval.max_images=16", "eval.batch_size=16",
+    "sample.num_preview_steps=5", "sample.num_sampler_steps=0", "optim.decay_steps=0", "eval.max_images=16",
+    "eval.batch_size=16",
 )  # fmt: skip
 
 
@@ -85,7 +92,39 @@ def straight_run(tiny_config, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="session")
+def sample_main():
+    """`main` of the sample command; importing its module would else hide the function `ddpm_jax.sample`."""
+    import ddpm_jax
+
+    function = ddpm_jax.sample
+    from ddpm_jax.sample import main
+
+    ddpm_jax.sample = function
+    return main
+
+
 @pytest.fixture
 def own_run(straight_run, tmp_path):
     """A copy of `straight_run` to damage or to continue."""
     return shutil.copytree(straight_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def state_of(tiny_config):
+    """(workdir, step) -> the NumPy leaves of params, EMA and optimiser state by path."""
+    from ddpm_jax.checkpoints import Checkpoints
+    from ddpm_jax.experiment import build_parts
+
+    abstract = build_parts(tiny_config()).abstract_state
+
+    def state_of(workdir, step):
+        checkpoints = Checkpoints(str(workdir))
+        assert checkpoints.steps()[-1] == step
+        state = checkpoints.restore_state(abstract)
+        checkpoints.close()
+        assert int(state.step) == step
+        return {jax.tree_util.keystr(path): np.asarray(leaf)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(state)}  # fmt: skip
+
+    return state_of

@@ -1,0 +1,227 @@
+"""Bad input to the commands: one line on stderr, exit code 2, no traceback, and nothing made or lost."""
+
+import pytest
+
+from ddpm_jax import train as train_command
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import build_parts
+from ddpm_jax.overrides import flatten
+
+
+def error_of(capfd, main, argv):
+    code = main(argv)
+    err = capfd.readouterr().err
+    assert code == 2 and len(err.splitlines()) == 1 and err.startswith("error: "), err
+    return err.removeprefix("error: ").strip()
+
+
+@pytest.fixture
+def train_error(tiny_flags, tmp_path, capfd):
+    def error(*flags, workdir=None):
+        message = error_of(capfd, train_command.main, [*tiny_flags, f"--workdir={workdir or tmp_path / 'w'}", *flags])
+        assert workdir or not (tmp_path / "w").exists()  # no trace of a run that never began
+        return message
+
+    return error
+
+
+CASES = [
+    ("train.batchsize=8", "unknown config field 'train.batchsize'; did you mean 'train.batch_size'?"),
+    ("train.batch_size=many", "config field 'train.batch_size' must be an int; got 'many'"),
+    ("optim.learning_rate=nan", "config field 'optim.learning_rate' must be a float; got 'nan'"),
+    ("train.num_devices=9", "train.num_devices must be in 0..8 (0: all of them); got 9"),
+    ("train.num_devices=-1", "train.num_devices must be in 0..8 (0: all of them); got -1"),
+    ("data.name=digit", "data.name"),
+    ("data.split=validation", "data.split must be one of"),
+    ("data.split=train[5", "data.split must be a name with at most one slice"),
+    ("data.eval_split=none", "data.split must be one of"),
+    ("data.image_size=8", "data.image_size must be (height, width) in pixels; got (8,)"),
+    ("data.image_size=0,8", "data.image_size must be (height, width) in pixels; got (0, 8)"),
+    ("data.num_channels=0", "data.num_channels must be at least 1; got 0"),
+    ("data.num_channels=2", "data.num_channels must be 1 (grey) or 3 (colour) for 'digits'; got 2"),
+    ("data.path=/nowhere", "data.path is not read for 'digits' and must be ''"),
+    ("schedule.name=cosin", "schedule.name must be one of"),
+    ("schedule.num_steps=0", "schedule.num_steps must be at least 1; got 0"),
+    ("schedule.num_steps=1e12", "schedule.num_steps must be at most 2147483647; got 1000000000000"),
+    ("schedule.num_steps=2000000", "schedule.num_steps must be in 1..1000000; got 2000000"),
+    ("schedule.beta_start=0", "schedule.beta_start and beta_end must obey 0 < start <= end"),
+    ("schedule.beta_end=inf", "schedule.beta_end must be finite; got inf"),
+    ("schedule.name=jsd", "schedule.name='jsd' ends at alpha_bar = 0, where eps says nothing about x_0"),
+    ("diffusion.prediction=x0", "diffusion.prediction must be one of ['eps', 'v', 'x_0']; got 'x0'; did you mean"),
+    ("diffusion.loss=l2", "diffusion.loss must be one of ['huber', 'l1', 'simple', 'vlb']; got 'l2'"),
+    ("diffusion.huber_delta=0", "diffusion.huber_delta must be above 0; got 0.0"),
+    ("diffusion.variance=small", "diffusion.variance must be one of ['fixed_large', 'fixed_small']; got 'small'"),
+    ("model.channels=5", "model.channels must be even and at least 4; got 5"),
+    ("model.channels=0", "model.channels must be even and at least 4; got 0"),
+    ("model.channels=1e11", "model.channels must be at most 2147483647"),
+    ("model.channel_mults=", "model.channel_mults must be one or more numbers above 0; got ()"),
+    ("model.channel_mults=1,0", "model.channel_mults must be one or more numbers above 0; got (1, 0)"),
+    ("model.channel_mults=1,1,1,1,1", "data.image_size must be divisible by 16 = 2^(levels-1)"),
+    ("model.num_res_blocks=0", "model.num_res_blocks must be at least 1; got 0"),
+    ("model.num_groups=3", "model.num_groups must divide every level's width; got 3 groups for the width 4"),
+    ("model.num_groups=0", "model.num_groups must be at least 1; got 0"),
+    ("model.attention_resolutions=5", "model.attention_resolutions must be among the heights of the levels, [8]"),
+    ("model.dropout=1", "model.dropout must be in [0, 1); got 1.0"),
+    ("model.dtype=float16", "model.dtype must be one of ['bfloat16', 'float32']; got 'float16'"),
+    ("optim.learning_rate=0", "optim.learning_rate must be above 0; got 0.0"),
+    ("optim.learning_rate=inf", "optim.learning_rate must be finite; got inf"),
+    ("optim.warmup_steps=-1", "optim.warmup_steps must be at least 0; got -1"),
+    ("optim.decay_steps=-1", "optim.decay_steps must be at least 0; got -1"),
+    ("optim.b1=1", "optim.b1 must be in [0, 1); got 1.0"),
+    ("optim.b2=-0.5", "optim.b2 must be in [0, 1); got -0.5"),
+    ("optim.eps=0", "optim.eps must be above 0; got 0.0"),
+    ("optim.grad_clip=-1", "optim.grad_clip must be at least 0; got -1.0"),
+    ("optim.clip_replicas=2", "optim.clip_replicas=2 clips each part at 1; with it optim.grad_clip must be 0; got 1.0"),
+    ("optim.clip_replicas=-1", "optim.clip_replicas must be at least 0; got -1"),
+    ("optim.ema_decay=1", "optim.ema_decay must be in [0, 1); got 1.0"),
+    ("optim.ema_start=zero", "optim.ema_start must be one of ['constant', 'copy_first', 'warmup']; got 'zero'"),
+    ("train.seed=-1", "train.seed must be"),
+    ("train.seed=4294967296", "train.seed must be"),
+    ("train.num_steps=0", "train.num_steps must be at least 1; got 0"),
+    ("train.num_steps=-5", "train.num_steps must be at least 1; got -5"),
+    ("train.batch_size=0", "train.batch_size must be a multiple of 1 (1 devices); got 0"),
+    ("train.grad_accum_steps=0", "train.grad_accum_steps must be at least 1; got 0"),
+    ("train.grad_accum_steps=3", "train.batch_size must be a multiple of 3 (1 devices times 3 parts); got 8: take 6"),
+    ("train.log_every_steps=-1", "train.log_every_steps must be at least 0; got -1"),
+    ("train.checkpoint_every_steps=-1", "train.checkpoint_every_steps must be at least 0; got -1"),
+    ("train.sample_every_steps=-1", "train.sample_every_steps must be at least 0; got -1"),
+    ("train.keep_checkpoints=0", "train.keep_checkpoints must be at least 1; got 0"),
+    ("sample.sampler=ddpm", "sample.sampler must be one of ['ancestral', 'ddim']; got 'ddpm'"),
+    ("sample.num_sampler_steps=21", "sample.num_sampler_steps must be in 1..20 (T); got 21"),
+    ("sample.num_sampler_steps=-1", "sample.num_sampler_steps must be at least 0; got -1"),
+    ("sample.spacing=cubic", "sample.spacing must be one of ['quadratic', 'uniform']; got 'cubic'"),
+    ("sample.eta=-0.5", "sample.eta must be at least 0; got -0.5"),
+    ("sample.batch_size=0", "sample.batch_size must be a multiple of 1 (1 devices); got 0"),
+    ("sample.num_grid=0", "sample.num_grid must be at least 1; got 0"),
+    ("sample.num_preview_steps=0", "sample.num_preview_steps must be at least 1; got 0"),
+    ("eval.batch_size=0", "eval.batch_size must be at least 1; got 0"),
+    ("eval.max_images=-1", "eval.max_images must be at least 0; got -1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "message"), CASES, ids=[override for override, _ in CASES])
+def test_one_line(train_error, override, message):
+    assert train_error(f"--config.{override}").startswith(message)
+
+
+def test_batches_that_the_devices_do_not_divide(train_error):
+    eight = "--config.train.num_devices=8"
+    assert train_error(eight, "--config.train.batch_size=12") == (
+        "train.batch_size must be a multiple of 8 (8 devices); got 12: take 8, or another train.num_devices"
+    )
+    # Before the first step, and not when the first grid is drawn.
+    assert train_error(eight, "--config.sample.batch_size=4") == (
+        "sample.batch_size must be a multiple of 8 (8 devices); got 4: take 8, or another train.num_devices"
+    )
+
+
+def test_eta_that_asks_for_too_much_noise(train_error):
+    message = train_error("--config.sample.sampler=ddim", "--config.sample.eta=50")
+    assert message.startswith("sample.eta must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got 50.0")
+
+
+def test_accumulation_beside_replicas(train_error):
+    flags = ["optim.clip_replicas=2", "optim.grad_clip=0", "train.grad_accum_steps=2"]
+    assert train_error(*(f"--config.{flag}" for flag in flags)).startswith("optim.clip_replicas=2 takes the batch in")
+
+
+def test_empty_or_missing_folders_of_pictures(train_error, tmp_path):
+    (tmp_path / "empty").mkdir()
+    flags = ["--config.data.name=image_folder", "--config.data.eval_split="]
+    for path in (tmp_path / "empty", tmp_path / "absent", ""):
+        message = train_error(*flags, f"--config.data.path={path}")
+        assert "data.path" in message or str(path) in message
+
+
+def test_every_field_with_nasty_values(tiny_config):
+    """Whatever single field is set to whatever its type allows, building says UserError or works."""
+    nasty = {
+        int: ["-1", "0", "1", "7", "2147483647", "2147483648", "1e30"],
+        float: ["-1", "0", "1e-45", "0.999", "1e38", "1e300", "inf", "-inf"],
+        str: ["", "x", "None", "a b", "é", "../..", "0"],
+        bool: ["true", "false"],
+        tuple: ["", "0", "-1", "1", "3,5", "1,1,1,1,1,1,1,1,1,1,1,1", "2147483648"],
+    }
+    refused = 0
+    for field, value in flatten(tiny_config()).items():
+        for text in nasty[type(value)]:
+            try:
+                build_parts(tiny_config(f"{field}={text}"))
+            except UserError as error:
+                refused += 1
+                assert "\n" not in str(error) and len(str(error)) < 500
+    assert refused > 100
+
+
+# The workdir
+
+
+def test_workdir_of_another_run(own_run, train_error):
+    before = (own_run / "config.json").read_bytes()
+    message = train_error("--config.train.seed=1", "--config.model.channels=8", workdir=own_run)
+    assert message.startswith(
+        "the workdir holds a run with another config: model.channels was 4 and is 8; train.seed was 0 and is 1; "
+    )
+    assert (own_run / "config.json").read_bytes() == before
+
+
+def test_workdir_that_cannot_be(train_error, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        message = train_error(workdir=workdir)
+        assert message.startswith(f"--workdir {workdir} cannot be written (") and "give another folder" in message
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_workdir_without_permission(train_error, tmp_path, monkeypatch):
+    """A real one cannot be made where tests run as root."""
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("ddpm_jax.experiment.tempfile.TemporaryFile", refuse)
+    workdir = tmp_path / "run"
+    assert train_error(workdir=workdir) == (
+        f"--workdir {workdir} cannot be written (Permission denied: {workdir}): give another folder"
+    )
+
+
+# The sample command
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_samples=0"], "--num_samples must be at least 1; got 0"),
+        (["--seed=-1"], "--seed must be"),
+        (["--seed=4294967296"], "--seed must be"),
+        (["--step=3"], "--step must be one of [2, 4, 6, 8]; got 3"),
+        (["--step=2", "--best"], "--best and --step=2 both choose a checkpoint: give one of them"),
+        (["--weights=best"], "--weights must be one of ['ema', 'raw']; got 'best'"),
+        (["--sampler=dim"], "sample.sampler must be one of ['ancestral', 'ddim']; got 'dim'; did you mean 'ddim'?"),
+        (["--num_sampler_steps=21"], "sample.num_sampler_steps must be in 1..20 (T); got 21"),
+        (["--eta=-1"], "sample.eta must be at least 0; got -1.0"),
+        (["--eta=nan"], "sample.eta must be at least 0; got nan"),
+        (["--batch_size=3"], "sample.batch_size must be a multiple of 8 (8 devices); got 3"),
+        (["--spacing=cubic"], "sample.spacing must be one of"),
+        (["--config.sample.eta=1"], "unknown flag '--config.sample.eta'; this command takes the config of the run"),
+        (["--num-samples=3"], "unknown flag '--num-samples'; did you mean '--num_samples'?"),
+        (["--out="], "--out must be a path such as samples/new"),
+        (["--out=new/"], "--out must be a path such as samples/new"),
+        (["--out=/dev/null/x"], "--out: the folder /dev/null cannot be written ("),
+    ],
+    ids=lambda value: "",
+)
+def test_sample(sample_main, straight_run, tmp_path, capfd, flags, message):
+    argv = [f"--workdir={straight_run}", f"--out={tmp_path}/x", "--nocompilation_cache", *flags]
+    assert error_of(capfd, sample_main, argv).startswith(message)
+
+
+def test_sample_of_no_run(sample_main, tmp_path, capfd):
+    argv = ["--out", str(tmp_path / "x"), "--nocompilation_cache"]
+    for workdir, message in (
+        (tmp_path, f"no checkpoint in {tmp_path}/checkpoints: train first, or give another --workdir"),
+        (tmp_path / "absent", f"--workdir must be the folder of a training run; there is no '{tmp_path}/absent'"),
+    ):
+        assert error_of(capfd, sample_main, [*argv, f"--workdir={workdir}"]) == message
+    assert not (tmp_path / "absent").exists() and not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,83 @@
+"""The generator beside `samplers.sample`: chunks, batches, what a watcher sees."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.devices import make_mesh
+from ddpm_jax.diffusion import make_denoiser
+from ddpm_jax.generation import Generator
+from ddpm_jax.keys import seed_keys
+from ddpm_jax.pixel_scale import to_uint8
+from ddpm_jax.samplers import ancestral_table, sample
+from ddpm_jax.schedules import make_schedule
+
+SHAPE = (2, 3, 1)
+
+
+class Half(nn.Module):
+    @nn.compact
+    def __call__(self, x_t, t, *, train=False):
+        return self.param("w", nn.initializers.ones, ()) * x_t
+
+
+PARAMS = {"w": jnp.float32(0.5)}
+
+
+def generator(num_steps, batch_size=8, num_devices=8):
+    schedule = make_schedule("cosine", num_steps=num_steps)
+    return Generator(
+        Half(), schedule, ancestral_table(schedule), image_shape=SHAPE, mesh=make_mesh(num_devices),
+        batch_size=batch_size,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_steps", [1, 20, 53, 120])  # one step; a chunk a step; a prime; chunks of 3
+def test_equals_one_scan(num_steps):
+    schedule = make_schedule("cosine", num_steps=num_steps)
+    denoise_fn = make_denoiser(schedule, lambda x_t, t: 0.5 * x_t)
+    whole = sample(denoise_fn, ancestral_table(schedule), key=seed_keys(3).sample, num_samples=5, shape=SHAPE)
+    images = generator(num_steps).generate(PARAMS, seed=3, num_samples=5)
+    assert images.shape == (5, *SHAPE) and images.dtype == np.uint8
+    np.testing.assert_allclose(images.astype(int), np.asarray(to_uint8(whole)).astype(int), atol=1)
+
+
+def test_a_watcher_sees_the_noise_first_and_x_0_last():
+    seen, counted = [], []
+    made = generator(20)
+    images = made.generate(
+        PARAMS, seed=0, num_samples=11, on_chunk=counted.append, watch=lambda *frame: seen.append(frame)
+    )
+    assert made.num_batches(11) == 2 and sum(counted) == 2 * made.num_rows
+    assert [(first, t) for first, t, _ in seen] == [(first, t) for first in (0, 8) for t in range(19, -2, -1)]
+    assert np.array_equal(np.concatenate([x_t for _, t, x_t in seen if t == -1])[:11], images)
+    noise = np.concatenate([x_t for _, t, x_t in seen if t == 19]).astype(float) / 127.5 - 1
+    assert 0.3 < noise.std() < 1  # N(0, 1), clipped
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_batches_and_devices_make_no_difference(num_devices):
+    wanted = generator(20).generate(PARAMS, seed=0, num_samples=17)
+    images = generator(20, batch_size=16, num_devices=num_devices).generate(PARAMS, seed=0, num_samples=17)
+    assert np.array_equal(images, wanted)
+    few = generator(20, num_devices=num_devices).generate(PARAMS, seed=0, num_samples=2)
+    assert np.array_equal(few, wanted[:2])
+
+
+def test_seeds():
+    made = generator(20)
+    one, other = (made.generate(PARAMS, seed=seed, num_samples=4) for seed in (0, 2**32 - 1))
+    assert np.mean(one != other) > 0.5
+    assert len(np.unique(one.reshape(4, -1), axis=0)) == 4
+
+
+def test_no_more_is_drawn_than_asked():
+    """Two pictures do not cost a batch of 256."""
+    seen = []
+    generator(20, batch_size=256).generate(
+        PARAMS, seed=0, num_samples=2, watch=lambda first, t, x_t: seen.append(len(x_t))
+    )
+    assert set(seen) == {8}
+    assert jax.device_count() == 8

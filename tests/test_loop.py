@@ -1,0 +1,100 @@
+"""The host loop with a train step in plain Python: what is reported, saved and drawn, and when it ends."""
+
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.devices import make_mesh
+from ddpm_jax.training.loop import LoopSettings, NonFiniteError, run_loop
+from ddpm_jax.training.report import Reporter, read_metrics
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.stop import StopRequest
+
+
+def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=None, stop=None):
+    """Runs the loop; step n has loss n, t bin 0 holds n of n images. Returns (last step, saved, drawn)."""
+    saved, drawn = [], []
+
+    def train_step(state, images, key):
+        assert images.shape == (2, 1) and int(images[0, 0]) == state.step  # batch n goes to step n
+        step = int(state.step) + 1
+        if stop and step == stop[0]:
+            stop[1].signal_number = signal.SIGTERM
+        values = {"loss": step, "grad_norm": 2 * step} | (bad[1] if bad and step == bad[0] else {})
+        metrics = {name: jnp.float32(value) for name, value in values.items()}
+        metrics["t_bin_sum"] = jnp.array([step, 0.0, 2.0, 0.0])
+        metrics["t_bin_count"] = jnp.array([step, 0.0, 1.0, 0.0])
+        return TrainState(jnp.int32(step), {"w": jnp.ones(1)}, {"w": jnp.ones(1)}, ()), metrics
+
+    def save(state):
+        saved.append(int(state.step))
+        return {"eval_loss": 0.5}
+
+    first = TrainState(jnp.int32(start), {"w": jnp.ones(1)}, {"w": jnp.ones(1)}, ())
+    with Reporter(tmp_path, start_step=start, print_line=lambda line: None) as reporter:
+        state = run_loop(
+            first,
+            train_step,
+            iter(np.full((2, 1), n, np.uint8) for n in range(start, 100)),
+            key_train=jax.random.key(0),
+            mesh=make_mesh(1),
+            settings=LoopSettings(num_steps, 2, log, checkpoint, sample),
+            learning_rate=lambda n: jnp.float32(n),
+            reporter=reporter,
+            stop=stop[1] if stop else StopRequest(),
+            save=save,
+            preview=lambda state: drawn.append(int(state.step)),
+        )
+    return int(state.step), saved, drawn
+
+
+def test_periods(tmp_path):
+    assert loop(tmp_path, log=4, checkpoint=3, sample=5) == (10, [3, 6, 9, 10], [5])
+    lines = {line["step"]: line for line in read_metrics(tmp_path)}
+    assert list(lines) == [3, 4, 5, 6, 8, 9, 10]
+    # Means since the line before; the learning rate of update n counts from 0.
+    assert [lines[step]["loss"] for step in lines] == [2, 4, 5, 6, 7.5, 9, 10]
+    assert lines[8]["grad_norm"] == 15 and lines[8]["learning_rate"] == 7
+    # Sums over sums, not a mean of means; a quarter without images has no number.
+    assert lines[8]["loss_t1of4"] == 1 and lines[8]["loss_t3of4"] == 2
+    assert "loss_t2of4" not in lines[8]
+    assert [step for step in lines if "eval_loss" in lines[step]] == [3, 6, 9, 10]
+    assert "images_per_second" not in lines[3] and lines[8]["images_per_second"] > 0
+
+
+def test_zero_means_never(tmp_path):
+    assert loop(tmp_path) == (10, [10], [])
+    assert [line["step"] for line in read_metrics(tmp_path)] == [10]
+
+
+def test_goes_on_from_a_step(tmp_path):
+    assert loop(tmp_path, start=6, checkpoint=4) == (10, [8, 10], [])
+
+
+@pytest.mark.parametrize("start", [10, 12])
+def test_nothing_left_to_do(tmp_path, start):
+    assert loop(tmp_path, start=start) == (start, [], [])
+
+
+def test_a_stop_ends_after_the_step_and_saves(tmp_path):
+    assert loop(tmp_path, checkpoint=4, stop=(6, StopRequest())) == (6, [4, 6], [])
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", np.nan), ("loss", -np.inf), ("grad_norm", np.inf)])
+def test_not_finite_names_its_own_step(tmp_path, name, value):
+    with pytest.raises(NonFiniteError, match=f"^{name} became {value} at step 6$"):
+        loop(tmp_path, log=4, bad=(6, {name: value}))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [4]
+
+
+def test_first_signal_is_noted_and_the_second_acts(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT and signal.getsignal(signal.SIGINT) is before
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

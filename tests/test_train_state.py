@@ -1,0 +1,96 @@
+"""The learning rate, Adam with its clip and the decay of the EMA, against loops in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.training.state import init_state, make_ema_decay, make_learning_rate, make_optimizer
+
+
+def test_learning_rate():
+    warm = make_learning_rate(0.5, warmup_steps=4)
+    assert [float(warm(n)) for n in (0, 1, 3, 4, 1000)] == [0.125, 0.25, 0.5, 0.5, 0.5]
+    paper = make_learning_rate(0.5, warmup_steps=4, first_step_zero=True)
+    assert [float(paper(n)) for n in (0, 1, 3, 4, 1000)] == [0.0, 0.125, 0.375, 0.5, 0.5]
+    assert [float(make_learning_rate(0.5)(n)) for n in (0, 1)] == [0.5, 0.5]
+
+
+def test_cosine_decay_of_the_learning_rate():
+    rate = make_learning_rate(0.5, warmup_steps=2, decay_steps=8)
+    wanted = [0.5 * min((n + 1) / 2, 1) * (1 + np.cos(np.pi * min(n / 8, 1))) / 2 for n in range(12)]
+    np.testing.assert_allclose([rate(n) for n in range(12)], wanted, rtol=1e-5, atol=1e-8)
+    assert float(rate(8)) < 1e-8 and float(rate(11)) < 1e-8
+
+
+def ema_of(values, decay, start):
+    """The recursion in NumPy."""
+    ema = values[0]
+    for n, value in enumerate(values[1:]):
+        if start == "warmup":
+            now = min(decay, (1 + n) / (10 + n))
+        elif start == "copy_first":
+            now = 0.0 if n == 0 else decay
+        else:
+            now = decay
+        ema = now * ema + (1 - now) * value
+    return ema
+
+
+@pytest.mark.parametrize("start", ["warmup", "constant", "copy_first"])
+def test_ema_decay(start):
+    values = np.random.default_rng(0).normal(size=50)
+    decay = make_ema_decay(0.7, start=start)  # the warm-up passes 0.7 at n = 20
+    ema = jnp.float32(values[0])
+    for n, value in enumerate(values[1:]):
+        now = decay(jnp.int32(n))
+        ema = now * ema + (1 - now) * jnp.float32(value)
+    np.testing.assert_allclose(ema, ema_of(values, 0.7, start), atol=1e-5)
+    others = {other: ema_of(values[:8], 0.7, other) for other in ("warmup", "constant", "copy_first")}
+    assert len(set(others.values())) == 3
+
+
+def test_ema_errors():
+    for decay in (1.0, -0.1, 2.0):
+        with pytest.raises(UserError, match=r"^optim.ema_decay must be in \[0, 1\); got "):
+            make_ema_decay(decay)
+    with pytest.raises(UserError, match="^optim.ema_start must be one of .*did you mean 'warmup'"):
+        make_ema_decay(0.9, start="warm_up")
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
+def test_optimizer_is_adam_after_the_clip(clip):
+    b1, b2, eps, rate = 0.8, 0.95, 1e-3, 0.1
+    optimizer = make_optimizer(make_learning_rate(rate, warmup_steps=3), b1=b1, b2=b2, eps=eps, grad_clip=clip)
+    grads = np.random.default_rng(1).normal(size=(6, 5))
+    grads[2] *= 50
+    params = {"w": jnp.zeros(3), "v": jnp.zeros(2)}
+    opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
+    w, m, v = np.zeros(5), np.zeros(5), np.zeros(5)
+    for n, gradient in enumerate(grads):
+        tree = {"w": jnp.asarray(gradient[:3], jnp.float32), "v": jnp.asarray(gradient[3:], jnp.float32)}
+        updates, opt_state = update(tree, opt_state, params)
+        params = jax.tree.map(lambda p, u: np.asarray(p) + np.asarray(u), params, updates)
+        length = np.sqrt(np.sum(gradient**2))
+        g = gradient * min(1, clip / length) if clip else gradient
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        step = (m / (1 - b1 ** (n + 1))) / (np.sqrt(v / (1 - b2 ** (n + 1))) + eps)
+        w -= rate * min((n + 1) / 3, 1) * step
+    np.testing.assert_allclose(np.concatenate([params["w"], params["v"]]), w, rtol=1e-5, atol=1e-6)
+
+
+def test_first_step_zero_changes_nothing():
+    optimizer = make_optimizer(make_learning_rate(0.1, warmup_steps=3, first_step_zero=True))
+    params = {"w": jnp.ones(3)}
+    updates, opt_state = optimizer.update({"w": jnp.ones(3)}, optimizer.init(params), params)
+    assert not np.any(updates["w"])
+    assert np.all(optimizer.update({"w": jnp.ones(3)}, opt_state, params)[0]["w"] != 0)
+
+
+def test_init_state_shares_no_buffer():
+    """Two names of one buffer could not both be donated."""
+    state = init_state({"w": jnp.ones(3)}, make_optimizer(make_learning_rate(0.1)))
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    assert int(step(state).step) == 1
+    assert state.params["w"].is_deleted() and state.ema_params["w"].is_deleted()

@@ -1,0 +1,290 @@
+"""The train step: parts, clipping, devices, flips, dropout and keys, each against a slower or smaller way."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax.devices import batch_sharded, make_mesh, replicated
+from ddpm_jax.losses import make_loss_fn
+from ddpm_jax.pixel_scale import to_model_scale, to_uint8
+from ddpm_jax.schedules import make_schedule
+from ddpm_jax.training.state import init_state, make_ema_decay
+from ddpm_jax.training.step import _random_flip, make_eval_step, make_train_step
+
+T = 20
+LOSS_FN = make_loss_fn(make_schedule("cosine", num_steps=T))
+SGD = optax.sgd(0.1)
+
+
+class Line(nn.Module):
+    """a[h, w, c] * x_t + b * t/T: a 'network' whose gradients compile at once; dropout zeroes parts of x_t."""
+
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_t, t, *, train=False):
+        a = self.param("a", nn.initializers.ones, x_t.shape[1:])
+        b = self.param("b", nn.initializers.ones, ())
+        if train and self.dropout:
+            x_t = x_t * self.mask(self.make_rng("dropout"), x_t.shape)
+        return a[None] * x_t + b / T * t[:, None, None, None]
+
+    def mask(self, key, shape):
+        return jax.random.bernoulli(key, 1 - self.dropout, shape)
+
+
+# NumPy here and below: every JAX operation outside a jit is a small program to compile.
+PARAMS = {"a": np.linspace(-20, 20, 48, dtype=np.float32).reshape(4, 4, 3), "b": np.float32(0.3)}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8))
+
+
+def make(model=None, optimizer=SGD, ema="constant", **kwargs):
+    return make_train_step(
+        model or Line(), LOSS_FN, optimizer, num_steps=T, ema_decay=make_ema_decay(0.9, start=ema), **kwargs
+    )
+
+
+def run(step_fn, images, num_steps=1, optimizer=SGD, key=0, start=0):
+    state = jax.jit(lambda: init_state(jax.tree.map(jnp.asarray, PARAMS), optimizer))()
+    state = state.replace(step=jnp.asarray(np.int32(start)))
+    jitted = jax.jit(step_fn)
+    for _ in range(num_steps):
+        state, metrics = jitted(state, images, jax.random.key(key))
+    return state, metrics
+
+
+def close(one, other, atol):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def equal(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+@jax.jit
+def draws(images, key=0, step=0):
+    """x_0, t and eps of a step without flips, by the rule in its docstring."""
+    _, key_t, key_eps, _ = jax.random.split(jax.random.fold_in(jax.random.key(key), step), 4)
+    x_0 = to_model_scale(images)
+    return x_0, jax.random.randint(key_t, (len(x_0),), 0, T), jax.random.normal(key_eps, x_0.shape)
+
+
+@jax.jit
+def gradient(x_0, t, eps):
+    def mean(params):
+        return jnp.mean(LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps))
+
+    return jax.grad(mean)(jax.tree.map(jnp.asarray, PARAMS))
+
+
+def norm(tree):
+    return float(np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree))))
+
+
+@pytest.mark.parametrize("num_parts", [2, 4])
+def test_parts_equal_the_full_batch(images, num_parts):
+    whole, whole_metrics = run(make(), images)
+    parts, metrics = run(make(num_parts=num_parts), images)
+    # Sums of up to 16 * 48 float32 terms in another order: some 30 roundings of 6e-8 of a gradient below 50.
+    close(parts.params, whole.params, 0.1 * 30 * 6e-8 * 50)
+    close(metrics, whole_metrics, 1e-4)
+    assert norm(jax.tree.map(lambda a, b: np.asarray(a) - b, whole.params, PARAMS)) > 0.1
+
+
+@pytest.mark.parametrize("num_parts", [1, 4])
+def test_each_part_is_clipped_alone(images, num_parts):
+    x_0, t, eps = jax.device_get(draws(images))
+    clipped = []
+    for part in range(num_parts):
+        grads = gradient(*(array[part::num_parts] for array in (x_0, t, eps)))
+        assert norm(grads) > 1.1  # or clipping would do nothing
+        scale = 1 / max(norm(grads), 1.0)
+        clipped.append({name: scale * np.asarray(g) for name, g in grads.items()})
+    mean = jax.tree.map(lambda *parts: sum(parts) / num_parts, *clipped)
+    state, metrics = run(make(num_parts=num_parts, clip_each_part=1.0), images)
+    close(state.params, jax.tree.map(lambda p, g: p - 0.1 * g, PARAMS, mean), 4e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], norm(mean), rtol=1e-5)
+    if num_parts == 1:
+        globally = optax.chain(optax.clip_by_global_norm(1.0), SGD)
+        close(run(make(optimizer=globally), images, optimizer=globally)[0].params, state.params, 4e-6)
+
+
+def test_grad_norm_is_before_the_clip(images):
+    optimizer = optax.chain(optax.clip_by_global_norm(0.01), SGD)
+    _, metrics = run(make(optimizer=optimizer), images, optimizer=optimizer)
+    np.testing.assert_allclose(metrics["grad_norm"], norm(gradient(*draws(images))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_eight_devices_equal_one(images, num_parts):
+    results = []
+    for count in (1, 8):
+        mesh = make_mesh(count)
+        step_fn = jax.jit(
+            make(flip=True, num_parts=num_parts),
+            in_shardings=(replicated(mesh), batch_sharded(mesh), replicated(mesh)),
+            out_shardings=replicated(mesh),
+        )
+        state = jax.device_put(init_state(jax.tree.map(jnp.asarray, PARAMS), SGD), replicated(mesh))
+        batch = jax.device_put(images, batch_sharded(mesh))
+        losses = []
+        for _ in range(3):
+            state, metrics = step_fn(state, batch, jax.random.key(0))
+            losses.append(float(metrics["loss"]))
+        results.append((losses, jax.device_get(state.params)))
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-6)
+    close(results[1][1], results[0][1], 1e-5)
+
+
+def test_unet_trains_alike_on_eight_devices_and_one(tiny_config):
+    """The real network as the commands build it: three steps of Adam."""
+    from ddpm_jax.experiment import build_parts
+
+    batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    results = []
+    for count in (1, 8):
+        config = tiny_config(f"train.num_devices={count}")
+        parts = build_parts(config)
+        state = jax.jit(parts.init, out_shardings=replicated(parts.mesh))(parts.keys.init)
+        step_fn, losses = parts.jitted_step(), []
+        for _ in range(3):
+            images = jax.device_put(batch, batch_sharded(parts.mesh))
+            state, metrics = step_fn(state, images, parts.keys.train)
+            losses.append(float(metrics["loss"]))
+        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state.params)} == {count}
+        results.append((losses, jax.device_get(state.params)))
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=2e-6)
+    # Adam divides by sqrt(nu): where a gradient is noise, so is its update, of at most 1e-3 a step.
+    far = [np.abs(a - b) for a, b in zip(*map(jax.tree.leaves, (results[0][1], results[1][1])), strict=True)]
+    assert np.mean(np.concatenate([d.ravel() for d in far])) < 1e-6
+    assert max(d.max() for d in far) < 6e-3
+
+
+def test_flips_are_of_half_the_images_and_of_key_and_step():
+    x_0 = jnp.asarray(np.random.default_rng(2).normal(size=(400, 2, 3, 1)), jnp.float32)
+    flip = jax.jit(_random_flip)
+    once, again, other = (np.asarray(flip(jax.random.key(key), x_0)) for key in (0, 0, 1))
+    x_0 = np.asarray(x_0)
+    mirrored = np.array([np.array_equal(f, x[:, ::-1]) for f, x in zip(once, x_0, strict=True)])
+    kept = np.array([np.array_equal(f, x) for f, x in zip(once, x_0, strict=True)])
+    assert np.all(mirrored ^ kept)
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(400)  # four deviations
+    assert np.array_equal(once, again) and not np.array_equal(once, other)
+
+
+def test_step_applies_flips_where_told(images):
+    symmetric = jnp.asarray(np.concatenate([images, np.asarray(images)[:, :, ::-1]], axis=2))
+    assert loss_of_zero(symmetric, True) == loss_of_zero(symmetric, False)  # a mirror image of itself
+    assert loss_of_zero(images, True) != loss_of_zero(images, False)
+
+
+def loss_of_zero(images, flip):
+    class Zero(Line):
+        @nn.compact
+        def __call__(self, x_t, t, *, train=False):
+            return jnp.zeros_like(x_t)
+
+    loss_fn = make_loss_fn(make_schedule("cosine", num_steps=T), prediction="v")
+    step_fn = make_train_step(Zero(), loss_fn, SGD, num_steps=T, ema_decay=make_ema_decay(0.9), flip=flip)
+    return float(run(step_fn, images)[1]["loss"])
+
+
+def test_randomness_is_of_key_and_step_alone(images):
+    step_fn = make(Line(dropout=0.5), flip=True)
+    at_7 = run(step_fn, images, start=7)
+    assert equal(at_7, run(step_fn, images, start=7))
+    assert at_7[1]["loss"] != run(step_fn, images, start=8)[1]["loss"]
+    assert at_7[1]["loss"] != run(step_fn, images, start=7, key=1)[1]["loss"]
+    # Seven steps before make no difference to what step 7 draws.
+    state, _ = run(step_fn, images, num_steps=7)
+    after = jax.jit(step_fn)(state.replace(params=jax.tree.map(jnp.asarray, PARAMS)), images, jax.random.key(0))
+    assert equal(at_7[1], after[1])
+
+
+def test_dropout_differs_by_step_and_part(images):
+    """With t and eps taken out of the loss, only dropout is left."""
+
+    def loss_fn(model_fn, x_0, t, eps):
+        return jnp.mean(model_fn(jnp.ones_like(x_0), 0 * t), axis=(1, 2, 3))
+
+    def loss(num_parts=1, start=0, dropout=0.5):
+        model = Line(dropout)
+        step_fn = make_train_step(
+            model, loss_fn, SGD, num_steps=T, ema_decay=make_ema_decay(0.9), num_parts=num_parts
+        )
+        return float(run(step_fn, images, start=start)[1]["loss"])
+
+    assert loss(start=0) != loss(start=1)
+    assert loss(start=0, dropout=0.0) == loss(start=1, dropout=0.0)
+    seen = []
+
+    class Watched(Line):
+        def mask(self, key, shape):
+            jax.debug.callback(lambda data: seen.append(tuple(np.asarray(data).tolist())), jax.random.key_data(key))
+            return super().mask(key, shape)
+
+    step_fn = make_train_step(Watched(0.5), loss_fn, SGD, num_steps=T, ema_decay=make_ema_decay(0.9), num_parts=4)
+    run(step_fn, images)
+    jax.effects_barrier()
+    assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize("num_parts", [1, 4])
+def test_t_bins_count_all_images(images, num_parts):
+    _, metrics = run(make(num_parts=num_parts), images)
+    assert float(metrics["t_bin_count"].sum()) == len(images)
+    np.testing.assert_allclose(metrics["t_bin_sum"].sum() / len(images), metrics["loss"], rtol=1e-5)
+    x_0, t, eps = draws(images)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    losses = jax.jit(
+        lambda x_0, t, eps: LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)
+    )(x_0, t, eps)
+    for i in range(4):
+        inside = (np.asarray(t) >= 5 * i) & (np.asarray(t) < 5 * (i + 1))
+        assert float(metrics["t_bin_count"][i]) == inside.sum()
+        np.testing.assert_allclose(metrics["t_bin_sum"][i], np.asarray(losses)[inside].sum(), rtol=1e-5)
+
+
+def test_ema_follows_the_new_parameters(images):
+    state, _ = run(make(), images)
+    wanted = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * np.asarray(new), PARAMS, state.params)
+    close(state.ema_params, wanted, 4e-6)  # two roundings at 20
+    assert int(state.step) == 1
+    copied, _ = run(make(ema="copy_first"), images)
+    assert equal(copied.ema_params, copied.params)
+
+
+def test_all_256_values_come_back():
+    x = jnp.arange(256, dtype=jnp.uint8)
+    scaled = to_model_scale(x)
+    assert scaled[0] == -1 and scaled[255] == 1 and scaled.dtype == jnp.float32
+    assert np.array_equal(to_uint8(scaled), x)
+    assert to_uint8(jnp.array([-7.0, 7.0])).tolist() == [0, 255]
+
+
+def test_eval_step_has_fixed_t_and_noise(images):
+    def seen(model_fn, x_0, t, eps):
+        return t + eps[:, 0, 0, 0]
+
+    def only_t(model_fn, x_0, t, eps):
+        return t.astype(jnp.float32)
+
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    step_fn = jax.jit(make_eval_step(Line(), seen, num_steps=T))
+    ids, pixels = np.arange(16, dtype=np.int32), np.asarray(images)
+    whole = np.asarray(step_fn(params, pixels, ids, jax.random.key(0)))
+    assert np.array_equal(step_fn(params, pixels[5:9], ids[5:9], jax.random.key(0)), whole[5:9])
+    assert not np.array_equal(step_fn(params, pixels, ids, jax.random.key(1)), whole)
+    # Stratified: of 1000 ids every t comes 50 times, give or take the few that a golden sequence allows.
+    many, blank = np.arange(1000, dtype=np.int32), np.zeros((1000, 1, 1, 1), np.uint8)
+    t = np.asarray(jax.jit(make_eval_step(Line(), only_t, num_steps=T))(params, blank, many, jax.random.key(0)))
+    counts = np.bincount(t.astype(int), minlength=T)
+    assert counts.shape == (T,) and counts.min() >= 47 and counts.max() <= 53
