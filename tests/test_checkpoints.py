@@ -1,0 +1,169 @@
+"""Checkpoints: which stay, what is read where some are damaged, and one line where none can be."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import experiment
+from ddpm_jax import train as train_command
+from ddpm_jax.checkpoints import Checkpoints
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import build_parts, train
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def truncate_arrays(step):
+    for path in step.glob("params/**/d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+
+
+def delete_manifest(step):
+    (step / "params" / "manifest.ocdbt").unlink()
+
+
+def delete_item(step):
+    shutil.rmtree(step / "params")
+
+
+def delete_config(step):
+    shutil.rmtree(step / "config")
+
+
+def truncate_config(step):
+    (step / "config" / "metadata").write_text('{"config": ')
+
+
+def empty(step):
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+DAMAGES = [truncate_arrays, delete_manifest, delete_item, delete_config, truncate_config, empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_training_goes_on_from_the_one_before(damage, own_run, straight_run, tiny_config, state_of, capfd):
+    folder = own_run / "checkpoints"
+    damage(folder / "8")
+    train(tiny_config(), str(own_run))
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("drawing ")]
+    assert len(lines) == 2, err
+    assert lines[0].startswith(f"warning: the checkpoint of step 8 in {folder} cannot be read (")
+    assert lines[0].endswith("; trying the one before")
+    assert lines[1] == f"warning: moved the unreadable [8] to {own_run / 'damaged_checkpoints'}"
+    assert "going on from step 6" in out and (own_run / "damaged_checkpoints" / "8").is_dir()
+    # Step 8 was taken and saved again.
+    assert same_bits(state_of(own_run, 8), state_of(straight_run, 8))
+
+
+def test_two_damaged_ones_and_an_earlier_end(own_run, tiny_config, state_of, capfd):
+    """A step before a damaged one can be saved, and the second damage of a step does not lose the first."""
+    for _ in range(2):
+        for step in (6, 8):
+            if (own_run / "checkpoints" / str(step)).exists():
+                delete_item(own_run / "checkpoints" / str(step))
+        train(tiny_config("train.num_steps=6"), str(own_run))
+        state_of(own_run, 6)
+    names = {path.name for path in (own_run / "damaged_checkpoints").iterdir()}
+    assert names == {"6", "8", "6_1"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_sampling_takes_the_one_before(damage, own_run, sample_main, tmp_path, capfd):
+    damage(own_run / "checkpoints" / "8")
+    argv = [f"--workdir={own_run}", "--num_samples=2", f"--out={tmp_path}/x", "--weights=raw", "--nocompilation_cache"]
+    assert sample_main(argv) == 0
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("sampling")]
+    assert len(lines) == 1 and lines[0].startswith("warning: the checkpoint of step 8 in "), err
+    assert "2 samples of step 6 (raw weights)" in out
+    assert (own_run / "checkpoints" / "8").exists()  # reading changes nothing
+    assert sample_main([*argv, "--step=8"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: the checkpoint of step 8 in ") and len(err.splitlines()) == 1
+    assert err.endswith("; use another --step of [2, 4, 6, 8]\n")
+
+
+def test_all_damaged(own_run, sample_main, tiny_flags, tmp_path, capfd):
+    for step in (2, 4, 6, 8):
+        delete_config(own_run / "checkpoints" / str(step))
+    message = (
+        f"error: no readable checkpoint in {own_run}/checkpoints: none of [2, 4, 6, 8] can be read; restore the "
+        "folder from a copy, or train in another --workdir"
+    )
+    assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == message
+    assert not (own_run / "damaged_checkpoints").exists()
+    argv = [f"--workdir={own_run}", f"--out={tmp_path}/x", "--nocompilation_cache"]
+    assert sample_main(argv) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == message
+
+
+def test_damaged_metrics(own_run, tiny_flags, capfd):
+    path = own_run / "checkpoints" / "8" / "metrics" / "metrics"
+    path.write_text('{"eval')
+    assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith(f"error: {path} is damaged (") and len(err.splitlines()) == 1
+    shutil.rmtree(path.parent)  # as it says
+    assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 0
+
+
+def test_newest_and_best_stay(tiny_config, sample_main, tmp_path, monkeypatch, capsys):
+    results = iter([5.0, 1.0, 7.0, 6.0, 8.0])
+    monkeypatch.setattr(experiment.HeldOut, "mean_loss", lambda self, params: next(results))
+    train(tiny_config("train.num_steps=10", "train.keep_checkpoints=2"), str(tmp_path))
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.steps() == [4, 8, 10] and checkpoints.best_step() == 4
+    argv = [f"--workdir={tmp_path}", "--num_samples=1", f"--out={tmp_path}/x", "--nocompilation_cache"]
+    for flags, step in (([], 10), (["--best"], 4), (["--step=8"], 8)):
+        assert sample_main([*argv, *flags]) == 0
+        assert f"1 samples of step {step} (ema weights)" in capsys.readouterr().out
+
+
+def test_without_an_eval_loss_there_is_no_best(own_run, tiny_config, tmp_path):
+    for step in (2, 4, 6, 8):
+        shutil.rmtree(own_run / "checkpoints" / str(step) / "metrics")
+    checkpoints = Checkpoints(str(own_run))
+    with pytest.raises(UserError, match="has an eval loss to be the best by"):
+        checkpoints.best_step()
+    assert Checkpoints(str(tmp_path)).best_step() is None
+
+
+def test_a_save_is_never_skipped_in_silence(own_run, tiny_config):
+    state = Checkpoints(str(own_run)).restore_state(build_parts(tiny_config()).abstract_state)
+    checkpoints = Checkpoints(str(own_run), keep=10, create=True)
+    for step in (8, 7):
+        with pytest.raises(UserError, match=f"^step {step} was not saved: .* holds step 8 already; use a new"):
+            checkpoints.save(state.replace(step=state.step - 8 + step), "{}")
+    checkpoints.close()
+
+
+def test_nothing_saved(tmp_path, tiny_config):
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.steps() == []
+    assert checkpoints.restore_state(build_parts(tiny_config()).abstract_state) is None
+    with pytest.raises(UserError, match=f"^no checkpoint in {tmp_path}/checkpoints: train first, or give another"):
+        checkpoints.restore_params("params")
+
+
+def test_round_trip(straight_run, state_of, tiny_config):
+    """What sampling reads is what training saved, in NumPy, with the config of the run."""
+    checkpoints = Checkpoints(str(straight_run))
+    saved = state_of(straight_run, 8)
+    for item in ("params", "ema_params"):
+        step, tree = checkpoints.restore_params(item)
+        leaves = {f".{item}{jax.tree_util.keystr(path)}": leaf
+                  for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}  # fmt: skip
+        assert step == 8 and all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
+        assert same_bits(leaves, {name: saved[name] for name in leaves})
+    step, text = checkpoints.restore_config(4)
+    assert step == 4 and experiment.config_from_json(text) == tiny_config()
+    with pytest.raises(UserError, match=r"^--step must be one of \[2, 4, 6, 8\]; got 5"):
+        checkpoints.restore_config(5)

@@ -1,0 +1,263 @@
+"""Whole runs: resumed, stopped by signals, killed, diverged; each must end where the straight run ends."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax import experiment
+from ddpm_jax import train as train_command
+from ddpm_jax.checkpoints import Checkpoints
+from ddpm_jax.experiment import build_parts, train
+from ddpm_jax.training.report import read_metrics
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def losses(workdir):
+    return [(line["step"], line["loss"], line.get("eval_loss")) for line in read_metrics(workdir)]
+
+
+def test_a_run_leaves_its_files(straight_run, tiny_config, state_of):
+    names = {path.name for path in straight_run.iterdir()}
+    assert {"checkpoints", "config.json", "metrics.jsonl", "samples"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert json.loads((straight_run / "config.json").read_text())["train"]["batch_size"] == 8
+    assert sorted(path.name for path in (straight_run / "samples").iterdir()) == [
+        "denoising.gif", "denoising.png", "final_ema.png", "final_raw.png"
+    ]  # fmt: skip
+    with Image.open(straight_run / "samples" / "denoising.gif") as gif:
+        assert gif.n_frames > 5
+    assert [step for step, *_ in losses(straight_run)] == [2, 4, 6, 8]
+    trained = state_of(straight_run, 8)
+    assert len(trained) == len(jax.tree.leaves(build_parts(tiny_config()).abstract_state))
+    assert not np.array_equal(trained[".params['conv_in']['kernel']"], trained[".ema_params['conv_in']['kernel']"])
+
+
+def test_resumed_equals_straight(straight_run, tiny_config, state_of, tmp_path, capsys):
+    train(tiny_config("train.num_steps=4"), str(tmp_path))
+    assert not same_bits(state_of(tmp_path, 4), state_of(straight_run, 8))
+    drawn = (tmp_path / "samples" / "final_raw.png").read_bytes()
+    capsys.readouterr()
+    train(tiny_config(), str(tmp_path))
+    assert "going on from step 4" in capsys.readouterr().out
+    assert same_bits(state_of(tmp_path, 8), state_of(straight_run, 8))
+    assert losses(tmp_path) == losses(straight_run)
+    for name in ("final_raw.png", "final_ema.png", "denoising.png", "denoising.gif"):
+        files = [folder / "samples" / name for folder in (tmp_path, straight_run)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert (tmp_path / "samples" / "final_raw.png").read_bytes() != drawn
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 8
+
+
+def test_finished_run_is_left_alone(own_run, tiny_config, capsys):
+    before = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file() and "tfevents" not in path.name}
+    assert train(tiny_config(), str(own_run)) is None
+    after = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file() and "tfevents" not in path.name}
+    assert after == before
+
+
+def test_missing_last_pictures_are_drawn(own_run, straight_run, tiny_config):
+    (own_run / "samples" / "denoising.gif").unlink()
+    train(tiny_config(), str(own_run))
+    drawn = own_run / "samples" / "denoising.gif"
+    assert drawn.read_bytes() == (straight_run / "samples" / "denoising.gif").read_bytes()
+
+
+def test_old_last_pictures_go_when_a_longer_run_begins(own_run, tiny_config, monkeypatch):
+    """Else a run that is stopped before its end would pass them off as its own."""
+    monkeypatch.setattr(experiment, "_draw_final", lambda *args: pytest.fail("stopped before"))
+    stop_at(monkeypatch, 9, signal.SIGTERM)
+    assert train(tiny_config("train.num_steps=12"), str(own_run)) == signal.SIGTERM
+    assert not (own_run / "samples" / "denoising.gif").exists()
+
+
+def wrap_step(monkeypatch, change):
+    """Makes every train step end in change(step, state, metrics) -> (state, metrics)."""
+    real = experiment.Parts.jitted_step
+
+    def jitted_step(parts):
+        step_fn = real(parts)
+
+        def wrapped(state, images, key):
+            state, metrics = step_fn(state, images, key)
+            return change(int(state.step), state, metrics)
+
+        return wrapped
+
+    monkeypatch.setattr(experiment.Parts, "jitted_step", jitted_step)
+
+
+def stop_at(monkeypatch, at, number):
+    def change(step, state, metrics):
+        if step == at:
+            os.kill(os.getpid(), number)
+        return state, metrics
+
+    wrap_step(monkeypatch, change)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(number, straight_run, tiny_config, state_of, tmp_path, monkeypatch):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, number)
+        assert train(tiny_config(), str(tmp_path)) == number
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert [step for step, *_ in losses(tmp_path)] == [2, 3]
+    state_of(tmp_path, 3)
+    train(tiny_config(), str(tmp_path))
+    assert same_bits(state_of(tmp_path, 8), state_of(straight_run, 8))
+
+
+def test_the_command_ends_with_what_to_do_next(own_run, tiny_flags, capsys, monkeypatch):
+    assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"next: python -m ddpm_jax.sample --workdir={own_run} ")
+    stop_at(monkeypatch, 9, signal.SIGTERM)
+    assert train_command.main([*tiny_flags, "--config.train.num_steps=10", f"--workdir={own_run}"]) == 143
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "stopped by SIGTERM, all is saved; the same command goes on from here"
+
+
+def diverge(monkeypatch, where):
+    """From step 5 on `where` is NaN."""
+
+    def change(step, state, metrics):
+        if step < 5:
+            return state, metrics
+        if where in metrics:
+            return state, metrics | {where: jnp.float32(np.nan)}
+        broken = jax.tree.map(lambda leaf: leaf * jnp.inf, getattr(state, where))
+        return dataclasses.replace(state, **{where: broken}), metrics
+
+    wrap_step(monkeypatch, change)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("loss", "loss became nan at step 5"),
+        ("grad_norm", "grad_norm became nan at step 5"),
+        ("params", "params became NaN or infinite at step 6"),
+        ("ema_params", "ema_params became NaN or infinite at step 6"),
+    ],
+)
+def test_divergence(where, message, tiny_flags, state_of, tmp_path, monkeypatch, capsys):
+    diverge(monkeypatch, where)
+    if where.endswith("params"):  # the loss stays finite; only what is saved is looked at
+        monkeypatch.setattr("ddpm_jax.training.loop._summary", lambda pending, step: {})
+    assert train_command.main([*tiny_flags, f"--workdir={tmp_path}"]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        f"error: {message}; the last good checkpoint is step 4 in {tmp_path}: train in a new --workdir with a "
+        "lower optim.learning_rate (the same command would repeat the same steps)\n"
+    )
+    state = state_of(tmp_path, 4)
+    assert all(np.all(np.isfinite(leaf)) for leaf in state.values())
+
+
+def test_divergence_before_the_first_checkpoint(tiny_config, tmp_path, monkeypatch):
+    wrap_step(monkeypatch, lambda step, state, metrics: (state, metrics | {"loss": jnp.float32(np.inf)}))
+    with pytest.raises(experiment.UserError, match="^loss became inf at step 1; nothing was saved yet in "):
+        train(tiny_config(), str(tmp_path))
+    assert Checkpoints(str(tmp_path)).steps() == []
+
+
+def test_eval_loss_that_is_not_finite_is_not_saved(tiny_config, tmp_path, monkeypatch):
+    results = iter([1.0, float("nan")])
+    monkeypatch.setattr(experiment.HeldOut, "mean_loss", lambda self, params: next(results))
+    with pytest.raises(experiment.UserError, match="^eval_loss became nan at step 4; the last good .* step 2 in "):
+        train(tiny_config(), str(tmp_path))
+    assert Checkpoints(str(tmp_path)).steps() == [2]
+
+
+def test_previews(tiny_config, tmp_path, straight_run, state_of):
+    """Pictures during training change nothing in the training."""
+    train(tiny_config("train.sample_every_steps=4"), str(tmp_path))
+    names = {path.name for path in (tmp_path / "samples").iterdir()}
+    assert {"step_00000004_ema.png", "step_00000004_raw.png"} <= names
+    assert same_bits(state_of(tmp_path, 8), state_of(straight_run, 8))
+
+
+# Real processes
+
+
+def start(flags, workdir, stdout=subprocess.PIPE):
+    env = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir or workdir / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    flags = [flag for flag in flags if flag != "--nocompilation_cache"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddpm_jax.train", *flags, f"--workdir={workdir}"],
+        stdout=stdout, stderr=subprocess.PIPE, text=True, env=env,
+    )  # fmt: skip
+    if stdout != subprocess.PIPE:
+        return process
+    try:
+        import fcntl
+
+        # A small pipe: the run waits for its reader, so it cannot be over before the signal arrives.
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    except (ImportError, AttributeError):
+        pass
+    return process
+
+
+def wait_for_step(process, num_lines):
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if sum(seen.startswith("step") for seen in lines) >= num_lines:
+            return lines
+    raise AssertionError("".join(lines) + process.stderr.read())
+
+
+def test_signals_and_a_kill_in_real_processes(tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--config.train.num_steps=150", "--config.train.log_every_steps=1",
+             "--config.train.checkpoint_every_steps=25", "--config.train.keep_checkpoints=3"]  # fmt: skip
+    straight, steps = None, []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        process = start(flags, tmp_path / "run")
+        lines = wait_for_step(process, 5)
+        # Beside the others, now that the programs are compiled.
+        straight = straight or start(flags, tmp_path / "straight", subprocess.DEVNULL)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=300)
+        lines += out.splitlines(keepends=True)
+        if steps:
+            assert any(f"going on from step {steps[-1]}" in line for line in lines)
+        if number == signal.SIGKILL:
+            assert process.returncode == -9
+            continue
+        assert (process.returncode, err) == (128 + number, "")
+        assert lines[-1] == f"stopped by {number.name}, all is saved; the same command goes on from here\n"
+        steps.append(Checkpoints(str(tmp_path / "run")).steps()[-1])
+        assert 5 <= steps[-1] < 150 and read_metrics(tmp_path / "run")[-1]["step"] == steps[-1]
+    process = start(flags, tmp_path / "run")
+    assert "going on from step" in process.communicate(timeout=300)[0] and process.returncode == 0
+    straight.communicate(timeout=300)
+    assert straight.returncode == 0
+    final = []
+    for name in ("run", "straight"):
+        assert [line["step"] for line in read_metrics(tmp_path / name)] == list(range(1, 151))
+        checkpoints = Checkpoints(str(tmp_path / name))
+        final.append([checkpoints.restore_params(item, 150)[1] for item in ("params", "ema_params")])
+        assert not [p for p in (tmp_path / name / "checkpoints").iterdir() if "tmp" in p.name]
+    assert [leaf.tobytes() for leaf in jax.tree.leaves(final[0])] == [
+        leaf.tobytes() for leaf in jax.tree.leaves(final[1])
+    ]
+    assert [line["loss"] for line in read_metrics(tmp_path / "run")] == [
+        line["loss"] for line in read_metrics(tmp_path / "straight")
+    ]

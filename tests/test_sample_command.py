@@ -1,0 +1,124 @@
+"""`python -m ddpm_jax.sample`: the files it writes, and what sample n depends on."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.checkpoints import Checkpoints
+
+
+@pytest.fixture
+def draw(sample_main, straight_run, tmp_path):
+    def draw(*flags, workdir=straight_run, out=None):
+        out = out or tmp_path / "x"
+        assert sample_main([f"--workdir={workdir}", f"--out={out}", "--nocompilation_cache", *flags]) == 0
+        with np.load(f"{out}.npz") as file:
+            assert list(file) == ["arr_0"]
+            return file["arr_0"]
+
+    return draw
+
+
+def test_files(draw, tmp_path, capfd):
+    images = draw("--num_samples=11")
+    assert images.dtype == np.uint8 and images.shape == (11, 8, 8, 1)
+    assert len(np.unique(images.reshape(11, -1), axis=0)) == 11
+    with Image.open(tmp_path / "x.png") as grid:
+        assert grid.format == "PNG"
+    out, err = capfd.readouterr()
+    assert out.splitlines()[-1] == f"wrote {tmp_path}/x.npz (uint8 [11, 8, 8, 1] as arr_0) and {tmp_path}/x.png"
+    assert err.splitlines()[-1].startswith("sampling: 40/40 steps") and "Traceback" not in err
+
+
+def test_sample_n_depends_on_the_seed_and_n(draw):
+    eleven = draw("--num_samples=11")  # two batches of 8
+    # Another batch size is another program: sums may round otherwise, by a grey value where x.5 is near.
+    for other in (draw("--num_samples=11", "--batch_size=16"), draw("--num_samples=3"), draw("--num_samples=17")):
+        num = min(len(other), 11)
+        np.testing.assert_allclose(other[:num].astype(int), eleven[:num].astype(int), atol=1)
+        assert np.mean(other[:num] != eleven[:num]) < 0.01
+    assert np.array_equal(draw("--num_samples=11"), eleven)
+    assert np.mean(draw("--num_samples=11", "--seed=1") != eleven) > 0.5
+
+
+def test_one_device_draws_what_eight_do(draw, straight_run, tmp_path):
+    """A real process with one device, beside this one with eight."""
+    assert jax.device_count() == 8
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run(
+        [sys.executable, "-m", "ddpm_jax.sample", f"--workdir={straight_run}", f"--out={tmp_path}/one",
+         "--num_samples=9"], check=True, env=env,
+    )  # fmt: skip
+    one, eight = np.load(tmp_path / "one.npz")["arr_0"], draw("--num_samples=9")
+    np.testing.assert_allclose(one.astype(int), eight.astype(int), atol=1)
+    assert np.mean(one != eight) < 0.01
+
+
+def test_weights_of_eight_devices_on_one(tiny_config, tmp_path):
+    """A checkpoint asks for no device: what eight wrote is read as NumPy."""
+    from ddpm_jax.devices import make_mesh, replicated
+    from ddpm_jax.experiment import build_parts
+
+    parts = build_parts(tiny_config("train.num_devices=8"))
+    state = jax.tree.map(
+        lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype), replicated(make_mesh(8))), parts.abstract_state
+    )
+    checkpoints = Checkpoints(str(tmp_path), create=True)
+    checkpoints.save(state, "{}")
+    checkpoints.close()
+    code = (
+        "from ddpm_jax.checkpoints import Checkpoints; import jax; assert jax.device_count() == 1;"
+        f"print(type(jax.tree.leaves(Checkpoints({str(tmp_path)!r}).restore_params('params')[1])[0]).__name__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("ndarray\n", "")
+
+
+def test_weights_and_checkpoints_differ(draw):
+    kinds = [draw("--num_samples=2", *flags) for flags in
+             ([], ["--weights=raw"], ["--step=2"], ["--sampler=ddim"], ["--sampler=ddim", "--eta=1"],
+              ["--num_sampler_steps=5"], ["--sampler=ddim", "--num_sampler_steps=4", "--spacing=quadratic"])]
+    assert len({images.tobytes() for images in kinds}) == len(kinds)
+    assert np.array_equal(draw("--num_samples=2", "--weights=ema", "--step=8"), kinds[0])
+
+
+def test_config_comes_from_the_checkpoint(draw, own_run):
+    wanted = draw("--num_samples=2")
+    config = json.loads((own_run / "config.json").read_text())
+    config["model"]["channels"] = 64
+    config["schedule"]["name"] = "linear"
+    (own_run / "config.json").write_text(json.dumps(config))
+    assert np.array_equal(draw("--num_samples=2", workdir=own_run), wanted)
+    (own_run / "config.json").unlink()
+    assert np.array_equal(draw("--num_samples=2", workdir=own_run), wanted)
+
+
+@pytest.mark.parametrize("extension", ["", ".png", ".npz"])
+def test_out(sample_main, straight_run, tmp_path, extension):
+    out = tmp_path / "new" / "deep" / f"v1.5{extension}"
+    assert sample_main([f"--workdir={straight_run}", f"--out={out}", "--num_samples=1", "--nocompilation_cache"]) == 0
+    assert sorted(path.name for path in out.parent.iterdir()) == ["v1.5.npz", "v1.5.png"]
+
+
+def test_weights_that_do_not_fit(sample_main, straight_run, tmp_path, monkeypatch, capfd):
+    from ddpm_jax import runs
+
+    real = runs.config_from_json
+
+    def wider(text):
+        config = real(text)
+        with config.unlocked():
+            config.model.channels = 8
+        return config
+
+    monkeypatch.setattr(runs, "config_from_json", wider)
+    assert sample_main([f"--workdir={straight_run}", f"--out={tmp_path}/x", "--nocompilation_cache"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: the checkpoint does not fit the network of its config: ['conv_in']['bias'] is (4,) ")
+    assert len(err.splitlines()) == 1
