@@ -25,11 +25,11 @@ def get_config() -> ConfigDict:
         config.model.dropout = 0.0
         config.optim.learning_rate = 1e-3
         config.optim.warmup_steps = 200
-        config.optim.decay_steps = 2600
+        config.optim.decay_steps = 1800
         config.optim.ema_decay = 0.995
-        config.train.num_steps = 2600
+        config.train.num_steps = 1800
         config.train.batch_size = 64
-        config.train.checkpoint_every_steps = 650
-        config.train.sample_every_steps = 650
+        config.train.checkpoint_every_steps = 600
+        config.train.sample_every_steps = 600
         config.sample.num_sampler_steps = 250
     return config

@@ -72,3 +72,12 @@ def compiler_options() -> dict[str, str]:
     except jax.errors.JaxRuntimeError:
         return {}  # a jaxlib without this option: its own default is all there is
     return options
+
+
+def quick_compile_options() -> dict[str, str]:
+    """Options for a jit that runs once, such as drawing the parameters: on CPU, compile without optimising.
+
+    An initialiser a tensor makes hundreds of small loops, which take longer to optimise than to run. The
+    numbers drawn are the same, bit for bit.
+    """
+    return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}

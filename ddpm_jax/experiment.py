@@ -16,7 +16,7 @@ from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
-from ddpm_jax.devices import batch_sharded, check_batch_size, compiler_options, make_mesh, replicated
+from ddpm_jax.devices import batch_sharded, check_batch_size, compiler_options, make_mesh, quick_compile_options, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.keys import SeedKeys, seed_keys
@@ -116,7 +116,10 @@ def train(config: ConfigDict, workdir: str) -> int | None:
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
         if state is None:
-            state = jax.jit(parts.init, out_shardings=replicated(parts.mesh))(parts.keys.init)
+            init = jax.jit(
+                parts.init, out_shardings=replicated(parts.mesh), compiler_options=quick_compile_options()
+            )
+            state = init(parts.keys.init)
         first_step = int(state.step)
         drawn = _samples(workdir, LAST_PICTURE)
         draws = first_step < config.train.num_steps or not os.path.exists(drawn)
