@@ -16,7 +16,14 @@ from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
-from ddpm_jax.devices import batch_sharded, check_batch_size, compiler_options, make_mesh, quick_compile_options, replicated
+from ddpm_jax.devices import (
+    batch_sharded,
+    check_batch_size,
+    compiler_options,
+    make_mesh,
+    quick_compile_options,
+    replicated,
+)
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.keys import SeedKeys, seed_keys
