@@ -21,7 +21,7 @@ MAX_CHUNKS = 50
 class Generator:
     """Samples 0..N-1 of a network as uint8 pictures; sample n depends on the seed and n alone.
 
-    The table is walked in a few equal chunks, each one call of a jitted scan, so that the host can show
+    The table is walked in a few chunks, each one call of a jitted scan, so that the host can show
     progress, react to Ctrl-C, and look at x_t in between.
 
     Args:
@@ -46,10 +46,9 @@ class Generator:
     ):
         self._image_shape, self._mesh, self._batch_size = image_shape, mesh, batch_size
         self.num_rows = table.num_sampler_steps
-        # Of equal length, so that one compilation serves all.
-        num_chunks = max(n for n in range(1, min(MAX_CHUNKS, self.num_rows) + 1) if self.num_rows % n == 0)
-        size = self.num_rows // num_chunks
-        self._chunks = [table.rows(start, start + size) for start in range(0, self.num_rows, size)]
+        # Of equal length, or of two lengths, so that one or two compilations serve all.
+        chunks = np.array_split(np.arange(self.num_rows), min(MAX_CHUNKS, self.num_rows))
+        self._chunks = [table.rows(int(rows[0]), int(rows[-1]) + 1) for rows in chunks]
         batch, everywhere = batch_sharded(mesh), replicated(mesh)
 
         def begin(key: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:

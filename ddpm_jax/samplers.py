@@ -192,7 +192,7 @@ def walk(
     return x_s if frames is None else (x_s, frames)
 
 
-def sample(
+def p_sample(
     denoise_fn: DenoiseFn,
     table: SamplerTable,
     *,

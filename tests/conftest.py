@@ -94,13 +94,9 @@ def straight_run(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sample_main():
-    """`main` of the sample command; importing its module would else hide the function `ddpm_jax.sample`."""
-    import ddpm_jax
-
-    function = ddpm_jax.sample
+    """`main` of the sample command."""
     from ddpm_jax.sample import main
 
-    ddpm_jax.sample = function
     return main
 
 

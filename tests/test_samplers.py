@@ -13,7 +13,7 @@ from ddpm_jax.samplers import (
     ddim_table,
     frame_ends,
     initial_noise,
-    sample,
+    p_sample,
     sample_keys,
     spaced_steps,
     walk,
@@ -200,7 +200,7 @@ def test_gaussian_data_is_sampled_with_its_mean_and_deviation(name):
     schedule = make_schedule("linear", num_steps=300)
     table, num_samples = ORACLE_TABLES[name](schedule), 40_000
     x_0 = jax.jit(
-        lambda table: sample(
+        lambda table: p_sample(
             exact_denoiser(schedule), table, key=jax.random.key(1), num_samples=num_samples // 8, shape=(8,)
         )
     )(table)
@@ -251,13 +251,13 @@ def test_sample_n_does_not_depend_on_how_many_there_are(eta):
     table = ddim_table(LINEAR, steps=spaced_steps(1000, 8), eta=eta)
 
     def draw(n):
-        return sample(noisy_denoiser, table, key=jax.random.key(2), num_samples=n, shape=(3, 2, 1))
+        return p_sample(noisy_denoiser, table, key=jax.random.key(2), num_samples=n, shape=(3, 2, 1))
 
     sixteen = draw(16)
     np.testing.assert_array_equal(draw(5), sixteen[:5])
     # All samples differ, and so does another seed.
     assert len(np.unique(np.asarray(sixteen).reshape(16, -1), axis=0)) == 16
-    other = sample(noisy_denoiser, table, key=jax.random.key(3), num_samples=16, shape=(3, 2, 1))
+    other = p_sample(noisy_denoiser, table, key=jax.random.key(3), num_samples=16, shape=(3, 2, 1))
     assert np.all(np.any(np.asarray(other != sixteen).reshape(16, -1), axis=1))
 
 
@@ -267,7 +267,7 @@ def test_noise_differs_from_row_to_row_and_from_x_T():
     zeros, ones = jnp.zeros(4), jnp.ones(4)
     table = table.replace(c_x_0=zeros, c_x_t=zeros, sigma=ones)
     zero = lambda x_t, t: Denoised(x_0_hat=jnp.zeros_like(x_t))  # noqa: E731
-    frames = sample(zero, table, key=jax.random.key(0), num_samples=2, shape=(5000,), num_frames=4)
+    frames = p_sample(zero, table, key=jax.random.key(0), num_samples=2, shape=(5000,), num_frames=4)
     # As the table promises: fold_in of the seed with n, then with the row's number plus 1, whatever its t.
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), i) for i in range(5)]
     for frame, key in zip(frames, keys, strict=True):
@@ -308,12 +308,12 @@ def test_walking_the_parts_is_walking_the_whole():
 def test_frames_are_the_walk_stopped_early(num_frames):
     table = ddim_table(LINEAR, steps=spaced_steps(1000, 11), eta=0.7)
     arguments = dict(key=jax.random.key(2), num_samples=3, shape=(5,))
-    frames = sample(noisy_denoiser, table, num_frames=num_frames, **arguments)
+    frames = p_sample(noisy_denoiser, table, num_frames=num_frames, **arguments)
     assert frames.shape == (num_frames + 1, 3, 5)
     keys = sample_keys(jax.random.key(2), jnp.arange(3))
     x_T = initial_noise(keys, (5,))
     np.testing.assert_array_equal(frames[0], x_T)
-    np.testing.assert_array_equal(frames[-1], sample(noisy_denoiser, table, **arguments))
+    np.testing.assert_array_equal(frames[-1], p_sample(noisy_denoiser, table, **arguments))
     one_row = jax.jit(lambda table, x: walk(noisy_denoiser, table, x, keys))
     ends, x_t = frame_ends(11, num_frames).tolist(), x_T
     for i in range(11):
@@ -348,7 +348,7 @@ def test_frame_ends():
             frame_ends(10, num_frames)
     arguments = dict(key=jax.random.key(0), num_samples=1, shape=(1,))
     with pytest.raises(UserError):
-        sample(noisy_denoiser, ddim_table(LINEAR), num_frames=1001, **arguments)
+        p_sample(noisy_denoiser, ddim_table(LINEAR), num_frames=1001, **arguments)
 
 
 def test_the_denoiser_sees_the_rows_t_and_the_clip_acts_on_x_0():

@@ -79,9 +79,9 @@ class BitsPerDim:
         self.num_steps = schedule.num_steps
         self._source, self._key, self._mesh = source, key, mesh
         self._batch_size = -(-min(batch_size, self.num_images) // mesh.size) * mesh.size
-        # Chunks of equal length, so that one compilation serves all.
-        num_chunks = max(n for n in range(1, min(MAX_CHUNKS, self.num_steps) + 1) if self.num_steps % n == 0)
-        self._chunks = np.arange(self.num_steps, dtype=np.int32).reshape(num_chunks, -1)
+        # Chunks of equal length, or of two lengths, so that one or two compilations serve all.
+        steps = np.arange(self.num_steps, dtype=np.int32)
+        self._chunks = np.array_split(steps, min(MAX_CHUNKS, self.num_steps))
 
         def terms_of(params: dict, images: jax.Array, ids: jax.Array, key: jax.Array, steps: jax.Array):
             def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
