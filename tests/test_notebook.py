@@ -35,7 +35,7 @@ def test_runs_at_toy_size(path, tmp_path, monkeypatch, request):
     # A toy network is quicker run slowly than compiled well.
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(request.config.cache.mkdir("jax_compilation")))
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": FOLDER}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": FOLDER}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [output for output in outputs if {"image/png", "image/gif"} & set(output.get("data", {}))]
     assert len(pictures) >= 8
