@@ -26,7 +26,10 @@ def _train(args: argparse.Namespace) -> int:
         print(f"stopped by {name}, all is saved; the same command goes on from here")
         return 128 + stopped_by
     print(f"done: pictures in {args.workdir}/samples")
-    print(f"next: python -m ddpm_jax.sample --workdir={args.workdir} --num_samples=64 --out={args.workdir}/samples/new")
+    print(
+        f"next: python -m ddpm_jax.sample --workdir={args.workdir} --num_samples=64 --seed=1 "
+        f"--out={args.workdir}/samples/new"
+    )
     return 0
 
 

@@ -313,13 +313,15 @@ def test_frames_are_the_walk_stopped_early(num_frames):
     keys = sample_keys(jax.random.key(2), jnp.arange(3))
     x_T = initial_noise(keys, (5,))
     np.testing.assert_array_equal(frames[0], x_T)
-    np.testing.assert_array_equal(frames[-1], p_sample(noisy_denoiser, table, **arguments))
+    # Other programs, which the compiler may fuse otherwise: some ulp a row of values of order 1, over 11 rows.
+    tolerance = dict(rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(frames[-1], p_sample(noisy_denoiser, table, **arguments), **tolerance)
     one_row = jax.jit(lambda table, x: walk(noisy_denoiser, table, x, keys))
     ends, x_t = frame_ends(11, num_frames).tolist(), x_T
     for i in range(11):
         x_t = one_row(table.rows(i, i + 1), x_t)
         if i in ends:
-            np.testing.assert_array_equal(frames[1 + ends.index(i)], x_t)
+            np.testing.assert_allclose(frames[1 + ends.index(i)], x_t, **tolerance)
 
 
 def test_only_the_frames_are_kept_in_memory():

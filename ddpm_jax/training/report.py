@@ -66,7 +66,6 @@ class Reporter:
             return
         path = Path(workdir) / METRICS_FILE
         kept = _forget_later_steps(path, start_step)
-        self._begin = (start_step, clock())
         self._start = clock() - kept  # training time goes on counting where it stood
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
         self._file = open(path, "a", encoding="utf-8")
@@ -118,8 +117,8 @@ class Reporter:
             if name not in _COLUMNS and not name.startswith("loss_t")
         ]
         # Between reports, where there are two: the first steps compile. Of late, since speeds change.
-        first_step, first_time = self._recent[0] if self._recent else self._begin
-        if self._num_steps and first_step < step < self._num_steps:
+        if self._num_steps and self._recent and self._recent[0][0] < step < self._num_steps:
+            first_step, first_time = self._recent[0]
             left = (self._num_steps - step) * (now - first_time) / (step - first_step)
             parts.append(f"{format_duration(left)} left")
         self._recent.append((step, now))
