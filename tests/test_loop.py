@@ -91,10 +91,14 @@ def test_not_finite_names_its_own_step(tmp_path, name, value):
 
 
 def test_first_signal_is_noted_and_the_second_acts(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.signal_number == signal.SIGINT and signal.getsignal(signal.SIGINT) is before
-        with pytest.raises(KeyboardInterrupt):
+    # Set here: a shell starts its background jobs with SIGINT ignored.
+    before, started_with = signal.default_int_handler, signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequest() as stop:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert stop.signal_number == signal.SIGINT and signal.getsignal(signal.SIGINT) is before
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, started_with)
