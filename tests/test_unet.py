@@ -275,6 +275,7 @@ def test_attention_is_one_head_over_all_positions():
         (dict(channels=7), (8, 8), ["model.channels", "even", "got 7"]),
         (dict(channels=2, num_groups=1), (8, 8), ["model.channels", "at least 4", "got 2"]),
         (dict(num_groups=3), (8, 8), ["model.num_groups", "got 3 groups", "8 = 8 * 1"]),
+        (dict(channels=6, channel_mults=(2,)), (8, 8), ["model.num_groups", "got 4 groups", "6 = 6 * 1"]),
         (dict(num_groups=0), (8, 8), ["model.num_groups", "at least 1", "got 0"]),
         (dict(num_res_blocks=0), (8, 8), ["model.num_res_blocks", "at least 1", "got 0"]),
         (dict(attention_resolutions=(4, 16)), (8, 8), ["model.attention_resolutions", "[8, 4]", "got 16"]),

@@ -111,7 +111,7 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
             )
     if unet.channels % 2 or unet.channels < 4:
         raise UserError(f"model.channels must be even and at least 4; got {unet.channels}")
-    for mult in unet.channel_mults:
+    for mult in (1, *unet.channel_mults):  # 1: of conv_in
         if (unet.channels * mult) % unet.num_groups:
             raise UserError(
                 f"model.num_groups must divide every level's width; got {unet.num_groups} groups for the "
