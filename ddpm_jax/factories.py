@@ -20,7 +20,8 @@ from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.generation import Generator
 from ddpm_jax.keys import check_seed
 from ddpm_jax.losses import LossFn, make_loss_fn
-from ddpm_jax.models.unet import UNet, check_unet, init_params
+from ddpm_jax.models.checks import check_unet
+from ddpm_jax.models.unet import UNet, init_params
 from ddpm_jax.overrides import flatten
 from ddpm_jax.samplers import SAMPLERS, SamplerTable, ancestral_table, ddim_table, spaced_steps
 from ddpm_jax.schedules import Schedule, make_schedule
