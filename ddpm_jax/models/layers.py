@@ -1,4 +1,4 @@
-"""The layers of the U-Net of Ho et al. 2020, with the initialisers and constants of its code.
+"""The layers of the U-Net of Ho et al. 2020 and its successors, with the initialisers and constants of its code.
 
 Parameters, norms, softmax and time embedding are float32; convolutions and dense layers compute in `dtype`.
 """
@@ -11,6 +11,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.errors import check_one_of
+
+EMBEDDING_ORDERS = ("sin_cos", "cos_sin")
+EMBEDDING_SPACINGS = ("half_minus_1", "half")
+DOWN_PADDINGS = ("end", "both")
+
 
 def fan_avg_uniform(scale: float) -> nn.initializers.Initializer:
     """U(-l, l) with l = sqrt(3 scale / mean(fan_in, fan_out)): the initialiser of the original network."""
@@ -22,50 +28,102 @@ INIT = fan_avg_uniform(1.0)
 ZERO_INIT = fan_avg_uniform(1e-10)
 
 
-def time_embedding(t: Int[Array, "B"] | Float[Array, "B"], dim: int) -> Float[Array, "B dim"]:
+def time_embedding(
+    t: Int[Array, "B"] | Float[Array, "B"], dim: int, *, order: str = "sin_cos", spacing: str = "half_minus_1"
+) -> Float[Array, "B dim"]:
     """[sin(t w_i), cos(t w_i)] with w_i = 10000^(-i/(dim/2 - 1)), i = 0..dim/2-1.
 
-    Vaswani et al. 2017, section 3.5, in the spacing of Ho et al.'s code (which divides by dim/2 - 1).
+    Vaswani et al. 2017, section 3.5, in the order and the spacing of Ho et al.'s code.
 
     Args:
-      t: steps 0..T-1, as numbers (not scaled by T).
+      t: steps 0..T-1, as numbers (not scaled by T); whole or not.
       dim: even, at least 4.
+      order: "sin_cos" (Ho et al.) or "cos_sin" (Nichol and Dhariwal 2021).
+      spacing: what i is divided by: "half_minus_1", dim/2 - 1 (Ho et al.: the last frequency is 1/10000), or "half",
+        dim/2 (Nichol and Dhariwal 2021).
+
+    Raises:
+      UserError: another order or spacing.
+
+    Example:
+      >>> time_embedding(jnp.array([0]), 4, order="cos_sin")
+      Array([[1., 1., 0., 0.]], dtype=float32)
     """
+    check_one_of("model.embedding_order", order, EMBEDDING_ORDERS)
+    check_one_of("model.embedding_spacing", spacing, EMBEDDING_SPACINGS)
     half = dim // 2
-    frequencies = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    steps = half - 1 if spacing == "half_minus_1" else half
+    frequencies = jnp.exp(-math.log(10000) / steps * jnp.arange(half, dtype=jnp.float32))
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    parts = (jnp.sin(angles), jnp.cos(angles))
+    return jnp.concatenate(parts if order == "sin_cos" else parts[::-1], axis=1)
+
+
+def halve(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
+    """The mean of every 2x2 pixels."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def double(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
+    """Every pixel as 2x2 of the same (nearest neighbour)."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+RESIZES = {"": lambda x: x, "down": halve, "up": double}
 
 
 class Norm(nn.Module):
-    """GroupNorm over float32, epsilon 1e-6."""
+    """GroupNorm over float32."""
 
     num_groups: int
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         # The two-pass variance: at mean 1000 and deviation 1 the fast one is wrong in the first digit.
         norm = nn.GroupNorm(
-            self.num_groups, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name="norm"
+            self.num_groups, epsilon=self.epsilon, use_fast_variance=False, dtype=jnp.float32, name="norm"
         )
         return norm(x.astype(jnp.float32))
 
 
 class ResBlock(nn.Module):
-    """x + f(x, t): norm, swish, conv, add time, norm, swish, dropout, conv; 1x1 shortcut if widths differ."""
+    """x + f(x, t): norm, swish, conv, add time, norm, swish, dropout, conv; 1x1 shortcut if widths differ.
+
+    Attributes:
+      channels: width of the output.
+      scale_shift_norm: time enters after the second norm, as norm(h) * (1 + scale) + shift, and not before it
+        (Nichol and Dhariwal 2021, appendix A; adaptive group normalisation in Dhariwal and Nichol 2021, section 3.1).
+      resize: "down" or "up" halves or doubles x and, between the first swish and its conv, f(x, t)
+        (Dhariwal and Nichol 2021, section 3, after BigGAN).
+    """
 
     channels: int
     dropout: float
     num_groups: int
     dtype: DTypeLike
+    norm_eps: float = 1e-6
+    scale_shift_norm: bool = False
+    resize: str = ""
 
     @nn.compact
     def __call__(self, x: Array, time: Array, *, train: bool) -> Array:
-        h = nn.swish(Norm(self.num_groups, name="norm_1")(x)).astype(self.dtype)
+        resize = RESIZES[self.resize]
+        h = nn.swish(Norm(self.num_groups, self.norm_eps, name="norm_1")(x))
+        x, h = resize(x), resize(h).astype(self.dtype)
         h = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_1")(h)
-        shift = nn.Dense(self.channels, kernel_init=INIT, dtype=self.dtype, name="time")(nn.swish(time))
-        h = h + shift[:, None, None, :]
-        h = nn.swish(Norm(self.num_groups, name="norm_2")(h)).astype(self.dtype)
+        width = 2 * self.channels if self.scale_shift_norm else self.channels
+        by_time = nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name="time")(nn.swish(time))[:, None, None, :]
+        norm_2 = Norm(self.num_groups, self.norm_eps, name="norm_2")
+        if self.scale_shift_norm:
+            scale, shift = jnp.split(by_time.astype(jnp.float32), 2, axis=-1)
+            h = norm_2(h) * (1 + scale) + shift
+        else:
+            h = norm_2(h + by_time)
+        h = nn.swish(h).astype(self.dtype)
         h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(h)
         h = nn.Conv(self.channels, (3, 3), kernel_init=ZERO_INIT, dtype=self.dtype, name="conv_2")(h)
         if x.shape[-1] != self.channels:
@@ -74,32 +132,54 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + out(softmax(q k^T / sqrt(C)) v) over all H*W positions, one head; q, k, v, out are 1x1."""
+    """x + out(softmax(q k^T / sqrt(c)) v) over all H*W positions, in heads of c = C/num_heads channels.
+
+    q, k, v, out are 1x1. Head n has the channels n c .. (n+1) c - 1 of q, k and v (Vaswani et al. 2017,
+    section 3.2.2); logits and softmax are float32.
+    """
 
     num_groups: int
     dtype: DTypeLike
+    num_heads: int = 1
+    norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        h = Norm(self.num_groups, name="norm")(x).astype(self.dtype)
-        h = h.reshape(batch, height * width, channels)  # [B, HW, C]
-        dense = {"kernel_init": INIT, "dtype": self.dtype}
-        q, k, v = (nn.Dense(channels, name=name, **dense)(h) for name in ("query", "key", "value"))
-        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * channels**-0.5
+        num_pixels, head_channels = height * width, channels // self.num_heads
+        h = Norm(self.num_groups, self.norm_eps, name="norm")(x).astype(self.dtype)
+        h = h.reshape(batch, num_pixels, channels)  # [B, HW, C]
+
+        def project(name: str) -> Array:
+            out = nn.Dense(channels, kernel_init=INIT, dtype=self.dtype, name=name)(h)
+            # Heads join the batch: products over [B, HW, heads, c] differ in the last bits, even with one head.
+            out = out.reshape(batch, num_pixels, self.num_heads, head_channels).swapaxes(1, 2)
+            return out.reshape(-1, num_pixels, head_channels)  # [B heads, HW, c]
+
+        q, k, v = (project(name) for name in ("query", "key", "value"))
+        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * head_channels**-0.5
         h = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(self.dtype), v)
+        h = h.reshape(batch, self.num_heads, num_pixels, head_channels).swapaxes(1, 2)
+        h = h.reshape(batch, num_pixels, channels)
         h = nn.Dense(channels, kernel_init=ZERO_INIT, dtype=self.dtype, name="out")(h)
         return x + h.reshape(x.shape)
 
 
 class Downsample(nn.Module):
-    """[B, H, W, C] -> [B, H/2, W/2, C]: 3x3 conv, stride 2, padded at bottom and right only (TF's SAME)."""
+    """[B, H, W, C] -> [B, H/2, W/2, C]: 3x3 conv, stride 2.
+
+    Attributes:
+      padding: "end", a row below and a column on the right (Ho et al.; TF's SAME), or "both", one on every side, of
+        which the last row and column are not reached (Nichol and Dhariwal 2021, and most of PyTorch).
+    """
 
     dtype: DTypeLike
+    padding: str = "end"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        padding = ((0, 1), (0, 1))
+        check_one_of("model.down_padding", self.padding, DOWN_PADDINGS)
+        padding = ((0, 1), (0, 1)) if self.padding == "end" else ((1, 1), (1, 1))
         return nn.Conv(
             x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=INIT, dtype=self.dtype, name="conv"
         )(x)
@@ -112,7 +192,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        batch, height, width, channels = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-        x = x.reshape(batch, 2 * height, 2 * width, channels)
-        return nn.Conv(channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv")(x)
+        return nn.Conv(x.shape[-1], (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv")(double(x))
