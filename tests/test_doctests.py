@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-CORE = ["schedules", "diffusion", "likelihood", "losses", "samplers", "models.layers", "models.unet"]
+CORE = ["schedules", "diffusion", "likelihood", "losses", "samplers", "models.layers", "models.qkv", "models.unet"]
 
 
 @pytest.mark.parametrize("name", CORE)
