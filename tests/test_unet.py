@@ -17,8 +17,10 @@ def shapes_of(unet, image_shape):
     return jax.eval_shape(lambda key: init_params(unet, key, image_shape), jax.random.key(0))
 
 
-def count_by_formula(c, mults, blocks, attention, side, colours):
-    """Weights of the original network, counted block by block."""
+def count_by_formula(
+    c, mults, blocks, attention, side, colours, *, out=0, scale_shift=False, resample_in_blocks=False, classes=0
+):
+    """Weights of the original network or a variant, counted block by block."""
 
     def conv(a, b, k=3):
         return k * k * a * b + b
@@ -28,12 +30,17 @@ def count_by_formula(c, mults, blocks, attention, side, colours):
 
     def res_block(a, b):
         shortcut = conv(a, b, 1) if a != b else 0
-        return norm(a) + conv(a, b) + conv(4 * c, b, 1) + norm(b) + conv(b, b) + shortcut
+        time = conv(4 * c, 2 * b if scale_shift else b, 1)
+        return norm(a) + conv(a, b) + time + norm(b) + conv(b, b) + shortcut
+
+    def resample(a):
+        return res_block(a, a) if resample_in_blocks else conv(a, a)
 
     def attend(a):
         return norm(a) + 4 * conv(a, a, 1)
 
-    total, width, skips = conv(c, 4 * c, 1) + conv(4 * c, 4 * c, 1) + conv(colours, c), c, [c]
+    total = conv(c, 4 * c, 1) + conv(4 * c, 4 * c, 1) + classes * 4 * c + conv(colours, c)
+    width, skips = c, [c]
     for level, mult in enumerate(mults):
         for _ in range(blocks):
             total += res_block(width, c * mult)
@@ -41,7 +48,7 @@ def count_by_formula(c, mults, blocks, attention, side, colours):
             total += attend(width) if side in attention else 0
             skips.append(width)
         if level < len(mults) - 1:
-            total += conv(width, width)
+            total += resample(width)
             skips.append(width)
             side //= 2
     total += 2 * res_block(width, width) + attend(width)
@@ -51,9 +58,9 @@ def count_by_formula(c, mults, blocks, attention, side, colours):
             width = c * mult
             total += attend(width) if side in attention else 0
         if level > 0:
-            total += conv(width, width)
+            total += resample(width)
             side *= 2
-    return total + norm(width) + conv(width, colours)
+    return total + norm(width) + conv(width, out or colours)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,29 @@ def test_parameter_counts_are_the_originals(mults, side, published):
     params = shapes_of(UNet(channel_mults=mults), (side, side, 3))
     assert num_params(params) == published == count_by_formula(128, mults, 2, (16,), side, 3)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    "channels,mults,side,resample_in_blocks,classes,published",
+    [
+        (128, (1, 2, 2, 2), 32, False, 0, "50M"),  # Nichol and Dhariwal 2021: CIFAR-10; as in the files' names
+        (192, (1, 2, 3, 4), 64, False, 1000, "270M"),  # the same: ImageNet 64x64 with labels
+        (192, (1, 2, 3, 4), 64, True, 1000, "296M"),  # Dhariwal and Nichol 2021: ImageNet 64x64
+    ],
+)
+def test_parameter_counts_of_openai(channels, mults, side, resample_in_blocks, classes, published):
+    attention = (32, 16, 8) if resample_in_blocks else (16, 8)
+    unet = UNet(
+        channels, mults, 3, attention, head_channels=64 if resample_in_blocks else 0, num_heads=4, out_channels=6,
+        scale_shift_norm=True, resample_in_blocks=resample_in_blocks, num_classes=classes,
+    )  # fmt: skip
+    count = num_params(shapes_of(unet, (side, side, 3)))
+    digits = len(published[:-1].rstrip("0"))
+    assert f"{float(f'{count:.{digits - 1}e}') / 1e6:.0f}M" == published
+    assert count == count_by_formula(
+        channels, mults, 3, attention, side, 3,
+        out=6, scale_shift=True, resample_in_blocks=resample_in_blocks, classes=classes,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("colours", [1, 2, 3, 4])
@@ -281,15 +311,37 @@ def test_attention_is_one_head_over_all_positions():
         (dict(num_res_blocks=0), (8, 8), ["model.num_res_blocks", "at least 1", "got 0"]),
         (dict(attention_resolutions=(4, 16)), (8, 8), ["model.attention_resolutions", "[8, 4]", "got 16"]),
         (dict(dropout=1.0), (8, 8), ["model.dropout", "[0, 1)", "got 1.0"]),
+        (dict(num_heads=0), (8, 8), ["model.num_heads", "at least 1", "got 0"]),
+        (dict(num_heads=3), (8, 8), ["model.num_heads", "[16]", "got 3: take 2 or 4"]),
+        (dict(num_heads=99), (8, 8), ["model.num_heads", "got 99: take 16"]),
+        (dict(num_heads=16, attention_resolutions=(8, 4)), (8, 8), ["model.num_heads", "[8, 16]", "got 16: take 8"]),
+        (dict(num_heads=3, attention_resolutions=()), (8, 8), ["model.num_heads", "the middle, [16]", "got 3"]),
+        (dict(head_channels=-1), (8, 8), ["model.head_channels", "at least 0", "got -1"]),
+        (dict(head_channels=5), (8, 8), ["model.head_channels", "[16]", "got 5: take 4 or 8"]),
+        (dict(num_classes=-1), (8, 8), ["num_classes", "at least 0", "got -1"]),
+        (dict(norm_eps=0.0), (8, 8), ["model.norm_eps", "above 0", "got 0.0"]),
+        (dict(time_scale=0.0), (8, 8), ["model.time_scale", "above 0", "got 0.0"]),
+        (dict(time_scale=1001.0), (8, 8), ["model.time_scale", "at most 1000", "got 1001.0"]),
+        (dict(embedding_order="cos"), (8, 8), ["model.embedding_order", "'cos_sin'", "got 'cos'"]),
+        (dict(embedding_spacing="halves"), (8, 8), ["model.embedding_spacing", "'half_minus_1'", "mean 'half'?"]),
+        (dict(down_padding="start"), (8, 8), ["model.down_padding", "['both', 'end']", "got 'start'"]),
+        (
+            dict(down_padding="both", resample_in_blocks=True),
+            (8, 8),
+            ["model.down_padding", "model.resample_in_blocks=True", "must be 'end'; got 'both'"],
+        ),
     ],
 )
 def test_check_unet_refuses(change, size, parts):
     with pytest.raises(UserError) as error:
         check_unet(UNet(**{**SMALL, **change}), size)
     assert all(part in str(error.value) for part in parts), str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_check_unet_accepts():
     check_unet(UNet(**SMALL), (8, 12))
     check_unet(UNet(), (32, 32))
     check_unet(UNet(channel_mults=(1, 1, 2, 2, 4, 4)), (256, 256))
+    check_unet(UNet(**SMALL, num_heads=16), (8, 8))  # level 0 has 8 channels and no attention
+    check_unet(UNet(**SMALL, num_heads=3, head_channels=4), (8, 8))

@@ -1,6 +1,10 @@
 """What is refused before a network is built from a config."""
 
-from ddpm_jax.errors import UserError
+import math
+from collections.abc import Sequence
+
+from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.models.layers import DOWN_PADDINGS, EMBEDDING_ORDERS, EMBEDDING_SPACINGS
 from ddpm_jax.models.unet import UNet
 
 
@@ -12,7 +16,7 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
     """
     if not unet.channel_mults or min(unet.channel_mults) < 1:
         raise UserError(f"model.channel_mults must be one or more numbers above 0; got {unet.channel_mults}")
-    for field in ("num_res_blocks", "num_groups"):
+    for field in ("num_res_blocks", "num_groups", "num_heads"):
         if getattr(unet, field) < 1:
             raise UserError(f"model.{field} must be at least 1; got {getattr(unet, field)}")
     factor = 2 ** (len(unet.channel_mults) - 1)
@@ -31,6 +35,10 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
                 f"model.num_groups must divide every level's width; got {unet.num_groups} groups for the "
                 f"width {unet.channels * mult} = {unet.channels} * {mult}"
             )
+    if unet.head_channels < 0:
+        raise UserError(f"model.head_channels must be at least 0; got {unet.head_channels}")
+    if unet.num_classes < 0:
+        raise UserError(f"num_classes must be at least 0; got {unet.num_classes}")
     heights = [image_size[0] // 2**level for level in range(len(unet.channel_mults))]
     for resolution in unet.attention_resolutions:
         if resolution not in heights:
@@ -38,8 +46,40 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
                 f"model.attention_resolutions must be among the heights of the levels, {heights}; "
                 f"got {resolution}"
             )
+    _check_heads(unet, heights)
     if not 0 <= unet.dropout < 1:
         raise UserError(f"model.dropout must be in [0, 1); got {unet.dropout}")
+    if not 0 < unet.norm_eps < 1:
+        raise UserError(f"model.norm_eps must be above 0 and below 1, such as 1e-6 or 1e-5; got {unet.norm_eps}")
+    if not 0 < unet.time_scale <= 1000:
+        raise UserError(
+            f"model.time_scale must be above 0 and at most 1000, such as 1 or 1000/T; got {unet.time_scale}"
+        )
+    check_one_of("model.embedding_order", unet.embedding_order, EMBEDDING_ORDERS)
+    check_one_of("model.embedding_spacing", unet.embedding_spacing, EMBEDDING_SPACINGS)
+    check_one_of("model.down_padding", unet.down_padding, DOWN_PADDINGS)
+    if unet.resample_in_blocks and unet.down_padding != "end":
+        raise UserError(
+            "model.down_padding is of a convolution that model.resample_in_blocks=True replaces; with it "
+            f"it must be 'end'; got {unet.down_padding!r}"
+        )
+
+
+def _check_heads(unet: UNet, heights: Sequence[int]) -> None:
+    """Raises UserError where a self-attention cannot be cut into its heads."""
+    with_attention = [h in unet.attention_resolutions for h in heights]
+    with_attention[-1] = True  # the middle of the network
+    widths = [unet.channels * mult for mult, wanted in zip(unet.channel_mults, with_attention, strict=True) if wanted]
+    field = "head_channels" if unet.head_channels else "num_heads"
+    got = getattr(unet, field)
+    if any(width % got for width in widths):
+        common = math.gcd(*widths)
+        fitting = [n for n in range(1, min(common, 4096) + 1) if common % n == 0]
+        nearest = [n for n in fitting if n < got][-1:] + [n for n in fitting if n > got][:1]
+        raise UserError(
+            f"model.{field} must divide the width of every level with attention and of the middle, "
+            f"{sorted(set(widths))}; got {got}: take {' or '.join(map(str, nearest))}"
+        )
 
 
 def _nearest_sizes(side: int, factor: int) -> str:

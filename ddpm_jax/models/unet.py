@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020 in Flax Linen: x_t, t -> the prediction, pure in its parameters."""
+"""The U-Net of Ho et al. 2020 and its successors in Flax Linen: x_t, t -> the prediction, pure in its parameters."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import (
     INIT,
     ZERO_INIT,
@@ -21,6 +22,9 @@ from ddpm_jax.models.layers import (
 class UNet(nn.Module):
     """eps_theta(x_t, t) of Ho et al. 2020, appendix B; 35,746,307 parameters at the defaults with 3 channels.
 
+    The other values of the attributes from `norm_eps` on are those of Nichol and Dhariwal 2021 and of Dhariwal and
+    Nichol 2021. Differs: the initialisers stay those of Ho et al.'s code.
+
     Attributes:
       channels: width of the first level.
       channel_mults: width of each level as a multiple of `channels`; each level halves H and W.
@@ -30,6 +34,18 @@ class UNet(nn.Module):
       num_groups: of every GroupNorm; divides every width.
       out_channels: channels of the prediction; 0 for as many as x_t has.
       dtype: of the convolutions and dense layers. Parameters, norms and the output are float32.
+      norm_eps: epsilon of every GroupNorm; 1e-5 in OpenAI's codes and most of PyTorch.
+      num_heads: heads of every self-attention.
+      head_channels: > 0 gives every self-attention width/head_channels heads, whatever `num_heads` is.
+      scale_shift_norm: the embedding of t scales and shifts the second norm of a residual block, and is not added
+        before it.
+      resample_in_blocks: residual blocks halve and double the picture, and not convolutions ("resblock_updown").
+      down_padding: of the convolution that halves it: "end" (bottom and right; Ho et al.) or "both" sides.
+      embedding_order: of the embedding of t: "sin_cos" (Ho et al.) or "cos_sin".
+      embedding_spacing: of its frequencies: "half_minus_1" (Ho et al.) or "half".
+      time_scale: t is embedded as time_scale * t. 1000/T is improved-diffusion's `rescale_timesteps`.
+      num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t. No
+        config field yet, as no data set here gives labels.
     """
 
     channels: int = 128
@@ -40,23 +56,73 @@ class UNet(nn.Module):
     num_groups: int = 32
     out_channels: int = 0
     dtype: DTypeLike = jnp.float32
+    norm_eps: float = 1e-6
+    num_heads: int = 1
+    head_channels: int = 0
+    scale_shift_norm: bool = False
+    resample_in_blocks: bool = False
+    down_padding: str = "end"
+    embedding_order: str = "sin_cos"
+    embedding_spacing: str = "half_minus_1"
+    time_scale: float = 1.0
+    num_classes: int = 0
 
     @nn.compact
     def __call__(
-        self, x_t: Float[Array, "B H W C"], t: Int[Array, "B"], *, train: bool = False
+        self,
+        x_t: Float[Array, "B H W C"],
+        t: Int[Array, "B"] | Float[Array, "B"],
+        labels: Int[Array, "B"] | None = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, "B H W C_out"]:
-        def res_block(h: Array, width: int, name: str) -> Array:
-            block = ResBlock(width, self.dropout, self.num_groups, self.dtype, name=name)
+        """The prediction, [B, H, W, C_out].
+
+        Args:
+          x_t: pictures, H and W divisible by 2^(levels-1).
+          t: steps 0..T-1, whole or, between two steps, not.
+          labels: 0..num_classes-1, if and only if num_classes > 0; one outside gives NaN.
+          train: with dropout, from the key "dropout".
+
+        Raises:
+          UserError: labels are missing, or given to a network that takes none.
+        """
+        if (labels is None) != (self.num_classes == 0):
+            given = "none were given" if labels is None else "some were given"
+            raise UserError(
+                f"labels must be given if and only if num_classes > 0; num_classes is {self.num_classes} and {given}"
+            )
+
+        def res_block(h: Array, width: int, name: str, resize: str = "") -> Array:
+            block = ResBlock(
+                width,
+                self.dropout,
+                self.num_groups,
+                self.dtype,
+                norm_eps=self.norm_eps,
+                scale_shift_norm=self.scale_shift_norm,
+                resize=resize,
+                name=name,
+            )
             return block(h, time, train=train)
 
         def attention(h: Array, name: str) -> Array:
-            return SelfAttention(self.num_groups, self.dtype, name=name)(h)
+            num_heads = h.shape[-1] // self.head_channels if self.head_channels else self.num_heads
+            return SelfAttention(self.num_groups, self.dtype, num_heads, self.norm_eps, name=name)(h)
 
         def dense(width: int, name: str) -> nn.Dense:
             return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name=name)
 
-        time = dense(4 * self.channels, "time_1")(time_embedding(t, self.channels))
+        time = time_embedding(
+            self.time_scale * t, self.channels, order=self.embedding_order, spacing=self.embedding_spacing
+        )
+        time = dense(4 * self.channels, "time_1")(time)
         time = dense(4 * self.channels, "time_2")(nn.swish(time))  # [B, 4 channels]
+        if labels is not None:
+            shape = (self.num_classes, 4 * self.channels)
+            vectors = self.param("label_embedding", nn.initializers.normal(1.0), shape)
+            # NaN past either end; unsigned, since a negative index would count from the last label.
+            time = time + jnp.take(vectors, labels.astype(jnp.uint32), axis=0, mode="fill").astype(self.dtype)
 
         h = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_in")(x_t)
         skips = [h]
@@ -67,7 +133,11 @@ class UNet(nn.Module):
                     h = attention(h, f"down_{level}_attention_{i}")
                 skips.append(h)
             if level < len(self.channel_mults) - 1:
-                h = Downsample(self.dtype, name=f"down_{level}_downsample")(h)  # [B, H/2, W/2, C]
+                name = f"down_{level}_downsample"
+                if self.resample_in_blocks:
+                    h = res_block(h, h.shape[-1], name, "down")
+                else:
+                    h = Downsample(self.dtype, self.down_padding, name=name)(h)  # [B, H/2, W/2, C]
                 skips.append(h)
 
         h = res_block(h, h.shape[-1], "middle_block_0")
@@ -81,9 +151,13 @@ class UNet(nn.Module):
                 if h.shape[1] in self.attention_resolutions:
                     h = attention(h, f"up_{level}_attention_{i}")
             if level > 0:
-                h = Upsample(self.dtype, name=f"up_{level}_upsample")(h)  # [B, 2H, 2W, C]
+                name = f"up_{level}_upsample"
+                if self.resample_in_blocks:
+                    h = res_block(h, h.shape[-1], name, "up")
+                else:
+                    h = Upsample(self.dtype, name=name)(h)  # [B, 2H, 2W, C]
 
-        h = nn.swish(Norm(self.num_groups, name="norm_out")(h))
+        h = nn.swish(Norm(self.num_groups, self.norm_eps, name="norm_out")(h))
         out = self.out_channels or x_t.shape[-1]
         # The head stays in float32: its rounding would be noise on the prediction.
         return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(h)
@@ -91,7 +165,9 @@ class UNet(nn.Module):
 
 def init_params(unet: nn.Module, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> dict:
     """Fresh float32 parameters for images (H, W, C); jit- and eval_shape-compatible."""
-    return unet.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32))["params"]
+    t = jnp.zeros((1,), jnp.int32)
+    labels = {"labels": t} if getattr(unet, "num_classes", 0) else {}
+    return unet.init(key, jnp.zeros((1, *image_shape)), t, **labels)["params"]
 
 
 def num_params(params: dict) -> int:
