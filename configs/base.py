@@ -1,4 +1,8 @@
-"""Every config field once, with its unit and its default. An experiment changes some and invents none."""
+"""Every config field once, with its unit and its default. An experiment changes some and invents none.
+
+A field that is added later has the default that does what was done without it: runs from before have no such field,
+and go on with the default (`configuration.with_defaults`).
+"""
 
 from ml_collections import ConfigDict
 
@@ -41,6 +45,15 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.1
     config.model.num_groups = 32  # of GroupNorm; divides every width
     config.model.dtype = "float32"  # of the computation, float32 or bfloat16; parameters are float32
+    config.model.norm_eps = 1e-6  # of GroupNorm; OpenAI's codes have 1e-5
+    config.model.num_heads = 1  # of every self-attention
+    config.model.head_channels = 0  # > 0: channels of a head, whatever num_heads is
+    config.model.scale_shift_norm = False  # t scales and shifts the second norm of a block, not added before it
+    config.model.resample_in_blocks = False  # residual blocks halve and double the picture, not convolutions
+    config.model.down_padding = "end"  # of the convolution that halves: end (bottom and right), both
+    config.model.embedding_order = "sin_cos"  # of the embedding of t: sin_cos, cos_sin
+    config.model.embedding_spacing = "half_minus_1"  # of its frequencies: half_minus_1, half
+    config.model.time_scale = 1.0  # the network sees t times this; improved-diffusion's rescale_timesteps: 1000/T
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 2e-4

@@ -104,6 +104,28 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config.lock()
 
 
+def _base_config() -> ConfigDict:
+    """Every field that there is, at its default."""
+    _experiments_folder()
+    return importlib.import_module(f"{_PACKAGE}.base").get_config()
+
+
+def with_defaults(config: ConfigDict) -> ConfigDict:
+    """`config` and the fields of configs/base.py that it lacks, at their defaults; locked.
+
+    A run that is older than a field did what the field's default does.
+    """
+    filled = config.copy_and_resolve_references()
+    with filled.unlocked():
+        for group, fields in _base_config().items():
+            if group not in filled:
+                filled[group] = ConfigDict()
+            for name, value in fields.items():
+                if name not in filled[group]:
+                    filled[group][name] = value
+    return filled.lock()
+
+
 def _check_storable(field: str, value: Any) -> None:
     """Raises UserError for a default that could not be overridden or kept as JSON."""
     for item in value if isinstance(value, tuple) else (value,):
@@ -148,13 +170,16 @@ def config_from_json(text: str) -> ConfigDict:
 def check_same_run(saved: ConfigDict, given: ConfigDict, changeable: Sequence[str] = CHANGEABLE) -> None:
     """Raises UserError where `given` differs from the config of the run that it would continue.
 
+    A field that one of them lacks has its default of configs/base.py: see `with_defaults`.
+
     Args:
       saved: the config that the run was started with.
       given: the config that it would be continued with.
       changeable: patterns of dotted fields that may differ, as for `fnmatch`.
     """
     absent = object()
-    before, now = flatten(saved), flatten(given)
+    defaults = flatten(_base_config())
+    before, now = defaults | flatten(saved), defaults | flatten(given)
     differing = [field for field in sorted(before | now)
                  if before.get(field, absent) != now.get(field, absent)
                  and not any(fnmatch.fnmatchcase(field, pattern) for pattern in changeable)]

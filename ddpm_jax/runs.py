@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 
 from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.configuration import config_from_json
+from ddpm_jax.configuration import config_from_json, with_defaults
 from ddpm_jax.errors import UserError, check_one_of
 
 WEIGHTS = {"ema": "ema_params", "raw": "params"}
@@ -23,6 +23,8 @@ class Run:
 
 def open_run(workdir: str, *, step: int | None = None, best: bool = False, weights: str = "ema") -> Run:
     """The config and the weights of a checkpoint.
+
+    A config from before a field was added has the field at its default.
 
     Args:
       step: which; None for the newest that can be read.
@@ -45,4 +47,4 @@ def open_run(workdir: str, *, step: int | None = None, best: bool = False, weigh
         _, config_json = checkpoints.restore_config(step)
     finally:
         checkpoints.close()
-    return Run(step, config_from_json(config_json), params)
+    return Run(step, with_defaults(config_from_json(config_json)), params)

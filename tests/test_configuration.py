@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 import ddpm_jax
 from ddpm_jax import configuration, overrides
-from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json, load_config
+from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json, load_config, with_defaults
 from ddpm_jax.errors import UserError
 
 EXPERIMENT = """
@@ -311,6 +311,37 @@ def test_same_run_names_a_field_of_one_side(experiment):
         given.model.width = 64
     assert "model.width was nothing and is 64" in error_of(check_same_run, saved, given)
     assert "model.width was 64 and is nothing" in error_of(check_same_run, given, saved)
+
+
+def older(config, *fields):
+    """`config` as a run kept it before `fields` or groups were there."""
+    config = config_from_json(config_to_json(config))
+    with config.unlocked():
+        for field in fields:
+            group, _, name = field.partition(".")
+            del (config[group] if name else config)[name or group]
+    return config
+
+
+def test_fields_that_a_run_is_older_than_have_their_defaults():
+    config = load_config("digits", ["model.channels=8", "eval.batch_size=7"])
+    old = older(config, "model.num_heads", "model.time_scale", "eval")
+    before = config_to_json(old)
+    filled = with_defaults(old)
+    assert filled.is_locked and config_to_json(old) == before
+    assert (filled.model.num_heads, filled.model.time_scale, filled.eval.batch_size) == (1, 1.0, 256)
+    assert overrides.flatten(filled) == overrides.flatten(config) | {"eval.batch_size": 256}
+    assert with_defaults(config) == config
+
+
+def test_a_run_older_than_a_field_goes_on_with_its_default_alone():
+    config = load_config("digits")
+    old = older(config, "model.num_heads", "optim.ema_start")
+    check_same_run(old, config)
+    check_same_run(config, old)  # an experiment of one's own, written before the field
+    assert "model.num_heads was 1 and is 2; give" in error_of(
+        check_same_run, old, load_config("digits", ["model.num_heads=2"])
+    )
 
 
 def test_placeholder_survives_json():

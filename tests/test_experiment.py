@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ddpm_jax import experiment
 from ddpm_jax import train as train_command
 from ddpm_jax.checkpoints import Checkpoints
 from ddpm_jax.experiment import build_parts, train
+from ddpm_jax.runs import open_run
 from ddpm_jax.training.report import read_metrics
 
 
@@ -58,6 +60,23 @@ def test_resumed_equals_straight(straight_run, tiny_config, state_of, tmp_path, 
         assert files[0].read_bytes() == files[1].read_bytes()
     assert (tmp_path / "samples" / "final_raw.png").read_bytes() != drawn
     assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 8
+
+
+def test_a_run_from_before_the_variants_of_the_network(own_run, straight_run, tiny_config, state_of):
+    """Its config names the network's first fields alone: it is opened, and ends where the straight run ends."""
+    first = {"channels", "channel_mults", "num_res_blocks", "attention_resolutions", "dropout", "num_groups", "dtype"}
+    for step in (6, 8):
+        shutil.rmtree(own_run / "checkpoints" / str(step))
+    for path in own_run.glob("checkpoints/*/config/metadata"):
+        kept = json.loads(path.read_text())
+        config = json.loads(kept["config"])
+        assert first < config["model"].keys()
+        config["model"] = {name: value for name, value in config["model"].items() if name in first}
+        path.write_text(json.dumps({"config": json.dumps(config)}))
+    run = open_run(str(own_run))
+    assert run.step == 4 and run.config == tiny_config()
+    train(tiny_config(), str(own_run))
+    assert same_bits(state_of(own_run, 8), state_of(straight_run, 8))
 
 
 def test_finished_run_is_left_alone(own_run, tiny_config, capsys):
