@@ -42,6 +42,45 @@ def test_the_same_weights_give_the_same_output(mults, num_groups, attention_leve
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "fields,peers,attention_levels",
+    [
+        (  # Nichol and Dhariwal 2021, with heads of one width
+            dict(head_channels=8, norm_eps=1e-5, down_padding="both", time_scale=0.25),
+            dict(attention_head_dim=8, norm_eps=1e-5, downsample_padding=1),
+            (0, 1),
+        ),
+        (  # Dhariwal and Nichol 2021; epsilon so large that it shows in every norm
+            dict(head_channels=16, norm_eps=0.1, resample_in_blocks=True, num_classes=5),
+            dict(attention_head_dim=16, norm_eps=0.1, downsample_type="resnet", upsample_type="resnet",
+                 num_class_embeds=5),
+            (1,),
+        ),
+    ],
+)  # fmt: skip
+def test_the_variants_give_the_same_output(fields, peers, attention_levels):
+    mults, size = (1, 2), (8, 12)
+    peer = peer_unet(
+        32, mults, 1, attention_levels, 8, size[0], resnet_time_scale_shift="scale_shift", attn_norm_num_groups=8,
+        flip_sin_to_cos=True, freq_shift=0, **peers,
+    )  # fmt: skip
+    randomise(peer)
+    params = jax.tree.map(jnp.asarray, to_our_params(peer))
+    unet = UNet(
+        32, mults, 1, tuple(size[0] // 2**level for level in attention_levels), num_groups=8,
+        scale_shift_norm=True, embedding_order="cos_sin", embedding_spacing="half", **fields,
+    )  # fmt: skip
+    expected_shapes = jax.eval_shape(lambda key: init_params(unet, key, (*size, 3)), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected_shapes)
+    x_t = np.random.default_rng(0).standard_normal((3, *size, 3)).astype(np.float32)
+    t = np.array([0.0, 17.5, 996.0], np.float32)
+    labels = np.array([0, 4, 2]) if unet.num_classes else None
+    ours = jax.jit(lambda p, *args: unet.apply({"params": p}, *args))(params, x_t, t, labels)
+    expected = run_peer(peer, x_t, unet.time_scale * t, labels)
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+
+
 def test_the_full_size_has_the_peers_tensors():
     import torch
 

@@ -5,17 +5,21 @@ import torch
 from diffusers import UNet2DModel
 
 
-def peer_unet(channels, mults, num_res_blocks, attention_levels, num_groups, side, colours=3):
+def peer_unet(channels, mults, num_res_blocks, attention_levels, num_groups, side, colours=3, **others):
+    """`others` replace the settings of the ddpm-cifar10-32 architecture."""
     levels = range(len(mults))
-    return UNet2DModel(
+    plain = "Resnet{}sampleBlock2D" if others.get("downsample_type") == "resnet" else "{}Block2D"
+    settings = dict(
         sample_size=side,
         in_channels=colours,
         out_channels=colours,
         block_out_channels=tuple(channels * mult for mult in mults),
         layers_per_block=num_res_blocks,
-        down_block_types=tuple("AttnDownBlock2D" if i in attention_levels else "DownBlock2D" for i in levels),
+        down_block_types=tuple(
+            "AttnDownBlock2D" if i in attention_levels else plain.format("Down") for i in levels
+        ),
         up_block_types=tuple(
-            "AttnUpBlock2D" if i in attention_levels else "UpBlock2D" for i in reversed(levels)
+            "AttnUpBlock2D" if i in attention_levels else plain.format("Up") for i in reversed(levels)
         ),
         norm_num_groups=num_groups,
         norm_eps=1e-6,
@@ -24,7 +28,8 @@ def peer_unet(channels, mults, num_res_blocks, attention_levels, num_groups, sid
         freq_shift=1,
         attention_head_dim=None,
         act_fn="silu",
-    ).eval()
+    )
+    return UNet2DModel(**(settings | others)).eval()
 
 
 def randomise(model, seed=0):
@@ -90,6 +95,8 @@ def to_our_params(model):
         "norm_out": _norm(model.conv_norm_out),
         "conv_out": _conv(model.conv_out),
     }
+    if model.class_embedding is not None:
+        params["label_embedding"] = _array(model.class_embedding.weight)
     num_levels = len(model.down_blocks)
     sides = [(f"down_{i}", block, "downsample") for i, block in enumerate(model.down_blocks)]
     sides += [(f"up_{num_levels - 1 - i}", block, "upsample") for i, block in enumerate(model.up_blocks)]
@@ -100,12 +107,14 @@ def to_our_params(model):
             params[f"{name}_attention_{i}"] = _attention(attention)
         resamplers = getattr(block, f"{resample}rs") or []
         for resampler in resamplers:
-            params[f"{name}_{resample}"] = {"conv": _conv(resampler.conv)}
+            in_block = hasattr(resampler, "conv1")
+            params[f"{name}_{resample}"] = _res_block(resampler) if in_block else {"conv": _conv(resampler.conv)}
     return params
 
 
-def run_peer(model, x_t, t):
+def run_peer(model, x_t, t, labels=None):
     """[B, H, W, C] in and out."""
+    labels = None if labels is None else torch.from_numpy(labels)
     with torch.no_grad():
-        out = model(torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy()), torch.from_numpy(t)).sample
+        out = model(torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy()), torch.from_numpy(t), class_labels=labels).sample
     return np.ascontiguousarray(out.numpy().transpose(0, 2, 3, 1))
