@@ -30,12 +30,19 @@ def get_config() -> ConfigDict:
     config.schedule.num_steps = 1000  # T
     config.schedule.beta_start = 1e-4  # "linear" scales both ends by 1000/T
     config.schedule.beta_end = 0.02
+    config.schedule.zero_terminal_snr = False  # move alpha-bar to 0 at the last step; for x_0 and v
 
     config.diffusion = ConfigDict()
-    config.diffusion.prediction = "eps"  # what the network predicts: eps, x_0, v
-    config.diffusion.loss = "simple"  # simple (mean square), l1, huber, vlb
+    config.diffusion.prediction = "eps"  # what the network predicts: eps, x_0, v, mean (of x_(t-1))
+    config.diffusion.loss = "simple"  # simple (mean square), l1, huber, vlb, rescaled_vlb (T times vlb), hybrid
     config.diffusion.huber_delta = 1.0
-    config.diffusion.variance = "fixed_large"  # of p: fixed_small (beta-tilde), fixed_large (beta)
+    config.diffusion.vlb_lambda = 0.001  # hybrid = simple + vlb_lambda * (the bound, summed over t, in bits/dim)
+    # Of p: fixed_small (beta-tilde), fixed_large (beta), learned (its log), learned_range (between the two).
+    config.diffusion.variance = "fixed_large"
+    config.diffusion.weighting = "none"  # of simple, l1, huber by t: none, min_snr, p2
+    config.diffusion.min_snr_gamma = 5.0
+    config.diffusion.p2_gamma = 1.0
+    config.diffusion.p2_k = 1.0
 
     config.model = ConfigDict()
     config.model.channels = 128  # width of the first level
@@ -72,6 +79,7 @@ def get_config() -> ConfigDict:
     config.train.seed = 0
     config.train.num_steps = 800_000  # updates
     config.train.batch_size = 128  # pictures an update, over all devices
+    config.train.time_sampler = "uniform"  # of t: uniform, stratified, loss_second_moment
     config.train.grad_accum_steps = 1  # parts that the batch is taken in, to save memory
     config.train.num_devices = 0  # 0: all
     config.train.log_every_steps = 100
@@ -80,11 +88,22 @@ def get_config() -> ConfigDict:
     config.train.keep_checkpoints = 2  # newest; the best by eval loss stays too
 
     config.sample = ConfigDict()
-    config.sample.sampler = "ancestral"  # ancestral, ddim
-    config.sample.num_sampler_steps = 0  # network calls; 0: all T
-    config.sample.spacing = "uniform"  # of the steps that are visited: uniform, quadratic
-    config.sample.eta = 0.0  # of ddim
+    # ancestral, ddim, euler, euler_ancestral, heun, dpmpp_1, dpmpp_2m, dpmpp_3m, dpmpp_3m_full (of order 3 in
+    # truth), dpmpp_sde, dpmpp_2m_sde, plms, unipc, unipc_3.
+    config.sample.sampler = "ancestral"
+    config.sample.num_sampler_steps = 0  # steps visited, one network call each (heun: two); 0: all T
+    # Of the steps that are visited: uniform, quadratic, ddim_quadratic, leading, trailing, log_snr, karras.
+    config.sample.spacing = "uniform"
+    # Instead of both: "250", "10,15,20" (steps a section) or "ddim50" as in the improved-DDPM code, or
+    # "t=999,500,0", the steps themselves.
+    config.sample.respacing = ""
+    config.sample.eta = 0.0  # of ddim: 0 is deterministic, 1 has the ancestral noise
+    config.sample.churn = 0.0  # of heun: S_churn of EDM
+    config.sample.churn_min = 0.0  # noise levels sqrt(1 - alpha-bar)/sqrt(alpha-bar) between which there is churn
+    config.sample.churn_max = 0.0  # 0: no upper end
+    config.sample.churn_noise = 1.0  # S_noise of EDM
     config.sample.clip_x_0 = True
+    config.sample.dynamic_threshold = 0.0  # a quantile such as 0.995 takes the place of the clip; 0: none
     config.sample.batch_size = 256
     config.sample.num_grid = 64  # pictures in the grids of a training run
     config.sample.num_preview_steps = 50  # DDIM steps of the grids during training; the last grids use `sampler`

@@ -4,15 +4,14 @@ The pure core: a schedule, a network, a loss, a train step, a sampler's table. W
 `ddpm_jax.experiment`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.checkpoints`.
 """
 
+from ddpm_jax.denoiser import Denoised, make_denoiser, p_log_var
 from ddpm_jax.diffusion import (
-    Denoised,
     eps_from_x_0,
-    make_denoiser,
-    p_log_var,
     q_posterior_mean,
     q_sample,
     v_from_x_0,
     x_0_from_eps,
+    x_0_from_mean,
     x_0_from_v,
 )
 from ddpm_jax.errors import UserError
@@ -28,18 +27,20 @@ from ddpm_jax.likelihood import (
 from ddpm_jax.losses import make_loss_fn
 from ddpm_jax.models.unet import UNet, init_params, num_params
 from ddpm_jax.pixel_scale import to_model_scale, to_uint8
-from ddpm_jax.samplers import (
-    SamplerTable,
-    ancestral_table,
-    ddim_table,
-    initial_noise,
-    p_sample,
-    spaced_steps,
-    walk,
+from ddpm_jax.respacing import named_steps, respaced, spaced_steps
+from ddpm_jax.samplers import SamplerTable, ancestral_table, ddim_table, initial_noise, p_sample, walk
+from ddpm_jax.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
+from ddpm_jax.solvers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
+from ddpm_jax.time_sampling import make_time_sampler
+from ddpm_jax.training.state import (
+    TrainState,
+    init_state,
+    make_ema_decay,
+    make_learning_rate,
+    make_optimizer,
 )
-from ddpm_jax.schedules import Schedule, make_schedule, schedule_from_betas
-from ddpm_jax.training.state import TrainState, init_state, make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.step import make_train_step
+from ddpm_jax.weightings import loss_weights
 
 __all__ = [
     "Denoised",
@@ -50,36 +51,47 @@ __all__ = [
     "UserError",
     "ancestral_table",
     "bits_per_dim",
+    "ddim_inversion_table",
     "ddim_table",
     "discretised_gaussian_log_likelihood",
+    "dpmpp_table",
     "eps_from_x_0",
+    "heun_table",
     "init_params",
     "init_state",
     "initial_noise",
+    "loss_weights",
     "make_denoiser",
     "make_ema_decay",
     "make_learning_rate",
     "make_loss_fn",
     "make_optimizer",
     "make_schedule",
+    "make_time_sampler",
     "make_train_step",
+    "named_steps",
     "normal_kl",
     "num_params",
     "p_log_var",
     "p_sample",
+    "plms_table",
     "prior_term",
     "q_posterior_mean",
     "q_sample",
+    "rescale_zero_terminal_snr",
+    "respaced",
     "sample_keys",
     "schedule_from_betas",
     "seed_keys",
     "spaced_steps",
     "to_model_scale",
     "to_uint8",
+    "unipc_table",
     "v_from_x_0",
     "vlb_term",
     "vlb_terms",
     "walk",
     "x_0_from_eps",
+    "x_0_from_mean",
     "x_0_from_v",
 ]

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: parameters, EMA, optimiser state and config of a step as separate items.
 
-Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}. The newest and the best are kept.
+Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and t_history where the time sampler
+has one. The newest and the best are kept.
 """
 
 import functools
@@ -21,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from ddpm_jax.errors import UserError
 from ddpm_jax.training.state import TrainState
 
-ARRAYS = ("params", "ema_params", "opt_state")
+ARRAYS = ("params", "ema_params", "opt_state")  # and t_history, where the time sampler has one
 BEST_METRIC = "eval_loss"
 
 
@@ -75,7 +76,7 @@ class Checkpoints:
           UserError: this step or a later one is there already.
         """
         step = int(state.step)
-        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ARRAYS}
+        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _arrays_of(state)}
         items["config"] = ocp.args.JsonSave({"config": config_json})
         if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics):
             raise UserError(
@@ -95,11 +96,11 @@ class Checkpoints:
         Raises:
           UserError: checkpoints are there but none can be read.
         """
-        targets = {name: getattr(abstract, name) for name in ARRAYS}
+        targets = {name: getattr(abstract, name) for name in _arrays_of(abstract)}
 
         def read(step: int) -> TrainState:
             items = self._restore(step, {n: ocp.args.StandardRestore(target) for n, target in targets.items()})
-            arrays = {name: items[name] for name in ARRAYS}
+            arrays = {name: items[name] for name in targets}
             return TrainState(step=jax.device_put(np.int32(step), abstract.step.sharding), **arrays)
 
         if not self.steps():
@@ -121,7 +122,7 @@ class Checkpoints:
         def read(step: int) -> dict:
             # NumPy targets of the saved shapes: without them Orbax wants the devices of the training run back.
             # For all items, since Orbax warns of those that it has no handler for.
-            handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
+            handlers = {name: ocp.StandardCheckpointHandler() for name in (*ARRAYS, "t_history")}
             with self._reader(item_handlers=handlers | {"config": ocp.JsonCheckpointHandler()}) as manager:
                 saved = manager.item_metadata(step)[item]
             if saved is None:
@@ -217,6 +218,10 @@ class Checkpoints:
     def _damaged(self, step: int, error: Exception) -> str:
         first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         return f"the checkpoint of step {step} in {self.directory} cannot be read ({first_line})"
+
+
+def _arrays_of(state: TrainState) -> tuple[str, ...]:
+    return ARRAYS if state.t_history is None else (*ARRAYS, "t_history")
 
 
 # What Orbax raises for truncated, missing or foreign files, as found by damaging checkpoints.

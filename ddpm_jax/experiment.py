@@ -85,6 +85,7 @@ def build_parts(config: ConfigDict) -> Parts:
     loss_fn = factories.build_loss(config, schedule)
     optimizer = factories.build_optimizer(config)
     train_step = factories.build_train_step(config, mesh, model, loss_fn, optimizer)
+    time_sampler = factories.build_time_sampler(config)
     # Built for their checks alone: a bad sampler must not come to light after days of training.
     factories.build_table(config, schedule)
     factories.build_preview_table(config, schedule)
@@ -92,7 +93,7 @@ def build_parts(config: ConfigDict) -> Parts:
     image_shape = factories.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:
-        return init_state(init_params(model, key, image_shape), optimizer)
+        return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())
 
     return Parts(config, mesh, schedule, model, loss_fn, init, train_step)
 

@@ -8,14 +8,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource, make_source
+from ddpm_jax.denoiser import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, check_prediction
 from ddpm_jax.devices import check_batch_size
-from ddpm_jax.diffusion import PREDICTIONS, VARIANCES
 from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.generation import Generator
 from ddpm_jax.keys import check_seed
@@ -23,10 +24,14 @@ from ddpm_jax.losses import LossFn, make_loss_fn
 from ddpm_jax.models.checks import check_unet
 from ddpm_jax.models.unet import UNet, init_params
 from ddpm_jax.overrides import flatten
-from ddpm_jax.samplers import SAMPLERS, SamplerTable, ancestral_table, ddim_table, spaced_steps
+from ddpm_jax.respacing import named_steps, spaced_steps
+from ddpm_jax.samplers import SamplerTable, ancestral_table, ddim_table
 from ddpm_jax.schedules import Schedule, make_schedule
+from ddpm_jax.solvers import dpmpp_table, heun_table, plms_table, unipc_table
+from ddpm_jax.time_sampling import TimeSampler, make_time_sampler
 from ddpm_jax.training.state import make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.step import TrainStep, make_train_step
+from ddpm_jax.weightings import loss_weights
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -79,11 +84,7 @@ def build_schedule(config: ConfigDict) -> Schedule:
     """The noise schedule, refused where the network's prediction cannot be inverted."""
     check_one_of("diffusion.prediction", config.diffusion.prediction, PREDICTIONS)
     schedule = make_schedule(**config.schedule)
-    if config.diffusion.prediction == "eps" and schedule.host_alphas_bar[-1] == 0:
-        raise UserError(
-            f"schedule.name={config.schedule.name!r} ends at alpha_bar = 0, where eps says nothing about x_0: "
-            "use diffusion.prediction 'x_0' or 'v', or another schedule"
-        )
+    check_prediction(schedule, config.diffusion.prediction)
     return schedule
 
 
@@ -92,7 +93,9 @@ def build_model(config: ConfigDict) -> UNet:
     image_shape = image_shape_of(config)
     fields = {**config.model}
     check_one_of("model.dtype", fields["dtype"], DTYPES)
-    model = UNet(**(fields | {"dtype": DTYPES[fields["dtype"]]}))
+    learned = config.diffusion.variance in LEARNED_VARIANCES
+    out_channels = image_shape[2] * (2 if learned else 1)
+    model = UNet(**(fields | {"dtype": DTYPES[fields["dtype"]], "out_channels": out_channels}))
     check_unet(model, image_shape[:2])
     return model
 
@@ -118,7 +121,21 @@ def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
         prediction=diffusion.prediction,
         variance=diffusion.variance,
         huber_delta=diffusion.huber_delta,
+        vlb_lambda=diffusion.vlb_lambda,
+        weights=loss_weights(
+            schedule,
+            diffusion.weighting,
+            prediction=diffusion.prediction,
+            min_snr_gamma=diffusion.min_snr_gamma,
+            p2_gamma=diffusion.p2_gamma,
+            p2_k=diffusion.p2_k,
+        ),
     )
+
+
+def build_time_sampler(config: ConfigDict) -> TimeSampler:
+    """Which t the images of a batch are trained at."""
+    return make_time_sampler(config.train.time_sampler, config.schedule.num_steps)
 
 
 def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
@@ -174,10 +191,38 @@ def build_train_step(
         optimizer,
         num_steps=config.schedule.num_steps,
         ema_decay=make_ema_decay(optim.ema_decay, start=optim.ema_start),
+        time_sampler=build_time_sampler(config),
         flip=config.data.flip,
         num_parts=num_parts,
         clip_each_part=1.0 if optim.clip_replicas else 0.0,
     )
+
+
+# The samplers by name: (schedule, steps, config) -> table.
+_TABLES: dict[str, Callable[[Schedule, np.ndarray, ConfigDict], SamplerTable]] = {
+    "ancestral": lambda q, steps, c: ancestral_table(q, steps=steps, variance=c.diffusion.variance),
+    "ddim": lambda q, steps, c: ddim_table(q, steps=steps, eta=c.sample.eta),
+    "euler": lambda q, steps, c: ddim_table(q, steps=steps, eta=0.0),
+    "euler_ancestral": lambda q, steps, c: ddim_table(q, steps=steps, eta=1.0),
+    "heun": lambda q, steps, c: heun_table(
+        q,
+        steps=steps,
+        churn=c.sample.churn,
+        churn_min=c.sample.churn_min,
+        churn_max=c.sample.churn_max or math.inf,
+        churn_noise=c.sample.churn_noise,
+    ),
+    "dpmpp_1": lambda q, steps, c: dpmpp_table(q, steps=steps, order=1),
+    "dpmpp_2m": lambda q, steps, c: dpmpp_table(q, steps=steps, order=2),
+    "dpmpp_3m": lambda q, steps, c: dpmpp_table(q, steps=steps, order=3),
+    "dpmpp_3m_full": lambda q, steps, c: dpmpp_table(q, steps=steps, order=3, full_order=True),
+    "dpmpp_sde": lambda q, steps, c: dpmpp_table(q, steps=steps, order=1, sde=True),
+    "dpmpp_2m_sde": lambda q, steps, c: dpmpp_table(q, steps=steps, order=2, sde=True),
+    "plms": lambda q, steps, c: plms_table(q, steps=steps),
+    "unipc": lambda q, steps, c: unipc_table(q, steps=steps, order=2),
+    "unipc_3": lambda q, steps, c: unipc_table(q, steps=steps, order=3),
+}
+SAMPLERS = tuple(_TABLES)
 
 
 def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
@@ -185,12 +230,24 @@ def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
     fields = config.sample
     check_one_of("sample.sampler", fields.sampler, SAMPLERS)
     check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
-    if not math.isfinite(fields.eta) or fields.eta < 0:  # refused by every sampler, also where it is not read
-        raise UserError(f"sample.eta must be at least 0; got {fields.eta}: 0 is deterministic, 1 has full noise")
-    steps = spaced_steps(schedule.num_steps, fields.num_sampler_steps or schedule.num_steps, fields.spacing)
-    if fields.sampler == "ddim":
-        return ddim_table(schedule, steps=steps, eta=fields.eta)
-    return ancestral_table(schedule, steps=steps, variance=config.diffusion.variance)
+    for name in ("eta", "churn", "churn_min", "churn_max", "churn_noise"):  # also where the sampler reads none
+        if not math.isfinite(fields[name]) or fields[name] < 0:
+            hint = ": 0 is deterministic, 1 has full noise" if name == "eta" else ""
+            raise UserError(f"sample.{name} must be at least 0; got {fields[name]}{hint}")
+    if not 0 <= fields.dynamic_threshold <= 1:
+        raise UserError(f"sample.dynamic_threshold must be in [0, 1], 0 for none; got {fields.dynamic_threshold}")
+    if fields.respacing:
+        steps = named_steps(schedule.num_steps, fields.respacing)
+    else:
+        wanted = fields.num_sampler_steps or schedule.num_steps
+        steps = spaced_steps(schedule.num_steps, wanted, fields.spacing, schedule=schedule)
+    table = _TABLES[fields.sampler](schedule, steps, config)
+    if config.diffusion.prediction == "mean" and not jnp.issubdtype(table.t.dtype, jnp.integer):
+        raise UserError(
+            f"diffusion.prediction='mean' belongs to whole steps; got sample.spacing={fields.spacing!r} and "
+            f"sample.churn={fields.churn}: take 'uniform' and 0"
+        )
+    return table
 
 
 def build_preview_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
@@ -213,7 +270,9 @@ def build_generator(
         mesh=mesh,
         batch_size=config.sample.batch_size,
         prediction=config.diffusion.prediction,
+        variance=config.diffusion.variance,
         clip_x_0=config.sample.clip_x_0,
+        dynamic_threshold=config.sample.dynamic_threshold,
     )
 
 

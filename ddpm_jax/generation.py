@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ddpm_jax.denoiser import make_denoiser
 from ddpm_jax.devices import batch_sharded, compiler_options, replicated
-from ddpm_jax.diffusion import make_denoiser
 from ddpm_jax.keys import sample_keys, seed_keys
 from ddpm_jax.pixel_scale import to_uint8
-from ddpm_jax.samplers import SamplerTable, initial_noise, walk
+from ddpm_jax.samplers import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
 from ddpm_jax.schedules import Schedule
 
 MAX_CHUNKS = 50
@@ -42,25 +42,34 @@ class Generator:
         mesh: Mesh,
         batch_size: int,
         prediction: str = "eps",
+        variance: str = "fixed_large",
         clip_x_0: bool = True,
+        dynamic_threshold: float = 0.0,
     ):
         self._image_shape, self._mesh, self._batch_size = image_shape, mesh, batch_size
-        self.num_rows = table.num_sampler_steps
+        self.num_rows = table.num_calls
         # Of equal length, or of two lengths, so that one or two compilations serve all.
         chunks = np.array_split(np.arange(self.num_rows), min(MAX_CHUNKS, self.num_rows))
         self._chunks = [table.rows(int(rows[0]), int(rows[-1]) + 1) for rows in chunks]
         batch, everywhere = batch_sharded(mesh), replicated(mesh)
 
-        def begin(key: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def begin(key: jax.Array, ids: jax.Array) -> tuple[WalkState, jax.Array]:
             keys = sample_keys(key, ids)
-            return initial_noise(keys, image_shape), keys
+            return begin_walk(table, initial_noise(keys, image_shape)), keys
 
-        def advance(params: dict, rows: SamplerTable, x_t: jax.Array, keys: jax.Array) -> jax.Array:
+        def advance(params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array) -> WalkState:
             def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
                 return model.apply({"params": params}, x_t, t)
 
-            denoise_fn = make_denoiser(schedule, model_fn, prediction=prediction, clip_x_0=clip_x_0)
-            return walk(denoise_fn, rows, x_t, keys)
+            denoise_fn = make_denoiser(
+                schedule,
+                model_fn,
+                prediction=prediction,
+                variance=variance,
+                clip_x_0=clip_x_0,
+                dynamic_threshold=dynamic_threshold,
+            )
+            return walk_on(denoise_fn, rows, state, keys)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._advance = jax.jit(
@@ -97,15 +106,15 @@ class Generator:
         batch_size = self._batch_of(num_samples)
         for first in range(0, num_samples, batch_size):
             ids = jnp.arange(first, first + batch_size, dtype=jnp.int32)
-            x_t, keys = self._begin(seed_keys(seed).sample, ids)
+            state, keys = self._begin(seed_keys(seed).sample, ids)
             if watch:
-                watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(x_t)))
+                watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(state.x_t)))
             for rows in self._chunks:
-                x_t = jax.block_until_ready(self._advance(params, rows, x_t, keys))
+                state = jax.block_until_ready(self._advance(params, rows, state, keys))
                 if watch:
-                    watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(x_t)))
-                on_chunk(rows.num_sampler_steps)
-            images.append(np.asarray(self._to_uint8(x_t)))
+                    watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(state.x_t)))
+                on_chunk(rows.num_calls)
+            images.append(np.asarray(self._to_uint8(state.x_t)))
         return np.concatenate(images)[:num_samples]
 
     def _batch_of(self, num_samples: int) -> int:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.scipy.special import erf, erfc
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddpm_jax.diffusion import DenoiseFn, at_step, eps_from_x_0, p_log_var, q_posterior_mean, q_sample
+from ddpm_jax.denoiser import DenoiseFn, p_log_var
+from ddpm_jax.diffusion import at_step, eps_from_x_0, q_posterior_mean, q_sample
 from ddpm_jax.keys import sample_keys, sample_noise
 from ddpm_jax.schedules import Schedule
 
@@ -107,16 +108,16 @@ def vlb_term(
     for t = 0 -log p(x_0 | x_1) (Ho et al. 2020, equation 5; t here is the paper's minus 1).
 
     Args:
-      variance: of p, "fixed_small" or "fixed_large".
+      variance: of p, one of `denoiser.VARIANCES`; `denoise_fn` must have been made for it.
     """
-    x_0_hat = denoise_fn(x_t, t).x_0_hat
-    p_mean = q_posterior_mean(schedule, x_0=x_0_hat, x_t=x_t, t=t)
-    log_var = p_log_var(schedule, variance=variance, t=t, ndim=x_0.ndim)
+    denoised = denoise_fn(x_t, t)
+    p_mean = q_posterior_mean(schedule, x_0=denoised.x_0_hat, x_t=x_t, t=t)
+    log_var = p_log_var(schedule, variance=variance, t=t, ndim=x_0.ndim, var_values=denoised.var_values)
     q_mean = q_posterior_mean(schedule, x_0=x_0, x_t=x_t, t=t)
     q_log_var = at_step(schedule.log_var_fixed_small, t, x_0.ndim)
     kl = bits_per_dim_of(normal_kl(q_mean, q_log_var, p_mean, log_var))
     decoder = bits_per_dim_of(-discretised_gaussian_log_likelihood(x_0, mean=p_mean, log_var=log_var))
-    return jnp.where(t == 0, decoder, kl), x_0_hat
+    return jnp.where(t == 0, decoder, kl), denoised.x_0_hat
 
 
 def prior_term(schedule: Schedule, x_0: Float[Array, "B *D"]) -> Float[Array, "B"]:
@@ -142,7 +143,7 @@ def vlb_terms(
       x_0: real images on the scale of [-1, 1], made of uint8 values.
       keys: one an image; step t draws its noise from fold_in(key, t).
       steps: the t wanted.
-      variance: of p, "fixed_small" or "fixed_large".
+      variance: of p, one of `denoiser.VARIANCES`; `denoise_fn` must have been made for it.
 
     Returns:
       terms, x_0_mse and eps_mse, each [S, B].
@@ -174,7 +175,7 @@ def bits_per_dim(
     Args:
       x_0: real images on the scale of [-1, 1], made of uint8 values.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
-      variance: of p, "fixed_small" or "fixed_large".
+      variance: of p, one of `denoiser.VARIANCES`; `denoise_fn` must have been made for it.
 
     Returns:
       total [B] = sum of terms + prior; terms [T, B]; prior [B]; x_0_mse and eps_mse [T, B].

@@ -28,10 +28,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default ema)")
-    parser.add_argument("--sampler", metavar="NAME", help="ancestral or ddim")
-    parser.add_argument("--num_sampler_steps", type=int, metavar="N", help="network calls; 0: all T")
-    parser.add_argument("--spacing", metavar="NAME", help="of the visited steps: uniform or quadratic")
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="ancestral, ddim, euler, euler_ancestral, heun, dpmpp_1, dpmpp_2m, dpmpp_3m, dpmpp_3m_full, "
+        "dpmpp_sde, dpmpp_2m_sde, plms, unipc or unipc_3",
+    )
+    parser.add_argument("--num_sampler_steps", type=int, metavar="N", help="steps, a network call each; 0: all T")
+    parser.add_argument(
+        "--spacing",
+        metavar="NAME",
+        help="of the visited steps: uniform, quadratic, ddim_quadratic, leading, trailing, log_snr or karras",
+    )
+    parser.add_argument(
+        "--respacing", metavar="TEXT", help="instead of both: such as 250, 10,15,20, ddim50, or t=999,500,0"
+    )
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
+    parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")
+    parser.add_argument("--dynamic_threshold", type=float, metavar="Q", help="a quantile such as 0.995; 0: none")
     parser.add_argument("--batch_size", type=int, metavar="N", help="pictures at a time; no influence on them")
     return run(_sample, parser, argv)
 
@@ -60,9 +74,13 @@ def _sample(args: argparse.Namespace) -> None:
     mesh = make_mesh()
     overrides = {
         name: getattr(args, name)
-        for name in ("sampler", "num_sampler_steps", "spacing", "eta", "batch_size")
+        for name in (
+            "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "batch_size"
+        )
         if getattr(args, name) is not None
-    }
+    }  # fmt: skip
+    if args.respacing is None and (args.num_sampler_steps is not None or args.spacing is not None):
+        overrides["respacing"] = ""  # what is typed takes the place of the run's own
     with config.unlocked():
         config.sample.update(overrides)
         # The run's batch suits the devices that it was trained on; these may be others.
@@ -76,7 +94,7 @@ def _sample(args: argparse.Namespace) -> None:
 
     print(
         f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), {config.sample.sampler} with "
-        f"{table.num_sampler_steps} steps, seed {args.seed}"
+        f"{table.num_calls} network calls, seed {args.seed}"
     )
     total = generator.num_batches(args.num_samples) * generator.num_rows
     is_first = jax.process_index() == 0

@@ -109,6 +109,8 @@ class Schedule:
     posterior_var: Float[Array, "T"]  # beta-tilde; 0 at t=0
     log_var_fixed_small: Float[Array, "T"]  # log beta-tilde, with the t=0 repair
     log_var_fixed_large: Float[Array, "T"]  # log beta, with the t=0 repair
+    log_betas: Float[Array, "T"]  # without it: the upper end of a learned range
+    half_log_snr: Float[Array, "T"]  # log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)); -inf where alpha-bar is 0
     # The float64 betas, for tables formed later on the host (samplers): static, so that jit never sees them.
     betas_float64: tuple[float, ...] = flax.struct.field(pytree_node=False, repr=False)
 
@@ -121,6 +123,17 @@ class Schedule:
     def host_alphas_bar(self) -> Float64Table:
         """alpha-bar in float64 on the host, [T]."""
         return np.cumprod(1 - np.asarray(self.betas_float64))
+
+    @property
+    def host_one_minus_alphas_bar(self) -> Float64Table:
+        """1 - alpha-bar in float64 on the host, [T], with its digits where the betas are tiny."""
+        return _one_minus_alphas_bar(np.asarray(self.betas_float64))
+
+
+def _one_minus_alphas_bar(betas: Float64Table) -> Float64Table:
+    """Not 1 - alphas_bar: below beta = 1e-9 that has lost the digits of float32, below 1e-16 all of them."""
+    with np.errstate(divide="ignore"):  # log(0) where the last beta is 1
+        return -np.expm1(np.cumsum(np.log1p(-betas)))
 
 
 def schedule_from_betas(betas: np.ndarray) -> Schedule:
@@ -141,19 +154,11 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
     """
     # Formed in float64 and cast once: built in float32, 1 - alphas_bar is off by 1.7e-4 at t=0 (linear).
     betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or betas.size < 1:
-        raise UserError(f"betas must be a [T] array with T >= 1; got shape {betas.shape}")
-    if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
-        raise UserError(
-            "each beta must be in (0, 1), the last one at most 1; "
-            f"got {betas.min():.6g} to {betas.max():.6g}: take more steps or a smaller schedule.beta_end"
-        )
+    _check_betas(betas)
     alphas = 1 - betas
     alphas_bar = np.cumprod(alphas)
     alphas_bar_prev = np.append(1.0, alphas_bar[:-1])
-    with np.errstate(divide="ignore"):  # log(0) where the last beta is 1
-        # Not 1 - alphas_bar: below beta = 1e-9 that has lost the digits of float32, below 1e-16 all of them.
-        one_minus = -np.expm1(np.cumsum(np.log1p(-betas)))
+    one_minus = _one_minus_alphas_bar(betas)
     one_minus_prev = np.append(0.0, one_minus[:-1])
     posterior_var = betas * one_minus_prev / one_minus
     # With T=1 there is no t=1 to copy from: beta_0 is the only variance at hand.
@@ -175,6 +180,8 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
             posterior_var=posterior_var,
             log_var_fixed_small=np.log(np.append(var_at_0, posterior_var[1:])),
             log_var_fixed_large=np.log(np.append(var_at_0, betas[1:])),
+            log_betas=np.log(betas),
+            half_log_snr=0.5 * np.log(alphas_bar / one_minus),
         )
     with np.errstate(over="ignore"):  # 1/sqrt(alpha-bar) may leave float32: inf, as where alpha-bar is 0
         tables = {name: table.astype(np.float32) for name, table in tables.items()}
@@ -184,8 +191,41 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
     )
 
 
+def _check_betas(betas: Float64Table) -> None:
+    if betas.ndim != 1 or betas.size < 1:
+        raise UserError(f"betas must be a [T] array with T >= 1; got shape {betas.shape}")
+    if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
+        raise UserError(
+            "each beta must be in (0, 1), the last one at most 1; "
+            f"got {betas.min():.6g} to {betas.max():.6g}: take more steps or a smaller schedule.beta_end"
+        )
+
+
+def rescale_zero_terminal_snr(betas: np.ndarray) -> Float64Table:
+    """beta_t shifted and scaled so that alpha-bar is 0 at the last step and as before at the first.
+
+    sqrt(alpha-bar_t) <- (sqrt(alpha-bar_t) - sqrt(alpha-bar_T)) sqrt(alpha-bar_1) / (sqrt(alpha-bar_1) -
+    sqrt(alpha-bar_T)) (Lin et al. 2024, algorithm 1). Training then sees what sampling starts from: pure noise.
+
+    Raises:
+      UserError: fewer than 2 steps, of which one must keep its noise.
+    """
+    betas = np.asarray(betas, np.float64)
+    _check_betas(betas)
+    if betas.size < 2:
+        raise UserError("schedule.zero_terminal_snr=True needs schedule.num_steps of at least 2; got 1")
+    roots = np.sqrt(np.cumprod(1 - betas))
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    return np.append(betas[0], 1 - (roots[1:] / roots[:-1]) ** 2)
+
+
 def make_schedule(
-    name: str = "linear", *, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    name: str = "linear",
+    *,
+    num_steps: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    zero_terminal_snr: bool = False,
 ) -> Schedule:
     """The named noise schedule with T = `num_steps`.
 
@@ -194,6 +234,7 @@ def make_schedule(
       num_steps: T >= 1.
       beta_start, beta_end: the ends of linear, quadratic, constant (end alone), warmup10/50 and geometric.
         Those of "linear" are meant for T=1000 and are scaled by 1000/T.
+      zero_terminal_snr: move alpha-bar to 0 at the last step (Lin et al. 2024); for x_0 and v alone.
 
     Raises:
       UserError: an unknown name, T < 1, or betas outside (0, 1].
@@ -209,4 +250,5 @@ def make_schedule(
         raise UserError(
             f"schedule.beta_start and beta_end must obey 0 < start <= end; got {beta_start} and {beta_end}"
         )
-    return schedule_from_betas(SCHEDULES[name](num_steps, beta_start, beta_end))
+    betas = SCHEDULES[name](num_steps, beta_start, beta_end)
+    return schedule_from_betas(rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas)

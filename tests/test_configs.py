@@ -52,7 +52,9 @@ def test_the_papers_quirks():
     assert paper.optim.first_step_zero and paper.optim.ema_start == "copy_first"
     assert (ours.optim.clip_replicas, ours.optim.grad_clip, ours.optim.first_step_zero) == (0, 1.0, False)
     for config in (paper, ours):  # Ho et al. 2020, appendix B
-        assert config.schedule.to_dict() == dict(name="linear", num_steps=1000, beta_start=1e-4, beta_end=0.02)
+        assert config.schedule.to_dict() == dict(
+            name="linear", num_steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=False
+        )
         assert (config.optim.learning_rate, config.optim.warmup_steps, config.optim.ema_decay) == (2e-4, 5000, 0.9999)
         assert (config.train.batch_size, config.train.num_steps, config.model.dropout) == (128, 800_000, 0.1)
         assert config.data.flip and config.diffusion.variance == "fixed_large"

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.denoiser import make_denoiser, p_log_var
 from ddpm_jax.diffusion import (
     at_step,
     eps_from_x_0,
-    make_denoiser,
-    p_log_var,
     q_posterior_mean,
     q_sample,
     v_from_x_0,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import evaluate, factories
+from ddpm_jax.denoiser import make_denoiser
 from ddpm_jax.devices import make_mesh
-from ddpm_jax.diffusion import make_denoiser
 from ddpm_jax.evaluation.bits import build_bits_per_dim
 from ddpm_jax.keys import seed_keys
 from ddpm_jax.likelihood import bits_per_dim

@@ -62,6 +62,29 @@ def test_resumed_equals_straight(straight_run, tiny_config, state_of, tmp_path, 
     assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 8
 
 
+def test_hybrid_with_importance_sampling_resumes_bit_for_bit(tiny_config, tmp_path):
+    """The history of losses is in the checkpoint; T = 2, so that it is full after some steps of 8 images."""
+    settings = ("diffusion.loss=hybrid", "diffusion.variance=learned_range", "train.time_sampler=loss_second_moment",
+                "schedule.num_steps=2", "sample.num_preview_steps=2")  # fmt: skip
+    abstract = build_parts(tiny_config(*settings)).abstract_state
+    states = []
+    for stops in ((8,), (6, 8)):
+        workdir = str(tmp_path / str(len(stops)))
+        for stop in stops:
+            train(tiny_config(*settings, f"train.num_steps={stop}"), workdir)
+        checkpoints = Checkpoints(workdir)
+        states.append(jax.device_get(checkpoints.restore_state(abstract)))
+        checkpoints.close()
+        lines = read_metrics(workdir)
+        assert [line["step"] for line in lines] == [2, 4, 6, 8]
+        for line in lines:
+            assert line["loss"] == pytest.approx(line["simple"] + 0.001 * line["vlb"], rel=1e-5)
+            assert line["vlb"] > 0
+    assert states[0].t_history.counts.sum() >= 20
+    for one, other in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
 def test_a_run_from_before_the_variants_of_the_network(own_run, straight_run, tiny_config, state_of):
     """Its config names the network's first fields alone: it is opened, and ends where the straight run ends."""
     first = {"channels", "channel_mults", "num_res_blocks", "attention_resolutions", "dropout", "num_groups", "dtype"}

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.denoiser import make_denoiser
 from ddpm_jax.devices import make_mesh
-from ddpm_jax.diffusion import make_denoiser
 from ddpm_jax.generation import Generator
 from ddpm_jax.keys import seed_keys
 from ddpm_jax.pixel_scale import to_uint8

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.diffusion import q_posterior_mean, q_sample
 from ddpm_jax.errors import UserError
-from ddpm_jax.losses import LOSSES, make_loss_fn
+from ddpm_jax.losses import BOUNDS, make_loss_fn
 from ddpm_jax.schedules import make_schedule
 
 SCHEDULE = make_schedule("linear", num_steps=100)
@@ -38,7 +39,7 @@ def test_formulas(loss, prediction):
     }[loss]
     loss_fn = make_loss_fn(SCHEDULE, loss=loss, prediction=prediction, huber_delta=0.5)
     x_0, eps = case()
-    got = loss_fn(model_fn, x_0=x_0, t=jnp.asarray(T), eps=eps)
+    got = loss_fn(model_fn, x_0=x_0, t=jnp.asarray(T), eps=eps)["loss"]
     assert got.shape == (4,) and got.dtype == jnp.float32
     # Errors of size 1 to 5 carry some ulp of the numbers they are differences of.
     np.testing.assert_allclose(got, values.reshape(4, -1).mean(1), rtol=1e-5)
@@ -47,11 +48,11 @@ def test_formulas(loss, prediction):
 def test_huber_is_l2_for_wide_deltas_and_l1_for_narrow_ones():
     x_0, eps = case()
     arguments = dict(x_0=x_0, t=jnp.asarray(T), eps=eps)
-    simple = make_loss_fn(SCHEDULE)(model_fn, **arguments)
-    wide = make_loss_fn(SCHEDULE, loss="huber", huber_delta=1e3)(model_fn, **arguments)
+    simple = make_loss_fn(SCHEDULE)(model_fn, **arguments)["loss"]
+    wide = make_loss_fn(SCHEDULE, loss="huber", huber_delta=1e3)(model_fn, **arguments)["loss"]
     np.testing.assert_array_equal(wide, simple)
-    l1 = make_loss_fn(SCHEDULE, loss="l1")(model_fn, **arguments)
-    narrow = make_loss_fn(SCHEDULE, loss="huber", huber_delta=1e-4)(model_fn, **arguments)
+    l1 = make_loss_fn(SCHEDULE, loss="l1")(model_fn, **arguments)["loss"]
+    narrow = make_loss_fn(SCHEDULE, loss="huber", huber_delta=1e-4)(model_fn, **arguments)["loss"]
     # 2 delta |e| - delta^2, divided by 2 delta, is |e| - delta/2: at most 1e-4 less than |e|.
     np.testing.assert_allclose(narrow / 2e-4, l1, atol=1e-4)
 
@@ -60,36 +61,37 @@ def test_huber_is_smooth_where_it_turns():
     def huber(e):
         x_0 = jnp.zeros((1, 1))
         loss_fn = make_loss_fn(SCHEDULE, loss="huber", prediction="x_0", huber_delta=0.5)
-        return loss_fn(lambda x_t, t: x_0 + e, x_0=x_0, t=jnp.array([0]), eps=x_0)[0]
+        return loss_fn(lambda x_t, t: x_0 + e, x_0=x_0, t=jnp.array([0]), eps=x_0)["loss"][0]
 
     inside, outside = (jax.value_and_grad(huber)(e) for e in (0.5 * (1 - 1e-6), 0.5 * (1 + 1e-6)))
     np.testing.assert_allclose(inside, outside, rtol=1e-5)
     np.testing.assert_allclose(inside, (0.25, 1.0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("loss", ["simple", "l1", "huber", "vlb", "rescaled_vlb"])
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v", "mean"])
 def test_a_perfect_network_has_the_smallest_loss_and_a_loss_per_sample(loss, prediction):
     x_0, eps = case()
     x_0, t = jnp.tanh(x_0), jnp.asarray(T)
     bar = jnp.asarray(SCHEDULE.host_alphas_bar[T].reshape(-1, 1, 1, 1), jnp.float32)
     v = jnp.sqrt(bar) * eps - jnp.sqrt(1 - bar) * x_0
-    truth = {"eps": eps, "x_0": x_0, "v": v}[prediction]
+    mean = q_posterior_mean(SCHEDULE, x_0=x_0, x_t=q_sample(SCHEDULE, x_0=x_0, t=t, eps=eps), t=t)
+    truth = {"eps": eps, "x_0": x_0, "v": v, "mean": mean}[prediction]
     loss_fn = make_loss_fn(SCHEDULE, loss=loss, prediction=prediction, variance="fixed_small")
-    best = loss_fn(lambda x_t, t: truth, x_0=x_0, t=t, eps=eps)
-    off = loss_fn(lambda x_t, t: truth.at[2].add(0.5), x_0=x_0, t=t, eps=eps)
+    best = loss_fn(lambda x_t, t: truth, x_0=x_0, t=t, eps=eps)["loss"]
+    off = loss_fn(lambda x_t, t: truth.at[2].add(0.5), x_0=x_0, t=t, eps=eps)["loss"]
     assert best.shape == (4,)
     np.testing.assert_array_equal(off[jnp.array([0, 1, 3])], best[jnp.array([0, 1, 3])])
     assert off[2] > best[2]
-    regression = slice(1, None) if loss == "vlb" else slice(None)  # the decoder's term at t=0 is no distance
-    np.testing.assert_allclose(best[regression], 0, atol=1e-5)
+    regression = slice(1, None) if loss in BOUNDS else slice(None)  # the decoder's term at t=0 is no distance
+    np.testing.assert_allclose(best[regression], 0, atol=1e-5 * (100 if loss == "rescaled_vlb" else 1))
 
 
 def test_nothing_is_clipped_in_training():
     """The bound of a network far outside [-1, 1] still pulls it back."""
     loss_fn = make_loss_fn(SCHEDULE, loss="vlb", prediction="x_0")
     x_0 = jnp.zeros((1, 3))
-    f = lambda w: loss_fn(lambda x_t, t: w + 0 * x_t, x_0=x_0, t=jnp.array([5]), eps=x_0)[0]  # noqa: E731
+    f = lambda w: loss_fn(lambda x_t, t: w + 0 * x_t, x_0=x_0, t=jnp.array([5]), eps=x_0)["loss"][0]  # noqa: E731
     assert f(4.0) > f(2.0) and jax.grad(f)(4.0) > 0
 
 
@@ -98,7 +100,11 @@ def test_nothing_is_clipped_in_training():
     [
         (dict(loss="mse"), "diffusion.loss must be one of"),
         (dict(prediction="score"), "diffusion.prediction must be one of"),
-        (dict(variance="learned"), "diffusion.variance must be one of"),
+        (dict(variance="learnt"), "diffusion.variance must be one of"),
+        (dict(variance="learned"), "'learned' is not trained by diffusion.loss='simple': take 'hybrid', 'vlb'"),
+        (dict(loss="hybrid"), "trains a learned variance; got diffusion.variance='fixed_large': take 'learned_range'"),
+        (dict(loss="hybrid", variance="learned", vlb_lambda=0.0), "diffusion.vlb_lambda must be above 0; got 0.0"),
+        (dict(loss="vlb", weights=jnp.ones(100)), "diffusion.weighting must be 'none' with diffusion.loss='vlb'"),
         (dict(loss="huber", huber_delta=0.0), "diffusion.huber_delta must be above 0; got 0.0"),
     ],
 )

@@ -51,6 +51,8 @@ def tables_in_decimal(betas):
                 posterior_var=variance,
                 log_var_fixed_small=variance.ln() if t else None,
                 log_var_fixed_large=beta.ln() if t else None,
+                log_betas=beta.ln(),
+                half_log_snr=(bar / (1 - bar)).ln() / 2 if bar else -infinity,
             )
             for key, value in row.items():
                 out[key].append(value)
@@ -152,7 +154,7 @@ def test_one_step():
             continue
         tables = {key: np.asarray(getattr(schedule, key)) for key in TABLES}
         assert all(table.shape == (1,) for table in tables.values())
-        recip = ("sqrt_recip_alphas_bar", "sqrt_recipm1_alphas_bar")
+        recip = ("sqrt_recip_alphas_bar", "sqrt_recipm1_alphas_bar", "half_log_snr")
         assert all(np.isfinite(table).all() for key, table in tables.items() if key not in recip), name
         assert tables["posterior_mean_coef_x_0"] == 1 and tables["posterior_mean_coef_x_t"] == 0
         np.testing.assert_allclose(tables["log_var_fixed_small"], np.log(schedule.betas_float64), rtol=1e-6)

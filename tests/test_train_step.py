@@ -11,6 +11,7 @@ from ddpm_jax.devices import batch_sharded, make_mesh, replicated
 from ddpm_jax.losses import make_loss_fn
 from ddpm_jax.pixel_scale import to_model_scale, to_uint8
 from ddpm_jax.schedules import make_schedule
+from ddpm_jax.time_sampling import make_time_sampler
 from ddpm_jax.training.state import init_state, make_ema_decay
 from ddpm_jax.training.step import _random_flip, make_eval_step, make_train_step
 
@@ -80,7 +81,7 @@ def draws(images, key=0, step=0):
 @jax.jit
 def gradient(x_0, t, eps):
     def mean(params):
-        return jnp.mean(LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps))
+        return jnp.mean(LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)["loss"])
 
     return jax.grad(mean)(jax.tree.map(jnp.asarray, PARAMS))
 
@@ -213,7 +214,7 @@ def test_dropout_differs_by_step_and_part(images):
     """With t and eps taken out of the loss, only dropout is left."""
 
     def loss_fn(model_fn, x_0, t, eps):
-        return jnp.mean(model_fn(jnp.ones_like(x_0), 0 * t), axis=(1, 2, 3))
+        return {"loss": jnp.mean(model_fn(jnp.ones_like(x_0), 0 * t), axis=(1, 2, 3))}
 
     def loss(num_parts=1, start=0, dropout=0.5):
         model = Line(dropout)
@@ -246,11 +247,56 @@ def test_t_bins_count_all_images(images, num_parts):
     params = jax.tree.map(jnp.asarray, PARAMS)
     losses = jax.jit(
         lambda x_0, t, eps: LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)
-    )(x_0, t, eps)
+    )(x_0, t, eps)["loss"]
     for i in range(4):
         inside = (np.asarray(t) >= 5 * i) & (np.asarray(t) < 5 * (i + 1))
         assert float(metrics["t_bin_count"][i]) == inside.sum()
         np.testing.assert_allclose(metrics["t_bin_sum"][i], np.asarray(losses)[inside].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_devices,num_parts", [(1, 1), (8, 2)])
+def test_importance_sampling_weighs_the_loss_and_remembers_it(images, num_devices, num_parts):
+    """One step from a history that prefers some t; the history after it is the same on eight devices."""
+    sampler = make_time_sampler("loss_second_moment", T)
+    before = jnp.asarray(np.linspace(0.1, 2, T), jnp.float32)
+    history = sampler.update(sampler.init(), jnp.tile(jnp.arange(T), 10), jnp.tile(before, 10))
+    mesh = make_mesh(num_devices)
+    step_fn = jax.jit(
+        make(time_sampler=sampler, num_parts=num_parts),
+        in_shardings=(replicated(mesh), batch_sharded(mesh), replicated(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    state = jax.device_put(init_state(jax.tree.map(jnp.asarray, PARAMS), SGD, history), replicated(mesh))
+    after, metrics = step_fn(state, jax.device_put(images, batch_sharded(mesh)), jax.random.key(0))
+
+    _, key_t, key_eps, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 4)
+    t, weights = sampler.sample(history, key_t, 16)
+    x_0, eps = to_model_scale(images), jax.random.normal(key_eps, images.shape)
+
+    def mean(params):
+        losses = LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)["loss"]
+        return jnp.mean(weights * losses), losses
+
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    (loss, losses), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+    assert len(np.unique(weights)) > 3
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    close(after.params, jax.tree.map(lambda p, g: p - 0.1 * g, PARAMS, jax.device_get(grads)), 2e-5)
+    expected = sampler.update(history, t, losses)
+    np.testing.assert_array_equal(after.t_history.counts, expected.counts)
+    np.testing.assert_allclose(after.t_history.losses, expected.losses, rtol=1e-5)
+    np.testing.assert_allclose(metrics["t_bin_count"].sum(), weights.sum(), rtol=1e-5)
+
+
+def test_the_parts_of_the_loss_are_reported(images):
+    def loss_fn(model_fn, x_0, t, eps):
+        losses = jnp.mean((eps - model_fn(x_0, t)) ** 2, axis=(1, 2, 3))
+        return {"loss": losses + 3.0, "simple": losses, "vlb": jnp.full_like(losses, 3.0)}
+
+    step_fn = make_train_step(Line(), loss_fn, SGD, num_steps=T, ema_decay=make_ema_decay(0.9))
+    metrics = run(step_fn, images)[1]
+    assert float(metrics["vlb"]) == 3.0
+    np.testing.assert_allclose(metrics["loss"], metrics["simple"] + 3, rtol=1e-6)
 
 
 def test_ema_follows_the_new_parameters(images):
@@ -272,13 +318,13 @@ def test_all_256_values_come_back():
 
 def test_eval_step_has_fixed_t_and_noise(images):
     def seen(model_fn, x_0, t, eps):
-        return t + eps[:, 0, 0, 0]
+        return {"loss": t + eps[:, 0, 0, 0]}
 
     def only_t(model_fn, x_0, t, eps):
-        return t.astype(jnp.float32)
+        return {"loss": t.astype(jnp.float32)}
 
     def only_eps(model_fn, x_0, t, eps):
-        return eps[:, 0, 0, 0]
+        return {"loss": eps[:, 0, 0, 0]}
 
     params = jax.tree.map(jnp.asarray, PARAMS)
     step_fn = jax.jit(make_eval_step(Line(), seen, num_steps=T))

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import factories
 from ddpm_jax.data import ImageSource
+from ddpm_jax.denoiser import VARIANCES, make_denoiser
 from ddpm_jax.devices import batch_sharded, compiler_options, put_batch, replicated
-from ddpm_jax.diffusion import VARIANCES, make_denoiser
 from ddpm_jax.errors import check_one_of
 from ddpm_jax.keys import check_seed, sample_keys, seed_keys
 from ddpm_jax.likelihood import prior_term, vlb_terms
@@ -56,7 +56,7 @@ class BitsPerDim:
 
     Args:
       model: called as model.apply({"params": params}, x_t, t).
-      variance: of p, "fixed_small" or "fixed_large".
+      variance: of p, one of `denoiser.VARIANCES`.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
       batch_size: pictures at a time; rounded up to a multiple of the number of devices.
     """
@@ -87,7 +87,9 @@ class BitsPerDim:
             def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
                 return model.apply({"params": params}, x_t, t)
 
-            denoise_fn = make_denoiser(schedule, model_fn, prediction=prediction, clip_x_0=clip_x_0)
+            denoise_fn = make_denoiser(
+                schedule, model_fn, prediction=prediction, variance=variance, clip_x_0=clip_x_0
+            )
             return vlb_terms(
                 schedule,
                 denoise_fn,
@@ -149,7 +151,7 @@ def _gather(array: jax.Array) -> np.ndarray:
 def build_bits_per_dim(
     config: ConfigDict, split: str, mesh: Mesh, *, seed: int, batch_size: int, max_images: int
 ) -> BitsPerDim:
-    """Bits/dim of a split under the config's network and fixed variance."""
+    """Bits/dim of a split under the config's network and variance."""
     check_seed("--seed", seed)
     check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
     return BitsPerDim(

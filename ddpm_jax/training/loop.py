@@ -115,7 +115,7 @@ def _summary(pending: list[dict], step: int) -> dict[str, float]:
             if not np.isfinite(metrics[name]):
                 raise NonFiniteError(f"{name} became {metrics[name]} at step {number}")
     total = jax.tree.map(lambda *values: np.sum(values, axis=0), *fetched)
-    numbers = {name: float(total[name] / len(fetched)) for name in ("loss", "grad_norm")}
+    numbers = {name: float(value / len(fetched)) for name, value in total.items() if not name.startswith("t_bin")}
     for i in range(NUM_T_BINS):
         if total["t_bin_count"][i]:
             numbers[f"loss_t{i + 1}of{NUM_T_BINS}"] = float(total["t_bin_sum"][i] / total["t_bin_count"][i])

@@ -24,13 +24,16 @@ class TrainState:
     params: PyTree
     ema_params: PyTree
     opt_state: PyTree
+    t_history: PyTree = None  # of the time sampler; None where it remembers nothing
 
 
-def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0; the EMA starts at the parameters."""
+def init_state(
+    params: PyTree, optimizer: optax.GradientTransformation, t_history: PyTree = None
+) -> TrainState:
+    """Step 0; the EMA starts at the parameters, the time sampler at `t_history`."""
     # A copy, so that a step may donate both without donating one buffer twice.
     ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), t_history)
 
 
 def make_learning_rate(

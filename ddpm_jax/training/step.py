@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from ddpm_jax.losses import LossFn
 from ddpm_jax.pixel_scale import to_model_scale
+from ddpm_jax.time_sampling import TimeSampler, make_time_sampler
 from ddpm_jax.training.state import StepFn, TrainState
 
 NUM_T_BINS = 4
@@ -30,10 +31,12 @@ def _split_batch(array: Array, num_parts: int) -> Array:
     return array.reshape(-1, num_parts, *array.shape[1:]).swapaxes(0, 1)
 
 
-def _t_bins(losses: Float[Array, "B"], t: Int[Array, "B"], num_steps: int) -> Metrics:
-    """Sums and counts of the loss in quarters of 0..T-1; the host divides sums over many steps."""
+def _t_bins(
+    losses: Float[Array, "B"], weights: Float[Array, "B"], t: Int[Array, "B"], num_steps: int
+) -> Metrics:
+    """Sums of the loss and of the weights in quarters of 0..T-1; the host divides sums over many steps."""
     which = jax.nn.one_hot(t * NUM_T_BINS // num_steps, NUM_T_BINS)  # [B, 4]
-    return {"t_bin_sum": losses @ which, "t_bin_count": jnp.sum(which, axis=0)}
+    return {"t_bin_sum": (weights * losses) @ which, "t_bin_count": weights @ which}
 
 
 def make_train_step(
@@ -43,6 +46,7 @@ def make_train_step(
     *,
     num_steps: int,
     ema_decay: StepFn,
+    time_sampler: TimeSampler | None = None,
     flip: bool = False,
     num_parts: int = 1,
     clip_each_part: float = 0.0,
@@ -56,39 +60,41 @@ def make_train_step(
     Args:
       model: called as model.apply({"params": p}, x_t, t, train=True, rngs={"dropout": key}).
       loss_fn: of `losses.make_loss_fn`.
-      num_steps: T; t is uniform on 0..T-1.
+      num_steps: T.
       ema_decay: update number -> the decay.
+      time_sampler: of t on 0..T-1; None for the uniform one. Its history is in the state.
       flip: mirror each image with probability 1/2.
       num_parts: gradient accumulation: the batch is taken in this many equal parts, one after another, and
         their gradients are averaged.
       clip_each_part: > 0 clips each part's own gradient to this global norm before averaging (what Ho et
         al.'s code does on each replica).
 
-    Metrics: loss, grad_norm (of the averaged gradient, before the optimiser's clip), t_bin_sum and
-    t_bin_count [4].
+    Metrics: loss and its parts, grad_norm (of the averaged gradient, before the optimiser's clip), t_bin_sum
+    and t_bin_count [4]. Where t is not uniform, all are weighted so that they estimate the mean over uniform t.
     """
+    time_sampler = time_sampler or make_time_sampler("uniform", num_steps)
 
     def part_loss(
-        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, eps: Array
-    ) -> tuple[Float[Array, ""], Float[Array, "B"]]:
+        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "B"]]]:
         def model_fn(x_t: Array, t: Array) -> Array:
             return model.apply({"params": params}, x_t, t, train=True, rngs={"dropout": key})
 
         losses = loss_fn(model_fn, x_0=x_0, t=t, eps=eps)
-        return jnp.mean(losses), losses
+        return jnp.mean(weights * losses["loss"]), losses
 
-    def part_gradient(params: PyTree, *part: Array) -> tuple[PyTree, Float[Array, "B"]]:
+    def part_gradient(params: PyTree, *part: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
         grads, losses = jax.grad(part_loss, has_aux=True)(params, *part)
         if clip_each_part > 0:
             clip = optax.clip_by_global_norm(clip_each_part)
             grads, _ = clip.update(grads, clip.init(params))
         return grads, losses
 
-    def gradient(params: PyTree, key: Key[Array, ""], *batch: Array) -> tuple[PyTree, Float[Array, "B"]]:
+    def gradient(params: PyTree, key: Key[Array, ""], *batch: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
         if num_parts == 1:
             return part_gradient(params, key, *batch)
 
-        def add_part(total: PyTree, part: tuple) -> tuple[PyTree, Float[Array, "B"]]:
+        def add_part(total: PyTree, part: tuple) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
             grads, losses = part_gradient(params, *part)
             return jax.tree.map(jnp.add, total, grads), losses
 
@@ -96,7 +102,8 @@ def make_train_step(
         parts = (keys, *(_split_batch(array, num_parts) for array in batch))
         total, losses = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
         # Back to the batch's own order, undoing _split_batch.
-        return jax.tree.map(lambda g: g / num_parts, total), losses.swapaxes(0, 1).reshape(-1)
+        losses = jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(-1), losses)
+        return jax.tree.map(lambda g: g / num_parts, total), losses
 
     def train_step(
         state: TrainState, images: UInt8[Array, "B H W C"], key_train: Key[Array, ""]
@@ -106,20 +113,21 @@ def make_train_step(
         x_0 = to_model_scale(images)
         if flip:
             x_0 = _random_flip(key_flip, x_0)
-        t = jax.random.randint(key_t, x_0.shape[:1], 0, num_steps)
+        t, weights = time_sampler.sample(state.t_history, key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
 
-        grads, losses = gradient(state.params, key_dropout, x_0, t, eps)
+        grads, losses = gradient(state.params, key_dropout, x_0, t, weights, eps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step)
         ema_params = jax.tree.map(lambda ema, new: decay * ema + (1.0 - decay) * new, state.ema_params, params)
         metrics = {
-            "loss": jnp.mean(losses),
+            **{name: jnp.mean(weights * part) for name, part in losses.items()},
             "grad_norm": optax.tree.norm(grads),
-            **_t_bins(losses, t, num_steps),
+            **_t_bins(losses["loss"], weights, t, num_steps),
         }
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        t_history = time_sampler.update(state.t_history, t, losses["loss"])
+        return TrainState(state.step + 1, params, ema_params, opt_state, t_history), metrics
 
     return train_step
 
@@ -139,6 +147,6 @@ def make_eval_step(
         golden = (ids.astype(jnp.uint32) + 1) * jnp.uint32(2654435769)
         t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
         eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x_0.shape[1:]))(ids)
-        return loss_fn(lambda x_t, t: model.apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)
+        return loss_fn(lambda x_t, t: model.apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)["loss"]
 
     return eval_step

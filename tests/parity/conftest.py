@@ -8,6 +8,11 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def diffusers():
+    return pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[parity]'")
+
+
+@pytest.fixture(scope="session")
 def lucidrains():
     """denoising_diffusion_pytorch's module of the same name; torchvision serves its Trainer only."""
     pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import make_denoiser, q_posterior_mean, q_sample, x_0_from_eps
-from ddpm_jax.samplers import ancestral_table, ddim_table, spaced_steps
+from ddpm_jax.denoiser import make_denoiser
+from ddpm_jax.diffusion import q_posterior_mean, q_sample, x_0_from_eps
+from ddpm_jax.respacing import spaced_steps
+from ddpm_jax.samplers import ancestral_table, ddim_table
 from ddpm_jax.schedules import make_schedule
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")
@@ -14,11 +16,6 @@ ULP = 2.0**-23
 # The peers form their tables in float32 by 1000 products (diffusers) or cast float64 ones (the other).
 LOOSE = dict(rtol=2e-4, atol=2e-6)
 LINEAR = make_schedule("linear")
-
-
-@pytest.fixture(scope="module")
-def diffusers():
-    return pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[parity]'")
 
 
 def normals(*shape, seed=0):
