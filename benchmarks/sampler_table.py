@@ -1,0 +1,112 @@
+"""Network calls against Frechet distance for every sampler, on one trained run.
+
+    python benchmarks/sampler_table.py --workdir=runs/digits --split=all --num_samples=1797
+
+Each row is a sampler, each column a number of steps; a cell holds the Frechet distance of so many samples to the
+pictures of the split, in raw pixels of 0..1 (no FID), and the network calls where they are not the steps. All cells
+start from the same noise, image for image. Writes RUN/sampler_table.json and prints Markdown, row by row; run again,
+it goes on from what is in the JSON file.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+import jax
+import numpy as np
+
+from ddpm_jax import factories
+from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.devices import make_mesh, replicated
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.frechet import frechet_from_features
+from ddpm_jax.runs import open_run
+
+# name, settings of the group `sample`.
+ROWS = [
+    ("ancestral, the run's variance", {"sampler": "ancestral"}),
+    ("ancestral, fixed_small", {"sampler": "euler_ancestral"}),  # the same: DDIM with eta = 1
+    ("ddim (= euler, dpmpp_1)", {"sampler": "ddim", "eta": 0.0}),
+    ("ddim, quadratic", {"sampler": "ddim", "eta": 0.0, "spacing": "quadratic"}),
+    ("plms", {"sampler": "plms"}),
+    ("heun", {"sampler": "heun"}),
+    ("heun, karras", {"sampler": "heun", "spacing": "karras"}),
+    ("heun, karras, churn 10", {"sampler": "heun", "spacing": "karras", "churn": 10.0}),
+    ("dpmpp_2m", {"sampler": "dpmpp_2m"}),
+    ("dpmpp_2m, log_snr", {"sampler": "dpmpp_2m", "spacing": "log_snr"}),
+    ("dpmpp_3m", {"sampler": "dpmpp_3m"}),
+    ("dpmpp_sde", {"sampler": "dpmpp_sde"}),
+    ("dpmpp_2m_sde", {"sampler": "dpmpp_2m_sde"}),
+    ("unipc", {"sampler": "unipc"}),
+    ("unipc_3", {"sampler": "unipc_3"}),
+]
+
+
+def features(images: np.ndarray) -> np.ndarray:
+    """Pixels of 0..1, one row a picture, float64."""
+    return images.reshape(len(images), -1).astype(np.float64) / 255
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--split", help="the real pictures; by default those that were trained on")
+    parser.add_argument("--num_samples", type=int, default=2000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50])
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    trained = open_run(args.workdir)
+    config, mesh = trained.config, make_mesh()
+    params = jax.device_put(trained.params, replicated(mesh))
+    schedule, model = factories.build_schedule(config), factories.build_model(config)
+    source = factories.build_source(config, args.split or config.data.split)
+    real = features(source.load(np.arange(len(source))))
+    facts = {"step": trained.step, "num_samples": args.num_samples, "seed": args.seed, "num_real": len(real)}
+    path = os.path.join(args.workdir, "sampler_table.json")
+    cells = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            saved = json.load(file)
+        if saved["facts"] == facts:
+            cells = saved["cells"]
+
+    print(f"| sampler | {' | '.join(f'{n} steps' for n in args.steps)} |")
+    print(f"| --- | {' | '.join('---' for _ in args.steps)} |")
+    for name, settings in ROWS:
+        row = []
+        for num_steps in args.steps:
+            key = f"{name} @ {num_steps}"
+            if key not in cells:
+                with config.unlocked():
+                    config.sample.update(
+                        {"eta": 0.0, "spacing": "uniform", "churn": 0.0, "respacing": "", "batch_size": 512}
+                        | settings | {"num_sampler_steps": num_steps}
+                    )  # fmt: skip
+                try:
+                    table = factories.build_table(config, schedule)
+                except UserError as error:
+                    print(f"{key}: {error}", file=sys.stderr)
+                    row.append("-")
+                    continue
+                generator = factories.build_generator(config, schedule, table, model, mesh)
+                start = time.monotonic()
+                images = generator.generate(params, seed=args.seed, num_samples=args.num_samples)
+                cells[key] = {
+                    "calls": table.num_calls,
+                    "frechet": frechet_from_features(real, features(images)),
+                    "seconds": time.monotonic() - start,
+                }
+                with replace_file(path, "w") as file:
+                    json.dump({"facts": facts, "cells": cells}, file, indent=1)
+            cell = cells[key]
+            calls = f" ({cell['calls']} calls)" if cell["calls"] != num_steps else ""
+            row.append(f"{cell['frechet']:.4f}{calls}")
+        print(f"| {name} | {' | '.join(row)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
