@@ -166,7 +166,7 @@ def _held_out(parts: Parts) -> HeldOut | None:
     if not config.data.eval_split:
         return None
     return HeldOut(
-        factories.build_source(config, config.data.eval_split),
+        factories.build_source(config, config.data.eval_split, "data.eval_split"),
         make_eval_step(parts.model, parts.loss_fn, num_steps=config.schedule.num_steps),
         key=parts.keys.eval,
         mesh=parts.mesh,
@@ -202,6 +202,8 @@ def _introduce(
         f"model     {num_params(parts.abstract_state.params):,} parameters on {parts.mesh.size} x {device.device_kind}"
     )
     start = "from the start" if resumed_from is None else f"going on from step {resumed_from}"
+    if resumed_from is not None and resumed_from >= config.train.num_steps:
+        start = f"finished already at step {resumed_from}"
     reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} pictures, {start}")
     if resumed_from is None:
         reporter.note("          the first step compiles: that takes a moment")

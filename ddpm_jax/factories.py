@@ -276,15 +276,18 @@ def build_generator(
     )
 
 
-def build_source(config: ConfigDict, split: str) -> ImageSource:
-    """The pictures of one split."""
+def build_source(config: ConfigDict, split: str, field: str = "data.split") -> ImageSource:
+    """The pictures of one split; `field` is what a person typed it as, for complaints about it."""
     data = config.data
     shape = image_shape_of(config)
-    return make_source(
-        name=data.name,
-        split=split,
-        image_size=shape[:2],
-        num_channels=shape[2],
-        path=data.path,
-        data_dir=data.data_dir,
-    )
+    try:
+        return make_source(
+            name=data.name,
+            split=split,
+            image_size=shape[:2],
+            num_channels=shape[2],
+            path=data.path,
+            data_dir=data.data_dir,
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("data.split", field)) from error

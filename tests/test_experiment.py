@@ -105,6 +105,7 @@ def test_a_run_from_before_the_variants_of_the_network(own_run, straight_run, ti
 def test_finished_run_is_left_alone(own_run, tiny_config, capsys):
     before = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file() and "tfevents" not in path.name}
     assert train(tiny_config(), str(own_run)) is None
+    assert "finished already at step 8" in capsys.readouterr().out
     after = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file() and "tfevents" not in path.name}
     assert after == before
 

@@ -7,6 +7,7 @@ import pytest
 
 from ddpm_jax import samplers, solvers
 from ddpm_jax.denoiser import Denoised
+from ddpm_jax.diffusion import signal_and_noise
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import sample_keys
 from ddpm_jax.respacing import host_half_log_snr, spaced_steps
@@ -249,6 +250,27 @@ def test_the_scan_is_the_loop_and_can_be_walked_in_parts(name):
     if name in FLOWS:
         loop = walk_in_float64(table, lambda x, t: np.tanh(1.3 * x + 0.01 * t), np.asarray(x_T, np.float64))[-1]
         np.testing.assert_allclose(whole, loop, atol=2e-4)
+
+
+def test_the_round_trip_of_a_walk():
+    """As in docs/samplers.md, in float32 and jitted: a network that is no Gaussian's, with and without iterations."""
+    # Even steps in the log SNR: an iteration contracts by 1 - exp(-h) there, and hardly at all over one huge step.
+    steps = spaced_steps(1000, 20, "log_snr", schedule=LINEAR)
+    x_0 = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 6)), jnp.float32)
+    keys = sample_keys(jax.random.key(0), jnp.arange(4))
+
+    def soft(x_t, t):
+        signal, noise = signal_and_noise(LINEAR, t, 2)
+        gaussian = M + signal * S**2 / (signal**2 * S**2 + noise**2) * (x_t - signal * M)
+        return Denoised(x_0_hat=gaussian + 0.3 * noise**2 * jnp.sin(3 * x_t))
+
+    errors = []
+    for num_fixed_point in (0, 30):
+        there = ddim_inversion_table(LINEAR, steps=steps, num_fixed_point=num_fixed_point)
+        noise = jax.jit(lambda x: walk(soft, there, x, keys))(x_0)  # noqa: B023
+        back = jax.jit(lambda x: walk(soft, ddim_table(LINEAR, steps=steps), x, keys))(noise)
+        errors.append(float(jnp.max(jnp.abs(back - x_0))))
+    assert errors[0] > 0.02 and errors[1] < 2e-3, errors
 
 
 def test_a_start_from_pure_noise():

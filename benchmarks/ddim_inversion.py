@@ -1,0 +1,73 @@
+"""The round trip picture -> noise -> picture of DDIM on a trained run, as a number.
+
+    python benchmarks/ddim_inversion.py --workdir=runs/digits
+
+Held-out pictures are encoded over N steps with so many fixed-point iterations a step, and drawn again by DDIM
+(eta = 0, x_0_hat not clipped) over the same steps. Prints the root mean square error on the scale of 0..255, and the
+mean and deviation of the noise, which for a good model and many steps are those of N(0, 1).
+"""
+
+import argparse
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import factories
+from ddpm_jax.denoiser import make_denoiser
+from ddpm_jax.devices import compiler_options
+from ddpm_jax.keys import sample_keys
+from ddpm_jax.pixel_scale import to_model_scale
+from ddpm_jax.respacing import spaced_steps
+from ddpm_jax.runs import open_run
+from ddpm_jax.samplers import ddim_table, walk
+from ddpm_jax.solvers import ddim_inversion_table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--num_images", type=int, default=64)
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 200])
+    parser.add_argument("--fixed_point", type=int, nargs="+", default=[0, 1, 5, 20])
+    args = parser.parse_args()
+
+    trained = open_run(args.workdir)
+    config, model = trained.config, factories.build_model(trained.config)
+    schedule = factories.build_schedule(config)
+    source = factories.build_source(config, config.data.eval_split or config.data.split)
+    x_0 = to_model_scale(jnp.asarray(source.load(np.arange(min(args.num_images, len(source))))))
+    keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # no noise is drawn: sigma = 0 in every row
+
+    def go(params, table, x):
+        def model_fn(x_t, t):
+            return model.apply({"params": params}, x_t, t)
+
+        denoise_fn = make_denoiser(
+            schedule,
+            model_fn,
+            prediction=config.diffusion.prediction,
+            variance=config.diffusion.variance,
+            clip_x_0=False,
+        )
+        return walk(denoise_fn, table, x, keys)
+
+    go = jax.jit(go, compiler_options=compiler_options())
+    print("| steps | iterations | network calls, there and back | RMSE (0..255) | mean and std of the noise |")
+    print("| --- | --- | --- | --- | --- |")
+    for num_steps in args.steps:
+        steps = spaced_steps(schedule.num_steps, num_steps)
+        for num_fixed_point in args.fixed_point:
+            there = ddim_inversion_table(schedule, steps=steps, num_fixed_point=num_fixed_point)
+            back = ddim_table(schedule, steps=steps)
+            noise = go(trained.params, there, x_0)
+            error = float(jnp.sqrt(jnp.mean((go(trained.params, back, noise) - x_0) ** 2))) * 127.5
+            calls = there.num_calls + back.num_calls
+            moments = f"{float(noise.mean()):.3f}, {float(noise.std()):.3f}"
+            print(f"| {num_steps} | {num_fixed_point} | {calls} | {error:.3g} | {moments} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
