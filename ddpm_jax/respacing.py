@@ -46,8 +46,11 @@ def spaced_steps(
         steps = np.rint(num_steps - np.arange(num_sampler_steps) * (num_steps / num_sampler_steps)) - 1
     elif spacing == "ddim_quadratic":
         steps = np.floor((fractions * np.sqrt(0.8 * num_steps)) ** 2)
-    else:
-        steps = np.rint((num_steps - 1) * (fractions if spacing == "uniform" else fractions**2))
+    elif spacing == "quadratic":
+        steps = np.rint((num_steps - 1) * fractions**2)
+    else:  # from below, so that ties are rounded as np.linspace makes them
+        first = 0 if num_sampler_steps > 1 else num_steps - 1
+        steps = np.rint(np.linspace(first, num_steps - 1, num_sampler_steps))[::-1]
     if np.any(np.diff(steps) >= 0):
         raise UserError(
             f"sample.spacing={spacing!r} with {num_sampler_steps} of {num_steps} steps would visit a step "

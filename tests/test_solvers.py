@@ -11,7 +11,7 @@ from ddpm_jax.diffusion import signal_and_noise
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import sample_keys
 from ddpm_jax.respacing import host_half_log_snr, spaced_steps
-from ddpm_jax.samplers import ancestral_table, begin_walk, ddim_table, walk, walk_on
+from ddpm_jax.samplers import ancestral_table, begin_walk, ddim_table, p_sample, walk, walk_on
 from ddpm_jax.schedules import make_schedule
 from ddpm_jax.solvers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
 
@@ -271,6 +271,13 @@ def test_the_round_trip_of_a_walk():
         back = jax.jit(lambda x: walk(soft, ddim_table(LINEAR, steps=steps), x, keys))(noise)
         errors.append(float(jnp.max(jnp.abs(back - x_0))))
     assert errors[0] > 0.02 and errors[1] < 2e-3, errors
+
+
+@pytest.mark.parametrize("name", ["dpmpp_3m", "dpmpp_2m_sde", "unipc_2", "plms"])
+def test_sample_n_does_not_depend_on_how_many_there_are(name):
+    table = (FLOWS | NOISY)[name](LINEAR, steps=spaced_steps(1000, 8))
+    draw = lambda n: p_sample(wavy, table, key=jax.random.key(2), num_samples=n, shape=(3, 2))  # noqa: E731
+    np.testing.assert_array_equal(draw(5), draw(16)[:5])
 
 
 def test_a_start_from_pure_noise():

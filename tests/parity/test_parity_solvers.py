@@ -142,3 +142,29 @@ def test_one_ancestral_step_with_a_learned_variance(diffusers, monkeypatch, vari
     monkeypatch.setattr("ddpm_jax.samplers.sample_noise", lambda *args: last(z))
     got = np.moveaxis(np.asarray(walk(denoise_fn, row, last(X_T), KEYS)), -1, 1)
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("num_steps", [1, 7, 50, 333, 1000])
+def test_spacings(diffusers, spacing, num_steps):
+    peer = diffusers.DDIMScheduler(1000, timestep_spacing=spacing)
+    peer.set_timesteps(num_steps)
+    ours = spaced_steps(1000, num_steps, {"linspace": "uniform"}.get(spacing, spacing))
+    expected = peer.timesteps.numpy()
+    if (spacing, num_steps) == ("linspace", 1):
+        expected = [999]  # theirs is [0]: one step that would take pure noise for an image
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_zero_terminal_snr(diffusers):
+    peer = diffusers.DDIMScheduler(1000, rescale_betas_zero_snr=True)
+    ours = make_schedule("linear", zero_terminal_snr=True)
+    np.testing.assert_allclose(ours.host_alphas_bar, peer.alphas_cumprod.numpy(), atol=2e-6)
+
+
+def test_dynamic_threshold(diffusers):
+    peer = diffusers.DDPMScheduler(1000, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e9)
+    x_0 = 3 * X_T
+    expected = peer._threshold_sample(torch.from_numpy(x_0)).numpy()
+    denoise_fn = make_denoiser(LINEAR, lambda x_t, t: jnp.asarray(x_0), prediction="x_0", dynamic_threshold=0.9)
+    np.testing.assert_allclose(denoise_fn(jnp.asarray(X_T), jnp.zeros(2, jnp.int32)).x_0_hat, expected, rtol=1e-5)
