@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from digits_quality import load_real, to_features
 
-from ddpm_jax import factories
+from ddpm_jax import factories, sampler_factory
 from ddpm_jax.devices import make_mesh, replicated
 from ddpm_jax.evaluation.bits import build_bits_per_dim
 from ddpm_jax.evaluation.frechet import frechet_from_features
@@ -68,7 +68,7 @@ def main() -> int:
             measure = build_bits_per_dim(config, config.data.eval_split, mesh, seed=0, batch_size=180, max_images=0)
             bits.append(measure.measure(params).summary()["total"])
             schedule = factories.build_schedule(config)
-            table, model = factories.build_table(config, schedule), factories.build_model(config)
+            table, model = sampler_factory.build_table(config, schedule), factories.build_model(config)
             generator = factories.build_generator(config, schedule, table, model, mesh)
             images = generator.generate(params, seed=0, num_samples=args.num_samples)
             distances.append(frechet_from_features(real, to_features(images)))

@@ -17,7 +17,7 @@ import time
 import jax
 import numpy as np
 
-from ddpm_jax import factories
+from ddpm_jax import factories, sampler_factory
 from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.devices import make_mesh, replicated
 from ddpm_jax.errors import UserError
@@ -86,7 +86,7 @@ def main() -> int:
                         | settings | {"num_sampler_steps": num_steps}
                     )  # fmt: skip
                 try:
-                    table = factories.build_table(config, schedule)
+                    table = sampler_factory.build_table(config, schedule)
                 except UserError as error:
                     print(f"{key}: {error}", file=sys.stderr)
                     row.append("-")

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax import factories
+from ddpm_jax import factories, sampler_factory
 from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json
@@ -87,8 +87,8 @@ def build_parts(config: ConfigDict) -> Parts:
     train_step = factories.build_train_step(config, mesh, model, loss_fn, optimizer)
     time_sampler = factories.build_time_sampler(config)
     # Built for their checks alone: a bad sampler must not come to light after days of training.
-    factories.build_table(config, schedule)
-    factories.build_preview_table(config, schedule)
+    sampler_factory.build_table(config, schedule)
+    sampler_factory.build_preview_table(config, schedule)
     check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
     image_shape = factories.image_shape_of(config)
 
@@ -225,7 +225,7 @@ def _train_from(
         lambda: factories.build_generator(
             config,
             parts.schedule,
-            factories.build_preview_table(config, parts.schedule),
+            sampler_factory.build_preview_table(config, parts.schedule),
             parts.model,
             parts.mesh,
         )
@@ -282,7 +282,7 @@ def _train_from(
 
 def _draw_final(state: TrainState, parts: Parts, reporter: Reporter, workdir: str) -> None:
     config = parts.config
-    table = factories.build_table(config, parts.schedule)
+    table = sampler_factory.build_table(config, parts.schedule)
     generator = factories.build_generator(config, parts.schedule, table, parts.model, parts.mesh)
     draw_final(generator, state, reporter, _samples(workdir), num_samples=config.sample.num_grid)
 

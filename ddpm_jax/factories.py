@@ -8,14 +8,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource, make_source
-from ddpm_jax.denoiser import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, check_prediction
+from ddpm_jax.denoiser import LEARNED_VARIANCES, PREDICTIONS, check_prediction
 from ddpm_jax.devices import check_batch_size
 from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.generation import Generator
@@ -24,10 +23,8 @@ from ddpm_jax.losses import LossFn, make_loss_fn
 from ddpm_jax.models.checks import check_unet
 from ddpm_jax.models.unet import UNet, init_params
 from ddpm_jax.overrides import flatten
-from ddpm_jax.respacing import named_steps, spaced_steps
-from ddpm_jax.samplers import SamplerTable, ancestral_table, ddim_table
+from ddpm_jax.samplers import SamplerTable
 from ddpm_jax.schedules import Schedule, make_schedule
-from ddpm_jax.solvers import dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.time_sampling import TimeSampler, make_time_sampler
 from ddpm_jax.training.state import make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.step import TrainStep, make_train_step
@@ -195,65 +192,6 @@ def build_train_step(
         flip=config.data.flip,
         num_parts=num_parts,
         clip_each_part=1.0 if optim.clip_replicas else 0.0,
-    )
-
-
-# The samplers by name: (schedule, steps, config) -> table.
-_TABLES: dict[str, Callable[[Schedule, np.ndarray, ConfigDict], SamplerTable]] = {
-    "ancestral": lambda q, steps, c: ancestral_table(q, steps=steps, variance=c.diffusion.variance),
-    "ddim": lambda q, steps, c: ddim_table(q, steps=steps, eta=c.sample.eta),
-    "euler": lambda q, steps, c: ddim_table(q, steps=steps, eta=0.0),
-    "euler_ancestral": lambda q, steps, c: ddim_table(q, steps=steps, eta=1.0),
-    "heun": lambda q, steps, c: heun_table(
-        q,
-        steps=steps,
-        churn=c.sample.churn,
-        churn_min=c.sample.churn_min,
-        churn_max=c.sample.churn_max or math.inf,
-        churn_noise=c.sample.churn_noise,
-    ),
-    "dpmpp_1": lambda q, steps, c: dpmpp_table(q, steps=steps, order=1),
-    "dpmpp_2m": lambda q, steps, c: dpmpp_table(q, steps=steps, order=2),
-    "dpmpp_3m": lambda q, steps, c: dpmpp_table(q, steps=steps, order=3),
-    "dpmpp_3m_full": lambda q, steps, c: dpmpp_table(q, steps=steps, order=3, full_order=True),
-    "dpmpp_sde": lambda q, steps, c: dpmpp_table(q, steps=steps, order=1, sde=True),
-    "dpmpp_2m_sde": lambda q, steps, c: dpmpp_table(q, steps=steps, order=2, sde=True),
-    "plms": lambda q, steps, c: plms_table(q, steps=steps),
-    "unipc": lambda q, steps, c: unipc_table(q, steps=steps, order=2),
-    "unipc_3": lambda q, steps, c: unipc_table(q, steps=steps, order=3),
-}
-SAMPLERS = tuple(_TABLES)
-
-
-def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
-    """The sampler's table, from the groups `sample` and `diffusion`."""
-    fields = config.sample
-    check_one_of("sample.sampler", fields.sampler, SAMPLERS)
-    check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
-    for name in ("eta", "churn", "churn_min", "churn_max", "churn_noise"):  # also where the sampler reads none
-        if not math.isfinite(fields[name]) or fields[name] < 0:
-            hint = ": 0 is deterministic, 1 has full noise" if name == "eta" else ""
-            raise UserError(f"sample.{name} must be at least 0; got {fields[name]}{hint}")
-    if not 0 <= fields.dynamic_threshold <= 1:
-        raise UserError(f"sample.dynamic_threshold must be in [0, 1], 0 for none; got {fields.dynamic_threshold}")
-    if fields.respacing:
-        steps = named_steps(schedule.num_steps, fields.respacing)
-    else:
-        wanted = fields.num_sampler_steps or schedule.num_steps
-        steps = spaced_steps(schedule.num_steps, wanted, fields.spacing, schedule=schedule)
-    table = _TABLES[fields.sampler](schedule, steps, config)
-    if config.diffusion.prediction == "mean" and not jnp.issubdtype(table.t.dtype, jnp.integer):
-        raise UserError(
-            f"diffusion.prediction='mean' belongs to whole steps; got sample.spacing={fields.spacing!r} and "
-            f"sample.churn={fields.churn}: take 'uniform' and 0"
-        )
-    return table
-
-
-def build_preview_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
-    """DDIM over `sample.num_preview_steps` steps, for pictures during training."""
-    return ddim_table(
-        schedule, steps=spaced_steps(schedule.num_steps, min(config.sample.num_preview_steps, schedule.num_steps))
     )
 
 

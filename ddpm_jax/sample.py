@@ -61,7 +61,7 @@ def _sample(args: argparse.Namespace) -> None:
     # Here, so that --help and the errors above need not wait for JAX.
     import jax
 
-    from ddpm_jax import factories
+    from ddpm_jax import factories, sampler_factory
     from ddpm_jax.devices import make_mesh, replicated
     from ddpm_jax.keys import check_seed
     from ddpm_jax.pictures import save_grid, save_npz
@@ -87,7 +87,7 @@ def _sample(args: argparse.Namespace) -> None:
         if args.batch_size is None:
             config.sample.batch_size = -(-config.sample.batch_size // mesh.size) * mesh.size
     schedule = factories.build_schedule(config)
-    table = factories.build_table(config, schedule)
+    table = sampler_factory.build_table(config, schedule)
     model = factories.build_model(config)
     factories.check_params(config, model, trained.params)
     generator = factories.build_generator(config, schedule, table, model, mesh)

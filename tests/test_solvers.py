@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import samplers, solvers
+from ddpm_jax import samplers
 from ddpm_jax.denoiser import Denoised
 from ddpm_jax.diffusion import signal_and_noise
 from ddpm_jax.errors import UserError
@@ -13,7 +13,7 @@ from ddpm_jax.keys import sample_keys
 from ddpm_jax.respacing import host_half_log_snr, spaced_steps
 from ddpm_jax.samplers import ancestral_table, begin_walk, ddim_table, p_sample, walk, walk_on
 from ddpm_jax.schedules import make_schedule
-from ddpm_jax.solvers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
+from ddpm_jax.solvers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, rows, unipc_table
 
 LINEAR = make_schedule("linear")
 FLOWS = {  # the deterministic ones
@@ -159,24 +159,24 @@ def test_order_of_one_step_with_an_exact_past(name, order, monkeypatch):
         exact_columns.update(columns)
         return real(t, s, **columns)
 
-    for module in (samplers, solvers):
+    for module in (samplers, rows):
         monkeypatch.setattr(module, "make_table", make_table)
     errors = []
     for num_steps in (33, 65, 129, 257):
         steps = spaced_steps(1000, num_steps, "log_snr", schedule=LINEAR)
         table = FLOWS[name](LINEAR, steps=steps).replace(**exact_columns)
         denoise, middle = exact(LINEAR), num_steps // 2
-        rows = {"heun": (2 * middle, 2 * middle + 2), "plms": (middle + 1, middle + 2)}.get(name, (middle, middle + 1))
+        here = {"heun": (2 * middle, 2 * middle + 2), "plms": (middle + 1, middle + 2)}.get(name, (middle, middle + 1))
 
         def flow(t):
             alpha, sigma = alpha_and_sigma(LINEAR, t)
             return alpha * M + 1.5 * np.sqrt(alpha**2 * S**2 + sigma**2)
 
         x, past = flow(steps[middle]), []
-        for i in range(rows[0] - table.num_remembered, rows[0]):
+        for i in range(here[0] - table.num_remembered, here[0]):
             t = np.float64(table.t[i])
             past.insert(0, float(table.r_x_0[i]) * denoise(flow(t), t) + float(table.r_x_t[i]) * flow(t))
-        states = walk_in_float64(table.rows(*rows), denoise, np.array([x]), [np.array([p]) for p in past])
+        states = walk_in_float64(table.rows(*here), denoise, np.array([x]), [np.array([p]) for p in past])
         errors.append(abs(states[-1, 0] - flow(steps[middle + 1])))
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
     np.testing.assert_allclose(orders[-1], order + 1, atol=0.25, err_msg=str(errors))
