@@ -37,6 +37,7 @@ ROWS = [
     ("dpmpp_2m", {"sampler": "dpmpp_2m"}),
     ("dpmpp_2m, log_snr", {"sampler": "dpmpp_2m", "spacing": "log_snr"}),
     ("dpmpp_3m", {"sampler": "dpmpp_3m"}),
+    ("dpmpp_3m_full", {"sampler": "dpmpp_3m_full"}),
     ("dpmpp_sde", {"sampler": "dpmpp_sde"}),
     ("dpmpp_2m_sde", {"sampler": "dpmpp_2m_sde"}),
     ("unipc", {"sampler": "unipc"}),
@@ -58,6 +59,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    # Many samplers are one program for the compiler: that of their chunk's length.
+    jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     trained = open_run(args.workdir)
     config, mesh = trained.config, make_mesh()
     params = jax.device_put(trained.params, replicated(mesh))

@@ -182,6 +182,19 @@ def test_order_of_one_step_with_an_exact_past(name, order, monkeypatch):
     np.testing.assert_allclose(orders[-1], order + 1, atol=0.25, err_msg=str(errors))
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_start_of_a_cosine_schedule(name):
+    """sigma/alpha falls from 20,000 to 10 in its first step: no solver may take a slope over it."""
+    cosine = make_schedule("cosine")
+    table = FLOWS[name](cosine, steps=spaced_steps(1000, 50))
+    alphas, sigmas = alpha_and_sigma(cosine, np.array([999.0, 0.0]))
+    deviations = np.sqrt(alphas**2 * S**2 + sigmas**2)
+    x_T = np.array([-2.0, 0.5, 2.0])
+    states = walk_in_float64(table, exact(cosine), x_T)
+    expected = alphas[1] * M + deviations[1] * (x_T - alphas[0] * M) / deviations[0]
+    np.testing.assert_allclose(states[-2], expected, atol=0.1 if ORDERS[name] == 1 else 0.05)
+
+
 def test_ddim_is_dpmpp_of_order_1_and_eulers_method():
     for steps in (None, spaced_steps(1000, 20), spaced_steps(1000, 20, "karras", schedule=LINEAR)):
         ddim, dpm = ddim_table(LINEAR, steps=steps), dpmpp_table(LINEAR, steps=steps, order=1)

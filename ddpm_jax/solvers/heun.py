@@ -6,7 +6,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.respacing import TimeGrid, step_at_half_log_snr
 from ddpm_jax.samplers import SamplerTable
 from ddpm_jax.schedules import Schedule
-from ddpm_jax.solvers.rows import basis, eps_of, grid_with_signal, table_of
+from ddpm_jax.solvers.rows import LEAST_ALPHA, basis, eps_of, grid_with_signal, table_of
 
 
 def heun_table(
@@ -24,7 +24,8 @@ def heun_table(
     steps take 2S - 1 network calls (Karras et al. 2022, algorithms 1 and 2, whose x and sigma are x_t/alpha and
     sigma/alpha here). churn is S_churn: before the step from a noise level sigma, noise is added up to
     sigma (1 + gamma), gamma = min(churn/S, sqrt(2) - 1), where sigma is in churn_min..churn_max; churn_noise
-    is S_noise. Differs: no noise is added before the first step, which starts with the most noise there is.
+    is S_noise. Differs: no noise is added before the first step, which starts with the most noise there is; a step from
+    alpha < 0.001 is Euler's alone.
 
     Args:
       steps: the t to visit, falling, as of `spaced_steps(..., "karras")`; None for all T.
@@ -53,7 +54,7 @@ def heun_table(
         b = grid.sigmas[i + 1] - ratio * starts.sigmas[i]
         eps = eps_of(starts, i, x_t, x_0)
         steps_of_row = [(start[i], ratio * x_t + b * eps, eps)]
-        if i < num_rows - 1:
+        if i < num_rows - 1 and starts.alphas[i] >= LEAST_ALPHA:
             eps_there = eps_of(grid, i + 1, x_t, x_0)
             steps_of_row.append((grid.t[i + 1], x_t + b / 2 * (eps_there - past[0]), eps_there))
         # The noise before the next step is added at the end of this one.

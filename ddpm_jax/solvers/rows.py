@@ -16,6 +16,11 @@ from ddpm_jax.schedules import Schedule
 
 Weights = np.ndarray  # [3 + K], float64
 
+# PLMS and Heun combine slopes of the flow of x/alpha in sigma/alpha, which falls by thousands in the first step of a
+# cosine schedule: a difference of two slopes would be multiplied by as much. Steps that start at a lower alpha than
+# this, where x_t holds no image to speak of, are DDIM's.
+LEAST_ALPHA = 1e-3
+
 
 def basis(num_remembered: int) -> tuple[Weights, Weights, Weights, list[Weights]]:
     """x_t, x_0_hat, z, and what the last rows remembered, newest first."""
