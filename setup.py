@@ -24,14 +24,15 @@ setup(
         "numpy>=2.1",
         "absl-py>=1.4",
         "jaxtyping",
+        "matplotlib>=3.10",  # the curves of `evaluate`
         "pillow",
         "scikit-learn",  # the embedded digits
         "tensorboardX",
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "beartype", "nbclient", "nbformat", "ipykernel", "matplotlib", "ruff", "tensorboard"],
-        "notebook": ["jupyterlab", "matplotlib"],
+        "test": ["pytest", "beartype", "nbclient", "nbformat", "ipykernel", "ruff", "tensorboard"],
+        "notebook": ["jupyterlab"],
         "parity": ["torch", "diffusers==0.42.0", "denoising-diffusion-pytorch"],
         "tfds-prepare": ["tensorflow-cpu"],
     },

@@ -26,6 +26,7 @@ from ddpm_jax.likelihood import (
 )
 from ddpm_jax.losses import make_loss_fn
 from ddpm_jax.models.unet import UNet, init_params, num_params
+from ddpm_jax.ode_likelihood import ode_bits_per_dim
 from ddpm_jax.pixel_scale import to_model_scale, to_uint8
 from ddpm_jax.respacing import named_steps, respaced, spaced_steps
 from ddpm_jax.samplers import SamplerTable, ancestral_table, ddim_table, initial_noise, p_sample, walk
@@ -72,6 +73,7 @@ __all__ = [
     "named_steps",
     "normal_kl",
     "num_params",
+    "ode_bits_per_dim",
     "p_log_var",
     "p_sample",
     "plms_table",

@@ -5,7 +5,10 @@ import importlib
 
 import pytest
 
-CORE = ["schedules", "diffusion", "likelihood", "losses", "samplers", "models.layers", "models.qkv", "models.unet"]
+CORE = [
+    "schedules", "diffusion", "likelihood", "losses", "ode_likelihood", "samplers", "models.layers", "models.qkv",
+    "models.unet",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -17,7 +17,7 @@ ORDER = [
     ("diffusion", "respacing"),
     ("denoiser",),
     ("likelihood", "samplers", "weightings"),
-    ("losses",),
+    ("losses", "ode_likelihood"),
 ]
 
 
@@ -51,6 +51,8 @@ def test_importing_the_package_brings_no_heavy_library():
         assert name not in loaded, name
     # Flax loads absl.flags for its own logging: no flag may be ours.
     assert not any("absl" in name for path in PACKAGE.rglob("*.py") for name in imports_of(path))
+    # Its state would be shared with the plots of whoever calls us.
+    assert not any("pyplot" in name for path in PACKAGE.rglob("*.py") for name in imports_of(path))
 
 
 @pytest.mark.parametrize("level", range(len(ORDER)))

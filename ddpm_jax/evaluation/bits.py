@@ -7,15 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories
 from ddpm_jax.data import ImageSource
 from ddpm_jax.denoiser import VARIANCES, make_denoiser
-from ddpm_jax.devices import batch_sharded, compiler_options, put_batch, replicated
+from ddpm_jax.devices import batch_sharded, compiler_options, replicated
 from ddpm_jax.errors import check_one_of
+from ddpm_jax.evaluation.batches import Batches, gather
+from ddpm_jax.evaluation.resume_point import ResumePoint
 from ddpm_jax.keys import check_seed, sample_keys, seed_keys
 from ddpm_jax.likelihood import prior_term, vlb_terms
 from ddpm_jax.pixel_scale import to_model_scale
@@ -25,30 +26,44 @@ MAX_CHUNKS = 50
 NAMES = ("terms", "x_0_mse", "eps_mse")
 
 
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over the pictures, axis 0, and its standard error s/sqrt(N), NaN for one picture; float64."""
+    mean = np.asarray(values.mean(axis=0, dtype=np.float64))
+    if len(values) < 2:
+        return mean, np.full_like(mean, np.nan)
+    return mean, np.asarray(values.std(axis=0, ddof=1, dtype=np.float64) / np.sqrt(len(values)))
+
+
 @dataclass(frozen=True)
 class Bits:
-    """The bound of N pictures in bits/dim (Ho et al. 2020, equation 5), one x_t a step, float64."""
+    """The bound of N pictures in bits/dim (Ho et al. 2020, equation 5), one x_t a step."""
 
     terms: np.ndarray  # [N, T]: L_t; t = 0 is the decoder's
     prior: np.ndarray  # [N]
-    x_0_mse: np.ndarray  # [T], mean over the pictures
-    eps_mse: np.ndarray  # [T]
+    x_0_mse: np.ndarray  # [N, T]
+    eps_mse: np.ndarray  # [N, T]
 
     @property
     def total(self) -> np.ndarray:
         """The bound of each picture, [N]."""
-        return self.terms.sum(axis=1) + self.prior
+        return self.terms.sum(axis=1, dtype=np.float64) + self.prior
 
-    def summary(self) -> dict[str, float]:
-        """Means over the pictures in bits/dim, and the standard error of the mean total."""
-        decoder = self.terms[:, 0]
-        return {
-            "total": float(self.total.mean()),
-            "standard_error": float(self.total.std(ddof=1) / np.sqrt(len(self.total))) if len(self.total) > 1 else 0.0,
-            "decoder": float(decoder.mean()),
-            "kl": float((self.terms.sum(axis=1) - decoder).mean()),
-            "prior": float(self.prior.mean()),
+    def summary(self) -> dict[str, tuple[float, float]]:
+        """(mean, standard error) over the pictures in bits/dim: total = prior + kl + decoder."""
+        parts = {
+            "total": self.total,
+            "prior": self.prior,
+            "kl": self.terms[:, 1:].sum(axis=1, dtype=np.float64),
+            "decoder": self.terms[:, 0],
         }
+        return {name: tuple(map(float, mean_and_error(values))) for name, values in parts.items()}
+
+    def by_step(self) -> dict[str, np.ndarray]:
+        """t, and the mean and the standard error of L_t and of the errors of x_0_hat and eps_hat, each [T]."""
+        columns = {"t": np.arange(self.terms.shape[1])}
+        for name in NAMES:
+            columns[name], columns[f"{name}_standard_error"] = mean_and_error(getattr(self, name))
+        return columns
 
 
 class BitsPerDim:
@@ -75,10 +90,9 @@ class BitsPerDim:
         batch_size: int,
         max_images: int = 0,
     ):
-        self.num_images = min(len(source), max_images) if max_images else len(source)
+        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images)
         self.num_steps = schedule.num_steps
-        self._source, self._key, self._mesh = source, key, mesh
-        self._batch_size = -(-min(batch_size, self.num_images) // mesh.size) * mesh.size
+        self._key = key
         # Chunks of equal length, or of two lengths, so that one or two compilations serve all.
         steps = np.arange(self.num_steps, dtype=np.int32)
         self._chunks = np.array_split(steps, min(MAX_CHUNKS, self.num_steps))
@@ -113,39 +127,50 @@ class BitsPerDim:
     @property
     def num_calls(self) -> int:
         """Steps of all batches, for a progress bar."""
-        return -(-self.num_images // self._batch_size) * self.num_steps
+        return len(self.batches) * self.num_steps
 
-    def measure(self, params: dict, on_chunk: Callable[[int], None] = lambda num_new: None) -> Bits:
+    def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumePoint:
+        """Where `measure` goes on from: a file of the same facts, else the start."""
+        shape = (self.batches.num_images, self.num_steps)
+        arrays = {name: np.zeros(shape, np.float32) for name in NAMES}
+        arrays["prior"] = np.zeros(shape[0], np.float32)
+        # The last digits depend on the shape of the batches.
+        shapes = {"batch_size": self.batches.batch_size, "num_devices": jax.device_count()}
+        return ResumePoint(prefix, (facts or {}) | shapes, arrays)
+
+    def calls_done(self, point: ResumePoint) -> int:
+        """How many of `num_calls` are done."""
+        num_batches, num_chunks = divmod(point.num_done, len(self._chunks))
+        return num_batches * self.num_steps + sum(len(steps) for steps in self._chunks[:num_chunks])
+
+    def measure(
+        self,
+        params: dict,
+        *,
+        on_chunk: Callable[[int], None] = lambda num_new: None,
+        point: ResumePoint | None = None,
+    ) -> Bits:
         """The bound of every picture.
 
         Args:
           on_chunk: called with the number of steps that were just done for a batch.
+          point: of `resume_point`; what it holds is not measured again.
         """
-        batches = []
-        for start in range(0, self.num_images, self._batch_size):
-            # The last batch is filled up with repeats, which are dropped below.
-            ids = np.arange(start, start + self._batch_size, dtype=np.int32)
-            share = np.split(ids, jax.process_count())[jax.process_index()]
-            images = put_batch(self._source.load(np.minimum(share, self.num_images - 1)), self._mesh)
-            chunks = []
-            for steps in self._chunks:
-                terms = self._terms_of(params, images, put_batch(share, self._mesh), self._key, jnp.asarray(steps))
-                chunks.append({name: _gather(terms[name].T) for name in NAMES})  # [B, S]
+        point = point or self.resume_point()
+        arrays, num_chunks = point.arrays, len(self._chunks)
+        for index in range(point.num_done // num_chunks, len(self.batches)):
+            images, ids = self.batches.load(index)
+            rows = self.batches.rows(index)
+            num_rows = rows.stop - rows.start
+            arrays["prior"][rows] = gather(self._prior_of(images))[:num_rows]
+            for chunk in range(point.num_done % num_chunks, num_chunks):
+                steps = self._chunks[chunk]
+                measured = self._terms_of(params, images, ids, self._key, jnp.asarray(steps))
+                for name in NAMES:
+                    arrays[name][rows, steps[0] : steps[-1] + 1] = gather(measured[name].T)[:num_rows]
+                point.advance()
                 on_chunk(len(steps))
-            batch = {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in NAMES}
-            batches.append(batch | {"prior": _gather(self._prior_of(images))})
-        whole = {
-            name: np.concatenate([batch[name] for batch in batches])[: self.num_images].astype(np.float64)
-            for name in (*NAMES, "prior")
-        }
-        return Bits(whole["terms"], whole["prior"], whole["x_0_mse"].mean(axis=0), whole["eps_mse"].mean(axis=0))
-
-
-def _gather(array: jax.Array) -> np.ndarray:
-    """The global array on this host."""
-    if jax.process_count() > 1:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
+        return Bits(**arrays)
 
 
 def build_bits_per_dim(

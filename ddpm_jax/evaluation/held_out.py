@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.devices import batch_sharded, compiler_options, put_batch, replicated
+from ddpm_jax.devices import batch_sharded, compiler_options, replicated
+from ddpm_jax.evaluation.batches import Batches
 
 
 class HeldOut:
@@ -30,9 +30,8 @@ class HeldOut:
         batch_size: int,
         max_images: int = 0,
     ):
-        self.num_images = min(len(source), max_images) if max_images else len(source)
-        self._source, self._key, self._mesh = source, key, mesh
-        self._batch_size = -(-min(batch_size, self.num_images) // mesh.size) * mesh.size
+        self._batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images)
+        self.num_images, self._key = self._batches.num_images, key
 
         def batch_loss(params: dict, images: jax.Array, ids: jax.Array, key: jax.Array) -> jax.Array:
             losses = eval_step(params, images, ids, key)
@@ -49,16 +48,7 @@ class HeldOut:
     def mean_loss(self, params: dict) -> float:
         """The mean over the held-out pictures."""
         total = 0.0
-        for start in range(0, self.num_images, self._batch_size):
-            # The last batch is filled up with repeats, whose loss does not count.
-            ids = np.arange(start, start + self._batch_size, dtype=np.int32)
-            share = self._local(ids)
-            images = self._source.load(np.minimum(share, self.num_images - 1))
-            total += float(
-                self._batch_loss(params, put_batch(images, self._mesh), put_batch(share, self._mesh), self._key)
-            )
+        for index in range(len(self._batches)):
+            # The repeats that fill up the last batch do not count.
+            total += float(self._batch_loss(params, *self._batches.load(index), self._key))
         return total / self.num_images
-
-    def _local(self, ids: np.ndarray) -> np.ndarray:
-        """This process's contiguous block of the ids of a batch."""
-        return np.split(ids, jax.process_count())[jax.process_index()]

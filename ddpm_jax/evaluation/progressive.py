@@ -1,0 +1,127 @@
+"""What the network takes x_0 to be along the way: of held-out pictures (decoding) and of samples (generation).
+
+Ho et al. 2020, section 4.3: the receiver's x_0_hat at falling t, and figure 6.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax import factories, sampler_factory
+from ddpm_jax.denoiser import DenoiseFn, make_denoiser
+from ddpm_jax.devices import compiler_options, replicated
+from ddpm_jax.diffusion import q_sample
+from ddpm_jax.keys import sample_keys, sample_noise, seed_keys
+from ddpm_jax.pixel_scale import to_model_scale, to_uint8
+from ddpm_jax.samplers import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.schedules import Schedule
+
+
+class Progressive:
+    """x_0_hat as pictures. Few pictures are looked at, so that every device holds all of them.
+
+    Args:
+      model: called as model.apply({"params": params}, x_t, t).
+      table: of `ddpm_jax.samplers`, for generation.
+      dynamic_threshold: for generation; decoding shows what was measured, with the clip alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        table: SamplerTable,
+        *,
+        image_shape: tuple[int, int, int],
+        mesh: Mesh,
+        prediction: str,
+        variance: str,
+        clip_x_0: bool,
+        dynamic_threshold: float,
+    ):
+        self._schedule, self._table, self._image_shape = schedule, table, image_shape
+
+        def denoiser(params: dict, dynamic_threshold: float) -> DenoiseFn:
+            return make_denoiser(
+                schedule,
+                lambda x_t, t: model.apply({"params": params}, x_t, t),
+                prediction=prediction,
+                variance=variance,
+                clip_x_0=clip_x_0,
+                dynamic_threshold=dynamic_threshold,
+            )
+
+        def decode(params: dict, images: jax.Array, key: jax.Array, steps: jax.Array) -> jax.Array:
+            x_0, keys = to_model_scale(images), sample_keys(key, jnp.arange(len(images)))
+
+            def at_step(step: jax.Array) -> jax.Array:
+                t = jnp.full(x_0.shape[:1], step)
+                x_t = q_sample(schedule, x_0=x_0, t=t, eps=sample_noise(keys, step, x_0.shape[1:]))
+                return to_uint8(denoiser(params, 0.0)(x_t, t).x_0_hat)
+
+            return jax.lax.map(at_step, steps)
+
+        def generate(
+            params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array
+        ) -> tuple[jax.Array, WalkState]:
+            denoise_fn = denoiser(params, dynamic_threshold)
+            estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
+            return to_uint8(estimate), walk_on(denoise_fn, rows, state, keys)
+
+        options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
+        self._decode = jax.jit(decode, **options)
+        self._generate = jax.jit(generate, **options)
+
+    def decode(
+        self, params: dict, images: np.ndarray, *, seed: int, num_moments: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(t falling [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]), with x_t as in the measurement of the bound.
+
+        Args:
+          images: uint8 [N, H, W, C], the first N of the source.
+        """
+        t = np.unique(np.rint(np.linspace(0, self._schedule.num_steps - 1, num_moments)).astype(np.int32))[::-1]
+        return t, np.asarray(self._decode(params, images, seed_keys(seed).eval, t.copy()))
+
+    def generate(
+        self, params: dict, *, seed: int, num_samples: int, num_moments: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(t falling [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]) on the way to samples 0..N-1 of the seed.
+
+        The last t is -1, the finished sample.
+        """
+        num_rows = self._table.num_calls
+        starts = np.unique(np.rint(np.linspace(0, num_rows, min(num_moments, num_rows) + 1)).astype(int))
+        keys = sample_keys(seed_keys(seed).sample, jnp.arange(num_samples))
+        state = begin_walk(self._table, initial_noise(keys, self._image_shape))
+        t, frames = [], []
+        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+            rows = self._table.rows(int(start), int(stop))
+            estimate, state = self._generate(params, rows, state, keys)
+            t.append(float(rows.t[0]))
+            frames.append(np.asarray(estimate))
+        return np.array([*t, -1]), np.stack([*frames, np.asarray(to_uint8(state.x_t))])
+
+
+def build_progressive(config: ConfigDict, mesh: Mesh) -> Progressive:
+    """For the config's network and sampler."""
+    schedule = factories.build_schedule(config)
+    return Progressive(
+        factories.build_model(config),
+        schedule,
+        sampler_factory.build_table(config, schedule),
+        image_shape=factories.image_shape_of(config),
+        mesh=mesh,
+        prediction=config.diffusion.prediction,
+        variance=config.diffusion.variance,
+        clip_x_0=config.sample.clip_x_0,
+        dynamic_threshold=config.sample.dynamic_threshold,
+    )
+
+
+def step_labels(t: np.ndarray) -> list[str]:
+    """`t=499`, and `t=12.5` for a fractional step."""
+    return [f"t={step:.0f}" if step == round(step) else f"t={step:.1f}" for step in t.tolist()]

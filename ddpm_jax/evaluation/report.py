@@ -1,0 +1,119 @@
+"""The results of an evaluation as one JSON file and as Markdown tables."""
+
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.evaluation.rate_distortion import table_steps
+
+JSON_NAME, TABLE_NAME = "evaluation.json", "evaluation.md"
+
+
+class Report:
+    """Sections of results in a folder; each `add` writes both files anew.
+
+    What an earlier evaluation with the same facts has left there stays: bits and the flow may be measured by two
+    commands.
+
+    Args:
+      folder: made where it is missing.
+      facts: what was evaluated and how, as JSON.
+    """
+
+    def __init__(self, folder: str, facts: dict[str, Any]):
+        self._folder = folder
+        self.results = {"facts": facts}
+        earlier = _read_json(os.path.join(folder, JSON_NAME))
+        if earlier.get("facts") == json.loads(json.dumps(facts)):
+            self.results |= earlier
+
+    def add(self, **sections: dict[str, Any]) -> None:
+        """Takes in sections of numbers, arrays and None, and writes the files."""
+        self.results |= {name: _plain(section) for name, section in sections.items()}
+        with replace_file(os.path.join(self._folder, JSON_NAME), "w") as file:
+            json.dump(self.results, file, indent=1, allow_nan=False)
+        with replace_file(os.path.join(self._folder, TABLE_NAME), "w") as file:
+            file.write(self.markdown())
+
+    def markdown(self) -> str:
+        """A line of facts, the table of bits/dim, and some rows of the rate-distortion curve."""
+        parts = [describe(self.results["facts"]) + "."]
+        if "bits_per_dim" in self.results or "ode_bits_per_dim" in self.results:
+            parts.append(bits_table(self.results))
+        if "rate_distortion" in self.results:
+            parts.append(rate_distortion_table(self.results["rate_distortion"]))
+        return "\n\n".join(parts) + "\n"
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """What was evaluated, in a line."""
+    pictures = "picture" if facts["num_images"] == 1 else "pictures"
+    return (
+        f"{facts['num_images']} {pictures} of {facts['data']} {facts['split']!r}, step {facts['step']}, "
+        f"{facts['weights']} weights, {facts['schedule']} schedule with T = {facts['num_steps']}, predicts "
+        f"{facts['prediction']}, variance {facts['variance']}, seed {facts['seed']}"
+    )
+
+
+def bits_table(results: dict[str, Any]) -> str:
+    """One row an estimate, mean and standard error over the pictures."""
+    lines = [
+        "| estimate | bits/dim | prior L_T | KL, L_1 to L_(T-1) | decoder L_0 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    if bound := results.get("bits_per_dim"):
+        cells = [_with_error(bound[name]) for name in ("total", "prior", "kl", "decoder")]
+        lines.append(f"| variational bound | {' | '.join(cells)} |")
+    if flow := results.get("ode_bits_per_dim"):
+        probes = flow["num_probes"]
+        trace = "exact divergence" if not probes else f"{probes} probe{'s' if probes > 1 else ''}"
+        name = f"probability flow, {flow['num_ode_steps']} RK4 steps, {trace}"
+        lines.append(f"| {name} | {_with_error(flow['total'])} | | | |")
+    return "\n".join(lines)
+
+
+def rate_distortion_table(curve: dict[str, list]) -> str:
+    """Some ten rows (Ho et al. 2020, table 4)."""
+    lines = [
+        "| reverse steps T - t | rate (bits/dim) | distortion (RMSE of 0..255) |",
+        "| ---: | ---: | ---: |",
+    ]
+    for t in table_steps(len(curve["t"])):
+        lines.append(f"| {curve['reverse_steps'][t]} | {curve['rate'][t]:.5f} | {curve['distortion'][t]:.4f} |")
+    return "\n".join(lines)
+
+
+def _with_error(estimate: dict[str, float | None]) -> str:
+    mean, error = estimate["mean"], estimate["standard_error"]
+    if error is None:
+        return _digits(mean)
+    return f"{_digits(mean)} ± {_digits(error)}"
+
+
+def _digits(value: float) -> str:
+    """Four decimals, and powers of ten for what they would hide."""
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and tuples as JSON; NaN, the error of a single picture, as null."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
