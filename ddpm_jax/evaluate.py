@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("evaluate", PURPOSE, EXAMPLE)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the training run")
     parser.add_argument("--what", default="bits,pictures", metavar="LIST", help="what to measure (default %(default)s)")
-    parser.add_argument("--ode", action="store_true", help="also `ode`: --what=bits,pictures,ode in short")
+    parser.add_argument("--ode", action="store_true", help="adds ode to that list")
     parser.add_argument("--split", metavar="NAME", help="of the run's data; by default its held-out split")
     parser.add_argument("--max_images", type=int, default=0, metavar="N", help="the first N; 0: all (default)")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")

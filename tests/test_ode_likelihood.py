@@ -78,6 +78,41 @@ def test_gaussian_data_have_their_closed_form(name, num_steps, prediction):
     assert flow.std() > 0.1  # there is something to tell apart
 
 
+def test_a_lowest_noise_that_counts():
+    """alpha-bar = 0.6 at t = 0: the picture is y = x_t/sqrt(alpha-bar), and the change of scale is no small part."""
+    schedule = make_schedule("constant", num_steps=8, beta_end=0.4)
+    bits, y = measured(schedule, num_ode_steps=20, num_probes=0)
+    np.testing.assert_allclose(bits, closed_form(schedule, y)[0], atol=1e-3)
+
+
+def test_a_flow_that_is_not_linear():
+    """Data from two normals, +-0.4 with deviation 0.1: the density is known, and paths bend apart."""
+    schedule = make_schedule("linear", num_steps=1000)
+    centres, std = jnp.array([[-0.4, 0.4]]), 0.1
+
+    def x_0_hat(x_t, t):
+        signal, noise = signal_and_noise(schedule, t, 2)
+        var = signal**2 * std**2 + noise**2
+        weights = jax.nn.softmax(-((x_t - signal * centres) ** 2) / (2 * var), axis=1)
+        means = centres + signal * std**2 * (x_t - signal * centres) / var
+        return jnp.sum(weights * means, axis=1, keepdims=True)
+
+    denoise_fn = make_denoiser(schedule, x_0_hat, prediction="x_0", clip_x_0=False)
+    x_0 = jnp.linspace(-0.7, 0.7, 40)[:, None]
+    keys = sample_keys(jax.random.key(1), jnp.arange(40))
+    flow = jax.jit(
+        lambda x_0, n: ode_bits_per_dim(schedule, denoise_fn, x_0=x_0, keys=keys, num_ode_steps=n, num_probes=0),
+        static_argnums=1,
+    )
+    coarse, middle, fine = (np.asarray(flow(x_0, n), np.float64) for n in (12, 24, 96))
+    y = np.asarray(dequantise(x_0, keys), np.float64)
+    var = std**2 + schedule.host_one_minus_alphas_bar[0] / schedule.host_alphas_bar[0]
+    density = np.mean(np.exp(-((y - np.array([-0.4, 0.4])) ** 2) / (2 * var)), axis=1) / np.sqrt(2 * np.pi * var)
+    np.testing.assert_allclose(fine, -np.log2(density / 127.5), atol=2e-3)
+    order = np.log2(np.linalg.norm(coarse - fine) / np.linalg.norm(middle - fine))
+    assert 3.4 < order < 5, order
+
+
 def test_the_order_is_4():
     schedule = make_schedule("linear", num_steps=1000)
     errors = []

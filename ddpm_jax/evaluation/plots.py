@@ -23,7 +23,7 @@ def save_likelihood_by_step(path: str | os.PathLike, by_step: dict[str, np.ndarr
     t = by_step["t"] + 1
     for axes, name, label in (
         (left, "terms", r"$L_{t-1}$ (bits/dim)"),
-        (right, "x_0_mse", r"mean square error of $\hat{x}_0$, pixels in [-1, 1]"),
+        (right, "x_0_mse", r"MSE of $\hat{x}_0$ (pixels in [-1, 1])"),
     ):
         _curve(axes, t, by_step[name], by_step[f"{name}_standard_error"])
         axes.set(xscale="log", yscale="log", xlabel="diffusion step t (1 to T, as in the paper)", ylabel=label)
