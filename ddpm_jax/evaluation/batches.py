@@ -20,6 +20,7 @@ class Batches:
     def __init__(self, source: ImageSource, mesh: Mesh, *, batch_size: int, max_images: int = 0):
         self.num_images = min(len(source), max_images) if max_images else len(source)
         self.batch_size = -(-min(batch_size, self.num_images) // mesh.size) * mesh.size
+        self.num_devices = mesh.size
         self._source, self._mesh = source, mesh
 
     def __len__(self) -> int:

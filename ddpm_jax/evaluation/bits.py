@@ -135,7 +135,7 @@ class BitsPerDim:
         arrays = {name: np.zeros(shape, np.float32) for name in NAMES}
         arrays["prior"] = np.zeros(shape[0], np.float32)
         # The last digits depend on the shape of the batches.
-        shapes = {"batch_size": self.batches.batch_size, "num_devices": jax.device_count()}
+        shapes = {"batch_size": self.batches.batch_size, "num_devices": self.batches.num_devices}
         return ResumePoint(prefix, (facts or {}) | shapes, arrays)
 
     def calls_done(self, point: ResumePoint) -> int:

@@ -106,7 +106,7 @@ class OdeBits:
         """Where `measure` goes on from, batch by batch: a file of the same facts, else the start."""
         own = {
             "batch_size": self.batches.batch_size,
-            "num_devices": jax.device_count(),
+            "num_devices": self.batches.num_devices,
             "num_ode_steps": self.num_ode_steps,
             "num_probes": self.num_probes,
         }
