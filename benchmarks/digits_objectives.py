@@ -66,7 +66,7 @@ def main() -> int:
                 config.sample.num_sampler_steps = args.num_sampler_steps
                 config.sample.batch_size = 600
             measure = build_bits_per_dim(config, config.data.eval_split, mesh, seed=0, batch_size=180, max_images=0)
-            bits.append(measure.measure(params).summary()["total"])
+            bits.append(measure.measure(params).summary()["total"][0])
             schedule = factories.build_schedule(config)
             table, model = sampler_factory.build_table(config, schedule), factories.build_model(config)
             generator = factories.build_generator(config, schedule, table, model, mesh)
