@@ -203,6 +203,13 @@ def test_ddim_is_dpmpp_of_order_1_and_eulers_method():
         assert not np.any(dpm.c_history)
 
 
+def test_the_stochastic_dpmpp_of_order_1_is_ancestral_sampling_with_beta_tilde():
+    steps = spaced_steps(1000, 20)
+    one, other = dpmpp_table(LINEAR, steps=steps, order=1, sde=True), ddim_table(LINEAR, steps=steps, eta=1.0)
+    for column in ("t", "s", "c_x_0", "c_x_t", "sigma"):
+        np.testing.assert_allclose(getattr(one, column), getattr(other, column), rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["dpmpp_sde", "dpmpp_2m_sde", "heun churn"])
 def test_noisy_solvers_reach_the_data(name):
     """Mean and deviation of x_0 for Gaussian data, from the exact propagation of both through the rows."""
