@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import evaluate, factories
+from ddpm_jax import evaluate, factories, sampler_factory
 from ddpm_jax.denoiser import make_denoiser
 from ddpm_jax.devices import make_mesh
 from ddpm_jax.evaluation.bits import BitsPerDim, build_bits_per_dim
