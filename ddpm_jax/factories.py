@@ -91,7 +91,7 @@ def build_model(config: ConfigDict) -> UNet:
     fields = {**config.model}
     check_one_of("model.dtype", fields["dtype"], DTYPES)
     learned = config.diffusion.variance in LEARNED_VARIANCES
-    out_channels = image_shape[2] * (2 if learned else 1)
+    out_channels = 2 * image_shape[2] if learned else 0  # 0: as many as x_t has
     model = UNet(**(fields | {"dtype": DTYPES[fields["dtype"]], "out_channels": out_channels}))
     check_unet(model, image_shape[:2])
     return model
