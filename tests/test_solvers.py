@@ -52,6 +52,11 @@ def alpha_and_sigma(schedule, t):
     return (np.where(clean, end, (1 + np.exp(sign * 2 * half_log_snr)) ** -0.5) for sign, end in ((-1, 1.0), (1, 0.0)))
 
 
+def in_numpy(table):
+    """The table with NumPy columns: each slice of a JAX array would be a program to compile."""
+    return jax.tree.map(np.asarray, table)
+
+
 def walk_in_float64(table, denoise, x, past=None):
     """[R+1] states: x, then after every row, without noise; `denoise(x, t)` -> x_0_hat, all NumPy."""
     names = ("c_x_0", "c_x_t", *(("c_history", "r_x_0", "r_x_t") if table.num_remembered else ()))
@@ -92,7 +97,7 @@ def test_a_network_that_knows_x_0_is_followed_exactly(name, grid):
 @pytest.mark.parametrize("name", NOISY)
 def test_noise_keeps_the_deviation_of_every_point(name):
     """x_s - alpha_s c then has the deviation sigma_s: what the formulas for sigma are made for."""
-    table = NOISY[name](SHORT, steps=spaced_steps(60, 20))
+    table = in_numpy(NOISY[name](SHORT, steps=spaced_steps(60, 20)))
     _, sigmas = alpha_and_sigma(SHORT, np.append(table.t[:1], table.s))
     # By its linearity: the response to x_T and to the noise of each row, with x_0_hat = 0.
     gains = []
@@ -218,7 +223,7 @@ def test_noisy_solvers_reach_the_data(name):
     slope = lambda x, t: denoise(x, t) - denoise(0 * x, t)  # noqa: E731
     for num_steps in (50, 100, 200):
         steps = spaced_steps(1000, num_steps, "log_snr", schedule=LINEAR)
-        table = NOISY[name](LINEAR, steps=steps)
+        table = in_numpy(NOISY[name](LINEAR, steps=steps))
         states = walk_in_float64(table, denoise, np.array([1.0, 0.0]))[-1]
         mean, variance = states[1], (states[0] - states[1]) ** 2
         for i in range(table.num_calls):
