@@ -1,10 +1,13 @@
 """Files that are there whole or not at all, whatever moment the process ends at."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from ddpm_jax.errors import UserError
 
 
 @contextmanager
@@ -23,3 +26,13 @@ def replace_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_folder(flag: str, folder: str) -> None:
+    """Makes the folder; raises UserError, which names the flag, where nothing can be written: before hours of work."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}: the folder {folder} cannot be written ({error.strerror}); give another") from error

@@ -3,9 +3,9 @@
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 
+from ddpm_jax.atomic_files import check_folder
 from ddpm_jax.commands import make_parser, run
 from ddpm_jax.errors import UserError
 
@@ -116,12 +116,7 @@ def _check_out(out: str) -> None:
     folder, name = os.path.split(os.path.abspath(out) if out and not out.endswith(os.sep) else "")
     if not name:
         raise UserError(f"--out must be a path such as samples/new, for samples/new.png and .npz; got {out!r}")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--out: the folder {folder} cannot be written ({error.strerror}); give another") from error
+    check_folder("--out", folder)
 
 
 if __name__ == "__main__":

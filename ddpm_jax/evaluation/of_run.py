@@ -1,7 +1,6 @@
 """All that is measured of a trained run: bits/dim, rate-distortion, the flow's likelihood, pictures; into a folder."""
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories
-from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.atomic_files import check_folder, replace_file
 from ddpm_jax.configuration import config_to_json
 from ddpm_jax.devices import make_mesh, replicated
 from ddpm_jax.errors import UserError, check_one_of
@@ -78,7 +77,7 @@ class Evaluation:
         self._bits, self._ode, self._progressive = self._build(config, split)
         self._is_first = jax.process_index() == 0
         if self._is_first:
-            check_folder(self.folder)
+            check_folder("--out", self.folder)
         num_images = min(len(self._source), settings.max_images or len(self._source))
         name = fingerprint(run.params, config_to_json(config), self._source.load(np.arange(min(num_images, 64))))
         self.facts = {
@@ -189,13 +188,3 @@ class Evaluation:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
-
-
-def check_folder(folder: str) -> None:
-    """Makes the folder; raises UserError where nothing can be written, before hours of measuring."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--out: the folder {folder} cannot be written ({error.strerror}); give another") from error
