@@ -1,0 +1,1 @@
+"""Weights in and out: what other codes' files hold, by our names."""
