@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.gaussian import fit_gaussian
 
 
 def frechet_distance(
@@ -64,13 +65,8 @@ def frechet_from_features(a: Num[np.ndarray, "N D_a"], b: Num[np.ndarray, "M D_b
         raise UserError(f"a and b must have at least 2 rows each; got {len(a)} and {len(b)}")
     if a.shape[1] != b.shape[1]:
         raise UserError(f"a and b must have the same number of columns; got {a.shape[1]} and {b.shape[1]}")
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return frechet_distance(
-        mean_1=a.mean(axis=0),
-        cov_1=np.cov(a, rowvar=False, ddof=1).reshape(a.shape[1], a.shape[1]),
-        mean_2=b.mean(axis=0),
-        cov_2=np.cov(b, rowvar=False, ddof=1).reshape(b.shape[1], b.shape[1]),
-    )
+    (mean_1, cov_1), (mean_2, cov_2) = fit_gaussian(a), fit_gaussian(b)
+    return frechet_distance(mean_1=mean_1, cov_1=cov_1, mean_2=mean_2, cov_2=cov_2)
 
 
 def _sqrt_psd(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
