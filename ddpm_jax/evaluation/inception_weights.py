@@ -1,0 +1,177 @@
+"""Weights of the FID's Inception v3 from a file: pytorch-fid's, StyleGAN2's, or our own; no pickle is executed."""
+
+import os
+import zipfile
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.models.inception import Inception
+
+_EPSILON = 1e-3  # of the graph's batch norms
+# pytorch-fid's and torchvision's names of blocks and branches, and the graph's.
+_STEM = {"1a_3x3": "conv", "2a_3x3": "conv_1", "2b_3x3": "conv_2", "3b_1x1": "conv_3", "4a_3x3": "conv_4"}
+_BLOCKS = dict(zip(("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"), range(11), strict=True))
+_BRANCHES_35 = {
+    "branch1x1": "conv",
+    "branch5x5_1": "tower_conv",
+    "branch5x5_2": "tower_conv_1",
+    "branch3x3dbl_1": "tower_1_conv",
+    "branch3x3dbl_2": "tower_1_conv_1",
+    "branch3x3dbl_3": "tower_1_conv_2",
+    "branch_pool": "tower_2_conv",
+}
+_BRANCHES_TO_17 = {
+    "branch3x3": "conv",
+    "branch3x3dbl_1": "tower_conv",
+    "branch3x3dbl_2": "tower_conv_1",
+    "branch3x3dbl_3": "tower_conv_2",
+}
+_BRANCHES_17 = {
+    "branch1x1": "conv",
+    "branch7x7_1": "tower_conv",
+    "branch7x7_2": "tower_conv_1",
+    "branch7x7_3": "tower_conv_2",
+    "branch7x7dbl_1": "tower_1_conv",
+    "branch7x7dbl_2": "tower_1_conv_1",
+    "branch7x7dbl_3": "tower_1_conv_2",
+    "branch7x7dbl_4": "tower_1_conv_3",
+    "branch7x7dbl_5": "tower_1_conv_4",
+    "branch_pool": "tower_2_conv",
+}
+_BRANCHES_TO_8 = {
+    "branch3x3_1": "tower_conv",
+    "branch3x3_2": "tower_conv_1",
+    "branch7x7x3_1": "tower_1_conv",
+    "branch7x7x3_2": "tower_1_conv_1",
+    "branch7x7x3_3": "tower_1_conv_2",
+    "branch7x7x3_4": "tower_1_conv_3",
+}
+_BRANCHES_8 = {
+    "branch1x1": "conv",
+    "branch3x3_1": "tower_conv",
+    "branch3x3_2a": "tower_mixed_conv",
+    "branch3x3_2b": "tower_mixed_conv_1",
+    "branch3x3dbl_1": "tower_1_conv",
+    "branch3x3dbl_2": "tower_1_conv_1",
+    "branch3x3dbl_3a": "tower_1_mixed_conv",
+    "branch3x3dbl_3b": "tower_1_mixed_conv_1",
+    "branch_pool": "tower_2_conv",
+}
+_BRANCHES = [*[_BRANCHES_35] * 3, _BRANCHES_TO_17, *[_BRANCHES_17] * 4, _BRANCHES_TO_8, *[_BRANCHES_8] * 2]
+
+
+def load_inception(path: str) -> tuple[dict, bool]:
+    """(the parameters of `Inception`, whether the output layer was in the file).
+
+    Args:
+        path: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid or the same weights of torch-fidelity;
+            `inception-2015-12-05.pt` of StyleGAN2-ADA (TorchScript); or an `.npz` that `save_inception` wrote.
+            Without an output layer the logits are 0, and there is no Inception Score.
+
+    Raises:
+        UserError: no such file, one that cannot be read, or weights of another network.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"--inception_weights must be a file; there is no {path!r}: see docs/metrics.md for where to get it")
+    if path.endswith(".npz"):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                leaves = {name: file[name] for name in file}
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"--inception_weights: {path!r} cannot be read as an .npz ({error})") from None
+    else:
+        from ddpm_jax.interchange.torch_files import read_torch_file
+
+        leaves = leaves_from_torch(_flat(read_torch_file(path)), path)
+    has_output = "logits_kernel" in leaves
+    if not has_output:
+        leaves["logits_kernel"] = np.zeros((2048, 1008), np.float32)
+    return _checked(leaves, path), has_output
+
+
+def save_inception(path: str, params: dict) -> None:
+    """Our own layout: `<layer>/conv/kernel` and `<layer>/conv/bias`, float32, in an `.npz`."""
+    np.savez(path, **flax.traverse_util.flatten_dict(params, sep="/"))
+
+
+def leaves_from_torch(tensors: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
+    """The leaves of our tree, by path, from the tensors of pytorch-fid's or StyleGAN2's file.
+
+    Args:
+        tensors: by name, as `Mixed_5b.branch1x1.conv.weight` or `layers.mixed.conv.weight`.
+        what: names the file in complaints.
+
+    Raises:
+        UserError: names of neither.
+    """
+    prefixes = {name.rpartition("layers.")[0] for name in tensors if "layers.mixed" in name}
+    if "Mixed_5b.branch1x1.conv.weight" in tensors:
+        convs, output = _pytorch_fid_convs(), "fc.weight"
+        parts = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    elif len(prefixes) == 1:
+        (prefix,) = prefixes
+        convs, output = _stylegan_convs(tensors, f"{prefix}layers."), f"{prefix}output.weight"
+        parts = ("weight", None, "beta", "mean", "var")
+    else:
+        raise UserError(
+            f"--inception_weights: {what!r} is not the FID's Inception v3: it must hold pytorch-fid's tensors "
+            "(Mixed_5b.branch1x1.conv.weight, ...) or StyleGAN2's (layers.mixed.conv.weight, ...); see docs/metrics.md"
+        )
+    leaves = {}
+    for theirs, ours in convs.items():
+        try:
+            weight, gamma, beta, mean, var = (
+                None if part is None else np.asarray(tensors[f"{theirs}.{part}"], np.float64) for part in parts
+            )
+        except KeyError as error:
+            raise UserError(f"--inception_weights: {what!r} lacks {error.args[0]}; see docs/metrics.md") from None
+        # Batch norm with fixed statistics is a factor and a shift a channel: in float64, rounded once.
+        factor = (1.0 if gamma is None else gamma) / np.sqrt(var + _EPSILON)
+        kernel = weight.transpose(2, 3, 1, 0) * factor  # [kH, kW, C_in, C_out]
+        leaves[f"{ours}/conv/kernel"] = kernel.astype(np.float32)
+        leaves[f"{ours}/conv/bias"] = (beta - mean * factor).astype(np.float32)
+    if output in tensors:
+        leaves["logits_kernel"] = np.ascontiguousarray(np.asarray(tensors[output], np.float32).T)
+    return leaves
+
+
+def _pytorch_fid_convs() -> dict[str, str]:
+    names = {f"Conv2d_{theirs}": ours for theirs, ours in _STEM.items()}
+    for block, index in _BLOCKS.items():
+        name = f"mixed_{index}" if index else "mixed"
+        names |= {f"Mixed_{block}.{theirs}": f"{name}_{ours}" for theirs, ours in _BRANCHES[index].items()}
+    return names
+
+
+def _stylegan_convs(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, str]:
+    names = [name.removesuffix(".weight") for name in tensors if name.startswith(prefix) and name.endswith(".weight")]
+    return {name: name.removeprefix(prefix).replace(".", "_") for name in names}
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
+    """{"a": {"b": x}} -> {"a.b": x}, arrays alone."""
+    flat = {}
+    for name, child in tree.items():
+        if isinstance(child, dict):
+            flat |= _flat(child, f"{prefix}{name}.")
+        elif isinstance(child, np.ndarray):
+            flat[f"{prefix}{name}"] = child
+    return flat
+
+
+def _checked(leaves: dict[str, np.ndarray], path: str) -> dict:
+    """The nested tree, if every leaf has the network's shape."""
+    wanted = jax.eval_shape(lambda: Inception().init(jax.random.key(0), jnp.zeros((1, 299, 299, 3))))["params"]
+    shapes = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(wanted, sep="/").items()}
+    for name in sorted(shapes.keys() | leaves.keys()):
+        got = leaves[name].shape if name in leaves else "missing"
+        if got != shapes.get(name):
+            raise UserError(
+                f"--inception_weights: {path!r} is not the FID's Inception v3: {name} is {got} and must be "
+                f"{shapes.get(name, 'absent')}; see docs/metrics.md"
+            )
+    return flax.traverse_util.unflatten_dict({name: np.asarray(x, np.float32) for name, x in leaves.items()}, sep="/")
