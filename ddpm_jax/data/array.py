@@ -14,13 +14,15 @@ _IMAGE_KEYS = {"train": ("arr_0", "images", "x_train"), "test": ("x_test",)}
 _LABEL_KEYS = {"train": ("labels", "arr_1", "y_train"), "test": ("y_test",)}
 
 
-def make_array(*, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
+def make_array(
+    *, split: str, image_size: tuple[int, int] | None, num_channels: int | None, path: str
+) -> ImageSource:
     """The images of a `.npy` file (memory-mapped, so larger than memory is fine) or of one array of a `.npz`.
 
     Args:
         split: `train` or `all`: everything; `test`: `x_test`, where the file holds it; slices of them.
-        image_size: (H, W) in pixels.
-        num_channels: 1 or 3, or as many as the array has.
+        image_size: (H, W) in pixels; None for the array's own.
+        num_channels: 1 or 3, or as many as the array has; None for the array's own.
         path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`,
             `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`.
 
@@ -39,6 +41,8 @@ def make_array(*, split: str, image_size: tuple[int, int], num_channels: int, pa
         )
     images, labels = _read(file, key)
     images = _checked(images, file)
+    image_size = image_size or images.shape[1:3]
+    num_channels = num_channels or images.shape[-1]
     if num_channels != images.shape[-1] and not {num_channels, images.shape[-1]} <= {1, 3}:
         raise UserError(
             f"data.num_channels must be {images.shape[-1]}, as in {str(file)!r}; got {num_channels} "

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.data.pixels import decode_image, read_header
+from ddpm_jax.data.pixels import decode_image, read_header, stored_shape
 from ddpm_jax.data.source import ArraySource, DecodedSource, ImageSource, ThreadMap
 from ddpm_jax.data.split import split_name, split_rows
 from ddpm_jax.errors import UserError, did_you_mean
@@ -67,6 +67,21 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
     if images is not None:
         return ArraySource(images, labels, tuple(notes))
     return _OnDemand(root, [files[i] for i in good], shape, labels, tuple(notes))
+
+
+def first_image_shape(path: str) -> tuple[int, int, int]:
+    """(H, W, C) of the first image under `path` that can be read; C is 1 for grey and 3 for everything else.
+
+    Raises:
+        UserError: where there is no such folder, or no image in it that can be read.
+    """
+    root = _checked_folder(path)
+    for name in _find(root)[0]:
+        try:
+            return stored_shape(root / name)
+        except Exception:  # Pillow's decoders raise nearly anything on a damaged file
+            continue
+    raise UserError(f"data.path {str(root)!r} holds no image file that can be read ({_summary(root)})")
 
 
 class _OnDemand(DecodedSource):

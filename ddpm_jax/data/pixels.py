@@ -17,6 +17,14 @@ def read_header(file: str | os.PathLike) -> None:
         pass
 
 
+def stored_shape(file: str | os.PathLike) -> tuple[int, int, int]:
+    """(H, W, C) of an image as it stands upright; C is 1 for grey, 3 for everything else."""
+    with Image.open(file, formats=_FORMATS) as image:
+        upright = ImageOps.exif_transpose(image)
+        is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
+        return upright.height, upright.width, 1 if is_grey and not image.has_transparency_data else 3
+
+
 def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int], num_channels: int) -> np.ndarray:
     """The image in `file` (a path, or the encoded bytes), upright, covering image_size, cut to its centre.
 

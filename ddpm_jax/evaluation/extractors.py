@@ -90,16 +90,17 @@ def inception_extractor(weights: str, resize: str = "tf_bilinear") -> Extractor:
       UserError: an unknown rule, or a file that does not hold the weights.
     """
     check_one_of("--resize", resize, RESIZES)
-    params, has_output = load_inception(weights)
+    params = load_inception(weights)
+    network = Inception(has_output="logits_kernel" in params)
     widths = {"main": WIDTHS["pool"], "spatial": WIDTHS["spatial"]}
-    if has_output:
+    if network.has_output:
         widths["logits"] = WIDTHS["logits"]
 
     def apply(params: dict, images: jax.Array) -> dict[str, jax.Array]:
         if images.shape[-1] == 1:
             images = jnp.repeat(images, 3, axis=-1)
         x = images if resize == "clean" else resize_tf_bilinear(images)
-        features = Inception().apply({"params": params}, to_input_range(x))
+        features = network.apply({"params": params}, to_input_range(x))
         found = {"main": features.pool, "spatial": features.spatial, "logits": features.logits}
         return {name: found[name] for name in widths}
 

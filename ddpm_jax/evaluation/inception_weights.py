@@ -64,19 +64,20 @@ _BRANCHES_8 = {
 _BRANCHES = [*[_BRANCHES_35] * 3, _BRANCHES_TO_17, *[_BRANCHES_17] * 4, _BRANCHES_TO_8, *[_BRANCHES_8] * 2]
 
 
-def load_inception(path: str) -> tuple[dict, bool]:
-    """(the parameters of `Inception`, whether the output layer was in the file).
+def load_inception(path: str) -> dict:
+    """The parameters of `Inception`, with `logits_kernel` where the file holds the output layer.
 
     Args:
         path: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid or the same weights of torch-fidelity;
             `inception-2015-12-05.pt` of StyleGAN2-ADA (TorchScript); or an `.npz` that `save_inception` wrote.
-            Without an output layer the logits are 0, and there is no Inception Score.
 
     Raises:
         UserError: no such file, one that cannot be read, or weights of another network.
     """
     if not os.path.isfile(path):
-        raise UserError(f"--inception_weights must be a file; there is no {path!r}: see docs/metrics.md for where to get it")
+        raise UserError(
+            f"--inception_weights must be a file; there is no {path!r}: docs/metrics.md says where such files are"
+        )
     if path.endswith(".npz"):
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -87,10 +88,7 @@ def load_inception(path: str) -> tuple[dict, bool]:
         from ddpm_jax.interchange.torch_files import read_torch_file
 
         leaves = leaves_from_torch(_flat(read_torch_file(path)), path)
-    has_output = "logits_kernel" in leaves
-    if not has_output:
-        leaves["logits_kernel"] = np.zeros((2048, 1008), np.float32)
-    return _checked(leaves, path), has_output
+    return _checked(leaves, path)
 
 
 def save_inception(path: str, params: dict) -> None:
@@ -165,7 +163,8 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
 
 def _checked(leaves: dict[str, np.ndarray], path: str) -> dict:
     """The nested tree, if every leaf has the network's shape."""
-    wanted = jax.eval_shape(lambda: Inception().init(jax.random.key(0), jnp.zeros((1, 299, 299, 3))))["params"]
+    network = Inception(has_output="logits_kernel" in leaves)
+    wanted = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 299, 299, 3))))["params"]
     shapes = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(wanted, sep="/").items()}
     for name in sorted(shapes.keys() | leaves.keys()):
         got = leaves[name].shape if name in leaves else "missing"

@@ -22,7 +22,7 @@ class Features(NamedTuple):
 
     pool: Float[Array, "B 2048"]  # pool_3: FID, KID, precision, recall
     spatial: Float[Array, "B 2023"]  # the first 7 channels of mixed_6/conv, 17 x 17: sFID (Nash et al. 2021)
-    logits: Float[Array, "B 1008"]  # pool times the weights of the output layer, without its bias: Inception Score
+    logits: Float[Array, "B 1008"] | None  # pool times the weights of the output layer, without its bias: Inception Score
 
 
 class Conv(nn.Module):
@@ -58,7 +58,13 @@ def halving_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 class Inception(nn.Module):
-    """Pictures -> `Features`."""
+    """Pictures -> `Features`.
+
+    Attributes:
+      has_output: whether there are weights of the output layer, and logits.
+    """
+
+    has_output: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"]) -> Features:
@@ -84,8 +90,10 @@ class Inception(nn.Module):
         x = _block_8(x, "mixed_9", average_pool)  # [B, 8, 8, 2048]
         x = _block_8(x, "mixed_10", lambda x: nn.max_pool(x, (3, 3), padding="SAME"))
         pool = x.mean(axis=(1, 2))
-        kernel = self.param("logits_kernel", nn.initializers.lecun_normal(), (2048, NUM_CLASSES))
-        logits = jnp.matmul(pool, kernel, precision=jax.lax.Precision.HIGHEST)
+        logits = None
+        if self.has_output:
+            kernel = self.param("logits_kernel", nn.initializers.lecun_normal(), (2048, NUM_CLASSES))
+            logits = jnp.matmul(pool, kernel, precision=jax.lax.Precision.HIGHEST)
         return Features(pool, spatial.reshape(len(x), -1), logits)
 
 
