@@ -38,7 +38,7 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
     if unet.head_channels < 0:
         raise UserError(f"model.head_channels must be at least 0; got {unet.head_channels}")
     if unet.num_classes < 0:
-        raise UserError(f"num_classes must be at least 0; got {unet.num_classes}")
+        raise UserError(f"model.num_classes must be at least 0; got {unet.num_classes}")
     heights = [image_size[0] // 2**level for level in range(len(unet.channel_mults))]
     for resolution in unet.attention_resolutions:
         if resolution not in heights:

@@ -44,8 +44,7 @@ class UNet(nn.Module):
       embedding_order: of the embedding of t: "sin_cos" (Ho et al.) or "cos_sin".
       embedding_spacing: of its frequencies: "half_minus_1" (Ho et al.) or "half".
       time_scale: t is embedded as time_scale * t. 1000/T is improved-diffusion's `rescale_timesteps`.
-      num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t. No
-        config field yet, as no data set here gives labels.
+      num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t.
     """
 
     channels: int = 128
