@@ -1,26 +1,34 @@
-"""`python -m ddpm_jax.evaluate`: likelihood and rate-distortion of a trained model on real pictures."""
+"""`python -m ddpm_jax.evaluate`: likelihood, rate-distortion and sample metrics of a trained model."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from ddpm_jax.commands import make_parser, run
 from ddpm_jax.errors import UserError
+from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
 
-EXAMPLE = "python -m ddpm_jax.evaluate --workdir=runs/digits"
+EXAMPLE = """\
+python -m ddpm_jax.evaluate --workdir=runs/digits
+  python -m ddpm_jax.evaluate --workdir=runs/digits --what=samples --num_samples=1617
+  python -m ddpm_jax.evaluate --samples=mine.npz --reference=digits:train --extractor=pixels"""
 PURPOSE = """\
 Measures a trained model on real pictures and writes tables, curves and pictures into DIR/evaluation:
   bits      bits per dimension, the variational bound (Ho et al. 2020, equation 5) with every L_t, and the
             rate-distortion curve of progressive coding (section 4.3)
   pictures  what the network takes x_0 to be on the way: of held-out pictures, and of samples
   ode       the exact likelihood of the probability flow (Song et al. 2021), a second estimate of bits/dim
+  samples   FID, KID, sFID, Inception Score, precision and recall of samples, drawn for it; without Inception
+            weights the same distances on other features, under their own names
+Or, with --samples in place of --workdir, the last of these of anyone's pictures.
 After Ctrl-C or a kill the same command goes on where it stopped, to the same numbers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = make_parser("evaluate", PURPOSE, EXAMPLE)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the training run")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the training run")
     parser.add_argument("--what", default="bits,pictures", metavar="LIST", help="what to measure (default %(default)s)")
     parser.add_argument("--ode", action="store_true", help="adds ode to that list")
     parser.add_argument("--split", metavar="NAME", help="of the run's data; by default its held-out split")
@@ -31,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument(
         "--batch_size", type=int, default=0, metavar="N",
-        help="pictures at a time, 0: the run's eval.batch_size (default); no influence on the result",
+        help="pictures at a time, 0: the run's (default); no influence on the result but for rounding",
     )  # fmt: skip
     parser.add_argument("--ode_steps", type=int, metavar="N", help="of ode: RK4 steps, four calls each (default 50)")
     parser.add_argument(
@@ -39,16 +47,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of ode: random probes of the divergence (default 1); 0: exact, as many Jacobian products as pixels",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FOLDER", help="where to write; by default DIR/evaluation")
+    _add_sample_flags(parser)
     return run(_evaluate, parser, argv)
+
+
+def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("of samples")
+    group.add_argument(
+        "--samples", metavar="FILE", help="an .npz or .npy of uint8 [N, H, W, C] or a folder, in place of --workdir"
+    )
+    group.add_argument(
+        "--reference", metavar="FILE",
+        help="real pictures: a file or folder as for --samples, or a data set such as digits:train; by default what "
+        "the run was trained on",
+    )  # fmt: skip
+    group.add_argument("--num_samples", type=int, default=0, metavar="N", help="0: as the reference, at most 50000")
+    group.add_argument("--num_reference", type=int, default=0, metavar="N", help="the first N; 0: all (default)")
+    group.add_argument(
+        "--extractor", metavar="NAME",
+        help="inception, classifier (trained on the reference's labels) or pixels; by default inception where "
+        "weights are given, else classifier",
+    )  # fmt: skip
+    group.add_argument("--inception_weights", metavar="FILE", help="see docs/metrics.md for where to get it")
+    group.add_argument("--resize", metavar="RULE", help="of inception: tf_bilinear (FID of record; default) or clean")
+    group.add_argument("--image_size", metavar="H,W", help="brings both sides to this size first")
+    group.add_argument("--data_path", default="", metavar="DIR", help="original files of a data set of --reference")
+    group.add_argument("--cache", metavar="FOLDER", help="of features; by default in the user's cache folder")
+    add_sampler_flags(group)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     what = [name.strip() for name in args.what.split(",") if name.strip()]
     if args.ode and "ode" not in what:
         what.append("ode")
+    if args.samples is not None:
+        if args.workdir is not None:
+            raise UserError("--workdir draws samples of a run, and --samples reads them from a file: give one of them")
+        what = ["samples"]
+    elif args.workdir is None:
+        raise UserError("what to measure? give --workdir=DIR, the folder of a training run, or --samples=FILE")
     ode = {name: getattr(args, name) for name in ("ode_steps", "ode_probes") if getattr(args, name) is not None}
     if ode and "ode" not in what:
         raise UserError(f"--{next(iter(ode))} is a setting of the probability flow: give --ode too")
+    _check_sample_flags(args, what)
 
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.evaluation.of_run import Evaluation, EvaluationSettings
@@ -63,16 +104,76 @@ def _evaluate(args: argparse.Namespace) -> None:
         out=args.out,
         **ode,
     )
-    trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
-    evaluation = Evaluation(trained, settings, workdir=args.workdir, weights=args.weights)
     written: list[str] = []
-    report = evaluation.measure(on_file=written.append)
-    if report is None:
-        return
-    if set(what) != {"pictures"}:
-        print(report.markdown())
-    for path in written:
+    trained, report = None, None
+    if args.workdir is not None:
+        trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+    if set(what) != {"samples"}:
+        evaluation = Evaluation(trained, settings, workdir=args.workdir, weights=args.weights)
+        report = evaluation.measure(on_file=written.append)
+    text = report.markdown() if report and set(what) != {"pictures"} else None
+    if "samples" in what:
+        text = _measure_samples(args, trained, report, written)
+    if text:
+        print(text)
+    for path in dict.fromkeys(written):
         print(f"wrote {path}")
+
+
+def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
+    of_samples = ("reference", "num_samples", "num_reference", "extractor", "inception_weights", "resize",
+                  "image_size", "data_path", "cache")  # fmt: skip
+    given = [name for name in of_samples if getattr(args, name)] + list(given_sampler_flags(args))
+    if given and "samples" not in what:
+        raise UserError(f"--{given[0]} is a setting of sample metrics: give --what=samples too, or --samples=FILE")
+    sampling = [*given_sampler_flags(args), *(name for name in ("step", "best") if getattr(args, name))]
+    if sampling and args.workdir is None:
+        raise UserError(f"--{sampling[0]} is a setting of a run, and --samples is a file: leave it out")
+
+
+def _measure_samples(args: argparse.Namespace, trained, report, written: list[str]) -> str | None:
+    """Measures, adds to the report, and returns what is to be printed."""
+    from ddpm_jax.devices import make_mesh
+    from ddpm_jax.evaluation import of_samples
+    from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
+    from ddpm_jax.evaluation.sample_numbers import numbers_table
+
+    size = _image_size(args.image_size)
+    settings = of_samples.SampleSettings(
+        **{name: getattr(args, name) for name in ("extractor", "inception_weights", "resize", "reference",
+           "num_reference", "num_samples", "data_path", "cache", "batch_size", "seed")}, image_size=size
+    )  # fmt: skip
+    folder = args.out or (os.path.join(args.workdir, "evaluation") if args.workdir else None)
+    if trained is not None:
+        mesh = make_mesh()
+        choose_sampler(
+            trained.config, given_sampler_flags(args), batch_size=args.batch_size or None, num_devices=mesh.size
+        )
+        samples, reference = of_samples.of_run(settings, trained, weights=args.weights, mesh=mesh, folder=folder)
+    else:
+        samples, reference = of_samples.of_files(settings, args.samples)
+    metrics = of_samples.SampleMetrics(settings, samples, reference, out=folder)
+    if metrics.warning:
+        print(f"warning: {metrics.warning}", file=sys.stderr, flush=True)
+    entry = metrics.measure()
+    if entry is None:
+        return None
+    if folder is None:
+        return numbers_table(entry)
+    alone = report is None
+    report = report or Report(folder, None)
+    report.add_samples(entry)
+    written += [os.path.join(os.path.abspath(folder), name) for name in (JSON_NAME, TABLE_NAME)]
+    return numbers_table(entry) if alone else report.markdown()
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--image_size must be H,W in pixels, such as 32,32; got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 if __name__ == "__main__":

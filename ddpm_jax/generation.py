@@ -73,7 +73,7 @@ class Generator:
 
     def num_batches(self, num_samples: int) -> int:
         """How many batches make `num_samples` pictures."""
-        return -(-num_samples // self._batch_of(num_samples))
+        return -(-num_samples // self.batch_of(num_samples))
 
     def generate(
         self,
@@ -91,22 +91,37 @@ class Generator:
           watch: called with (first sample of the batch, t, x_t as uint8 [B, H, W, C]) at the start of each
             batch and after each chunk; t = -1 is x_0.
         """
-        images = []
-        batch_size = self._batch_of(num_samples)
-        for first in range(0, num_samples, batch_size):
-            ids = np.arange(first, first + batch_size, dtype=np.int32)
-            ids, labels = jax.device_put((ids, self.labels(ids)), batch_sharded(self._mesh))
-            state, keys = self._begin(seed_keys(seed).sample, ids)
-            if watch:
-                watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(state.x_t)))
-            for rows in self._chunks:
-                state = jax.block_until_ready(self._advance(params, rows, state, keys, labels))
-                if watch:
-                    watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(state.x_t)))
-                on_chunk(rows.num_calls)
-            images.append(np.asarray(self._to_uint8(state.x_t)))
-        return np.concatenate(images)[:num_samples]
+        firsts = range(0, num_samples, self.batch_of(num_samples))
+        images = [
+            self.draw(params, seed=seed, first=first, num_samples=num_samples, on_chunk=on_chunk, watch=watch)
+            for first in firsts
+        ]
+        return np.concatenate(images)
 
-    def _batch_of(self, num_samples: int) -> int:
+    def draw(
+        self,
+        params: dict,
+        *,
+        seed: int,
+        first: int,
+        num_samples: int,
+        on_chunk: Callable[[int], None] = lambda num_new: None,
+        watch: Callable[[int, int, np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """The batch of `generate` that begins with sample `first`, a multiple of `batch_of(num_samples)`."""
+        batch_size = self.batch_of(num_samples)
+        ids = np.arange(first, first + batch_size, dtype=np.int32)
+        ids, labels = jax.device_put((ids, self.labels(ids)), batch_sharded(self._mesh))
+        state, keys = self._begin(seed_keys(seed).sample, ids)
+        if watch:
+            watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(state.x_t)))
+        for rows in self._chunks:
+            state = jax.block_until_ready(self._advance(params, rows, state, keys, labels))
+            if watch:
+                watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(state.x_t)))
+            on_chunk(rows.num_calls)
+        return np.asarray(self._to_uint8(state.x_t))[: num_samples - first]
+
+    def batch_of(self, num_samples: int) -> int:
         """The batch size for so few samples: the next multiple of the number of devices."""
         return min(self._batch_size, -(-num_samples // self._mesh.size) * self._mesh.size)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ddpm_jax.atomic_files import check_folder
 from ddpm_jax.commands import make_parser, run
 from ddpm_jax.errors import UserError
+from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
 
 EXAMPLE = "python -m ddpm_jax.sample --workdir=runs/digits --num_samples=64 --out=runs/digits/samples/new"
 MAX_GRID = 100  # pictures in the PNG; the .npz holds all
@@ -28,27 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default ema)")
-    parser.add_argument(
-        "--sampler",
-        metavar="NAME",
-        help="ancestral, ddim, euler, euler_ancestral, heun, dpmpp_1, dpmpp_2m, dpmpp_3m, dpmpp_3m_full, "
-        "dpmpp_sde, dpmpp_2m_sde, plms, unipc or unipc_3",
-    )
-    parser.add_argument("--num_sampler_steps", type=int, metavar="N", help="steps, a network call each; 0: all T")
-    parser.add_argument(
-        "--spacing",
-        metavar="NAME",
-        help="of the visited steps: uniform, quadratic, ddim_quadratic, leading, trailing, log_snr or karras",
-    )
-    parser.add_argument(
-        "--respacing", metavar="TEXT", help="instead of both: such as 250, 10,15,20, ddim50, or t=999,500,0"
-    )
-    parser.add_argument(
-        "--classes", metavar="LIST", help="of a network with classes: which, in turn, such as 3 or 0,1,2; default all"
-    )
-    parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
-    parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")
-    parser.add_argument("--dynamic_threshold", type=float, metavar="Q", help="a quantile such as 0.995; 0: none")
+    add_sampler_flags(parser)
     parser.add_argument("--batch_size", type=int, metavar="N", help="pictures at a time; no influence on them")
     return run(_sample, parser, argv)
 
@@ -68,7 +49,6 @@ def _sample(args: argparse.Namespace) -> None:
     from ddpm_jax import factories, sampler_factory
     from ddpm_jax.devices import make_mesh, replicated
     from ddpm_jax.keys import check_seed
-    from ddpm_jax.overrides import apply_override
     from ddpm_jax.pictures import save_grid, save_npz
     from ddpm_jax.progress import ProgressBar
     from ddpm_jax.runs import open_run
@@ -77,22 +57,7 @@ def _sample(args: argparse.Namespace) -> None:
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
     config = trained.config
     mesh = make_mesh()
-    overrides = {
-        name: getattr(args, name)
-        for name in (
-            "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "batch_size"
-        )
-        if getattr(args, name) is not None
-    }  # fmt: skip
-    if args.respacing is None and (args.num_sampler_steps is not None or args.spacing is not None):
-        overrides["respacing"] = ""  # what is typed takes the place of the run's own
-    if args.classes is not None:
-        apply_override(config, f"sample.classes={args.classes}")
-    with config.unlocked():
-        config.sample.update(overrides)
-        # The run's batch suits the devices that it was trained on; these may be others.
-        if args.batch_size is None:
-            config.sample.batch_size = -(-config.sample.batch_size // mesh.size) * mesh.size
+    choose_sampler(config, given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)
     schedule = factories.build_schedule(config)
     table = sampler_factory.build_table(config, schedule)
     model = factories.build_model(config)

@@ -28,7 +28,7 @@ from ddpm_jax.pictures import save_strip
 from ddpm_jax.progress import ProgressBar
 from ddpm_jax.runs import Run
 
-WHAT = ("bits", "pictures", "ode")
+WHAT = ("bits", "pictures", "ode", "samples")  # samples: see of_samples
 NUM_PICTURES, NUM_MOMENTS = 8, 10  # rows and columns of the strips
 
 

@@ -20,11 +20,13 @@ class PictureSet:
 
     Attributes:
       facts: what identifies them, as JSON: name, split, size, count, and a fingerprint of the content.
+      identity: the part of it that is the same for any number of pictures.
     """
 
     source: ImageSource
     num_images: int
     facts: dict[str, Any]
+    identity: dict[str, Any]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -109,7 +111,7 @@ def picture_set(flag: str, source: ImageSource, identity: dict[str, Any], num_im
         "image_shape": list(source.image_shape),
         "pictures_fingerprint": fingerprint(looked_at),
     }
-    return PictureSet(source, num_images, facts)
+    return PictureSet(source, num_images, facts, identity)
 
 
 def _files_fingerprint(path: Path) -> str:

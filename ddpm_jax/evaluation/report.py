@@ -9,6 +9,7 @@ import numpy as np
 
 from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.evaluation.rate_distortion import table_steps
+from ddpm_jax.evaluation.sample_numbers import numbers_table
 
 JSON_NAME, TABLE_NAME = "evaluation.json", "evaluation.md"
 
@@ -19,19 +20,22 @@ class Report:
     What an earlier evaluation with the same facts has left there stays: bits and the flow may be measured by two
     commands.
 
+    Metrics of samples stay whatever the facts: each of them says itself what it was measured on.
+
     Args:
       folder: made where it is missing.
-      facts: what was evaluated and how, as JSON.
+      facts: what was evaluated and how, as JSON; None, for metrics of samples alone, leaves what is there.
     """
 
-    def __init__(self, folder: str, facts: dict[str, Any]):
+    def __init__(self, folder: str, facts: dict[str, Any] | None):
         self._folder = folder
-        self.results = {"facts": facts}
         earlier = _read_json(os.path.join(folder, JSON_NAME))
-        if earlier.get("facts") == json.loads(json.dumps(facts)):
-            self.results |= earlier
+        if facts is None or earlier.get("facts") == json.loads(json.dumps(facts)):
+            self.results = earlier
+        else:
+            self.results = {"facts": facts} | {name: earlier[name] for name in ("samples",) if name in earlier}
 
-    def add(self, **sections: dict[str, Any]) -> None:
+    def add(self, **sections: dict[str, Any] | list) -> None:
         """Takes in sections of numbers, arrays and None, and writes the files."""
         self.results |= {name: _plain(section) for name, section in sections.items()}
         with replace_file(os.path.join(self._folder, JSON_NAME), "w") as file:
@@ -39,13 +43,20 @@ class Report:
         with replace_file(os.path.join(self._folder, TABLE_NAME), "w") as file:
             file.write(self.markdown())
 
+    def add_samples(self, entry: dict[str, Any]) -> None:
+        """Takes in metrics of samples beside those of other protocols, and writes the files."""
+        entry = _plain(entry)
+        others = [old for old in self.results.get("samples", []) if old["protocol"] != entry["protocol"]]
+        self.add(samples=[*others, entry])
+
     def markdown(self) -> str:
-        """A line of facts, the table of bits/dim, and some rows of the rate-distortion curve."""
-        parts = [describe(self.results["facts"]) + "."]
+        """A line of facts, the table of bits/dim, some rows of the rate-distortion curve, and metrics of samples."""
+        parts = [describe(self.results["facts"]) + "."] if "facts" in self.results else []
         if "bits_per_dim" in self.results or "ode_bits_per_dim" in self.results:
             parts.append(bits_table(self.results))
         if "rate_distortion" in self.results:
             parts.append(rate_distortion_table(self.results["rate_distortion"]))
+        parts += [numbers_table(entry) for entry in self.results.get("samples", [])]
         return "\n\n".join(parts) + "\n"
 
 
@@ -101,6 +112,8 @@ def _digits(value: float) -> str:
 
 def _plain(value: Any) -> Any:
     """NumPy and tuples as JSON; NaN, the error of a single picture, as null."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):

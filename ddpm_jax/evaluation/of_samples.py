@@ -1,0 +1,248 @@
+"""All that is measured of samples, a run's or anyone's, against real pictures: from pictures to an entry of a report."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax import factories
+from ddpm_jax.atomic_files import check_folder
+from ddpm_jax.devices import make_mesh
+from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.evaluation import classifier
+from ddpm_jax.evaluation.extractors import (
+    EXTRACTORS,
+    RESIZES,
+    Extractor,
+    classifier_extractor,
+    inception_extractor,
+    pixels_extractor,
+)
+from ddpm_jax.evaluation.picture_set import PictureSet, open_pictures, picture_set
+from ddpm_jax.evaluation.resume_point import fingerprint
+from ddpm_jax.evaluation.row_files import RowFiles
+from ddpm_jax.evaluation.run_samples import RunSamples
+from ddpm_jax.evaluation.sample_numbers import check_counts, sample_numbers, warning_of
+from ddpm_jax.progress import ProgressBar
+from ddpm_jax.runs import Run
+
+MAX_SAMPLES = 50_000  # drawn where no number is given: what papers take
+DEFAULT_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What a person may choose, by the names of the flags.
+
+    Raises:
+      UserError: an unknown name, a number that is too small, or settings that belong to another extractor.
+    """
+
+    extractor: str | None = None  # of EXTRACTORS; None: inception where weights are given, else classifier
+    inception_weights: str | None = None
+    resize: str | None = None  # of RESIZES; None: tf_bilinear
+    reference: str | None = None  # None: the training data of the run
+    num_reference: int = 0  # 0: all
+    num_samples: int = 0  # 0: as many as the reference has, at most MAX_SAMPLES; of a file: all
+    image_size: tuple[int, int] | None = None
+    data_path: str = ""
+    cache: str | None = None  # None: ddpm_jax/features in the user's cache folder
+    batch_size: int = 0  # pictures at a time through the extractor; 0: DEFAULT_BATCH_SIZE
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_reference", "num_samples", "batch_size"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} must be at least 0; got {getattr(self, name)}")
+        if self.extractor is not None:
+            check_one_of("--extractor", self.extractor, EXTRACTORS)
+        if self.resize is not None:
+            check_one_of("--resize", self.resize, RESIZES)
+        if self.extractor_name == "inception":
+            if self.inception_weights is None:
+                raise UserError(
+                    "--extractor=inception needs --inception_weights=FILE, which docs/metrics.md says where to get; "
+                    "without it take --extractor=classifier or --extractor=pixels"
+                )
+        elif self.inception_weights is not None or self.resize is not None:
+            flag = "--inception_weights" if self.inception_weights is not None else "--resize"
+            raise UserError(f"{flag} belongs to --extractor=inception; got --extractor={self.extractor_name}")
+
+    @property
+    def extractor_name(self) -> str:
+        """Which, where none was typed too."""
+        return self.extractor or ("inception" if self.inception_weights else "classifier")
+
+    @property
+    def cache_folder(self) -> str:
+        """Where features of real pictures and trained classifiers are kept."""
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return os.path.abspath(self.cache or os.path.join(base, "ddpm_jax", "features"))
+
+
+class SampleMetrics:
+    """Builds and checks everything, the extractor apart, before a picture is drawn.
+
+    Args:
+      settings: what was typed.
+      samples: a set, or those of a run, not yet drawn.
+      reference: real pictures.
+      out: the folder that results will go to, to see whether they can.
+
+    Raises:
+      UserError: sets or an extractor that do not fit, or a folder that cannot be written.
+    """
+
+    def __init__(
+        self,
+        settings: SampleSettings,
+        samples: PictureSet | RunSamples,
+        reference: PictureSet,
+        *,
+        out: str | None = None,
+    ):
+        self._settings, self._samples, self._reference = settings, samples, reference
+        self._is_first, self._bar = jax.process_index() == 0, None
+        if self._is_first:
+            check_folder("--cache", settings.cache_folder)
+            if out is not None:
+                check_folder("--out", out)
+        self._mesh = make_mesh()
+        size = settings.batch_size or DEFAULT_BATCH_SIZE
+        self._batch_size = -(-size // self._mesh.size) * self._mesh.size
+        self._check_shapes(settings.extractor_name)
+        self._num_classes = 0
+        if settings.extractor_name == "classifier":
+            self._num_classes = classifier.check_labels(reference.source, f"--reference={reference.facts['name']}")
+        has_logits = settings.extractor_name != "pixels"
+        if problem := check_counts(samples.num_images, reference.num_images, has_logits):
+            raise UserError(f"the pictures {problem}")
+        self.warning = warning_of(settings.extractor_name, samples.num_images, reference.num_images)
+
+    def _check_shapes(self, extractor: str) -> None:
+        shapes = [tuple(pictures.image_shape) for pictures in (self._samples, self._reference)]
+        if extractor == "inception":
+            for shape in shapes:
+                if shape[2] not in (1, 3):
+                    raise UserError(f"Inception sees grey and colour pictures; got {shape[2]} channels")
+        elif shapes[0] != shapes[1]:
+            raise UserError(
+                f"--extractor={extractor} compares pictures of one shape; the samples have {shapes[0]} and the "
+                f"reference {shapes[1]}: give --image_size=H,W, or files of equal channels"
+            )
+
+    def measure(self) -> dict[str, Any] | None:
+        """{"protocol", "numbers", "warning"}, on the first process."""
+        extractor = self._build_extractor()
+        environment = {"num_devices": self._mesh.size, "jax": jax.__version__, "backend": jax.default_backend()}
+        reference = self._features(extractor, self._reference, self._settings.cache_folder, environment, "real pictures")
+        samples, folder = self._samples, self._settings.cache_folder
+        if isinstance(samples, RunSamples):
+            samples = samples.draw(self._progress, environment)
+            folder = self._samples.pictures_folder
+        found = self._features(extractor, samples, folder, environment, "samples")
+        if not self._is_first:
+            return None
+        numbers = sample_numbers(found.arrays, reference.arrays, progress=lambda *what: self._progress(*what, 0))
+        self._close_bar()
+        protocol = {"extractor": extractor.facts, "samples": samples.facts, "reference": self._reference.facts}
+        return {"protocol": protocol, "numbers": numbers, "warning": self.warning}
+
+    def _features(
+        self, extractor: Extractor, pictures: PictureSet, folder: str, environment: dict, what: str
+    ) -> RowFiles:
+        facts = {"pictures": pictures.facts, "extractor": extractor.facts, "batch_size": self._batch_size}
+        rows = {name: ((width,), np.float32) for name, width in extractor.widths.items()}
+        prefix = os.path.join(folder, extractor.name)
+        files = RowFiles(prefix, facts | environment, rows, pictures.num_images)
+        if not files.complete:
+            extract = extractor.on_devices(self._mesh, self._batch_size)
+            count = self._progress(f"{extractor.name} features of {what}", pictures.num_images, files.num_done)
+
+            def make(first: int) -> dict[str, np.ndarray]:
+                images = pictures.load(first, self._batch_size) if self._is_first else None
+                return extract(images, pictures.image_shape)
+
+            files.fill(make, on_rows=count)
+            self._close_bar()
+        return files
+
+    def _build_extractor(self) -> Extractor:
+        settings = self._settings
+        if settings.extractor_name == "inception":
+            return inception_extractor(settings.inception_weights, settings.resize or "tf_bilinear")
+        if settings.extractor_name == "pixels":
+            return pixels_extractor(self._reference.image_shape)
+        source = self._reference.source
+        whole = picture_set("--reference", source, self._reference.identity)
+        name = fingerprint(str(whole.facts), np.asarray(source.labels), classifier.VERSION)
+        path = os.path.join(settings.cache_folder, f"classifier_{name}.npz")
+        trained = classifier.load_classifier(path)
+        if trained is None:
+            count = self._progress("training the classifier", classifier.NUM_STEPS, 0)
+            trained = classifier.train_classifier(source, self._num_classes, on_step=lambda: count(1))
+            self._close_bar()
+            if self._is_first:
+                classifier.save_classifier(path, trained)
+        facts = {"name": whole.facts["name"], "num_images": whole.num_images}
+        return classifier_extractor(trained, facts)
+
+    def _progress(self, description: str, total: int, done: int) -> Callable[[int], None]:
+        """A bar, which takes the place of the one before."""
+        self._close_bar()
+        self._bar = ProgressBar(total, description, initial=done, enabled=self._is_first)
+        if done:
+            self._bar.write(f"{description}: going on from {done} of {total}")
+        return self._bar.update
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def of_run(
+    settings: SampleSettings, run: Run, *, weights: str, mesh: Mesh, folder: str
+) -> tuple[RunSamples, PictureSet]:
+    """(the samples of a run, to be drawn into `folder`; the real pictures, by default what it was trained on)."""
+    config = run.config
+    shape = factories.image_shape_of(config)
+    if settings.image_size not in (None, shape[:2]):
+        raise UserError(f"--image_size must be that of the run's pictures, {shape[0]},{shape[1]}, or be left out")
+    if settings.reference is None:
+        data = config.data
+        identity = {"name": f"{data.name}:{data.split}", "path": data.path, "data_dir": data.data_dir}
+        reference = picture_set(
+            "the training data", factories.build_source(config, data.split), identity, settings.num_reference
+        )
+    else:
+        reference = _open_reference(settings, shape)
+    num_samples = settings.num_samples or min(reference.num_images, MAX_SAMPLES)
+    samples = RunSamples(
+        run, weights=weights, num_samples=num_samples, seed=settings.seed, mesh=mesh, folder=folder
+    )
+    return samples, reference
+
+
+def of_files(settings: SampleSettings, given: str) -> tuple[PictureSet, PictureSet]:
+    """(the samples in a file or folder, the real pictures)."""
+    if settings.reference is None:
+        raise UserError("--samples needs real pictures to compare with: give --reference, such as digits:train")
+    samples = open_pictures("--samples", given, image_size=settings.image_size, num_images=settings.num_samples)
+    return samples, _open_reference(settings, samples.image_shape)
+
+
+def _open_reference(settings: SampleSettings, shape: tuple[int, int, int]) -> PictureSet:
+    return open_pictures(
+        "--reference",
+        settings.reference,
+        image_size=settings.image_size,
+        shape_of_others=shape,
+        data_path=settings.data_path,
+        num_images=settings.num_reference,
+    )
