@@ -1,13 +1,20 @@
 """`python -m ddpm_jax.evaluate`: likelihood, rate-distortion and sample metrics of a trained model."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ddpm_jax.commands import make_parser, run
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
+
+if TYPE_CHECKING:
+    from ddpm_jax.evaluation.of_samples import SampleMetrics
+    from ddpm_jax.evaluation.report import Report
+    from ddpm_jax.runs import Run
 
 EXAMPLE = """\
 python -m ddpm_jax.evaluate --workdir=runs/digits
@@ -105,15 +112,17 @@ def _evaluate(args: argparse.Namespace) -> None:
         **ode,
     )
     written: list[str] = []
-    trained, report = None, None
+    trained, report, metrics = None, None, None
     if args.workdir is not None:
         trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+    if "samples" in what:
+        metrics = _build_sample_metrics(args, trained)  # for its checks, before hours of other measurements
     if set(what) != {"samples"}:
         evaluation = Evaluation(trained, settings, workdir=args.workdir, weights=args.weights)
         report = evaluation.measure(on_file=written.append)
     text = report.markdown() if report and set(what) != {"pictures"} else None
-    if "samples" in what:
-        text = _measure_samples(args, trained, report, written)
+    if metrics is not None:
+        text = _measure_samples(metrics, _sample_folder(args), report, written)
     if text:
         print(text)
     for path in dict.fromkeys(written):
@@ -131,39 +140,53 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
         raise UserError(f"--{sampling[0]} is a setting of a run, and --samples is a file: leave it out")
 
 
-def _measure_samples(args: argparse.Namespace, trained, report, written: list[str]) -> str | None:
-    """Measures, adds to the report, and returns what is to be printed."""
+def _build_sample_metrics(args: argparse.Namespace, trained: "Run | None") -> "SampleMetrics":
     from ddpm_jax.devices import make_mesh
     from ddpm_jax.evaluation import of_samples
-    from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
-    from ddpm_jax.evaluation.sample_numbers import numbers_table
 
-    size = _image_size(args.image_size)
+    names = ("extractor", "inception_weights", "resize", "reference", "num_reference", "num_samples", "data_path",
+             "cache", "batch_size", "seed")  # fmt: skip
     settings = of_samples.SampleSettings(
-        **{name: getattr(args, name) for name in ("extractor", "inception_weights", "resize", "reference",
-           "num_reference", "num_samples", "data_path", "cache", "batch_size", "seed")}, image_size=size
-    )  # fmt: skip
-    folder = args.out or (os.path.join(args.workdir, "evaluation") if args.workdir else None)
-    if trained is not None:
+        **{name: getattr(args, name) for name in names}, image_size=_image_size(args.image_size)
+    )
+    if trained is None:
+        samples, reference = of_samples.of_files(settings, args.samples)
+    else:
         mesh = make_mesh()
+        # A copy: the other measurements keep the run's own sampler.
+        trained = dataclasses.replace(trained, config=trained.config.copy_and_resolve_references())
         choose_sampler(
             trained.config, given_sampler_flags(args), batch_size=args.batch_size or None, num_devices=mesh.size
         )
-        samples, reference = of_samples.of_run(settings, trained, weights=args.weights, mesh=mesh, folder=folder)
-    else:
-        samples, reference = of_samples.of_files(settings, args.samples)
-    metrics = of_samples.SampleMetrics(settings, samples, reference, out=folder)
+        samples, reference = of_samples.of_run(
+            settings, trained, weights=args.weights, mesh=mesh, folder=_sample_folder(args)
+        )
+    return of_samples.SampleMetrics(settings, samples, reference, out=_sample_folder(args))
+
+
+def _sample_folder(args: argparse.Namespace) -> str | None:
+    folder = args.out or (os.path.join(args.workdir, "evaluation") if args.workdir else None)
+    return os.path.abspath(folder) if folder else None
+
+
+def _measure_samples(
+    metrics: "SampleMetrics", folder: str | None, report: "Report | None", written: list[str]
+) -> str | None:
+    """Measures, adds to the report, and returns what is to be printed."""
+    from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
+    from ddpm_jax.evaluation.sample_numbers import numbers_table
+
     if metrics.warning:
         print(f"warning: {metrics.warning}", file=sys.stderr, flush=True)
     entry = metrics.measure()
-    if entry is None:
+    if entry is None:  # not the first process
         return None
     if folder is None:
         return numbers_table(entry)
     alone = report is None
     report = report or Report(folder, None)
     report.add_samples(entry)
-    written += [os.path.join(os.path.abspath(folder), name) for name in (JSON_NAME, TABLE_NAME)]
+    written += [os.path.join(folder, name) for name in (JSON_NAME, TABLE_NAME)]
     return numbers_table(entry) if alone else report.markdown()
 
 

@@ -22,6 +22,7 @@ from ddpm_jax.pixel_scale import to_model_scale
 NUM_FEATURES = 128
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1500, 128, 1e-3, 0
 HELD_OUT_EVERY = 10  # picture 0, 10, 20, ... is not trained on
+_NUMBERS = ("num_classes", "accuracy", "scale")
 VERSION = 1  # of all of the above and of the network: another version is another extractor
 
 
@@ -44,11 +45,17 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """Weights, and the share of the held-out pictures that it reads right."""
+    """Weights, and what the held-out pictures say of them.
+
+    Attributes:
+      accuracy: the share of them that it reads right.
+      scale: brings the mean square of their features to 1, which the kernel distance's kernel is made for.
+    """
 
     params: dict
     num_classes: int
     accuracy: float
+    scale: float
 
 
 def check_labels(source: ImageSource, what: str) -> int:
@@ -99,20 +106,24 @@ def train_classifier(
         rows = training[picked]
         params, state = jitted(params, state, source.load(rows), source.labels[rows])
         on_step()
-    read = jax.jit(lambda params, images: model.apply({"params": params}, to_model_scale(images))[1].argmax(axis=1))
-    num_right = 0
+    read = jax.jit(lambda params, images: model.apply({"params": params}, to_model_scale(images)))
+    num_right, squares = 0, 0.0
     for start in range(0, len(held_out), BATCH_SIZE):
-        rows = np.resize(held_out[start : start + BATCH_SIZE], BATCH_SIZE)
         num_real = min(BATCH_SIZE, len(held_out) - start)
-        num_right += int((np.asarray(read(params, source.load(rows))) == source.labels[rows])[:num_real].sum())
-    return TrainedClassifier(jax.device_get(params), num_classes, num_right / len(held_out))
+        rows = np.resize(held_out[start : start + BATCH_SIZE], BATCH_SIZE)  # one shape, one compilation
+        features, logits = (np.asarray(x)[:num_real] for x in read(params, source.load(rows)))
+        num_right += int((logits.argmax(axis=1) == source.labels[rows[:num_real]]).sum())
+        squares += float((features.astype(np.float64) ** 2).mean(axis=1).sum())
+    scale = float(np.sqrt(len(held_out) / squares)) if squares else 1.0
+    return TrainedClassifier(jax.device_get(params), num_classes, num_right / len(held_out), scale)
 
 
 def save_classifier(path: str, trained: TrainedClassifier) -> None:
     """As an `.npz`."""
     leaves = flax.traverse_util.flatten_dict(trained.params, sep="/")
     with replace_file(path) as file:
-        np.savez(file, num_classes=trained.num_classes, accuracy=trained.accuracy, **leaves)
+        numbers = {name: getattr(trained, name) for name in _NUMBERS}
+        np.savez(file, **numbers, **leaves)
 
 
 def load_classifier(path: str) -> TrainedClassifier | None:
@@ -122,7 +133,7 @@ def load_classifier(path: str) -> TrainedClassifier | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             leaves = {name: file[name] for name in file}
-        num_classes, accuracy = int(leaves.pop("num_classes")), float(leaves.pop("accuracy"))
+        numbers = {name: leaves.pop(name).item() for name in _NUMBERS}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None  # it is trained again
-    return TrainedClassifier(flax.traverse_util.unflatten_dict(leaves, sep="/"), num_classes, accuracy)
+    return TrainedClassifier(params=flax.traverse_util.unflatten_dict(leaves, sep="/"), **numbers)

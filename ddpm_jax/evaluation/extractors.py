@@ -128,7 +128,7 @@ def resize_clean(images: np.ndarray, size: int = INPUT_SIZE) -> np.ndarray:
 
 
 def classifier_extractor(trained: TrainedClassifier, facts: dict[str, Any]) -> Extractor:
-    """The hidden layer and the logits of a classifier trained on the data itself.
+    """The hidden layer, scaled, and the logits of a classifier trained on the data itself.
 
     Args:
       facts: what it was trained on.
@@ -137,12 +137,13 @@ def classifier_extractor(trained: TrainedClassifier, facts: dict[str, Any]) -> E
 
     def apply(params: dict, images: jax.Array) -> dict[str, jax.Array]:
         features, logits = model.apply({"params": params}, to_model_scale(images))
-        return {"main": features, "logits": logits}
+        return {"main": features * trained.scale, "logits": logits}
 
     own = {
         "name": "classifier",
         "version": VERSION,
         "held_out_accuracy": trained.accuracy,
+        "scale": trained.scale,
         "weights_fingerprint": fingerprint(trained.params),
     }
     return Extractor(

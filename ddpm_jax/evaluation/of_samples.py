@@ -1,4 +1,4 @@
-"""All that is measured of samples, a run's or anyone's, against real pictures: from pictures to an entry of a report."""
+"""Sample metrics of a run or of anyone's pictures against real ones: from pictures to an entry of a report."""
 
 import os
 from collections.abc import Callable
@@ -140,15 +140,15 @@ class SampleMetrics:
         """{"protocol", "numbers", "warning"}, on the first process."""
         extractor = self._build_extractor()
         environment = {"num_devices": self._mesh.size, "jax": jax.__version__, "backend": jax.default_backend()}
-        reference = self._features(extractor, self._reference, self._settings.cache_folder, environment, "real pictures")
         samples, folder = self._samples, self._settings.cache_folder
+        reference = self._features(extractor, self._reference, folder, environment, "real pictures")
         if isinstance(samples, RunSamples):
             samples = samples.draw(self._progress, environment)
             folder = self._samples.pictures_folder
         found = self._features(extractor, samples, folder, environment, "samples")
         if not self._is_first:
             return None
-        numbers = sample_numbers(found.arrays, reference.arrays, progress=lambda *what: self._progress(*what, 0))
+        numbers = sample_numbers(found.arrays, reference.arrays, progress=lambda *what: self._progress(*what, 0, "part"))
         self._close_bar()
         protocol = {"extractor": extractor.facts, "samples": samples.facts, "reference": self._reference.facts}
         return {"protocol": protocol, "numbers": numbers, "warning": self.warning}
@@ -162,7 +162,8 @@ class SampleMetrics:
         files = RowFiles(prefix, facts | environment, rows, pictures.num_images)
         if not files.complete:
             extract = extractor.on_devices(self._mesh, self._batch_size)
-            count = self._progress(f"{extractor.name} features of {what}", pictures.num_images, files.num_done)
+            description = f"{extractor.name} features of {what}"
+            count = self._progress(description, pictures.num_images, files.num_done, "picture")
 
             def make(first: int) -> dict[str, np.ndarray]:
                 images = pictures.load(first, self._batch_size) if self._is_first else None
@@ -192,10 +193,10 @@ class SampleMetrics:
         facts = {"name": whole.facts["name"], "num_images": whole.num_images}
         return classifier_extractor(trained, facts)
 
-    def _progress(self, description: str, total: int, done: int) -> Callable[[int], None]:
+    def _progress(self, description: str, total: int, done: int, unit: str = "step") -> Callable[[int], None]:
         """A bar, which takes the place of the one before."""
         self._close_bar()
-        self._bar = ProgressBar(total, description, initial=done, enabled=self._is_first)
+        self._bar = ProgressBar(total, description, unit, initial=done, enabled=self._is_first)
         if done:
             self._bar.write(f"{description}: going on from {done} of {total}")
         return self._bar.update

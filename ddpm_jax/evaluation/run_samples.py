@@ -41,7 +41,7 @@ class RunSamples:
         self._seed, self.num_images, self._folder = seed, num_samples, folder
         self.image_shape = factories.image_shape_of(config)
         self.facts = {
-            "name": f"samples of a {config.data.name} run",
+            "name": f"a {config.data.name} run",
             "num_images": num_samples,
             "image_shape": list(self.image_shape),
             "step": run.step,

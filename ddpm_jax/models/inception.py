@@ -22,7 +22,7 @@ class Features(NamedTuple):
 
     pool: Float[Array, "B 2048"]  # pool_3: FID, KID, precision, recall
     spatial: Float[Array, "B 2023"]  # the first 7 channels of mixed_6/conv, 17 x 17: sFID (Nash et al. 2021)
-    logits: Float[Array, "B 1008"] | None  # pool times the weights of the output layer, without its bias: Inception Score
+    logits: Float[Array, "B 1008"] | None  # pool times the output layer's weights, without its bias: Inception Score
 
 
 class Conv(nn.Module):
