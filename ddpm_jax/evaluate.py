@@ -143,10 +143,11 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
 def _build_sample_metrics(args: argparse.Namespace, trained: "Run | None") -> "SampleMetrics":
     from ddpm_jax.devices import make_mesh
     from ddpm_jax.evaluation import of_samples
+    from ddpm_jax.evaluation.sample_settings import SampleSettings
 
     names = ("extractor", "inception_weights", "resize", "reference", "num_reference", "num_samples", "data_path",
              "cache", "batch_size", "seed")  # fmt: skip
-    settings = of_samples.SampleSettings(
+    settings = SampleSettings(
         **{name: getattr(args, name) for name in names}, image_size=_image_size(args.image_size)
     )
     if trained is None:

@@ -91,7 +91,7 @@ def load_inception(path: str) -> dict:
     return _checked(leaves, path)
 
 
-def save_inception(path: str, params: dict) -> None:
+def save_inception(path: str | os.PathLike, params: dict) -> None:
     """Our own layout: `<layer>/conv/kernel` and `<layer>/conv/bias`, float32, in an `.npz`."""
     np.savez(path, **flax.traverse_util.flatten_dict(params, sep="/"))
 

@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +11,9 @@ from jax.sharding import Mesh
 from ddpm_jax import factories
 from ddpm_jax.atomic_files import check_folder
 from ddpm_jax.devices import make_mesh
-from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import classifier
 from ddpm_jax.evaluation.extractors import (
-    EXTRACTORS,
-    RESIZES,
     Extractor,
     classifier_extractor,
     inception_extractor,
@@ -28,61 +24,12 @@ from ddpm_jax.evaluation.resume_point import fingerprint
 from ddpm_jax.evaluation.row_files import RowFiles
 from ddpm_jax.evaluation.run_samples import RunSamples
 from ddpm_jax.evaluation.sample_numbers import check_counts, sample_numbers, warning_of
+from ddpm_jax.evaluation.sample_settings import SampleSettings
 from ddpm_jax.progress import ProgressBar
 from ddpm_jax.runs import Run
 
 MAX_SAMPLES = 50_000  # drawn where no number is given: what papers take
-DEFAULT_BATCH_SIZE = 64
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """What a person may choose, by the names of the flags.
-
-    Raises:
-      UserError: an unknown name, a number that is too small, or settings that belong to another extractor.
-    """
-
-    extractor: str | None = None  # of EXTRACTORS; None: inception where weights are given, else classifier
-    inception_weights: str | None = None
-    resize: str | None = None  # of RESIZES; None: tf_bilinear
-    reference: str | None = None  # None: the training data of the run
-    num_reference: int = 0  # 0: all
-    num_samples: int = 0  # 0: as many as the reference has, at most MAX_SAMPLES; of a file: all
-    image_size: tuple[int, int] | None = None
-    data_path: str = ""
-    cache: str | None = None  # None: ddpm_jax/features in the user's cache folder
-    batch_size: int = 0  # pictures at a time through the extractor; 0: DEFAULT_BATCH_SIZE
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_reference", "num_samples", "batch_size"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} must be at least 0; got {getattr(self, name)}")
-        if self.extractor is not None:
-            check_one_of("--extractor", self.extractor, EXTRACTORS)
-        if self.resize is not None:
-            check_one_of("--resize", self.resize, RESIZES)
-        if self.extractor_name == "inception":
-            if self.inception_weights is None:
-                raise UserError(
-                    "--extractor=inception needs --inception_weights=FILE, which docs/metrics.md says where to get; "
-                    "without it take --extractor=classifier or --extractor=pixels"
-                )
-        elif self.inception_weights is not None or self.resize is not None:
-            flag = "--inception_weights" if self.inception_weights is not None else "--resize"
-            raise UserError(f"{flag} belongs to --extractor=inception; got --extractor={self.extractor_name}")
-
-    @property
-    def extractor_name(self) -> str:
-        """Which, where none was typed too."""
-        return self.extractor or ("inception" if self.inception_weights else "classifier")
-
-    @property
-    def cache_folder(self) -> str:
-        """Where features of real pictures and trained classifiers are kept."""
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return os.path.abspath(self.cache or os.path.join(base, "ddpm_jax", "features"))
+DEFAULT_BATCH_SIZE = 64  # through the extractor
 
 
 class SampleMetrics:
@@ -148,7 +95,9 @@ class SampleMetrics:
         found = self._features(extractor, samples, folder, environment, "samples")
         if not self._is_first:
             return None
-        numbers = sample_numbers(found.arrays, reference.arrays, progress=lambda *what: self._progress(*what, 0, "part"))
+        numbers = sample_numbers(
+            found.arrays, reference.arrays, progress=lambda what, total: self._progress(what, total, 0, "part")
+        )
         self._close_bar()
         protocol = {"extractor": extractor.facts, "samples": samples.facts, "reference": self._reference.facts}
         return {"protocol": protocol, "numbers": numbers, "warning": self.warning}
@@ -217,6 +166,9 @@ def of_run(
         raise UserError(f"--image_size must be that of the run's pictures, {shape[0]},{shape[1]}, or be left out")
     if settings.reference is None:
         data = config.data
+        if settings.data_path:
+            with config.unlocked():
+                data.path = settings.data_path  # the files have moved since, or lie elsewhere on this machine
         identity = {"name": f"{data.name}:{data.split}", "path": data.path, "data_dir": data.data_dir}
         reference = picture_set(
             "the training data", factories.build_source(config, data.split), identity, settings.num_reference

@@ -97,7 +97,7 @@ class Inception(nn.Module):
         return Features(pool, spatial.reshape(len(x), -1), logits)
 
 
-def to_input_range(images: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+def to_input_range(images: Float[Array, "..."]) -> Float[Array, "..."]:
     """0..255 -> (x - 128)/128, -1..0.9921875."""
     return (images - 128.0) / 128.0
 
