@@ -5,16 +5,11 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ddpm_jax.commands import make_parser, run
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
-
-if TYPE_CHECKING:
-    from ddpm_jax.evaluation.of_samples import SampleMetrics
-    from ddpm_jax.evaluation.report import Report
-    from ddpm_jax.runs import Run
 
 EXAMPLE = """\
 python -m ddpm_jax.evaluate --workdir=runs/digits
@@ -140,7 +135,8 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
         raise UserError(f"--{sampling[0]} is a setting of a run, and --samples is a file: leave it out")
 
 
-def _build_sample_metrics(args: argparse.Namespace, trained: "Run | None") -> "SampleMetrics":
+def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
+    """The `SampleMetrics` of a `Run`, or of files where it is None."""
     from ddpm_jax.devices import make_mesh
     from ddpm_jax.evaluation import of_samples
     from ddpm_jax.evaluation.sample_settings import SampleSettings
@@ -170,10 +166,8 @@ def _sample_folder(args: argparse.Namespace) -> str | None:
     return os.path.abspath(folder) if folder else None
 
 
-def _measure_samples(
-    metrics: "SampleMetrics", folder: str | None, report: "Report | None", written: list[str]
-) -> str | None:
-    """Measures, adds to the report, and returns what is to be printed."""
+def _measure_samples(metrics: Any, folder: str | None, report: Any, written: list[str]) -> str | None:
+    """Measures, adds to the `Report` (None: a new one), and returns what is to be printed."""
     from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
     from ddpm_jax.evaluation.sample_numbers import numbers_table
 

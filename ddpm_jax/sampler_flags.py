@@ -9,7 +9,7 @@ from ddpm_jax.overrides import apply_override
 _FIELDS = ("sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold")
 
 
-def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """--sampler and its settings; what is not given is the run's own."""
     parser.add_argument(
         "--sampler",

@@ -20,7 +20,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.pixel_scale import to_model_scale
 
 NUM_FEATURES = 128
-NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1500, 128, 1e-3, 0
+NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1200, 128, 1e-3, 0
 HELD_OUT_EVERY = 10  # picture 0, 10, 20, ... is not trained on
 _NUMBERS = ("num_classes", "accuracy", "scale")
 VERSION = 1  # of all of the above and of the network: another version is another extractor
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B 128"], Float[Array, "B K"]]:
         """(the hidden layer's activations, logits); x in [-1, 1]."""
-        for index, (channels, stride) in enumerate(((32, 1), (64, 2), (64, 2))):
+        for index, (channels, stride) in enumerate(((16, 1), (32, 2), (64, 2))):
             x = nn.relu(nn.Conv(channels, (3, 3), strides=stride, name=f"conv_{index}")(x))
         # Pooled to at most 4x4, so that large pictures do not make a large layer.
         window = tuple(-(-n // 4) for n in x.shape[1:3])

@@ -170,9 +170,11 @@ def of_run(
             with config.unlocked():
                 data.path = settings.data_path  # the files have moved since, or lie elsewhere on this machine
         identity = {"name": f"{data.name}:{data.split}", "path": data.path, "data_dir": data.data_dir}
-        reference = picture_set(
-            "the training data", factories.build_source(config, data.split), identity, settings.num_reference
-        )
+        try:
+            source = factories.build_source(config, data.split)
+        except UserError as error:
+            raise UserError(f"{error}; or name the real pictures by --reference or --data_path") from error
+        reference = picture_set("the training data", source, identity, settings.num_reference)
     else:
         reference = _open_reference(settings, shape)
     num_samples = settings.num_samples or min(reference.num_images, MAX_SAMPLES)
