@@ -144,11 +144,12 @@ def test_precision_and_recall_by_hand():
     assert p_and_r(reference, reference.copy()) == (1, 1)
 
 
-def test_a_collapsed_set_covers_one_point():
-    """All samples the same picture: their balls have radius 0, whatever rounding says."""
-    reference = features(8, 30, 50, mean=37.3)
-    samples = np.repeat(reference[:1], 20, axis=0)
-    assert p_and_r(samples, reference) == (1, 1 / 30)
+@pytest.mark.parametrize("num_points", [1, 5])
+def test_a_collapsed_set_covers_its_points(num_points):
+    """Each picture many times: balls of radius 0, whatever rounding says."""
+    reference = features(8, 30, 500, mean=37.3)
+    samples = np.repeat(reference[:num_points], 20, axis=0)
+    assert p_and_r(samples, reference) == (1, num_points / 30)
 
 
 @pytest.mark.parametrize("rows", [(3, 9), (9, 3)])

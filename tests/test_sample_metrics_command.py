@@ -150,6 +150,8 @@ def test_anyones_files_and_folders(tmp_path, cache, digits, capsys):
     assert len(entries(tmp_path / "out")) == 3
     one, two, three = (entry["numbers"] for entry in entries(tmp_path / "out"))
     assert one == two == three
+    assert score("digits:test", "digits:train", *flags) == 0  # real against real, of their own size
+    assert "180 of digits:test (8x8x1)" in capsys.readouterr().out
     # A set against itself.
     assert score(real, real, *flags) == 0
     out = capsys.readouterr().out
@@ -301,7 +303,7 @@ def test_what_does_not_fit_files_is_one_line(tmp_path, cache, digits, capsys):
         ([f"--samples={floats}", f"--reference={mine}", "--extractor=pixels"], "must hold uint8 images"),
         ([f"--samples={tmp_path / 'empty'}", f"--reference={mine}", "--extractor=pixels"], "holds no image file"),
         ([f"--samples={mine}", f"--reference={mine}", "--sampler=ddim"], "--sampler is a setting of a run"),
-        (["--samples=digits:train", f"--reference={mine}"], "needs the size of the pictures: give --image_size=H,W"),
+        (["--samples=celeb_a:train", f"--reference={mine}"], "needs the size of the pictures: give --image_size=H,W"),
         ([], "what to measure? give --workdir=DIR, the folder of a training run, or --samples=FILE"),
     ):
         assert evaluate.main([*flags, *([f"--cache={cache}"] if flags else [])]) == 2

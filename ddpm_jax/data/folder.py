@@ -70,11 +70,7 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
 
 
 def first_image_shape(path: str) -> tuple[int, int, int]:
-    """(H, W, C) of the first image under `path` that can be read; C is 1 for grey and 3 for everything else.
-
-    Raises:
-        UserError: where there is no such folder, or no image in it that can be read.
-    """
+    """(H, W, C) of the first image under `path` that can be read, C = 1 for grey, else 3; UserError where none can."""
     root = _checked_folder(path)
     for name in _find(root)[0]:
         try:

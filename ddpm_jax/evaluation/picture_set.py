@@ -13,6 +13,9 @@ from ddpm_jax.data.folder import first_image_shape, make_folder
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.resume_point import fingerprint
 
+# (H, W, C) of data sets that have one.
+_NATIVE = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
 
 @dataclass(frozen=True)
 class PictureSet:
@@ -57,7 +60,8 @@ def open_pictures(
     Args:
       flag: what it was typed as, for complaints.
       given: an `.npz` or `.npy` file of uint8 [N, H, W, C]; a folder of pictures; or NAME:SPLIT, a data set.
-      image_size: (H, W); None: an array's own, else that of `shape_of_others`, else that of a folder's first picture.
+      image_size: (H, W); None: an array's own, else that of `shape_of_others`, else that of a folder's first picture
+        or of the data set.
       shape_of_others: (H, W, C) of the pictures on the other side.
       data_path: the folder of the original files of a named set.
       num_images: the first so many; 0: all.
@@ -78,11 +82,11 @@ def open_pictures(
             identity = {"name": given, "files": _files_fingerprint(Path(given).expanduser())}
         elif ":" in given:
             name, _, split = given.partition(":")
-            if not (image_size or shape):
+            if not (shape or image_size or name in _NATIVE):
                 raise UserError(f"{flag}={given} needs the size of the pictures: give --image_size=H,W")
-            channels = shape[2] if shape else 3
+            shape = shape or _NATIVE.get(name) or (*image_size, 3)
             source = make_source(
-                name=name, split=split, image_size=image_size or shape[:2], num_channels=channels, path=data_path
+                name=name, split=split, image_size=image_size or shape[:2], num_channels=shape[2], path=data_path
             )
             identity = {"name": f"{name}:{split}"}
         else:
