@@ -150,6 +150,9 @@ def test_a_collapsed_set_covers_its_points(num_points):
     reference = features(8, 30, 500, mean=37.3)
     samples = np.repeat(reference[:num_points], 20, axis=0)
     assert p_and_r(samples, reference) == (1, num_points / 30)
+    ((_, distances),) = precision_recall._square_distances(samples, reference)
+    own = np.arange(30) == np.repeat(np.arange(num_points), 20)[:, None]
+    assert (distances[own] == 0).all() and distances[~own].min() > 100
 
 
 @pytest.mark.parametrize("rows", [(3, 9), (9, 3)])

@@ -225,6 +225,10 @@ def test_inceptions_numbers_have_the_papers_names():
                 "| Inception Score | 9 | ± 0.1 over 10 splits; the real pictures: 11 |"):  # fmt: skip
         assert row in table
     assert "Inception v3 (2015-12-05), weights abc, resize clean" in table and "no FID" not in table
+    few = entry_of("inception")
+    few["numbers"]["kernel"]["subset_size"] = 500
+    few["protocol"]["samples"]["num_images"] = few["protocol"]["reference"]["num_images"] = 500
+    assert "| KID | 0.25 | on all pairs: 500 pictures are too few for subsets |" in numbers_table(few)
     for other in ("classifier", "pixels"):
         assert "FID |" not in numbers_table(entry_of(other)) and "KID |" not in numbers_table(entry_of(other))
 

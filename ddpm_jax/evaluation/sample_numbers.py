@@ -119,6 +119,8 @@ def numbers_table(entry: dict[str, Any]) -> str:
                 f"± {value['standard_deviation']:.3g} over {value['num_subsets']} subsets of {value['subset_size']}; "
                 f"{value['whole']:.4g} on all pairs"
             )
+            if value["subset_size"] == protocol["samples"]["num_images"] == protocol["reference"]["num_images"]:
+                note = f"on all pairs: {value['subset_size']} pictures are too few for subsets"
             value = value["mean"]
         elif key == "score":
             note = (
