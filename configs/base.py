@@ -61,6 +61,8 @@ def get_config() -> ConfigDict:
     config.model.embedding_order = "sin_cos"  # of the embedding of t: sin_cos, cos_sin
     config.model.embedding_spacing = "half_minus_1"  # of its frequencies: half_minus_1, half
     config.model.time_scale = 1.0  # the network sees t times this; improved-diffusion's rescale_timesteps: 1000/T
+    config.model.num_classes = 0  # > 0: of the labels that the network is told; 0: it is told none
+    config.model.conv_in_channels = 0  # of the first convolution; 0: model.channels
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 2e-4

@@ -198,7 +198,7 @@ def test_the_config_has_the_networks_defaults():
     fields, model = inspect.signature(UNet).parameters, load_config("cifar10").model.to_dict()
     assert model.pop("dtype") == jnp.dtype(fields["dtype"].default).name
     assert model == {name: fields[name].default for name in model}
-    left = {"parent", "name", "dtype", "out_channels", "num_classes"}
+    left = {"parent", "name", "dtype", "out_channels"}
     assert fields.keys() - model.keys() == left
 
 
