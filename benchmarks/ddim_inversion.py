@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import factories
-from ddpm_jax.denoiser import make_denoiser
 from ddpm_jax.devices import compiler_options
 from ddpm_jax.keys import sample_keys
 from ddpm_jax.pixel_scale import to_model_scale
@@ -40,20 +39,10 @@ def main() -> int:
     x_0 = to_model_scale(jnp.asarray(source.load(np.arange(min(args.num_images, len(source))))))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # no noise is drawn: sigma = 0 in every row
 
-    def go(params, table, x):
-        def model_fn(x_t, t):
-            return model.apply({"params": params}, x_t, t)
-
-        denoise_fn = make_denoiser(
-            schedule,
-            model_fn,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-            clip_x_0=False,
-        )
-        return walk(denoise_fn, table, x, keys)
-
-    go = jax.jit(go, compiler_options=compiler_options())
+    denoiser_of = factories.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0)
+    go = jax.jit(
+        lambda params, table, x: walk(denoiser_of(params, None), table, x, keys), compiler_options=compiler_options()
+    )
     print("| steps | iterations | network calls, there and back | RMSE (0..255) | mean and std of the noise |")
     print("| --- | --- | --- | --- | --- |")
     for num_steps in args.steps:

@@ -60,8 +60,8 @@ def get_config() -> ConfigDict:
     config.model.down_padding = "end"  # of the convolution that halves: end (bottom and right), both
     config.model.embedding_order = "sin_cos"  # of the embedding of t: sin_cos, cos_sin
     config.model.embedding_spacing = "half_minus_1"  # of its frequencies: half_minus_1, half
+    config.model.num_classes = 0  # > 0: the network is told the class of each picture, its label in the data
     config.model.time_scale = 1.0  # the network sees t times this; improved-diffusion's rescale_timesteps: 1000/T
-    config.model.num_classes = 0  # > 0: of the labels that the network is told; 0: it is told none
     config.model.conv_in_channels = 0  # of the first convolution; 0: model.channels
 
     config.optim = ConfigDict()
@@ -106,6 +106,7 @@ def get_config() -> ConfigDict:
     config.sample.churn_noise = 1.0  # S_noise of EDM
     config.sample.clip_x_0 = True
     config.sample.dynamic_threshold = 0.0  # a quantile such as 0.995 takes the place of the clip; 0: none
+    config.sample.classes = ()  # of a network with classes: which are drawn, in turn; (): all
     config.sample.batch_size = 256
     config.sample.num_grid = 64  # pictures in the grids of a training run
     config.sample.num_preview_steps = 50  # DDIM steps of the grids during training; the last grids use `sampler`

@@ -6,7 +6,7 @@ from typing import no_type_check
 import flax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ddpm_jax.diffusion import at_step, signal_and_noise, x_0_from_eps, x_0_from_mean, x_0_from_v
 from ddpm_jax.errors import UserError, check_one_of
@@ -32,6 +32,8 @@ class Denoised:
 
 
 DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
+# (params, labels of the batch or None) -> its denoiser: for what runs a network on all devices.
+DenoiserOf = Callable[[PyTree, Int[Array, "B"] | None], DenoiseFn]
 
 
 def p_log_var(

@@ -10,6 +10,7 @@ import os
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from ddpm_jax.errors import UserError
 
@@ -49,9 +50,10 @@ def check_batch_size(field: str, batch_size: int, mesh: Mesh, num_parts: int = 1
         )
 
 
-def put_batch(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's rows of a global batch -> one array over the mesh."""
-    return jax.make_array_from_process_local_data(batch_sharded(mesh), local)
+def put_batch(local: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
+    """This process's rows of a global batch -> arrays over the mesh."""
+    sharding = batch_sharded(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), local)
 
 
 @functools.cache

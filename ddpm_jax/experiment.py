@@ -172,6 +172,7 @@ def _held_out(parts: Parts) -> HeldOut | None:
         mesh=parts.mesh,
         batch_size=config.eval.batch_size,
         max_images=config.eval.max_images,
+        labelled=config.model.num_classes > 0,
     )
 
 
@@ -249,6 +250,7 @@ def _train_from(
         first_step=int(state.step),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        labelled=config.model.num_classes > 0,
     ) as batches:
         try:
             return run_loop(

@@ -6,15 +6,18 @@ What a person typed is checked here, outside jit, and named by its config field.
 import math
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
+from ddpm_jax.batch import label_args
 from ddpm_jax.data import ImageSource, make_source
-from ddpm_jax.denoiser import LEARNED_VARIANCES, PREDICTIONS, check_prediction
+from ddpm_jax.denoiser import LEARNED_VARIANCES, PREDICTIONS, DenoiseFn, DenoiserOf, check_prediction, make_denoiser
 from ddpm_jax.devices import check_batch_size
 from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.generation import Generator
@@ -109,6 +112,33 @@ def check_params(config: ConfigDict, model: UNet, params: dict) -> None:
             )
 
 
+def build_denoiser(
+    config: ConfigDict,
+    schedule: Schedule,
+    model: nn.Module,
+    *,
+    clip_x_0: bool | None = None,
+    dynamic_threshold: float | None = None,
+) -> DenoiserOf:
+    """(params, labels or None) -> denoise_fn, as the config has it but for what is given here."""
+    sample = config.sample
+
+    def denoiser_of(params: dict, labels: jax.Array | None) -> DenoiseFn:
+        def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
+            return model.apply({"params": params}, x_t, t, *label_args(labels))
+
+        return make_denoiser(
+            schedule,
+            model_fn,
+            prediction=config.diffusion.prediction,
+            variance=config.diffusion.variance,
+            clip_x_0=sample.clip_x_0 if clip_x_0 is None else clip_x_0,
+            dynamic_threshold=sample.dynamic_threshold if dynamic_threshold is None else dynamic_threshold,
+        )
+
+    return denoiser_of
+
+
 def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
     """The training loss."""
     diffusion = config.diffusion
@@ -201,17 +231,26 @@ def build_generator(
     """Samples of the network on the whole mesh; refuses a batch that the devices do not divide."""
     check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
     return Generator(
-        model,
-        schedule,
+        build_denoiser(config, schedule, model),
         table,
         image_shape=image_shape_of(config),
         mesh=mesh,
         batch_size=config.sample.batch_size,
-        prediction=config.diffusion.prediction,
-        variance=config.diffusion.variance,
-        clip_x_0=config.sample.clip_x_0,
-        dynamic_threshold=config.sample.dynamic_threshold,
+        classes=sampled_classes(config),
     )
+
+
+def sampled_classes(config: ConfigDict) -> tuple[int, ...]:
+    """Which classes samples are of, in turn: sample.classes, or all of them; () for a network without classes."""
+    classes, num_classes = tuple(config.sample.classes), config.model.num_classes
+    if classes and not num_classes:
+        raise UserError(
+            f"sample.classes={classes} is for a network with classes; the run has model.num_classes=0: leave it empty"
+        )
+    for number in classes:
+        if not isinstance(number, int) or not 0 <= number < num_classes:
+            raise UserError(f"sample.classes must be in 0..{num_classes - 1}, the network's classes; got {number!r}")
+    return classes or tuple(range(num_classes))
 
 
 def build_source(config: ConfigDict, split: str, field: str = "data.split") -> ImageSource:
@@ -219,7 +258,7 @@ def build_source(config: ConfigDict, split: str, field: str = "data.split") -> I
     data = config.data
     shape = image_shape_of(config)
     try:
-        return make_source(
+        source = make_source(
             name=data.name,
             split=split,
             image_size=shape[:2],
@@ -229,3 +268,21 @@ def build_source(config: ConfigDict, split: str, field: str = "data.split") -> I
         )
     except UserError as error:
         raise UserError(str(error).replace("data.split", field)) from error
+    if config.model.num_classes:
+        _check_labels(source, config.model.num_classes, f"{data.name} {split!r}")
+    return source
+
+
+def _check_labels(source: ImageSource, num_classes: int, what: str) -> None:
+    """Raises UserError unless every picture has a class of the network's."""
+    if source.labels is None:
+        raise UserError(
+            f"model.num_classes={num_classes} needs a label for every picture, and {what} has none: "
+            "take model.num_classes=0, or data with labels"
+        )
+    lowest, highest = int(np.min(source.labels)), int(np.max(source.labels))
+    if lowest < 0 or highest >= num_classes:
+        raise UserError(
+            f"model.num_classes must be above every label; got {num_classes} for the labels "
+            f"{lowest}..{highest} of {what}"
+        )

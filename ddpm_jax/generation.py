@@ -1,19 +1,16 @@
 """Pictures from a trained network, on all devices, in batches, with progress: the host side of sampling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax.denoiser import make_denoiser
+from ddpm_jax.denoiser import DenoiserOf
 from ddpm_jax.devices import batch_sharded, compiler_options, replicated
 from ddpm_jax.keys import sample_keys, seed_keys
 from ddpm_jax.pixel_scale import to_uint8
 from ddpm_jax.samplers import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
-from ddpm_jax.schedules import Schedule
 
 MAX_CHUNKS = 50
 
@@ -25,28 +22,25 @@ class Generator:
     progress, react to Ctrl-C, and look at x_t in between.
 
     Args:
-      model: called as model.apply({"params": params}, x_t, t).
+      denoiser_of: (params, labels or None) -> denoise_fn.
       table: of `ddpm_jax.samplers`.
       image_shape: (H, W, C).
       mesh: the batch is spread over its devices.
       batch_size: pictures at a time, a multiple of the number of devices.
+      classes: for a network with classes: sample n is of classes[n mod len(classes)]. Empty: it has none.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        schedule: Schedule,
+        denoiser_of: DenoiserOf,
         table: SamplerTable,
         *,
         image_shape: tuple[int, int, int],
         mesh: Mesh,
         batch_size: int,
-        prediction: str = "eps",
-        variance: str = "fixed_large",
-        clip_x_0: bool = True,
-        dynamic_threshold: float = 0.0,
+        classes: Sequence[int] = (),
     ):
-        self._image_shape, self._mesh, self._batch_size = image_shape, mesh, batch_size
+        self._mesh, self._batch_size, self._classes = mesh, batch_size, np.asarray(classes, np.int32)
         self.num_rows = table.num_calls
         # Of equal length, or of two lengths, so that one or two compilations serve all.
         chunks = np.array_split(np.arange(self.num_rows), min(MAX_CHUNKS, self.num_rows))
@@ -57,30 +51,25 @@ class Generator:
             keys = sample_keys(key, ids)
             return begin_walk(table, initial_noise(keys, image_shape)), keys
 
-        def advance(params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array) -> WalkState:
-            def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
-                return model.apply({"params": params}, x_t, t)
-
-            denoise_fn = make_denoiser(
-                schedule,
-                model_fn,
-                prediction=prediction,
-                variance=variance,
-                clip_x_0=clip_x_0,
-                dynamic_threshold=dynamic_threshold,
-            )
-            return walk_on(denoise_fn, rows, state, keys)
+        def advance(
+            params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array, labels: jax.Array | None
+        ) -> WalkState:
+            return walk_on(denoiser_of(params, labels), rows, state, keys)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._advance = jax.jit(
             advance,
-            in_shardings=(everywhere, everywhere, batch, batch),
+            in_shardings=(everywhere, everywhere, batch, batch, batch),
             out_shardings=batch,
             donate_argnums=2,
             compiler_options=compiler_options(),
         )
         # Pictures leave a mesh of several hosts whole, so that each host can write them.
         self._to_uint8 = jax.jit(to_uint8, out_shardings=everywhere)
+
+    def labels(self, ids: np.ndarray) -> np.ndarray | None:
+        """The classes of samples by number, int32 [N]; None where the network has no classes."""
+        return self._classes[ids % len(self._classes)] if len(self._classes) else None
 
     def num_batches(self, num_samples: int) -> int:
         """How many batches make `num_samples` pictures."""
@@ -105,12 +94,13 @@ class Generator:
         images = []
         batch_size = self._batch_of(num_samples)
         for first in range(0, num_samples, batch_size):
-            ids = jnp.arange(first, first + batch_size, dtype=jnp.int32)
+            ids = np.arange(first, first + batch_size, dtype=np.int32)
+            ids, labels = jax.device_put((ids, self.labels(ids)), batch_sharded(self._mesh))
             state, keys = self._begin(seed_keys(seed).sample, ids)
             if watch:
                 watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(state.x_t)))
             for rows in self._chunks:
-                state = jax.block_until_ready(self._advance(params, rows, state, keys))
+                state = jax.block_until_ready(self._advance(params, rows, state, keys, labels))
                 if watch:
                     watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(state.x_t)))
                 on_chunk(rows.num_calls)

@@ -114,8 +114,8 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, duration_ms: int = 60,
         pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
 
 
-def save_npz(path: str | os.PathLike, images: np.ndarray) -> None:
-    """Writes uint8 [N, H, W, C] as `arr_0`, which is what the field's evaluators read.
+def save_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Writes uint8 [N, H, W, C] as `arr_0` and labels [N] as `arr_1`, which is what the field's evaluators read.
 
     Raises:
       UserError: `images` is not uint8 [N, H, W, C], or the file is no .npz.
@@ -125,7 +125,7 @@ def save_npz(path: str | os.PathLike, images: np.ndarray) -> None:
     images = np.asarray(images)
     _check_images(images)
     with replace_file(path) as file:
-        np.savez(file, images)
+        np.savez(file, images, *([] if labels is None else [np.asarray(labels, np.int64)]))
 
 
 def _check_images(images: np.ndarray) -> None:

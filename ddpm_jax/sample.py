@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--respacing", metavar="TEXT", help="instead of both: such as 250, 10,15,20, ddim50, or t=999,500,0"
     )
+    parser.add_argument(
+        "--classes", metavar="LIST", help="of a network with classes: which, in turn, such as 3 or 0,1,2; default all"
+    )
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
     parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")
     parser.add_argument("--dynamic_threshold", type=float, metavar="Q", help="a quantile such as 0.995; 0: none")
@@ -60,10 +63,12 @@ def _sample(args: argparse.Namespace) -> None:
 
     # Here, so that --help and the errors above need not wait for JAX.
     import jax
+    import numpy as np
 
     from ddpm_jax import factories, sampler_factory
     from ddpm_jax.devices import make_mesh, replicated
     from ddpm_jax.keys import check_seed
+    from ddpm_jax.overrides import apply_override
     from ddpm_jax.pictures import save_grid, save_npz
     from ddpm_jax.progress import ProgressBar
     from ddpm_jax.runs import open_run
@@ -81,6 +86,8 @@ def _sample(args: argparse.Namespace) -> None:
     }  # fmt: skip
     if args.respacing is None and (args.num_sampler_steps is not None or args.spacing is not None):
         overrides["respacing"] = ""  # what is typed takes the place of the run's own
+    if args.classes is not None:
+        apply_override(config, f"sample.classes={args.classes}")
     with config.unlocked():
         config.sample.update(overrides)
         # The run's batch suits the devices that it was trained on; these may be others.
@@ -106,9 +113,11 @@ def _sample(args: argparse.Namespace) -> None:
             on_chunk=bar.update,
         )
     if is_first:
-        save_npz(f"{out}.npz", images)
+        labels = generator.labels(np.arange(args.num_samples))
+        save_npz(f"{out}.npz", images, labels)
         save_grid(f"{out}.png", images[:MAX_GRID])
-        print(f"wrote {out}.npz (uint8 {list(images.shape)} as arr_0) and {out}.png")
+        arrays = f"uint8 {list(images.shape)} as arr_0" + ("" if labels is None else ", classes as arr_1")
+        print(f"wrote {out}.npz ({arrays}) and {out}.png")
 
 
 def _check_out(out: str) -> None:

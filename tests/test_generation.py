@@ -1,6 +1,5 @@
 """The generator beside `samplers.sample`: chunks, batches, what a watcher sees."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,20 +16,14 @@ from ddpm_jax.schedules import make_schedule
 SHAPE = (2, 3, 1)
 
 
-class Half(nn.Module):
-    @nn.compact
-    def __call__(self, x_t, t, *, train=False):
-        return self.param("w", nn.initializers.ones, ()) * x_t
-
-
 PARAMS = {"w": jnp.float32(0.5)}
 
 
 def generator(num_steps, batch_size=8, num_devices=8):
     schedule = make_schedule("cosine", num_steps=num_steps)
     return Generator(
-        Half(), schedule, ancestral_table(schedule), image_shape=SHAPE, mesh=make_mesh(num_devices),
-        batch_size=batch_size,
+        lambda params, labels: make_denoiser(schedule, lambda x_t, t: params["w"] * x_t), ancestral_table(schedule),
+        image_shape=SHAPE, mesh=make_mesh(num_devices), batch_size=batch_size,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 
 from ddpm_jax.data.order import batch_indices
-from ddpm_jax.data.source import ImageSource
+from ddpm_jax.data.source import ImageSource, load_rows
 from ddpm_jax.errors import UserError
 
 
@@ -28,9 +28,10 @@ class BatchLoader:
         seed, first_step: see `batch_indices`.
         process_index, process_count: p in 0..P-1, and P.
         num_prefetch: batches held ready, at least 1.
+        labelled: with the labels of the source.
 
     Yields:
-        uint8 [B/P, H, W, C].
+        uint8 [B/P, H, W, C]; if labelled, the pair of it and int32 [B/P].
 
     Raises:
         UserError: where process_count does not divide batch_size, or the source is empty.
@@ -53,6 +54,7 @@ class BatchLoader:
         process_index: int = 0,
         process_count: int = 1,
         num_prefetch: int = 2,
+        labelled: bool = False,
     ):
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
@@ -70,9 +72,12 @@ class BatchLoader:
         share = batch_size // process_count
         rows = slice(process_index * share, (process_index + 1) * share)
 
-        def load_step(step: int) -> np.ndarray:
+        if labelled and source.labels is None:
+            raise UserError("the data have no labels; the network must have model.num_classes=0")
+
+        def load_step(step: int) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
             indices = batch_indices(seed=seed, step=step, batch_size=batch_size, num_examples=len(source))
-            return source.load(indices[rows])
+            return load_rows(source, indices[rows], labelled)
 
         self._ready: queue.Queue = queue.Queue(maxsize=num_prefetch)
         self._stop = threading.Event()
@@ -91,7 +96,7 @@ class BatchLoader:
     def __iter__(self) -> "BatchLoader":
         return self
 
-    def __next__(self) -> np.ndarray:
+    def __next__(self) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         if self._error is None and not self._stop.is_set():
             batch, self._error = self._ready.get()
             if self._error is None and batch is not None:

@@ -26,6 +26,14 @@ class ImageSource(Protocol):
         ...
 
 
+def load_rows(
+    source: ImageSource, indices: np.ndarray, labelled: bool
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """uint8 [B, H, W, C]; if labelled, the pair of it and the labels, int32 [B]."""
+    images = source.load(indices)
+    return (images, np.asarray(source.labels[indices], np.int32)) if labelled else images
+
+
 class ArraySource:
     """Images that lie in memory (or in a memory-mapped file) in their final shape."""
 

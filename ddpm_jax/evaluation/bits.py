@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories
+from ddpm_jax.batch import Batch, images_and_labels
 from ddpm_jax.data import ImageSource
-from ddpm_jax.denoiser import VARIANCES, make_denoiser
+from ddpm_jax.denoiser import VARIANCES, DenoiserOf
 from ddpm_jax.devices import batch_sharded, compiler_options, replicated
 from ddpm_jax.errors import check_one_of
 from ddpm_jax.evaluation.batches import Batches, gather
@@ -70,43 +70,38 @@ class BitsPerDim:
     """measure(params) over the first pictures of a source.
 
     Args:
-      model: called as model.apply({"params": params}, x_t, t).
+      denoiser_of: (params, labels or None) -> denoise_fn.
       variance: of p, one of `denoiser.VARIANCES`.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
       batch_size: pictures at a time; rounded up to a multiple of the number of devices.
+      labelled: the network takes the labels of the source.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        denoiser_of: DenoiserOf,
         schedule: Schedule,
         source: ImageSource,
         *,
-        prediction: str,
         variance: str,
-        clip_x_0: bool,
         key: jax.Array,
         mesh: Mesh,
         batch_size: int,
         max_images: int = 0,
+        labelled: bool = False,
     ):
-        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images)
+        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
         self.num_steps = schedule.num_steps
         self._key = key
         # Chunks of equal length, or of two lengths, so that one or two compilations serve all.
         steps = np.arange(self.num_steps, dtype=np.int32)
         self._chunks = np.array_split(steps, min(MAX_CHUNKS, self.num_steps))
 
-        def terms_of(params: dict, images: jax.Array, ids: jax.Array, key: jax.Array, steps: jax.Array):
-            def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
-                return model.apply({"params": params}, x_t, t)
-
-            denoise_fn = make_denoiser(
-                schedule, model_fn, prediction=prediction, variance=variance, clip_x_0=clip_x_0
-            )
+        def terms_of(params: dict, data: Batch, ids: jax.Array, key: jax.Array, steps: jax.Array):
+            images, labels = images_and_labels(data)
             return vlb_terms(
                 schedule,
-                denoise_fn,
+                denoiser_of(params, labels),
                 x_0=to_model_scale(images),
                 keys=sample_keys(key, ids),
                 steps=steps,
@@ -121,7 +116,9 @@ class BitsPerDim:
             compiler_options=compiler_options(),
         )
         self._prior_of = jax.jit(
-            lambda images: prior_term(schedule, to_model_scale(images)), in_shardings=batch, out_shardings=batch
+            lambda data: prior_term(schedule, to_model_scale(images_and_labels(data)[0])),
+            in_shardings=batch,
+            out_shardings=batch,
         )
 
     @property
@@ -159,13 +156,13 @@ class BitsPerDim:
         point = point or self.resume_point()
         arrays, num_chunks = point.arrays, len(self._chunks)
         for index in range(point.num_done // num_chunks, len(self.batches)):
-            images, ids = self.batches.load(index)
+            data, ids = self.batches.load(index)
             rows = self.batches.rows(index)
             num_rows = rows.stop - rows.start
-            arrays["prior"][rows] = gather(self._prior_of(images))[:num_rows]
+            arrays["prior"][rows] = gather(self._prior_of(data))[:num_rows]
             for chunk in range(point.num_done % num_chunks, num_chunks):
                 steps = self._chunks[chunk]
-                measured = self._terms_of(params, images, ids, self._key, jnp.asarray(steps))
+                measured = self._terms_of(params, data, ids, self._key, jnp.asarray(steps))
                 for name in NAMES:
                     arrays[name][rows, steps[0] : steps[-1] + 1] = gather(measured[name].T)[:num_rows]
                 point.advance()
@@ -179,15 +176,15 @@ def build_bits_per_dim(
     """Bits/dim of a split under the config's network and variance."""
     check_seed("--seed", seed)
     check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
+    schedule, model = factories.build_schedule(config), factories.build_model(config)
     return BitsPerDim(
-        factories.build_model(config),
-        factories.build_schedule(config),
+        factories.build_denoiser(config, schedule, model, dynamic_threshold=0.0),
+        schedule,
         factories.build_source(config, split),
-        prediction=config.diffusion.prediction,
         variance=config.diffusion.variance,
-        clip_x_0=config.sample.clip_x_0,
         key=seed_keys(seed).eval,
         mesh=mesh,
         batch_size=batch_size,
         max_images=max_images,
+        labelled=config.model.num_classes > 0,
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ddpm_jax.batch import Batch
 from ddpm_jax.data import ImageSource
 from ddpm_jax.devices import batch_sharded, compiler_options, replicated
 from ddpm_jax.evaluation.batches import Batches
@@ -18,6 +19,7 @@ class HeldOut:
       eval_step: of `training.step.make_eval_step`.
       batch_size: pictures at a time; rounded up to a multiple of the number of devices.
       max_images: the most that are used; 0 for all.
+      labelled: with the labels of the source, for a network with classes.
     """
 
     def __init__(
@@ -29,12 +31,13 @@ class HeldOut:
         mesh: Mesh,
         batch_size: int,
         max_images: int = 0,
+        labelled: bool = False,
     ):
-        self._batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images)
+        self._batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
         self.num_images, self._key = self._batches.num_images, key
 
-        def batch_loss(params: dict, images: jax.Array, ids: jax.Array, key: jax.Array) -> jax.Array:
-            losses = eval_step(params, images, ids, key)
+        def batch_loss(params: dict, data: Batch, ids: jax.Array, key: jax.Array) -> jax.Array:
+            losses = eval_step(params, data, ids, key)
             return jnp.sum(jnp.where(ids < self.num_images, losses, 0.0))
 
         everywhere, batch = replicated(mesh), batch_sharded(mesh)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +10,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories
+from ddpm_jax.batch import Batch, images_and_labels
 from ddpm_jax.data import ImageSource
-from ddpm_jax.denoiser import make_denoiser
+from ddpm_jax.denoiser import DenoiserOf
 from ddpm_jax.devices import batch_sharded, compiler_options, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.batches import Batches, gather
@@ -38,29 +38,28 @@ class OdeBits:
     """measure(params) over the first pictures of a source; see `ode_likelihood.ode_bits_per_dim`.
 
     Args:
-      model: called as model.apply({"params": params}, x_t, t), t float32.
-      variance: of p; says whether the network has a second output, which plays no part here.
+      denoiser_of: (params, labels or None) -> denoise_fn, without a clip; called with t float32.
       key: image i is dequantised and probed with fold_in(key, i).
       num_ode_steps: Runge-Kutta steps, four network calls each.
       num_probes: of the divergence; 0: exact.
+      labelled: the network takes the labels of the source.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        denoiser_of: DenoiserOf,
         schedule: Schedule,
         source: ImageSource,
         *,
-        prediction: str,
-        variance: str,
         key: jax.Array,
         mesh: Mesh,
         batch_size: int,
         num_ode_steps: int,
         num_probes: int,
         max_images: int = 0,
+        labelled: bool = False,
     ):
-        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images)
+        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
         self.num_ode_steps, self.num_probes = num_ode_steps, num_probes
         self._key = key
         grid = ode_grid(schedule, num_ode_steps).astype(np.float32)
@@ -69,16 +68,14 @@ class OdeBits:
         self._chunks = [grid[2 * part[0] : 2 * part[-1] + 3] for part in parts]
         shape = tuple(source.image_shape)
 
-        def begin(images: jax.Array, ids: jax.Array, key: jax.Array) -> FlowState:
+        def begin(data: Batch, ids: jax.Array, key: jax.Array) -> FlowState:
+            images, _ = images_and_labels(data)
             return begin_flow(schedule, dequantise(to_model_scale(images), sample_keys(key, ids)))
 
-        def advance(params: dict, state: FlowState, ids: jax.Array, key: jax.Array, t: jax.Array) -> FlowState:
-            def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
-                return model.apply({"params": params}, x_t, t)
-
-            denoise_fn = make_denoiser(
-                schedule, model_fn, prediction=prediction, variance=variance, clip_x_0=False
-            )
+        def advance(
+            params: dict, state: FlowState, data: Batch, ids: jax.Array, key: jax.Array, t: jax.Array
+        ) -> FlowState:
+            denoise_fn = denoiser_of(params, images_and_labels(data)[1])
             num_directions, direction_fn = directions(sample_keys(key, ids), shape, num_probes)
             return flow_on(schedule, denoise_fn, state, t, num_directions=num_directions, direction_fn=direction_fn)
 
@@ -86,7 +83,7 @@ class OdeBits:
         self._begin = jax.jit(begin, in_shardings=(batch, batch, everywhere), out_shardings=batch)
         self._advance = jax.jit(
             advance,
-            in_shardings=(everywhere, batch, batch, everywhere, everywhere),
+            in_shardings=(everywhere, batch, batch, batch, everywhere, everywhere),
             out_shardings=batch,
             donate_argnums=1,
             compiler_options=compiler_options(),
@@ -131,10 +128,10 @@ class OdeBits:
         """
         point = point or self.resume_point()
         for index in range(point.num_done, len(self.batches)):
-            images, ids = self.batches.load(index)
-            state = self._begin(images, ids, self._key)
+            data, ids = self.batches.load(index)
+            state = self._begin(data, ids, self._key)
             for t in self._chunks:
-                state = jax.block_until_ready(self._advance(params, state, ids, self._key, jnp.asarray(t)))
+                state = jax.block_until_ready(self._advance(params, state, data, ids, self._key, jnp.asarray(t)))
                 on_chunk(len(t) // 2)
             rows = self.batches.rows(index)
             point.arrays["bits"][rows] = gather(self._end(state))[: rows.stop - rows.start]
@@ -160,16 +157,16 @@ def build_ode_bits(
             "the probability flow needs a network that predicts eps, x_0 or v at any noise level; the run's "
             "diffusion.prediction='mean' belongs to whole steps: leave out --ode"
         )
+    schedule, model = factories.build_schedule(config), factories.build_model(config)
     return OdeBits(
-        factories.build_model(config),
-        factories.build_schedule(config),
+        factories.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0),
+        schedule,
         factories.build_source(config, split),
-        prediction=config.diffusion.prediction,
-        variance=config.diffusion.variance,
         key=seed_keys(seed).eval,
         mesh=mesh,
         batch_size=batch_size,
         num_ode_steps=num_ode_steps,
         num_probes=num_probes,
         max_images=max_images,
+        labelled=config.model.num_classes > 0,
     )

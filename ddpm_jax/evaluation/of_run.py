@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import factories
 from ddpm_jax.atomic_files import check_folder, replace_file
+from ddpm_jax.batch import images_and_labels
 from ddpm_jax.configuration import config_to_json
+from ddpm_jax.data.source import load_rows
 from ddpm_jax.devices import make_mesh, replicated
 from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.evaluation.bits import BitsPerDim, build_bits_per_dim, mean_and_error
@@ -74,6 +76,7 @@ class Evaluation:
         self._mesh = make_mesh()
         factories.check_params(config, factories.build_model(config), run.params)
         self._source = factories.build_source(config, split)
+        self._labelled = config.model.num_classes > 0
         self._bits, self._ode, self._progressive = self._build(config, split)
         self._is_first = jax.process_index() == 0
         if self._is_first:
@@ -171,16 +174,17 @@ class Evaluation:
         report.add(bits_per_dim=summary, by_step=by_step, rate_distortion=curve)
 
     def _draw(self, on_file: Callable[[str], None]) -> None:
-        images = self._source.load(np.arange(min(NUM_PICTURES, self.facts["num_images"])))
+        first = np.arange(min(NUM_PICTURES, self.facts["num_images"]))
+        data = load_rows(self._source, first, self._labelled)
         seed = self._settings.seed
-        t, frames = self._progressive.decode(self._params, images, seed=seed, num_moments=NUM_MOMENTS)
+        t, frames = self._progressive.decode(self._params, data, seed=seed, num_moments=NUM_MOMENTS)
         walked, samples = self._progressive.generate(
             self._params, seed=seed, num_samples=NUM_PICTURES, num_moments=NUM_MOMENTS
         )
         if not self._is_first:
             return
         for name, moments, labels in (
-            ("progressive_decoding.png", [*frames, images], [*step_labels(t), "original"]),
+            ("progressive_decoding.png", [*frames, images_and_labels(data)[0]], [*step_labels(t), "original"]),
             ("progressive_generation.png", samples, [*step_labels(walked[:-1]), "sample"]),
         ):
             save_strip(self._path(name), np.stack(moments), labels)

@@ -3,7 +3,8 @@
 Ho et al. 2020, section 4.3: the receiver's x_0_hat at falling t, and figure 6.
 """
 
-import flax.linen as nn
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories, sampler_factory
-from ddpm_jax.denoiser import DenoiseFn, make_denoiser
+from ddpm_jax.batch import Batch, images_and_labels
+from ddpm_jax.denoiser import DenoiserOf
 from ddpm_jax.devices import compiler_options, replicated
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.keys import sample_keys, sample_noise, seed_keys
@@ -24,50 +26,42 @@ class Progressive:
     """x_0_hat as pictures. Few pictures are looked at, so that every device holds all of them.
 
     Args:
-      model: called as model.apply({"params": params}, x_t, t).
+      decoder_of, generator_of: (params, labels or None) -> denoise_fn. Decoding shows what was measured, with the
+        clip alone; generation may have a dynamic threshold.
       table: of `ddpm_jax.samplers`, for generation.
-      dynamic_threshold: for generation; decoding shows what was measured, with the clip alone.
+      classes: for a network with classes: sample n is of classes[n mod len(classes)].
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        decoder_of: DenoiserOf,
+        generator_of: DenoiserOf,
         schedule: Schedule,
         table: SamplerTable,
         *,
         image_shape: tuple[int, int, int],
         mesh: Mesh,
-        prediction: str,
-        variance: str,
-        clip_x_0: bool,
-        dynamic_threshold: float,
+        classes: Sequence[int] = (),
     ):
         self._schedule, self._table, self._image_shape = schedule, table, image_shape
+        self._classes = np.asarray(classes, np.int32)
 
-        def denoiser(params: dict, dynamic_threshold: float) -> DenoiseFn:
-            return make_denoiser(
-                schedule,
-                lambda x_t, t: model.apply({"params": params}, x_t, t),
-                prediction=prediction,
-                variance=variance,
-                clip_x_0=clip_x_0,
-                dynamic_threshold=dynamic_threshold,
-            )
-
-        def decode(params: dict, images: jax.Array, key: jax.Array, steps: jax.Array) -> jax.Array:
+        def decode(params: dict, data: Batch, key: jax.Array, steps: jax.Array) -> jax.Array:
+            images, labels = images_and_labels(data)
             x_0, keys = to_model_scale(images), sample_keys(key, jnp.arange(len(images)))
+            denoise_fn = decoder_of(params, labels)
 
             def at_step(step: jax.Array) -> jax.Array:
                 t = jnp.full(x_0.shape[:1], step)
                 x_t = q_sample(schedule, x_0=x_0, t=t, eps=sample_noise(keys, step, x_0.shape[1:]))
-                return to_uint8(denoiser(params, 0.0)(x_t, t).x_0_hat)
+                return to_uint8(denoise_fn(x_t, t).x_0_hat)
 
             return jax.lax.map(at_step, steps)
 
         def generate(
-            params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array
+            params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array, labels: jax.Array | None
         ) -> tuple[jax.Array, WalkState]:
-            denoise_fn = denoiser(params, dynamic_threshold)
+            denoise_fn = generator_of(params, labels)
             estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
             return to_uint8(estimate), walk_on(denoise_fn, rows, state, keys)
 
@@ -76,15 +70,15 @@ class Progressive:
         self._generate = jax.jit(generate, **options)
 
     def decode(
-        self, params: dict, images: np.ndarray, *, seed: int, num_moments: int
+        self, params: dict, data: np.ndarray | tuple[np.ndarray, np.ndarray], *, seed: int, num_moments: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """(t falling [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]), with x_t as in the measurement of the bound.
 
         Args:
-          images: uint8 [N, H, W, C], the first N of the source.
+          data: uint8 [N, H, W, C], the first N of the source; with their labels for a network with classes.
         """
         t = np.unique(np.rint(np.linspace(0, self._schedule.num_steps - 1, num_moments)).astype(np.int32))[::-1]
-        return t, np.asarray(self._decode(params, images, seed_keys(seed).eval, t.copy()))
+        return t, np.asarray(self._decode(params, data, seed_keys(seed).eval, t.copy()))
 
     def generate(
         self, params: dict, *, seed: int, num_samples: int, num_moments: int
@@ -96,11 +90,12 @@ class Progressive:
         num_rows = self._table.num_calls
         starts = np.unique(np.rint(np.linspace(0, num_rows, min(num_moments, num_rows) + 1)).astype(int))
         keys = sample_keys(seed_keys(seed).sample, jnp.arange(num_samples))
+        labels = self._classes[np.arange(num_samples) % len(self._classes)] if len(self._classes) else None
         state = begin_walk(self._table, initial_noise(keys, self._image_shape))
         t, frames = [], []
         for start, stop in zip(starts[:-1], starts[1:], strict=True):
             rows = self._table.rows(int(start), int(stop))
-            estimate, state = self._generate(params, rows, state, keys)
+            estimate, state = self._generate(params, rows, state, keys, labels)
             t.append(float(rows.t[0]))
             frames.append(np.asarray(estimate))
         return np.array([*t, -1]), np.stack([*frames, np.asarray(to_uint8(state.x_t))])
@@ -108,17 +103,15 @@ class Progressive:
 
 def build_progressive(config: ConfigDict, mesh: Mesh) -> Progressive:
     """For the config's network and sampler."""
-    schedule = factories.build_schedule(config)
+    schedule, model = factories.build_schedule(config), factories.build_model(config)
     return Progressive(
-        factories.build_model(config),
+        factories.build_denoiser(config, schedule, model, dynamic_threshold=0.0),
+        factories.build_denoiser(config, schedule, model),
         schedule,
         sampler_factory.build_table(config, schedule),
         image_shape=factories.image_shape_of(config),
         mesh=mesh,
-        prediction=config.diffusion.prediction,
-        variance=config.diffusion.variance,
-        clip_x_0=config.sample.clip_x_0,
-        dynamic_threshold=config.sample.dynamic_threshold,
+        classes=factories.sampled_classes(config),
     )
 
 

@@ -82,8 +82,8 @@ def leaf_shapes(params: dict, prefix: Path = ()) -> dict[Path, tuple[int, ...]]:
     """Path -> shape of every leaf of a tree of arrays, or of `jax.eval_shape`'s."""
     shapes = {}
     for name, child in params.items():
-        inner = leaf_shapes(child, (*prefix, name)) if isinstance(child, dict) else {(*prefix, name): tuple(child.shape)}
-        shapes |= inner
+        path = (*prefix, name)
+        shapes |= leaf_shapes(child, path) if isinstance(child, dict) else {path: tuple(child.shape)}
     return shapes
 
 

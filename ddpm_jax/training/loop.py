@@ -39,7 +39,7 @@ class LoopSettings:
 def run_loop(
     state: TrainState,
     train_step: TrainStep,
-    batches: Iterator[np.ndarray],
+    batches: Iterator[np.ndarray | tuple[np.ndarray, np.ndarray]],
     *,
     key_train: jax.Array,
     mesh: Mesh,
@@ -54,7 +54,8 @@ def run_loop(
 
     Args:
       train_step: jitted; donates its state.
-      batches: this process's rows of the batch of step state.step, of the next one, and so on.
+      batches: this process's rows of the batch of step state.step, of the next one, and so on: images, or images
+        and labels.
       save: starts saving a state and returns numbers to report (such as the eval loss).
       preview: draws pictures of a state.
 

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree
 
+from ddpm_jax.batch import Batch, images_and_labels, label_args
 from ddpm_jax.losses import LossFn
 from ddpm_jax.pixel_scale import to_model_scale
 from ddpm_jax.time_sampling import TimeSampler, make_time_sampler
@@ -16,7 +17,7 @@ from ddpm_jax.training.state import StepFn, TrainState
 NUM_T_BINS = 4
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
 def _random_flip(key: Key[Array, ""], x_0: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -51,14 +52,17 @@ def make_train_step(
     num_parts: int = 1,
     clip_each_part: float = 0.0,
 ) -> TrainStep:
-    """train_step(state, images uint8 [B, H, W, C], key_train) -> (state, metrics) (Ho et al. 2020, algorithm 1).
+    """train_step(state, batch, key_train) -> (state, metrics) (Ho et al. 2020, algorithm 1).
+
+    The batch is images, uint8 [B, H, W, C], or for a network with classes (images, labels int [B]).
 
     Step n draws flips, t, eps and dropout from fold_in(key_train, n) for the whole batch at once, so that the
     result does not depend on how many devices share the batch or into how many parts it is cut (dropout
     alone has a key a part). Not jitted: the caller jits it with shardings and donates the state.
 
     Args:
-      model: called as model.apply({"params": p}, x_t, t, train=True, rngs={"dropout": key}).
+      model: called as model.apply({"params": p}, x_t, t, train=True, rngs={"dropout": key}), with labels after t
+        where the batch has some.
       loss_fn: of `losses.make_loss_fn`.
       num_steps: T.
       ema_decay: update number -> the decay.
@@ -75,10 +79,10 @@ def make_train_step(
     time_sampler = time_sampler or make_time_sampler("uniform", num_steps)
 
     def part_loss(
-        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array
+        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array, *labels: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "B"]]]:
         def model_fn(x_t: Array, t: Array) -> Array:
-            return model.apply({"params": params}, x_t, t, train=True, rngs={"dropout": key})
+            return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})
 
         losses = loss_fn(model_fn, x_0=x_0, t=t, eps=eps)
         return jnp.mean(weights * losses["loss"]), losses
@@ -106,17 +110,18 @@ def make_train_step(
         return jax.tree.map(lambda g: g / num_parts, total), losses
 
     def train_step(
-        state: TrainState, images: UInt8[Array, "B H W C"], key_train: Key[Array, ""]
+        state: TrainState, batch: Batch, key_train: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key_train, state.step)
         key_flip, key_t, key_eps, key_dropout = jax.random.split(key, 4)
+        images, labels = images_and_labels(batch)
         x_0 = to_model_scale(images)
         if flip:
             x_0 = _random_flip(key_flip, x_0)
         t, weights = time_sampler.sample(state.t_history, key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
 
-        grads, losses = gradient(state.params, key_dropout, x_0, t, weights, eps)
+        grads, losses = gradient(state.params, key_dropout, x_0, t, weights, eps, *label_args(labels))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step)
@@ -135,18 +140,23 @@ def make_train_step(
 def make_eval_step(
     model: nn.Module, loss_fn: LossFn, *, num_steps: int
 ) -> Callable[[PyTree, Array, Array, Array], Array]:
-    """eval_step(params, images uint8 [B, H, W, C], ids int32 [B], key) -> the loss of each image, [B].
+    """eval_step(params, batch, ids int32 [B], key) -> the loss of each image, [B]; batches as in `make_train_step`.
 
     Image i has the same t and eps at every evaluation: t is the i-th of a stratified sequence over 0..T-1
     (the golden ratio's), eps comes from fold_in(key, i). Numbers at different steps can be compared.
     """
 
-    def eval_step(params: PyTree, images: Array, ids: Int[Array, "B"], key: Key[Array, ""]) -> Float[Array, "B"]:
+    def eval_step(params: PyTree, batch: Batch, ids: Int[Array, "B"], key: Key[Array, ""]) -> Float[Array, "B"]:
+        images, labels = images_and_labels(batch)
         x_0 = to_model_scale(images)
         # frac(i * 0.618...) by whole numbers: float32 would lose its digits at large i.
         golden = (ids.astype(jnp.uint32) + 1) * jnp.uint32(2654435769)
         t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
         eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x_0.shape[1:]))(ids)
-        return loss_fn(lambda x_t, t: model.apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)["loss"]
+
+        def model_fn(x_t: Array, t: Array) -> Array:
+            return model.apply({"params": params}, x_t, t, *label_args(labels))
+
+        return loss_fn(model_fn, x_0=x_0, t=t, eps=eps)["loss"]
 
     return eval_step
