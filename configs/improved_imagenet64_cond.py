@@ -1,4 +1,4 @@
-"""ImageNet 64x64 with labels of Nichol and Dhariwal 2021, L_hybrid: 270 M parameters, cosine schedule, T=4000.
+"""ImageNet 64x64 with labels of Nichol and Dhariwal 2021, L_hybrid: 273 M parameters, cosine schedule, T=4000.
 
 Command: python -m ddpm_jax.train --config=configs/improved_imagenet64_cond.py --workdir=runs/improved_imagenet64_cond
 Data: TFDS's imagenet2012, which has to be prepared by hand.
