@@ -48,8 +48,12 @@ def test_builds(name):
 
 @pytest.mark.parametrize("name", packaged_experiments())
 def test_trains(name):
-    """A step of it, with one block a level: more of the same would take seconds each to trace."""
-    config = load_config(name, ["model.num_res_blocks=1"])
+    """A step of it, with one block in each of its first two levels: more of the same would take seconds to trace."""
+    config = load_config(name)
+    with config.unlocked():
+        config.model.num_res_blocks = 1
+        config.model.channel_mults = config.model.channel_mults[:2]
+        config.model.attention_resolutions = (config.data.image_size[0] // 2,)
     parts = build_parts(config)
     state = parts.abstract_state
     batch = jax.ShapeDtypeStruct(
