@@ -56,7 +56,8 @@ def message(**fields):
     return out
 
 
-def block(items, kind=b"\0"):
+def block(items, kind=b"\0", edit=bytes):
+    """With its trailer; `edit` is applied before the checksum is taken."""
     entries, before = b"", b""
     for key, value in items:
         shared = 0
@@ -64,14 +65,14 @@ def block(items, kind=b"\0"):
             shared += 1
         entries += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         before = key
-    entries += bytes(4) + (1).to_bytes(4, "little")  # one restart, at 0
+    entries = edit(entries + bytes(4) + (1).to_bytes(4, "little"))  # one restart, at 0
     return entries + kind + masked(entries + kind)
 
 
-def table(items, per_block=2, kind=b"\0"):
+def table(items, per_block=2, kind=b"\0", edit=bytes):
     out, index = b"", []
     for start in range(0, len(items), per_block):
-        part = block(items[start : start + per_block], kind)
+        part = block(items[start : start + per_block], kind, edit)
         index.append((items[start : start + per_block][-1][0], varint(len(out)) + varint(len(part) - 5)))
         out += part
     empty, top = block([]), block(index)
@@ -90,13 +91,13 @@ def float_entry(array, offset, shard=0, **others):
 ARRAYS = {f"model/conv_{i}/W": np.arange(6 * i, dtype=np.float32).reshape(i, 6) for i in range(5)}
 
 
-def write(folder, arrays=ARRAYS, header=None, kind=b"\0", **others):
+def write(folder, arrays=ARRAYS, header=None, kind=b"\0", edit=bytes, **others):
     """Two shards, the tensors to and fro between them."""
     shards, items = [b"", b""], [(b"", header or message(f1=2))]
     for i, (name, array) in enumerate(sorted(arrays.items())):
         items.append((name.encode(), float_entry(array, len(shards[i % 2]), i % 2, **others)))
         shards[i % 2] += array.tobytes()
-    (folder / "own.ckpt.index").write_bytes(table(items, kind=kind))
+    (folder / "own.ckpt.index").write_bytes(table(items, kind=kind, edit=edit))
     for i in range(2):
         (folder / f"own.ckpt.data-0000{i}-of-00002").write_bytes(shards[i])
     return folder / "own.ckpt"
@@ -202,6 +203,7 @@ def test_a_bit_in_a_shard(tmp_path):
         (dict(header=message(f1=0, f3=message(f1=1))), "it speaks of 0 shards"),
         (dict(f5=7), "the entry of model/conv_0/W contradicts itself"),
         (dict(f1=20), "model/conv_0/W has TensorFlow's type number 20"),
+        (dict(f2=message(f2=[message(f1=1)] * 65), f5=4), "the entry of model/conv_0/W contradicts itself"),
         (dict(f3=2), "the entry of model/conv_0/W contradicts itself"),
         (dict(f2=message(f2=message(f1=2**64 - 1))), "a dimension is of no size"),
         (dict(f2=3), "a field of an entry is of another kind"),
@@ -234,6 +236,31 @@ def test_every_damage_of_an_index_is_one_line(tmp_path):
             assert all(np.array_equal(tensors[name], array) for name, array in ARRAYS.items())
             num_read += 1
     assert num_read <= (13 + 40) / 3
+
+
+@pytest.mark.parametrize("change", [0x01, 0x55, 0x80, 0xFF])
+def test_damage_behind_a_right_checksum_is_one_line(tmp_path, change):
+    """A byte of each block changed: no entry reaches out of its block, its file or its shard."""
+    complaints = set()
+    for at in range(120):
+        def edit(entries, at=at):
+            changed = bytearray(entries)
+            changed[at % len(changed)] ^= change
+            return bytes(changed)
+
+        try:
+            read_tensorflow_checkpoint(write(tmp_path, edit=edit))
+        except UserError as error:
+            assert "\n" not in str(error)
+            complaints.add(str(error).rpartition(": ")[2])
+    assert "an entry lies outside of its block" in complaints
+
+
+def test_a_key_that_shares_more_than_there_is(tmp_path):
+    prefix = write(tmp_path)
+    bad = varint(9) + varint(0) + varint(0) + bytes(4) + (1).to_bytes(4, "little")
+    (tmp_path / "own.ckpt.index").write_bytes(table([(b"", b"")], edit=lambda entries: bad))
+    refused(prefix, "an entry lies outside of its block")
 
 
 def test_a_file_of_another_kind(tmp_path):

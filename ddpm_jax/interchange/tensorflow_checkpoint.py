@@ -22,6 +22,7 @@ _DTYPES = {
     1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: jnp.bfloat16, 17: "<u2", 19: "<f2",
     22: "<u4", 23: "<u8",
 }  # fmt: skip
+_MOST_DIMENSIONS = 32  # NumPy has no more than this, or 64
 
 
 @dataclass
@@ -156,7 +157,8 @@ def _read_tensor(name: str, entry: _Entry, shards: list[Path]) -> np.ndarray:
     if entry.dtype not in _DTYPES:
         raise UserError(f"{name} has TensorFlow's type number {entry.dtype}; read are {sorted(_DTYPES)}")
     dtype = np.dtype(_DTYPES[entry.dtype])
-    if entry.size != math.prod(entry.shape) * dtype.itemsize or entry.shard >= len(shards):
+    fits = entry.size == math.prod(entry.shape) * dtype.itemsize and len(entry.shape) <= _MOST_DIMENSIONS
+    if not fits or entry.shard >= len(shards):
         raise UserError(f"the checkpoint is damaged: the entry of {name} contradicts itself; copy it again")
     shard = shards[entry.shard]
     try:
