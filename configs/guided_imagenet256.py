@@ -3,10 +3,10 @@
 Command: python -m ddpm_jax.train --config=configs/guided_imagenet256.py --workdir=runs/guided_imagenet256
 Without labels: --config.model.num_classes=0
 Data: TFDS's imagenet2012, which has to be prepared by hand.
-Source: README of openai/guided-diffusion, whose checkpoints of it are 256x256_diffusion and 256x256_diffusion_uncond;
-trained with float16 there.
-Batch size, rate and number of updates are not in that code: they are those of the paper as we know them, not
-checked against it.
+Source: README of openai/guided-diffusion, whose checkpoints of it are 256x256_diffusion and 256x256_diffusion_uncond.
+Trained in float16 there, in float32 here unless --config.model.dtype=bfloat16.
+Batch size, rate and number of updates are not in that code: they are the paper's as far as we know, not checked
+against it.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
 To expect: their README reports FID 4.59 with guidance by a classifier (scale 1.0), which is not in here.
 """

@@ -3,8 +3,8 @@
 Command: python -m ddpm_jax.train --config=configs/guided_imagenet512.py --workdir=runs/guided_imagenet512
 Data: TFDS's imagenet2012, which has to be prepared by hand.
 Source: README of openai/guided-diffusion, whose checkpoint of it is 512x512_diffusion.
-Batch size, rate and number of updates are not in that code: they are those of the paper as we know them, not
-checked against it.
+Batch size, rate and number of updates are not in that code: they are the paper's as far as we know, not checked
+against it.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
 To expect: their README reports FID 7.72 with guidance by a classifier (scale 4.0), which is not in here.
 """

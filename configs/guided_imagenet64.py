@@ -2,9 +2,10 @@
 
 Command: python -m ddpm_jax.train --config=configs/guided_imagenet64.py --workdir=runs/guided_imagenet64
 Data: TFDS's imagenet2012, which has to be prepared by hand.
-Source: README of openai/guided-diffusion, whose checkpoint of it is 64x64_diffusion; trained with float16 there.
-Batch size, rate and number of updates are not in that code: they are those of the paper as we know them, not
-checked against it.
+Source: README of openai/guided-diffusion, whose checkpoint of it is 64x64_diffusion.
+Trained in float16 there, in float32 here unless --config.model.dtype=bfloat16.
+Batch size, rate and number of updates are not in that code: they are the paper's as far as we know, not checked
+against it.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
 To expect: their README reports FID 2.07 with guidance by a classifier (scale 1.0), which is not in here.
 """

@@ -76,6 +76,18 @@ def test_docstring_is_a_promise(name):
         assert name not in COUNTS or f"{COUNTS[name] / 1e6:.{digits}f}" == number
 
 
+def test_tfds_knows_the_data():
+    """By name alone; nothing is downloaded."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    ours = {"digits", "mnist", "fashion_mnist", "cifar10", "image_folder"}
+    names = {load_config(name).data.name for name in packaged_experiments()} - ours
+    assert "lsun/church_outdoor" in names
+    for name in names:
+        data, _, settings = name.partition("/")
+        known = {config.name for config in tfds.builder_cls(data).BUILDER_CONFIGS}
+        assert settings in known or not (settings or known), name
+
+
 def test_the_papers_quirks():
     paper, ours = load_config("cifar10_paper"), load_config("cifar10")
     assert (paper.optim.clip_replicas, paper.optim.grad_clip) == (8, 0.0)
@@ -95,6 +107,11 @@ def test_large_pictures():
         config = load_config(name)
         assert (config.train.num_steps, config.optim.learning_rate, config.train.batch_size) == (steps, rate, 64)
         assert config.diffusion.variance == "fixed_small" and config.model.dropout == 0.0
+
+
+def test_the_bound_alone():
+    paper, bound = (load_config(name).to_dict() for name in ("cifar10_paper", "cifar10_vlb"))
+    assert bound.pop("diffusion") == paper.pop("diffusion") | {"loss": "vlb"} and bound == paper
 
 
 def test_nichol_and_dhariwal():
