@@ -43,7 +43,7 @@ PUBLISHED = {
 
 
 def test_what_ships():
-    assert COUNTS.keys() | {"digits", "fashion_mnist", "image_folder"} == set(packaged_experiments())
+    assert COUNTS.keys() | {"digits", "fashion_mnist", "image_folder"} <= set(packaged_experiments())
 
 
 def shapes_and_dtypes(tree):
