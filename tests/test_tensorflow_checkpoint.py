@@ -126,9 +126,10 @@ def test_checksum_of_several_chunks(monkeypatch):
 
 def test_a_real_checkpoint_in_three_shards():
     tensors = read_tensorflow_checkpoint(REAL / "model.ckpt-3")
-    values = np.load(REAL / "values.npz")
-    assert len(values.files) == 6
-    for name in values.files:
+    with np.load(REAL / "values.npz") as file:
+        values = dict(file)
+    assert len(values) == 6
+    for name in values:
         assert tensors[name].dtype == np.float32
         np.testing.assert_array_equal(tensors[name], values[name])
     for kind in TYPES:
