@@ -119,12 +119,23 @@ def build_denoiser(
     *,
     clip_x_0: bool | None = None,
     dynamic_threshold: float | None = None,
+    steps: np.ndarray | None = None,
 ) -> DenoiserOf:
-    """(params, labels or None) -> denoise_fn, as the config has it but for what is given here."""
+    """(params, labels or None) -> denoise_fn, as the config has it but for what is given here.
+
+    Args:
+      steps: of a `respaced` schedule, whose step i is the network's steps[i]; rising.
+    """
     sample = config.sample
+    if steps is not None and config.diffusion.prediction == "mean":
+        raise UserError(
+            "diffusion.prediction='mean' is the mean of the step before among all T; a process of fewer steps has "
+            "another: leave the respacing out"
+        )
 
     def denoiser_of(params: dict, labels: jax.Array | None) -> DenoiseFn:
         def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
+            t = t if steps is None else jnp.take(jnp.asarray(steps, jnp.int32), t)
             return model.apply({"params": params}, x_t, t, *label_args(labels))
 
         return make_denoiser(

@@ -1,6 +1,7 @@
 """Every experiment that ships: it builds, has the size it promises, and says how to run it."""
 
 import importlib
+import re
 
 import jax
 import pytest
@@ -14,28 +15,71 @@ COUNTS = {
     "cifar10_paper": 35_746_307,
     "celeba_hq_256": 113_673_219,
     "lsun": 113_673_219,
+    "cifar10_vlb": 35_746_307,
+    # tests/parity/test_parity_openai.py counts these over again, from the flags of OpenAI's READMEs.
+    "improved_cifar10": 52_546_438,
+    "improved_cifar10_vlb": 52_546_438,
+    "improved_imagenet64": 121_063_942,
+    "improved_imagenet64_vlb": 121_063_942,
+    "improved_imagenet64_cond": 273_049_350,
+    "improved_lsun": 113_676_678,
+    "guided_imagenet64": 295_904_454,
+    "guided_imagenet128": 421_529_606,
+    "guided_imagenet256": 553_838_086,
+    "guided_imagenet512": 558_997_638,
+    "guided_lsun": 552_814_086,
+}
+# As the authors round them: in comments of Ho et al.'s scripts, in the names of the files that improved-diffusion's
+# README links to, and for guided-diffusion in what https://aiportalx.com/openai/adm takes from the paper.
+PUBLISHED = {
+    "cifar10": "35.7M",
+    "lsun": "114M",
+    "improved_cifar10": "50M",
+    "improved_imagenet64": "100M",
+    "improved_imagenet64_cond": "270M",
+    "improved_lsun": "100M",
+    "guided_imagenet512": "559M",
 }
 
 
 def test_what_ships():
-    names = {"digits", "fashion_mnist", "cifar10", "cifar10_paper", "celeba_hq_256", "lsun", "image_folder"}
-    assert names <= set(packaged_experiments())
+    assert COUNTS.keys() | {"digits", "fashion_mnist", "image_folder"} <= set(packaged_experiments())
+
+
+def shapes_and_dtypes(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
 @pytest.mark.parametrize("name", packaged_experiments())
 def test_builds(name):
+    state = build_parts(load_config(name)).abstract_state
+    assert num_params(state.params) == COUNTS.get(name, num_params(state.params))
+    assert shapes_and_dtypes(state.params) == shapes_and_dtypes(state.ema_params)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name):
+    digits = PUBLISHED[name][:-1].replace(".", "").rstrip("0")
+    assert float(PUBLISHED[name][:-1]) * 1e6 == float(f"{COUNTS[name]:.{len(digits) - 1}e}")
+
+
+@pytest.mark.parametrize("name", packaged_experiments())
+def test_trains(name):
+    """A step of it, with one block in each of its first two levels: more of the same would take seconds to trace."""
     config = load_config(name)
+    with config.unlocked():
+        config.model.num_res_blocks = 1
+        config.model.channel_mults = config.model.channel_mults[:2]
+        config.model.attention_resolutions = (config.data.image_size[0] // 2,)
     parts = build_parts(config)
     state = parts.abstract_state
-    assert num_params(state.params) == COUNTS.get(name, num_params(state.params))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state.params) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state.ema_params
-    )
     batch = jax.ShapeDtypeStruct(
         (config.train.batch_size, *config.data.image_size, config.data.num_channels), "uint8"
     )
+    if config.model.num_classes:
+        batch = (batch, jax.ShapeDtypeStruct((config.train.batch_size,), "int32"))
     after, metrics = jax.eval_shape(parts.train_step, state, batch, parts.keys.train)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert shapes_and_dtypes(after) == shapes_and_dtypes(state)
     assert metrics["loss"].shape == ()
 
 
@@ -44,6 +88,21 @@ def test_docstring_is_a_promise(name):
     text = importlib.import_module(f"ddpm_jax.configs.{name}").__doc__
     assert f"python -m ddpm_jax.train --config=configs/{name}.py" in text
     assert "Hardware and time:" in text
+    for number in re.findall(r"(\d+(?:\.\d)?) M(?: parameters|\.)", text.split("Command:")[0])[:1]:
+        digits = len(number.partition(".")[2])
+        assert name not in COUNTS or f"{COUNTS[name] / 1e6:.{digits}f}" == number
+
+
+def test_tfds_knows_the_data():
+    """By name alone; nothing is downloaded."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    ours = {"digits", "mnist", "fashion_mnist", "cifar10", "image_folder"}
+    names = {load_config(name).data.name for name in packaged_experiments()} - ours
+    assert "lsun/church_outdoor" in names
+    for name in names:
+        data, _, settings = name.partition("/")
+        known = {config.name for config in tfds.builder_cls(data).BUILDER_CONFIGS}
+        assert settings in known or not (settings or known), name
 
 
 def test_the_papers_quirks():
@@ -65,3 +124,48 @@ def test_large_pictures():
         config = load_config(name)
         assert (config.train.num_steps, config.optim.learning_rate, config.train.batch_size) == (steps, rate, 64)
         assert config.diffusion.variance == "fixed_small" and config.model.dropout == 0.0
+
+
+def test_the_bound_alone():
+    paper, bound = (load_config(name).to_dict() for name in ("cifar10_paper", "cifar10_vlb"))
+    assert bound.pop("diffusion") == paper.pop("diffusion") | {"loss": "vlb"} and bound == paper
+
+
+def test_nichol_and_dhariwal():
+    """The flags in the README of improved-diffusion over its defaults."""
+    for name in (n for n in COUNTS if n.startswith("improved_")):
+        config = load_config(name)
+        lsun, cond, vlb = (name.endswith(end) for end in ("_lsun", "_cond", "_vlb"))
+        assert (config.schedule.name, config.schedule.num_steps) == (("linear", 1000) if lsun else ("cosine", 4000))
+        assert config.diffusion.variance == "learned_range" and config.diffusion.prediction == "eps"
+        assert config.diffusion.loss == ("rescaled_vlb" if vlb else "hybrid")
+        assert config.train.time_sampler == ("loss_second_moment" if vlb else "uniform")
+        # T L_t / 1000 where sigmas are rescaled, L_t alone where not; t up to 1000 or as it is.
+        assert config.diffusion.vlb_lambda == (1 / 4000 if cond else 0.001)
+        assert config.model.time_scale == (1.0 if lsun or cond else 0.25)
+        assert config.model.dropout == (0.3 if "cifar10" in name else 0.0)
+        assert (config.optim.learning_rate, config.train.batch_size) == ((3e-4, 2048) if cond else (1e-4, 128))
+        assert not config.data.flip
+
+
+def test_dhariwal_and_nichol():
+    """The flags in the README of guided-diffusion over its defaults."""
+    for name in (n for n in COUNTS if n.startswith("guided_")):
+        config = load_config(name)
+        small, dropout = name == "guided_imagenet64", name in ("guided_imagenet64", "guided_lsun")
+        assert (config.schedule.name, config.schedule.num_steps) == ("cosine" if small else "linear", 1000)
+        assert (config.diffusion.loss, config.diffusion.variance) == ("hybrid", "learned_range")
+        assert (config.diffusion.vlb_lambda, config.model.time_scale) == (0.001, 1.0)
+        assert config.model.dropout == (0.1 if dropout else 0.0)
+        assert config.model.num_classes == (0 if name == "guided_lsun" else 1000)
+        assert config.data.flip
+
+
+def test_openais_optimiser():
+    """AdamW without decay at a constant rate, no clip, an EMA that starts at the initial parameters."""
+    for name in (n for n in COUNTS if n.startswith(("improved_", "guided_"))):
+        optim = load_config(name).optim
+        assert (optim.warmup_steps, optim.decay_steps, optim.grad_clip, optim.clip_replicas) == (0, 0, 0.0, 0)
+        assert (optim.b1, optim.b2, optim.eps) == (0.9, 0.999, 1e-8)
+        assert (optim.ema_decay, optim.ema_start) == (0.9999, "constant")
+        assert load_config(name).sample.respacing == "250"

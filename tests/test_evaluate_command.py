@@ -18,6 +18,7 @@ from ddpm_jax.likelihood import bits_per_dim
 from ddpm_jax.ode_likelihood import ode_bits_per_dim
 from ddpm_jax.pixel_scale import to_model_scale
 from ddpm_jax.runs import open_run
+from ddpm_jax.schedules import schedule_from_betas
 
 T = 20  # of the small run
 
@@ -66,6 +67,26 @@ def test_the_stream_is_the_bound_whatever_the_batches_and_devices(trained):
     np.testing.assert_allclose(eight.total, one.total, rtol=1e-4)
     mean, error = one.summary()["total"]
     assert mean == pytest.approx(one.total.mean()) and error == pytest.approx(np.std(one.total, ddof=1) / 12**0.5)
+
+
+def test_the_bound_of_fewer_steps(trained):
+    """Against the respaced process written out: alpha-bar of the kept steps, the network asked at those."""
+    kept = np.array([2, 5, 12, 19])
+    schedule, _, x_0 = whole_set(trained, 4, clip_x_0=True)
+    model, variance = factories.build_model(trained.config), trained.config.diffusion.variance
+    alphas_bar = schedule.host_alphas_bar[kept]
+    process = schedule_from_betas(1 - alphas_bar / np.append(1.0, alphas_bar[:-1]))
+    denoise_fn = make_denoiser(
+        process, lambda x_t, t: model.apply({"params": trained.params}, x_t, jnp.asarray(kept, jnp.int32)[t])
+    )
+    at_once = jax.jit(
+        lambda x_0: bits_per_dim(process, denoise_fn, x_0=x_0, key=seed_keys(0).eval, variance=variance)
+    )(x_0)
+    bits = build_bits_per_dim(
+        trained.config, "test", make_mesh(1), seed=0, batch_size=4, max_images=4, respacing="t=19,12,5,2"
+    ).measure(trained.params)
+    assert bits.terms.shape == (4, 4)
+    np.testing.assert_allclose(bits.total, at_once["total"], rtol=1e-4)  # batches as above
 
 
 def test_the_flow_in_batches_is_the_flow_at_once(trained):

@@ -318,7 +318,11 @@ def test_attention_is_one_head_over_all_positions():
         (dict(num_heads=3, attention_resolutions=()), (8, 8), ["model.num_heads", "the middle, [16]", "got 3"]),
         (dict(head_channels=-1), (8, 8), ["model.head_channels", "at least 0", "got -1"]),
         (dict(head_channels=5), (8, 8), ["model.head_channels", "[16]", "got 5: take 4 or 8"]),
-        (dict(num_classes=-1), (8, 8), ["num_classes", "at least 0", "got -1"]),
+        (dict(num_classes=-1), (8, 8), ["model.num_classes", "at least 0", "got -1"]),
+        (dict(channel_mults=(0.3, 1)), (8, 8), ["model.channel_mults", "whole numbers", "got 8 * 0.3"]),
+        (dict(channel_mults=(-0.5, 1)), (8, 8), ["model.channel_mults", "above 0", "got (-0.5, 1)"]),
+        (dict(conv_in_channels=-4), (8, 8), ["model.conv_in_channels", "at least 0", "got -4"]),
+        (dict(conv_in_channels=6), (8, 8), ["model.conv_in_channels", "the 4 groups", "got 6"]),
         (dict(norm_eps=0.0), (8, 8), ["model.norm_eps", "above 0", "got 0.0"]),
         (dict(time_scale=0.0), (8, 8), ["model.time_scale", "above 0", "got 0.0"]),
         (dict(time_scale=1001.0), (8, 8), ["model.time_scale", "at most 1000", "got 1001.0"]),
@@ -345,3 +349,5 @@ def test_check_unet_accepts():
     check_unet(UNet(channel_mults=(1, 1, 2, 2, 4, 4)), (256, 256))
     check_unet(UNet(**SMALL, num_heads=16), (8, 8))  # level 0 has 8 channels and no attention
     check_unet(UNet(**SMALL, num_heads=3, head_channels=4), (8, 8))
+    check_unet(UNet(**{**SMALL, "channel_mults": (0.5, 1.0)}, conv_in_channels=4), (8, 8))
+    check_unet(UNet(10, (0.8, 1.6), 1, (), num_groups=4, conv_in_channels=8), (8, 8))  # no norm has 10 channels

@@ -20,6 +20,7 @@ from ddpm_jax.evaluation.resume_point import ResumePoint
 from ddpm_jax.keys import check_seed, sample_keys, seed_keys
 from ddpm_jax.likelihood import prior_term, vlb_terms
 from ddpm_jax.pixel_scale import to_model_scale
+from ddpm_jax.respacing import named_steps, respaced
 from ddpm_jax.schedules import Schedule
 
 MAX_CHUNKS = 50
@@ -171,14 +172,21 @@ class BitsPerDim:
 
 
 def build_bits_per_dim(
-    config: ConfigDict, split: str, mesh: Mesh, *, seed: int, batch_size: int, max_images: int
+    config: ConfigDict, split: str, mesh: Mesh, *, seed: int, batch_size: int, max_images: int, respacing: str = ""
 ) -> BitsPerDim:
-    """Bits/dim of a split under the config's network and variance."""
+    """Bits/dim of a split under the config's network and variance.
+
+    Args:
+      respacing: of `respacing.named_steps`: the bound of the process of these steps alone; "" for all T.
+    """
     check_seed("--seed", seed)
     check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
-    schedule, model = factories.build_schedule(config), factories.build_model(config)
+    schedule, model, steps = factories.build_schedule(config), factories.build_model(config), None
+    if respacing:
+        steps = named_steps(schedule.num_steps, respacing)[::-1]
+        schedule = respaced(schedule, steps)
     return BitsPerDim(
-        factories.build_denoiser(config, schedule, model, dynamic_threshold=0.0),
+        factories.build_denoiser(config, schedule, model, dynamic_threshold=0.0, steps=steps),
         schedule,
         factories.build_source(config, split),
         variance=config.diffusion.variance,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.models.layers import DOWN_PADDINGS, EMBEDDING_ORDERS, EMBEDDING_SPACINGS
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.unet import UNet, level_widths
 
 
 def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
@@ -14,8 +14,13 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
     Raises:
       UserError: names the config field, what it is, and what it may be.
     """
-    if not unet.channel_mults or min(unet.channel_mults) < 1:
+    if not unet.channel_mults or min(unet.channel_mults) <= 0:
         raise UserError(f"model.channel_mults must be one or more numbers above 0; got {unet.channel_mults}")
+    for mult in unet.channel_mults:
+        if not math.isclose(unet.channels * mult, round(unet.channels * mult)):  # 160 * 1.1 is not 176 in float64
+            raise UserError(
+                f"model.channel_mults times model.channels must be whole numbers; got {unet.channels} * {mult}"
+            )
     for field in ("num_res_blocks", "num_groups", "num_heads"):
         if getattr(unet, field) < 1:
             raise UserError(f"model.{field} must be at least 1; got {getattr(unet, field)}")
@@ -29,12 +34,7 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
             )
     if unet.channels % 2 or unet.channels < 4:
         raise UserError(f"model.channels must be even and at least 4; got {unet.channels}")
-    for mult in (1, *unet.channel_mults):  # 1: of conv_in
-        if (unet.channels * mult) % unet.num_groups:
-            raise UserError(
-                f"model.num_groups must divide every level's width; got {unet.num_groups} groups for the "
-                f"width {unet.channels * mult} = {unet.channels} * {mult}"
-            )
+    _check_groups(unet)
     if unet.head_channels < 0:
         raise UserError(f"model.head_channels must be at least 0; got {unet.head_channels}")
     if unet.num_classes < 0:
@@ -65,11 +65,30 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
         )
 
 
+def _check_groups(unet: UNet) -> None:
+    """Raises UserError where a norm cannot be cut into its groups."""
+    if unet.conv_in_channels < 0:
+        raise UserError(f"model.conv_in_channels must be at least 0; got {unet.conv_in_channels}")
+    if unet.conv_in_channels % unet.num_groups:
+        raise UserError(
+            f"model.conv_in_channels must be divisible by the {unet.num_groups} groups of model.num_groups; "
+            f"got {unet.conv_in_channels}"
+        )
+    mults = unet.channel_mults if unet.conv_in_channels else (1, *unet.channel_mults)  # 1: of conv_in
+    for mult, width in zip(mults, level_widths(unet.channels, mults), strict=True):
+        if width % unet.num_groups:
+            raise UserError(
+                f"model.num_groups must divide every level's width; got {unet.num_groups} groups for the "
+                f"width {width} = {unet.channels} * {mult}"
+            )
+
+
 def _check_heads(unet: UNet, heights: Sequence[int]) -> None:
     """Raises UserError where a self-attention cannot be cut into its heads."""
     with_attention = [h in unet.attention_resolutions for h in heights]
     with_attention[-1] = True  # the middle of the network
-    widths = [unet.channels * mult for mult, wanted in zip(unet.channel_mults, with_attention, strict=True) if wanted]
+    all_widths = level_widths(unet.channels, unet.channel_mults)
+    widths = [width for width, wanted in zip(all_widths, with_attention, strict=True) if wanted]
     field = "head_channels" if unet.head_channels else "num_heads"
     got = getattr(unet, field)
     if any(width % got for width in widths):

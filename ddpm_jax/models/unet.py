@@ -1,5 +1,7 @@
 """The U-Net of Ho et al. 2020 and its successors in Flax Linen: x_t, t -> the prediction, pure in its parameters."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ class UNet(nn.Module):
 
     Attributes:
       channels: width of the first level.
-      channel_mults: width of each level as a multiple of `channels`; each level halves H and W.
+      channel_mults: width of each level as a multiple of `channels`, whole or not (0.5); each level halves H and W.
       num_res_blocks: residual blocks a level going down; one more going up.
       attention_resolutions: heights in pixels at which every residual block is followed by self-attention.
       dropout: rate inside the residual blocks.
@@ -45,10 +47,12 @@ class UNet(nn.Module):
       embedding_spacing: of its frequencies: "half_minus_1" (Ho et al.) or "half".
       time_scale: t is embedded as time_scale * t. 1000/T is improved-diffusion's `rescale_timesteps`.
       num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t.
+      conv_in_channels: width of the first convolution; 0 for `channels`. In Dhariwal and Nichol 2021 it is the first
+        level's, which differs where that level's multiple is not 1.
     """
 
     channels: int = 128
-    channel_mults: tuple[int, ...] = (1, 2, 2, 2)
+    channel_mults: tuple[int | float, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
     dropout: float = 0.1
@@ -65,6 +69,7 @@ class UNet(nn.Module):
     embedding_spacing: str = "half_minus_1"
     time_scale: float = 1.0
     num_classes: int = 0
+    conv_in_channels: int = 0
 
     @nn.compact
     def __call__(
@@ -123,11 +128,13 @@ class UNet(nn.Module):
             # NaN past either end; unsigned, since a negative index would count from the last label.
             time = time + jnp.take(vectors, labels.astype(jnp.uint32), axis=0, mode="fill").astype(self.dtype)
 
-        h = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_in")(x_t)
+        first = self.conv_in_channels or self.channels
+        h = nn.Conv(first, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_in")(x_t)
         skips = [h]
-        for level, mult in enumerate(self.channel_mults):
+        widths = level_widths(self.channels, self.channel_mults)
+        for level, width in enumerate(widths):
             for i in range(self.num_res_blocks):
-                h = res_block(h, self.channels * mult, f"down_{level}_block_{i}")
+                h = res_block(h, width, f"down_{level}_block_{i}")
                 if h.shape[1] in self.attention_resolutions:
                     h = attention(h, f"down_{level}_attention_{i}")
                 skips.append(h)
@@ -143,10 +150,10 @@ class UNet(nn.Module):
         h = attention(h, "middle_attention")
         h = res_block(h, h.shape[-1], "middle_block_1")
 
-        for level, mult in reversed(list(enumerate(self.channel_mults))):
+        for level, width in reversed(list(enumerate(widths))):
             for i in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = res_block(h, self.channels * mult, f"up_{level}_block_{i}")
+                h = res_block(h, width, f"up_{level}_block_{i}")
                 if h.shape[1] in self.attention_resolutions:
                     h = attention(h, f"up_{level}_attention_{i}")
             if level > 0:
@@ -160,6 +167,11 @@ class UNet(nn.Module):
         out = self.out_channels or x_t.shape[-1]
         # The head stays in float32: its rounding would be noise on the prediction.
         return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(h)
+
+
+def level_widths(channels: int, channel_mults: Sequence[int | float]) -> list[int]:
+    """The channels of every level; `checks` refuses fractions of one."""
+    return [round(channels * mult) for mult in channel_mults]
 
 
 def init_params(unet: nn.Module, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> dict:

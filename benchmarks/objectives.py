@@ -1,0 +1,99 @@
+"""L_simple, L_hybrid and L_vlb on one network and one data set: bits per dimension and samples, over several seeds.
+
+    python benchmarks/objectives.py --config=configs/digits.py --out=runs/objectives --seeds 0 1
+
+Trains the experiment with each objective and seed for the same number of updates (a run that is there goes on or is
+left alone), then measures the bound on its held-out split and the samples: Frechet distance in raw pixels of 0..1 to
+real pictures, ancestral sampling with the variance of the run. Prints one Markdown table. What the papers found (Ho et
+al. 2020, table 2; Nichol and Dhariwal 2021, tables 1 and 2): the bound is better with L_hybrid and L_vlb, samples are
+better with L_simple and L_hybrid.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ddpm_jax import factories, sampler_factory
+from ddpm_jax.devices import make_mesh, replicated
+from ddpm_jax.evaluation.bits import build_bits_per_dim
+from ddpm_jax.evaluation.frechet import frechet_from_features
+from ddpm_jax.pictures import save_npz
+from ddpm_jax.runs import Run, open_run
+
+OBJECTIVES = {
+    "L_simple, fixed_large": [],
+    "L_simple, fixed_small": ["diffusion.variance=fixed_small"],
+    "L_hybrid, learned_range": ["diffusion.loss=hybrid", "diffusion.variance=learned_range"],
+    "L_vlb, learned_range": ["diffusion.loss=vlb", "diffusion.variance=learned_range"],
+    "L_vlb, learned_range, importance sampling": [
+        "diffusion.loss=vlb", "diffusion.variance=learned_range", "train.time_sampler=loss_second_moment"
+    ],
+}  # fmt: skip
+SAME_NETWORK = {"L_simple, fixed_small": "L_simple, fixed_large"}  # trained alike, only read otherwise
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/digits.py")
+    parser.add_argument("--set", nargs="+", default=[], metavar="GROUP.FIELD=VALUE", help="for every run")
+    parser.add_argument("--out", required=True, help="folder of the runs")
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--max_images", type=int, default=0, help="of the held-out split, for the bound; 0: all")
+    parser.add_argument("--num_samples", type=int, default=1797)
+    parser.add_argument("--num_sampler_steps", type=int, default=100)
+    parser.add_argument("--reference", default="all", help="split of the real pictures that samples are compared with")
+    args = parser.parse_args()
+
+    mesh = make_mesh()
+    print("| objective | bits/dim, held out | Frechet distance |")
+    print("| --- | --- | --- |")
+    for name in args.objectives:
+        bits, distances = [], []
+        for seed in args.seeds:
+            trained_as = SAME_NETWORK.get(name, name)
+            workdir = Path(args.out) / f"{trained_as.replace(', ', '-').replace(' ', '_')}-{seed}"
+            settings = [*args.set, *OBJECTIVES[trained_as], f"train.seed={seed}", "train.sample_every_steps=0"]
+            flags = [f"--config.{setting}" for setting in (*settings, "sample.num_sampler_steps=50")]
+            train = [sys.executable, "-m", "ddpm_jax.train", f"--config={args.config}", f"--workdir={workdir}"]
+            subprocess.run([*train, *flags], check=True, stdout=sys.stderr)
+            trained = open_run(str(workdir))
+            with trained.config.unlocked():
+                trained.config.update_from_flattened_dict(dict(setting.split("=") for setting in OBJECTIVES[name]))
+                trained.config.sample.num_sampler_steps = args.num_sampler_steps
+            params = jax.device_put(trained.params, replicated(mesh))
+            measure = build_bits_per_dim(
+                trained.config, trained.config.data.eval_split, mesh, seed=0, batch_size=180, max_images=args.max_images
+            )
+            bits.append(measure.measure(params).summary()["total"][0])
+            images = samples_of(trained, params, mesh, args.num_samples)
+            save_npz(workdir / f"samples_{trained.config.diffusion.variance}.npz", images)
+            real = factories.build_source(trained.config, args.reference)
+            real = real.load(np.arange(min(len(real), 10_000)))
+            distances.append(frechet_from_features(to_features(real), to_features(images)))
+            print(f"{workdir}: {bits[-1]:.3f} bits/dim, Frechet distance {distances[-1]:.4f}", file=sys.stderr)
+        both = " | ".join(", ".join(f"{value:.{digits}f}" for value in values)
+                          for values, digits in ((bits, 3), (distances, 4)))  # fmt: skip
+        print(f"| {name} | {both} |", flush=True)
+    return 0
+
+
+def samples_of(trained: Run, params: dict, mesh: jax.sharding.Mesh, num_samples: int) -> np.ndarray:
+    """uint8 [N, H, W, C] by the run's sampler."""
+    config, schedule = trained.config, factories.build_schedule(trained.config)
+    table, model = sampler_factory.build_table(config, schedule), factories.build_model(config)
+    generator = factories.build_generator(config, schedule, table, model, mesh)
+    return generator.generate(params, seed=0, num_samples=num_samples)
+
+
+def to_features(images: np.ndarray) -> np.ndarray:
+    """Raw pixels of 0..1, one row a picture."""
+    return images.reshape(len(images), -1) / 255.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What the recipes of OpenAI's two codes share: improved-diffusion and guided-diffusion.
+
+Of both: a learned variance, Adam at a constant rate from the first update (AdamW with weight decay 0), no clip, an EMA
+that starts at the initial parameters, 250 sampler steps as in the commands of their READMEs. Differs: their zero
+layers are exact zeros and the others have PyTorch's initialisers; ours are those of Ho et al. 2020.
+"""
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.configs.base import get_config as base_config
+
+# Widths of the levels over model.channels, by the side of the pictures; the same in both codes where both have it.
+CHANNEL_MULTS = {
+    32: (1, 2, 2, 2),
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+
+
+def _shared_config(side: int) -> ConfigDict:
+    """Unlocked."""
+    config = base_config().unlock()
+    config.data.image_size = (side, side)
+    config.diffusion.loss = "hybrid"
+    config.diffusion.variance = "learned_range"
+    config.model.channel_mults = CHANNEL_MULTS[side]
+    config.model.dropout = 0.0
+    config.model.norm_eps = 1e-5
+    config.model.scale_shift_norm = True
+    config.model.embedding_order = "cos_sin"
+    config.model.embedding_spacing = "half"
+    config.optim.learning_rate = 1e-4
+    config.optim.warmup_steps = 0
+    config.optim.grad_clip = 0.0
+    config.optim.ema_start = "constant"
+    config.sample.respacing = "250"
+    if side >= 128:
+        config.sample.batch_size = 16
+        config.sample.num_grid = 16
+    return config
+
+
+def improved_config(side: int) -> ConfigDict:
+    """Nichol and Dhariwal 2021, unlocked: L_hybrid, cosine, T=4000, 128 channels, 3 blocks a level; no flips."""
+    config = _shared_config(side)
+    config.data.flip = False
+    config.schedule.name = "cosine"
+    config.schedule.num_steps = 4000
+    config.model.num_res_blocks = 3
+    config.model.attention_resolutions = (16, 8)
+    config.model.num_heads = 4
+    config.model.down_padding = "both"
+    config.model.time_scale = 1000 / 4000  # rescale_timesteps, on unless the recipe says otherwise
+    return config
+
+
+def unscaled(config: ConfigDict) -> ConfigDict:
+    """`rescale_timesteps` and `rescale_learned_sigmas` off: t as it is, and L_vlb's mean over t, not its sum / 1000."""
+    config.model.time_scale = 1.0
+    config.diffusion.vlb_lambda = 1 / config.schedule.num_steps
+    return config
+
+
+def with_importance_sampled_vlb(config: ConfigDict) -> ConfigDict:
+    """The bound alone, t drawn by the second moment of its terms (Nichol and Dhariwal 2021, section 3.3)."""
+    config.diffusion.loss = "rescaled_vlb"
+    config.train.time_sampler = "loss_second_moment"
+    return config
+
+
+def guided_config(side: int) -> ConfigDict:
+    """Dhariwal and Nichol 2021, unlocked: ImageNet with labels, linear, T=1000, 256 channels, 2 blocks a level."""
+    config = unscaled(_shared_config(side))
+    config.data.name = "imagenet2012"
+    config.data.eval_split = "validation"
+    config.model.channels = 256
+    config.model.attention_resolutions = (32, 16, 8)
+    config.model.head_channels = 64
+    config.model.resample_in_blocks = True
+    config.model.num_classes = 1000
+    config.train.batch_size = 256
+    return config

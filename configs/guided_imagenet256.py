@@ -1,0 +1,22 @@
+"""ImageNet 256x256 with labels of Dhariwal and Nichol 2021 ("ADM"): 554 M parameters; without labels 553 M.
+
+Command: python -m ddpm_jax.train --config=configs/guided_imagenet256.py --workdir=runs/guided_imagenet256
+Without labels: --config.model.num_classes=0
+Data: TFDS's imagenet2012, which has to be prepared by hand.
+Source: README of openai/guided-diffusion, whose checkpoints of it are 256x256_diffusion and 256x256_diffusion_uncond.
+Trained in float16 there, in float32 here unless --config.model.dtype=bfloat16.
+Batch size, rate and number of updates are not in that code: they are the paper's as far as we know, not checked
+against it.
+Hardware and time: meant for many GPUs or TPU cores; not yet run.
+To expect: their README reports FID 4.59 with guidance by a classifier (scale 1.0), which is not in here.
+"""
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.configs._openai import guided_config
+
+
+def get_config() -> ConfigDict:
+    config = guided_config(256)
+    config.train.num_steps = 1_980_000
+    return config.lock()

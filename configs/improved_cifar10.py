@@ -1,0 +1,17 @@
+"""CIFAR-10 of Nichol and Dhariwal 2021, L_hybrid: 52.5 M parameters, cosine schedule, T=4000, learned variance.
+
+Command: python -m ddpm_jax.train --config=configs/improved_cifar10.py --workdir=runs/improved_cifar10
+Source: README of openai/improved-diffusion, whose checkpoint of it is cifar10_uncond_50M_500K.
+Hardware and time: meant for a GPU or a TPU; not yet run.
+"""
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.configs._openai import improved_config
+
+
+def get_config() -> ConfigDict:
+    config = improved_config(32)
+    config.model.dropout = 0.3
+    config.train.num_steps = 500_000
+    return config.lock()

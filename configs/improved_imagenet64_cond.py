@@ -1,0 +1,23 @@
+"""ImageNet 64x64 with labels of Nichol and Dhariwal 2021, L_hybrid: 273 M parameters, cosine schedule, T=4000.
+
+Command: python -m ddpm_jax.train --config=configs/improved_imagenet64_cond.py --workdir=runs/improved_imagenet64_cond
+Data: TFDS's imagenet2012, which has to be prepared by hand.
+Source: README of openai/improved-diffusion, whose checkpoint of it is imagenet64_cond_270M_250K.
+Hardware and time: meant for many GPUs or TPU cores (batch 2048); not yet run.
+"""
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.configs._openai import improved_config, unscaled
+
+
+def get_config() -> ConfigDict:
+    config = unscaled(improved_config(64))
+    config.data.name = "imagenet2012"
+    config.data.eval_split = "validation"
+    config.model.channels = 192
+    config.model.num_classes = 1000
+    config.optim.learning_rate = 3e-4
+    config.train.num_steps = 250_000
+    config.train.batch_size = 2048
+    return config.lock()

@@ -1,0 +1,217 @@
+"""The `.pt` files of OpenAI's two codes: improved-diffusion and guided-diffusion.
+
+Of Nichol and Dhariwal 2021 and of Dhariwal and Nichol 2021. Their U-Net is ours by other names. Its blocks are numbered
+in the order in which data pass them, so that the number of a block depends on everything before it; q, k and v are one
+layer, in one of two orders (`models.qkv`).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.configuration import load_config
+from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.factories import build_model, image_shape_of
+from ddpm_jax.interchange.imported import Imported
+from ddpm_jax.interchange.matches import (
+    CONV,
+    DENSE,
+    POINT_1D,
+    POINT_2D,
+    SAME,
+    Layout,
+    Match,
+    Path,
+    leaf_shapes,
+    params_from,
+)
+from ddpm_jax.models.qkv import split_fused_qkv
+from ddpm_jax.models.unet import UNet, init_params
+
+# Our layer of a residual block, an attention or a resampling -> theirs.
+_LAYERS = {
+    "norm_1": "in_layers.0",
+    "conv_1": "in_layers.2",
+    "time": "emb_layers.1",
+    "norm_2": "out_layers.0",
+    "conv_2": "out_layers.3",
+    "shortcut": "skip_connection",
+    "norm": "norm",
+    "query": "qkv",
+    "key": "qkv",
+    "value": "qkv",
+    "out": "proj_out",
+}
+_ENDS = {
+    "time_1": "time_embed.0",
+    "time_2": "time_embed.2",
+    "label_embedding": "label_emb",
+    "conv_in": "input_blocks.0.0",
+    "middle_block_0": "middle_block.0",
+    "middle_attention": "middle_block.1",
+    "middle_block_1": "middle_block.2",
+    "norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint: the experiment that it is of, and what differs from it."""
+
+    experiment: str
+    changes: tuple[str, ...] = ()  # as on the command line: "model.dropout=0.0"
+    qkv_order: str = "heads_first"
+
+
+# By the names of the files in the READMEs of the two repositories, without ".pt".
+MODELS = {
+    "cifar10_uncond_50M_500K": Published("improved_cifar10"),
+    "cifar10_uncond_vlb_50M_500K": Published("improved_cifar10_vlb"),
+    "imagenet64_uncond_100M_1500K": Published("improved_imagenet64"),
+    "imagenet64_uncond_vlb_100M_1500K": Published("improved_imagenet64_vlb"),
+    "imagenet64_cond_270M_250K": Published("improved_imagenet64_cond"),
+    "lsun_uncond_100M_1200K_bs128": Published("improved_lsun"),
+    "lsun_uncond_100M_2400K_bs64": Published(
+        "improved_lsun", ("optim.learning_rate=2e-5", "train.num_steps=2400000", "train.batch_size=64")
+    ),
+    "64x64_diffusion": Published("guided_imagenet64", qkv_order="qkv_first"),
+    "128x128_diffusion": Published("guided_imagenet128"),
+    "256x256_diffusion": Published("guided_imagenet256"),
+    "256x256_diffusion_uncond": Published("guided_imagenet256", ("model.num_classes=0",)),
+    "512x512_diffusion": Published("guided_imagenet512"),
+    "lsun_bedroom": Published("guided_lsun"),
+    "lsun_cat": Published("guided_lsun", ("data.name=lsun/cat",)),
+    "lsun_horse": Published("guided_lsun", ("data.name=lsun/horse",)),
+    "lsun_horse_nodropout": Published("guided_lsun", ("data.name=lsun/horse", "model.dropout=0.0")),
+}
+_CLASSIFIER = "is a classifier, which gives labels and no pictures"
+_UPSAMPLER = "is an upsampler, whose network takes a small picture besides x_t"
+REFUSED = {
+    "upsample_cond_500K": _UPSAMPLER,
+    "64_256_upsampler": _UPSAMPLER,
+    "128_512_upsampler": _UPSAMPLER,
+    "64x64_classifier": _CLASSIFIER,
+    "128x128_classifier": _CLASSIFIER,
+    "256x256_classifier": _CLASSIFIER,
+    "512x512_classifier": _CLASSIFIER,
+}
+
+
+def read_openai(tensors: dict[str, np.ndarray], model: str) -> Imported:
+    """A published checkpoint, with the config of the experiment that it is of.
+
+    Args:
+      tensors: the file's, by name; float16 ones become float32.
+      model: its file's name without ".pt", one of `MODELS`.
+
+    Raises:
+      UserError: an unknown name, one of `REFUSED`, or tensors that are not those of that model.
+
+    Example: `read_openai(tensors, "cifar10_uncond_50M_500K")`
+    """
+    model = model.removesuffix(".pt")
+    if model in REFUSED:
+        raise UserError(f"{model} {REFUSED[model]}; ddpm_jax has no such network; take one of {sorted(MODELS)}")
+    check_one_of("model", model, MODELS)
+    published = MODELS[model]
+    return read_openai_as(
+        tensors, load_config(published.experiment, published.changes), qkv_order=published.qkv_order, what=model
+    )
+
+
+def read_openai_as(
+    tensors: dict[str, np.ndarray], config: ConfigDict, *, qkv_order: str = "heads_first", what: str = "the file"
+) -> Imported:
+    """A checkpoint that one trained with one of those codes oneself, as the network of `config`.
+
+    Args:
+      tensors: of `model*.pt` or `ema_*.pt`.
+      config: complete; such as `improved_cifar10` with the flags of that run.
+      qkv_order: "heads_first", or "qkv_first" for guided-diffusion with --use_new_attention_order True.
+      what: names the file in complaints.
+
+    Raises:
+      UserError: tensors that are not those of the config's network.
+    """
+    unet = build_model(config)
+    shape = image_shape_of(config)
+    shapes = leaf_shapes(jax.eval_shape(lambda key: init_params(unet, key, shape), jax.random.key(0)))
+    params = params_from(openai_matches(unet, shapes, qkv_order), tensors, shapes, what)
+    return Imported(
+        config, params, params, ("the file holds one set of weights: raw and averaged ones are the same here",)
+    )
+
+
+def openai_matches(unet: UNet, shapes: dict[Path, tuple], qkv_order: str) -> list[Match]:
+    """For each leaf of ours the tensor of theirs. Those of q, k and v have no way back: three of ours are one."""
+    prefixes = _prefixes({path[0] for path in shapes})
+    return [Match(path, *_tensor(path, shapes[path], prefixes[path[0]], unet, qkv_order)) for path in shapes]
+
+
+def _prefixes(modules: set[str]) -> dict[str, str]:
+    """Our modules -> theirs: ("down_1_attention_0" -> "input_blocks.5.1")."""
+    prefixes = {ours: theirs for ours, theirs in _ENDS.items() if ours in modules}
+    levels = range(1 + max(int(name.split("_")[1]) for name in modules if name.startswith("down_")))
+    block = 0
+    for level in levels:
+        for i in _counted(modules, f"down_{level}_block"):
+            block += 1
+            prefixes[f"down_{level}_block_{i}"] = f"input_blocks.{block}.0"
+            prefixes[f"down_{level}_attention_{i}"] = f"input_blocks.{block}.1"
+        if level < levels[-1]:
+            block += 1
+            prefixes[f"down_{level}_downsample"] = f"input_blocks.{block}.0"
+    block = 0
+    for level in reversed(levels):
+        for i in _counted(modules, f"up_{level}_block"):
+            prefixes[f"up_{level}_block_{i}"] = f"output_blocks.{block}.0"
+            prefixes[f"up_{level}_attention_{i}"] = f"output_blocks.{block}.1"
+            # Theirs upsamples at the end of a level's last block, behind its attention if it has one.
+            place = 2 if f"up_{level}_attention_{i}" in modules else 1
+            prefixes[f"up_{level}_upsample"] = f"output_blocks.{block}.{place}"
+            block += 1
+    return prefixes
+
+
+def _counted(modules: set[str], prefix: str) -> range:
+    """0, 1, ... of the modules `prefix_0`, `prefix_1`, ..."""
+    return range(sum(name.startswith(f"{prefix}_") for name in modules))
+
+
+def _tensor(path: Path, shape: tuple, prefix: str, unet: UNet, qkv_order: str) -> tuple[str, Layout]:
+    """Their name and layout of one leaf."""
+    module, *layers, leaf = path if len(path) > 1 else (path[0], "weight")
+    names = [prefix]
+    if layers and layers[0] == "conv":  # of a resampling without a block
+        names.append("op" if module.startswith("down") else "conv")
+    elif layers and module != "norm_out":
+        names.append(_LAYERS[layers[0]])
+    names.append("bias" if leaf == "bias" else "weight")
+    theirs = ".".join(names)
+    layer = layers[0] if layers else module
+    if layer in ("query", "key", "value"):
+        width = shape[-1]
+        num_heads = width // unet.head_channels if unet.head_channels else unet.num_heads
+        return theirs, _fused(layer, leaf, num_heads, qkv_order)
+    if leaf != "kernel":
+        return theirs, SAME
+    if len(shape) == 4:
+        return theirs, CONV
+    return theirs, {"shortcut": POINT_2D, "out": POINT_1D}.get(layer, DENSE)
+
+
+def _fused(layer: str, leaf: str, num_heads: int, order: str) -> Layout:
+    """q, k or v from the layer that is all three, [3C, C, 1] or its bias [3C]."""
+
+    def to_ours(theirs: np.ndarray) -> np.ndarray:
+        kernel = theirs[:, :, 0].T if leaf == "kernel" else np.zeros((len(theirs) // 3, len(theirs)))
+        bias = theirs if leaf == "bias" else np.zeros(len(theirs))
+        return split_fused_qkv(kernel, bias, num_heads=num_heads, order=order)[layer][leaf]
+
+    def to_theirs(ours: np.ndarray) -> np.ndarray:
+        raise UserError("weights are read from files of OpenAI's codes and not written in their names")
+
+    return Layout(to_ours, to_theirs)

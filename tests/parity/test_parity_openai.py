@@ -1,0 +1,137 @@
+"""Weights under the names of OpenAI's codes: read as ours they give the output of their network; sizes and counts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")
+
+import torch
+from openai_unet import Weights, openai_unet
+
+from ddpm_jax.configuration import load_config
+from ddpm_jax.factories import build_model, image_shape_of
+from ddpm_jax.interchange.matches import leaf_shapes
+from ddpm_jax.interchange.openai import MODELS, openai_matches, read_openai_as
+from ddpm_jax.models.unet import init_params
+
+SMALL = [
+    "model.channels=16", "model.num_groups=4", "model.num_res_blocks=1", "data.image_size=8,12",
+    "model.attention_resolutions=4", "model.dropout=0.0",
+]  # fmt: skip
+# What each code's own flags make of the network, apart from its size.
+IMPROVED = dict(
+    heads=4, head_channels=0, scale_shift=True, new_order=False, resample_in_blocks=False, classes=0, num_steps=4000
+)
+GUIDED = IMPROVED | dict(resample_in_blocks=True, head_channels=64, classes=1000, num_steps=0)
+
+
+@pytest.mark.parametrize(
+    "experiment,changes,order,net",
+    [
+        ("improved_cifar10", ["model.channel_mults=1,2"], "heads_first", IMPROVED | dict(mults=(1, 2))),
+        (
+            "improved_lsun",
+            ["model.channel_mults=1,2", "model.num_heads=2"],
+            "heads_first",
+            IMPROVED | dict(mults=(1, 2), scale_shift=False, heads=2, num_steps=0),
+        ),
+        (
+            "guided_imagenet64",
+            ["model.channel_mults=1,2", "model.head_channels=8", "model.num_classes=5"],
+            "qkv_first",
+            GUIDED | dict(mults=(1, 2), head_channels=8, new_order=True, classes=5),
+        ),
+        (
+            "guided_imagenet512",
+            ["model.channel_mults=0.5,2", "model.head_channels=8", "model.num_classes=5", "model.conv_in_channels=8"],
+            "heads_first",
+            GUIDED | dict(mults=(0.5, 2), head_channels=8, classes=5),
+        ),
+    ],
+)
+def test_their_weights_give_their_output(experiment, changes, order, net):
+    net = net | dict(channels=16, blocks=1, attention=(4,), groups=4, out=6)
+    x_t = np.random.default_rng(0).standard_normal((3, 8, 12, 3)).astype(np.float32)
+    t, labels = np.array([0.0, 17.0, 999.0], np.float32), np.array([0, 4, 2])
+    weights = Weights()
+    x = torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy())
+    expected = openai_unet(weights, x, torch.from_numpy(t), torch.from_numpy(labels), **net).numpy()
+    assert np.std(expected) > 0.1  # the weights are random: the output says something
+    # Theirs multiplies by 1 + what was drawn, so that the file's scale is that sum.
+    tensors = {name: tensor.numpy() for name, tensor in weights.items()}
+    norms = ("in_layers.0.weight", "out_layers.0.weight", "norm.weight", "out.0.weight")
+    tensors = {name: array + name.endswith(norms) for name, array in tensors.items()}
+    config = load_config(experiment, [*SMALL, *changes])
+    imported = read_openai_as(tensors, config, qkv_order=order)
+    unet = build_model(imported.config)
+    given = (jnp.asarray(labels),) if net["classes"] else ()
+    ours = jax.jit(lambda p, *args: unet.apply({"params": p}, *args))(imported.params, x_t, t, *given)
+    np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), expected, atol=1e-4, rtol=0)
+
+
+UNCOND_64 = IMPROVED | dict(side=64, channels=128, mults=(1, 2, 3, 4), blocks=3, attention=(16, 8))
+CIFAR = UNCOND_64 | dict(side=32, mults=(1, 2, 2, 2))
+LSUN = IMPROVED | dict(
+    side=256, channels=128, mults=(1, 1, 2, 2, 4, 4), blocks=2, attention=(16,), heads=1, scale_shift=False,
+    num_steps=0,
+)  # fmt: skip
+GUIDED_256 = GUIDED | dict(side=256, channels=256, mults=(1, 1, 2, 2, 4, 4), blocks=2, attention=(32, 16, 8))
+# By the flags in the READMEs of the two repositories; the counts that are published stand in the files' names.
+PUBLISHED = {
+    "cifar10_uncond_50M_500K": CIFAR,
+    "cifar10_uncond_vlb_50M_500K": CIFAR,
+    "imagenet64_uncond_100M_1500K": UNCOND_64,
+    "imagenet64_uncond_vlb_100M_1500K": UNCOND_64,
+    "imagenet64_cond_270M_250K": UNCOND_64 | dict(channels=192, classes=1000, num_steps=0),
+    "lsun_uncond_100M_1200K_bs128": LSUN,
+    "lsun_uncond_100M_2400K_bs64": LSUN,
+    "64x64_diffusion": GUIDED_256 | dict(side=64, channels=192, mults=(1, 2, 3, 4), blocks=3, new_order=True),
+    "128x128_diffusion": GUIDED_256 | dict(side=128, mults=(1, 1, 2, 3, 4), head_channels=0),
+    "256x256_diffusion": GUIDED_256,
+    "256x256_diffusion_uncond": GUIDED_256 | dict(classes=0),
+    "512x512_diffusion": GUIDED_256 | dict(side=512, mults=(0.5, 1, 1, 2, 2, 4, 4)),
+    "lsun_bedroom": GUIDED_256 | dict(classes=0),
+    "lsun_cat": GUIDED_256 | dict(classes=0),
+    "lsun_horse": GUIDED_256 | dict(classes=0),
+    "lsun_horse_nodropout": GUIDED_256 | dict(classes=0),
+}
+
+
+def test_every_published_model_is_here():
+    assert PUBLISHED.keys() == MODELS.keys()
+
+
+@functools.cache
+def shapes_of(unet, image_shape):
+    return leaf_shapes(jax.eval_shape(lambda key: init_params(unet, key, image_shape), jax.random.key(0)))
+
+
+@functools.cache
+def theirs_at_full_size(net):
+    """Names and sizes; nothing is computed."""
+    net = dict(net)
+    weights, x = Weights(device="meta"), torch.empty((1, 3, net["side"], net["side"]), device="meta")
+    t = torch.empty((1,), device="meta")
+    openai_unet(weights, x, t, t.long(), groups=32, out=6, **net)
+    return {name: tensor.numel() for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_published_network_has_these_tensors(name):
+    net, published = PUBLISHED[name], MODELS[name]
+    config = load_config(published.experiment, published.changes)
+    unet = build_model(config)
+    shapes = shapes_of(unet, image_shape_of(config))
+    sizes = {}
+    for match in openai_matches(unet, shapes, published.qkv_order):
+        sizes[match.theirs] = sizes.get(match.theirs, 0) + int(np.prod(shapes[match.ours]))
+    assert sizes == theirs_at_full_size(tuple(net.items()))
+    assert config.data.image_size == (net["side"],) * 2
+    assert config.model.head_channels == net["head_channels"]
+    assert config.model.num_heads == net["heads"] or net["head_channels"]
+    assert config.model.time_scale == (1000 / net["num_steps"] if net["num_steps"] else 1.0)
+    assert published.qkv_order == ("qkv_first" if net["new_order"] else "heads_first")

@@ -1,0 +1,126 @@
+"""OpenAI's checkpoints by the names of the models: what each config says, and what is refused.
+
+That the weights give the same output, and the counts, is tests/parity/test_parity_openai.py.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax.configuration import load_config
+from ddpm_jax.errors import UserError
+from ddpm_jax.factories import build_model, image_shape_of
+from ddpm_jax.interchange.matches import leaf_shapes, tensors_from
+from ddpm_jax.interchange.openai import MODELS, REFUSED, openai_matches, read_openai, read_openai_as
+from ddpm_jax.models.unet import init_params
+
+SMALL = [
+    "model.channels=8", "model.num_groups=4", "model.num_res_blocks=1", "model.attention_resolutions=4",
+    "model.channel_mults=1,2", "data.image_size=8,8", "model.num_heads=2",
+]  # fmt: skip
+CONFIG = load_config("improved_cifar10", SMALL)
+
+
+@pytest.fixture(scope="module")
+def matches():
+    unet = build_model(CONFIG)
+    shapes = jax.eval_shape(lambda key: init_params(unet, key, image_shape_of(CONFIG)), jax.random.key(0))
+    return openai_matches(unet, leaf_shapes(shapes), "heads_first")
+
+
+@pytest.fixture(scope="module")
+def tensors(matches):
+    """Random ones under their names; q, k and v as one."""
+    rng, found = np.random.default_rng(0), {}
+    unet = build_model(CONFIG)
+    params = jax.eval_shape(lambda key: init_params(unet, key, image_shape_of(CONFIG)), jax.random.key(0))
+    shapes = leaf_shapes(params)
+    for match in matches:
+        shape = shapes[match.ours]
+        if "qkv" in match.theirs:
+            shape = (3 * shape[-1], shape[0], 1) if len(shape) == 2 else (3 * shape[0],)
+        else:
+            shape = match.layout.to_theirs(np.zeros(shape)).shape
+        found[match.theirs] = rng.standard_normal(shape).astype(np.float32)
+    return found
+
+
+def test_float16_becomes_float32(tensors):
+    half = {name: array.astype(np.float16) for name, array in tensors.items()}
+    params = read_openai_as(half, CONFIG).params
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(params["conv_in"]["bias"], half["input_blocks.0.0.bias"].astype(np.float32))
+
+
+def test_one_set_of_weights(tensors):
+    imported = read_openai_as(tensors, CONFIG)
+    assert imported.ema_params is imported.params and "one set of weights" in imported.notes[0]
+
+
+def test_the_order_of_the_fused_layer_is_heard(tensors):
+    first, second = (
+        read_openai_as(tensors, CONFIG, qkv_order=order).params["middle_attention"]["query"]["bias"]
+        for order in ("heads_first", "qkv_first")
+    )
+    fused = tensors["middle_block.1.qkv.bias"]  # 16 channels in 2 heads
+    np.testing.assert_array_equal(first, np.concatenate([fused[:8], fused[24:32]]))
+    np.testing.assert_array_equal(second, fused[:16])
+
+
+@pytest.mark.parametrize(
+    "change,parts",
+    [
+        ({"out.2.bias": None}, ["the file lacks out.2.bias: it holds another network than it says"]),
+        ({"label_emb.weight": np.zeros((5, 32))}, ["has, and the network of its config has not, label_emb.weight"]),
+        ({"input_blocks.0.0.weight": np.zeros((8, 6, 3, 3))}, ["(8, 6, 3, 3), which does not fit conv_in/kernel"]),
+        ({"middle_block.1.qkv.weight": np.zeros((47, 16, 1))}, ["middle_block.1.qkv.weight", "(47, 16, 1)"]),
+        ({"middle_block.1.qkv.weight": np.zeros(48)}, ["middle_block.1.qkv.weight", "(48,)"]),
+        ({"middle_block.1.qkv.bias": np.zeros(())}, ["middle_block.1.qkv.bias", "()"]),
+    ],
+)
+def test_another_network_is_refused(tensors, change, parts):
+    given = {name: array for name, array in {**tensors, **change}.items() if array is not None}
+    with pytest.raises(UserError) as error:
+        read_openai_as(given, CONFIG)
+    assert "\n" not in str(error.value)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_there_is_no_way_back(matches, tensors):
+    with pytest.raises(UserError, match="^weights are read from files of OpenAI's codes and not written"):
+        tensors_from(matches, read_openai_as(tensors, CONFIG).params)
+
+
+def test_models_that_are_none_of_ours():
+    for name in ("64x64_classifier", "upsample_cond_500K.pt"):
+        with pytest.raises(UserError) as error:
+            read_openai({}, name)
+        assert str(error.value).startswith(f"{name.removesuffix('.pt')} is a")
+        assert "take one of ['128x128_diffusion'" in str(error.value)
+    with pytest.raises(UserError, match=r"^model must be one of .*'64x64_difusion'; did you mean '64x64_diffusion'"):
+        read_openai({}, "64x64_difusion")
+    with pytest.raises(UserError, match="^cifar10_uncond_50M_500K lacks "):
+        read_openai({}, "cifar10_uncond_50M_500K.pt")
+    assert len(MODELS) == 16 and len(REFUSED) == 7 and not MODELS.keys() & REFUSED.keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_published_config_says(name):
+    """The READMEs' flags, and the defaults of the code where they are silent."""
+    config = load_config(MODELS[name].experiment, MODELS[name].changes)
+    model, guided = config.model, MODELS[name].experiment.startswith("guided")
+    assert (model.norm_eps, model.embedding_order, model.embedding_spacing) == (1e-5, "cos_sin", "half")
+    assert model.down_padding == ("end" if guided else "both")  # theirs has no such convolution where blocks resample
+    assert model.resample_in_blocks == guided
+    assert model.scale_shift_norm == (not name.startswith("lsun_uncond"))
+    cosine = name.startswith(("cifar10", "imagenet64", "64x64"))
+    assert config.schedule.name == ("cosine" if cosine else "linear")
+    assert config.schedule.num_steps == (4000 if cosine and not guided else 1000)
+    assert config.diffusion.variance == "learned_range"
+    assert config.diffusion.loss == ("rescaled_vlb" if "vlb" in name else "hybrid")
+    assert config.sample.sampler == "ancestral" and config.sample.respacing == "250"
+    with_dropout = {"cifar10": 0.3, "64x64": 0.1, "lsun_be": 0.1, "lsun_ca": 0.1, "lsun_ho": 0.1}
+    dropout = next((rate for start, rate in with_dropout.items() if name.startswith(start)), 0.0)
+    assert model.dropout == (0.0 if name.endswith("nodropout") else dropout)
+    labelled = name == "imagenet64_cond_270M_250K" or name.endswith("_diffusion")
+    assert model.num_classes == (1000 if labelled else 0)
