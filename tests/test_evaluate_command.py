@@ -227,7 +227,7 @@ def test_the_flow_joins_what_was_measured_before(straight_run, tmp_path, capsys)
         (["--split=holdout"], "holdout"),
         (["--step=12345"], "--step must be one of"),
         (["--best", "--step=8"], "give one of them"),
-        (["--what=bit"], "--what must be one of ['bits', 'ode', 'pictures', 'samples']; got 'bit'; did you mean 'bits'?"),
+        (["--what=bit"], "['bits', 'ode', 'pictures', 'samples']; got 'bit'; did you mean 'bits'?"),
         (["--what="], "--what must name something to measure: bits, pictures, ode, samples"),
         (["--ode", "--ode_steps=0"], "--ode_steps must be at least 1; got 0"),
         (["--ode", "--ode_probes=-1"], "--ode_probes must be at least 0; got -1"),

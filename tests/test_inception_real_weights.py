@@ -10,6 +10,7 @@ takes two minutes and needs torch, on the CPU. The file holds a graph in the lay
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
@@ -50,7 +51,7 @@ def crops(picture, num_crops, size, seed):
 
 def test_every_stage_is_theirs(graph):
     torch, net = graph
-    x = np.asarray(to_input_range(crops(0, 2, 299, seed=0).astype(np.float32)))
+    x = np.asarray(to_input_range(jnp.asarray(crops(0, 2, 299, seed=0), jnp.float32)))
     network = Inception(has_output=False)
     features, state = jax.jit(
         lambda params, x: network.apply(
@@ -79,7 +80,7 @@ def test_features_and_frechet_distance_of_two_photographs(graph):
     theirs = []
     with torch.no_grad():
         for images in sets:
-            x = torch.tensor(np.asarray(to_input_range(images.astype(np.float32)))).permute(0, 3, 1, 2)
+            x = torch.tensor(np.asarray(to_input_range(jnp.asarray(images, jnp.float32)))).permute(0, 3, 1, 2)
             theirs.append(np.concatenate([net.layers(part).reshape(-1, 2048).numpy() for part in x.split(10)]))
     for got, want in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-3)

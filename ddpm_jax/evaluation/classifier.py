@@ -23,7 +23,9 @@ NUM_FEATURES = 128
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1200, 128, 1e-3, 0
 HELD_OUT_EVERY = 10  # picture 0, 10, 20, ... is not trained on
 _NUMBERS = ("num_classes", "accuracy", "scale")
-VERSION = 1  # of all of the above and of the network: another version is another extractor
+CHANNELS, STRIDES = (16, 32, 64), (1, 2, 2)  # of the convolutions
+# All of the above: another recipe is another extractor.
+RECIPE = f"{NUM_FEATURES} {NUM_STEPS} {BATCH_SIZE} {LEARNING_RATE} {SEED} {HELD_OUT_EVERY} {CHANNELS} {STRIDES}"
 
 
 class Classifier(nn.Module):
@@ -34,7 +36,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B 128"], Float[Array, "B K"]]:
         """(the hidden layer's activations, logits); x in [-1, 1]."""
-        for index, (channels, stride) in enumerate(((16, 1), (32, 2), (64, 2))):
+        for index, (channels, stride) in enumerate(zip(CHANNELS, STRIDES, strict=True)):
             x = nn.relu(nn.Conv(channels, (3, 3), strides=stride, name=f"conv_{index}")(x))
         # Pooled to at most 4x4, so that large pictures do not make a large layer.
         window = tuple(-(-n // 4) for n in x.shape[1:3])

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.devices import batch_sharded, compiler_options, put_batch, replicated
 from ddpm_jax.errors import UserError, check_one_of
-from ddpm_jax.evaluation.classifier import NUM_FEATURES, VERSION, Classifier, TrainedClassifier
+from ddpm_jax.evaluation.classifier import NUM_FEATURES, RECIPE, Classifier, TrainedClassifier
 from ddpm_jax.evaluation.inception_weights import load_inception
 from ddpm_jax.evaluation.resume_point import fingerprint
 from ddpm_jax.models.inception import INPUT_SIZE, WIDTHS, Inception, resize_tf_bilinear, to_input_range
@@ -141,7 +141,7 @@ def classifier_extractor(trained: TrainedClassifier, facts: dict[str, Any]) -> E
 
     own = {
         "name": "classifier",
-        "version": VERSION,
+        "recipe": RECIPE,
         "held_out_accuracy": trained.accuracy,
         "scale": trained.scale,
         "weights_fingerprint": fingerprint(trained.params),

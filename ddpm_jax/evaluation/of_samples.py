@@ -130,7 +130,7 @@ class SampleMetrics:
             return pixels_extractor(self._reference.image_shape)
         source = self._reference.source
         whole = picture_set("--reference", source, self._reference.identity)
-        name = fingerprint(str(whole.facts), np.asarray(source.labels), classifier.VERSION)
+        name = fingerprint(str(whole.facts), np.asarray(source.labels), classifier.RECIPE)
         path = os.path.join(settings.cache_folder, f"classifier_{name}.npz")
         trained = classifier.load_classifier(path)
         if trained is None:
@@ -188,7 +188,13 @@ def of_files(settings: SampleSettings, given: str) -> tuple[PictureSet, PictureS
     """(the samples in a file or folder, the real pictures)."""
     if settings.reference is None:
         raise UserError("--samples needs real pictures to compare with: give --reference, such as digits:train")
-    samples = open_pictures("--samples", given, image_size=settings.image_size, num_images=settings.num_samples)
+    samples = open_pictures(
+        "--samples",
+        given,
+        image_size=settings.image_size,
+        data_path=settings.data_path,
+        num_images=settings.num_samples,
+    )
     return samples, _open_reference(settings, samples.image_shape)
 
 

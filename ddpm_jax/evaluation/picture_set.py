@@ -95,7 +95,11 @@ def open_pictures(
                 f"digits:train; there is no {given!r}"
             )
     except UserError as error:
-        raise UserError(str(error).replace("data.path", flag).replace("data.split", f"the split of {flag}")) from None
+        names = {"--config.data.path": "--data_path", "data.path": flag, "data.split": f"the split of {flag}"}
+        text = str(error)
+        for theirs, ours in names.items():
+            text = text.replace(theirs, ours)
+        raise UserError(text) from None
     return picture_set(flag, source, identity, num_images)
 
 
