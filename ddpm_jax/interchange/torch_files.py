@@ -1,0 +1,164 @@
+"""PyTorch's own files (.pt, .pth, .bin, .ckpt) as NumPy arrays: neither torch nor what a file names is run."""
+
+import io
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.interchange.torch_pickle import DAMAGE, Storage, Tensor, load_pickle
+
+_ZIP_START = b"PK\x03\x04"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
+_LEGACY_START = b"\x80"
+_LEGACY_VERSION = 1001
+
+
+def read_torch_file(path: str | os.PathLike) -> dict[str, Any]:
+    """What `torch.save` or `torch.jit.save` wrote, tensors as NumPy arrays.
+
+    Reads the zip format, the format from before PyTorch 1.6, and the weights of a TorchScript module, as nested dicts
+    by attribute. float16 and bfloat16 stay what they are (bfloat16 is that of ml_dtypes).
+
+    Returns:
+      Nested dicts with names for keys; in them arrays, numbers, texts, None and lists.
+
+    Raises:
+      UserError: no such file, another format, a file that is cut off or damaged, or one that asks for anything but
+        tensors and dicts: nothing in a file is executed.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+            file.seek(0)
+            if start == _ZIP_START:
+                loaded = _read_zip(file, path)
+            elif start[:1] == _LEGACY_START:
+                loaded = _read_legacy(file, path)
+            else:
+                raise UserError(f"{path} is no file of torch.save: it starts with {start!r}")
+        loaded = _plain(loaded, {})
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (*DAMAGE, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} is cut off or damaged ({said}): get it again") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} must hold a dict of tensors; it holds a {type(loaded).__name__}")
+    return loaded
+
+
+def _read_zip(file: io.BufferedIOBase, path: Path) -> Any:
+    """The format of PyTorch 1.6 and later: NAME/data.pkl, the storages NAME/data/KEY, the byte order."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        # TorchScript compresses its code, which is not read; weights never are, so that no entry can be a bomb.
+        stored = {name: info for name, info in entries.items() if info.compress_type == zipfile.ZIP_STORED}
+        if sum(info.file_size for info in stored.values()) > os.path.getsize(path):
+            raise ValueError("its parts are larger than the whole")
+        pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1:
+            raise UserError(f"{path} is a zip file, but none of torch.save: it holds {sorted(entries)[:3]}")
+        folder = pickles[0].partition("/")[0]
+
+        def content(name: str) -> bytes:
+            if name in entries and name not in stored:
+                raise ValueError(f"{name} is compressed, which torch.save does not do")
+            return archive.read(name)  # checks the CRC
+
+        byteorder = content(f"{folder}/byteorder").decode() if f"{folder}/byteorder" in entries else "little"
+        if byteorder not in ("little", "big"):
+            raise ValueError(f"the byte order {byteorder!r}")
+        storages: dict[str, Storage] = {}
+
+        def load_storage(pid: tuple) -> Storage:
+            _, kind, key, _, numel = pid[:5]
+            if key not in storages:
+                storage = Storage(key, kind.dtype, numel)
+                storage.data = _numbers(content(f"{folder}/data/{key}"), byteorder, storage)
+                storages[key] = storage
+            return _same_type(storages[key], kind.dtype)
+
+        is_torch_script = any(name.startswith(f"{folder}/code/") for name in entries)
+        pickled = io.BytesIO(content(pickles[0]))
+        return load_pickle(pickled, str(path), load_storage, torch_script=is_torch_script)
+
+
+def _read_legacy(file: io.BufferedIOBase, path: Path) -> Any:
+    """The format before PyTorch 1.6: three pickles of a header, the object, the storages' keys, the storages."""
+    what = str(path)
+    if load_pickle(file, what) != _LEGACY_MAGIC:
+        raise UserError(f"{path} is a pickle, but none of torch.save: it lacks its first number")
+    version = load_pickle(file, what)
+    if version != _LEGACY_VERSION:
+        raise ValueError(f"version {version}")
+    load_pickle(file, what)  # sizes of C's types where it was written: the storages do not depend on them
+    storages: dict[str, Storage] = {}
+
+    def load_storage(pid: tuple) -> Storage:
+        _, kind, key, _, numel = pid[:5]
+        if len(pid) > 5 and pid[5] is not None:
+            raise ValueError("a storage that is a part of another, as PyTorch before 0.4 wrote it")
+        storage = Storage(key, kind.dtype, numel)
+        return _same_type(storages.setdefault(key, storage), kind.dtype)
+
+    loaded = load_pickle(file, what, load_storage)
+    for key in load_pickle(file, what):
+        storage = storages[key]
+        (numel,) = struct.unpack("<q", file.read(8))
+        if numel != storage.numel:
+            raise ValueError(f"storage {key!r} has {numel} elements, not {storage.numel}")
+        # Not more than the file has: a number in the file must not decide about the memory.
+        num_bytes = min(numel * storage.dtype.itemsize, os.path.getsize(path))
+        storage.data = _numbers(file.read(num_bytes), "little", storage)
+    if any(storage.data is None for storage in storages.values()):
+        raise ValueError("a storage is missing")
+    return loaded
+
+
+def _same_type(storage: Storage, dtype: np.dtype) -> Storage:
+    if storage.dtype != dtype:
+        raise ValueError(f"storage {storage.key!r} is both {storage.dtype} and {dtype}")
+    return storage
+
+
+def _numbers(data: bytes, byteorder: str, storage: Storage) -> np.ndarray:
+    """[numel] in the machine's byte order; through integers, as bfloat16 knows no other order."""
+    itemsize = storage.dtype.itemsize
+    if len(data) < storage.numel * itemsize:
+        raise ValueError(f"storage {storage.key!r} has {len(data)} of {storage.numel * itemsize} bytes")
+    raw = np.frombuffer(data, f"{'>' if byteorder == 'big' else '<'}u{itemsize}", storage.numel)
+    return raw.astype(raw.dtype.newbyteorder("="), copy=False).view(storage.dtype)
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    """Dicts by names, arrays, numbers, texts and lists; what is referred to twice is converted once.
+
+    Raises:
+      ValueError: it contains itself, or a thing of another kind.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if id(value) in done:
+        if done[id(value)] is value:  # begun, not finished
+            raise ValueError("a container that contains itself")
+        return done[id(value)]
+    done[id(value)] = value
+    if isinstance(value, Tensor):
+        plain: Any = value.array()
+    elif isinstance(value, dict):
+        plain = {str(key): _plain(item, done) for key, item in value.items()}
+    elif isinstance(value, (list, tuple)):
+        plain = [_plain(item, done) for item in value]
+    else:
+        raise ValueError(f"it holds a {type(value).__name__}")
+    done[id(value)] = plain
+    return plain
+

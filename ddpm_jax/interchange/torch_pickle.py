@@ -1,0 +1,213 @@
+"""The pickles inside a PyTorch file, read without calling anything that they name.
+
+A pickle may name any function and have it called: here it gets inert stand-ins for the few names that tensors and
+dicts of them need, and every other name is refused before anything happens.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ddpm_jax.errors import UserError
+
+# torch's name of a storage and of a dtype -> NumPy's dtype.
+STORAGES = {
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+# Python allocates what these ask for before it looks whether the file holds it; torch.save writes none of them.
+_REFUSED_OPCODES = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4", "INST", "OBJ"}
+_SMALL = 2**20  # elements: an expanded tensor (stride 0) may have so many more than its storage
+
+# What reading a damaged or hostile pickle raises, as found by cutting and changing files.
+DAMAGE = (
+    pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
+    MemoryError, RecursionError, UnicodeDecodeError,
+)  # fmt: skip
+
+
+class Storage:
+    """A run of numbers that tensors are cut from; `data` comes when the bytes are read."""
+
+    def __init__(self, key: str, dtype: np.dtype, numel: int):
+        # Nothing of another type is printed: a text of nested lists can be longer than the memory.
+        if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
+            raise ValueError("a storage without a name or a size")
+        self.key, self.dtype, self.numel = key, dtype, numel
+        self.data: np.ndarray | None = None  # [numel]
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a storage has no state")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor before the bytes of its storage are read; sizes in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a tensor has no state")
+
+    def array(self) -> np.ndarray:
+        """An array of its own, C-contiguous.
+
+        Raises:
+          ValueError: a part of it would lie outside of its storage.
+        """
+        numbers = (self.offset, *self.shape, *self.strides)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError("a tensor with an offset, shape or strides that are no numbers from 0 up")
+        if len(self.shape) != len(self.strides) or len(self.shape) > 32:
+            raise ValueError(f"a tensor has {len(self.shape)} axes and {len(self.strides)} strides")
+        count = math.prod(self.shape)
+        if count == 0:
+            return np.zeros(self.shape, self.storage.dtype)
+        last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        if last >= self.storage.numel or count > max(self.storage.numel, _SMALL):
+            raise ValueError(
+                f"a tensor of shape {self.shape} with strides {self.strides} from {self.offset} on leaves its storage "
+                f"{self.storage.key!r} of {self.storage.numel} elements"
+            )
+        strides = [stride * self.storage.dtype.itemsize for stride in self.strides]
+        data = self.storage.data[self.offset :]
+        view = np.lib.stride_tricks.as_strided(data, self.shape, strides, writeable=False)
+        return np.array(view, self.storage.dtype, order="C")
+
+
+class Object(dict):
+    """A stand-in for an object of a class: its attributes by name. Nothing of the class itself is there."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.update(state if isinstance(state, dict) else {"state": state})
+
+
+class _OrderedDict(dict):
+    """Of collections.OrderedDict, with what torch hangs on it (versions of modules) left out."""
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+class _StorageType:
+    """The type of a storage, as a storage's record names it."""
+
+    def __init__(self, name: str):
+        self.dtype = STORAGES[name]
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("the type of a storage has no state")
+
+
+class _Function:
+    """A function of ours under the name that the pickle knows; a pickle cannot change it."""
+
+    def __init__(self, function: Callable):
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a function has no state")
+
+
+def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
+    if not isinstance(storage, Storage):
+        raise ValueError("a tensor without a storage")
+    return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _known(module: str, name: str, torch_script: bool) -> Any:
+    """What stands in for module.name; None where nothing does."""
+    if (module, name) == ("collections", "OrderedDict"):
+        return _OrderedDict
+    if module == "torch" and name in STORAGES:
+        return _StorageType(name)
+    functions = {
+        ("torch", "Size"): lambda sizes=(): tuple(sizes),
+        ("torch", "device"): lambda *_: None,
+        ("torch._utils", "_rebuild_tensor"): _tensor,
+        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    }
+    if torch_script:
+        lists = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
+        functions |= {("torch.jit._pickle", name): list for name in lists}
+        functions[("torch.jit._pickle", "restore_type_tag")] = lambda value, _: value
+        if module.split(".")[0] == "__torch__":
+            return Object
+    function = functions.get((module, name))
+    return _Function(function) if function else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, text: bytes, what: str, load_storage: Callable[[tuple], Storage], torch_script: bool):
+        super().__init__(io.BytesIO(text), encoding="utf-8")
+        self._what, self._load_storage, self._torch_script = what, load_storage, torch_script
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _known(module, name, self._torch_script)
+        if found is None:
+            raise UserError(
+                f"{self._what} asks for {module}.{name}, which weights do not need and which may do anything: nothing "
+                "of it was executed; save the tensors alone (a state_dict), or as .safetensors"
+            )
+        return found
+
+    def persistent_load(self, pid: Any) -> Storage:
+        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _StorageType):
+            raise pickle.UnpicklingError("a reference to something that is no storage")
+        return self._load_storage(pid)
+
+
+def load_pickle(
+    file: io.BufferedIOBase,
+    what: str,
+    load_storage: Callable[[tuple], Storage] | None = None,
+    torch_script: bool = False,
+) -> Any:
+    """The next pickle of `file`, which is left behind its end; tensors as `Tensor`.
+
+    Args:
+      what: names the file in complaints.
+      load_storage: a persistent id -> its storage; None where there must be none.
+      torch_script: stand-ins for the classes of a TorchScript module too.
+
+    Raises:
+      UserError: it names something that is not on the list of stand-ins.
+      one of DAMAGE: it is no pickle, or cut off.
+    """
+
+    def no_storage(pid: tuple) -> Storage:
+        raise pickle.UnpicklingError("a storage in a header")
+
+    start = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    for opcode, argument, _ in pickletools.genops(file):
+        # Python's memo is as long as its largest index says.
+        beyond = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > size
+        if opcode.name in _REFUSED_OPCODES or beyond:
+            raise pickle.UnpicklingError(f"the opcode {opcode.name}, which torch.save does not write")
+    end = file.tell()
+    file.seek(start)
+    return _Unpickler(file.read(end - start), what, load_storage or no_storage, torch_script).load()
