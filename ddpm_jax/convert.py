@@ -1,6 +1,7 @@
 """`python -m ddpm_jax.convert`: trained weights of other programs into a workdir, and a workdir's out."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -94,7 +95,7 @@ def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
         )
     imported = formats[name].read(path)
     config = with_overrides(imported.config, args.overrides)
-    write_workdir(type(imported)(config, imported.params, imported.ema_params, imported.notes), args.workdir)
+    write_workdir(dataclasses.replace(imported, config=config), args.workdir)
     for line in _description(name, config, imported):
         print(line)
     print(f"wrote {os.path.abspath(args.workdir)}")

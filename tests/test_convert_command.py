@@ -16,7 +16,6 @@ from ddpm_jax import checkpoints, configuration, convert, evaluate, experiment, 
 from ddpm_jax.errors import UserError
 from ddpm_jax.interchange import diffusers, workdir
 
-
 ONE_LEVEL = UNET | dict(block_out_channels=[4], down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"])
 
 
@@ -71,9 +70,10 @@ def test_an_import_is_a_workdir_at_step_0(folder, imported_run):
     assert saved == run.config and sorted(os.listdir(imported_run)) == ["checkpoints", "config.json"]
 
 
-def test_it_says_what_was_imported(folder, tmp_path, capsys):
+def test_it_says_what_was_imported(folder, tmp_path, capsys, caplog):
     assert run_convert(f"--from={folder}", f"--workdir={tmp_path / 'run'}") == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert not err and not caplog.messages
     for line in (
         "network   3,269 parameters for pictures of 8x8x1, from diffusers",
         "schedule  linear, 20 steps",
