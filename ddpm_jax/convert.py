@@ -111,8 +111,9 @@ def _description(name: str, config: Any, imported: Any) -> list[str]:
     schedule, diffusion, sample = config.schedule, config.diffusion, config.sample
     calls = build_table(config, build_schedule(config)).num_calls
     shape = "x".join(map(str, image_shape_of(config)))
+    classes = f" of {config.model.num_classes} classes" if config.model.num_classes else ""
     return [
-        f"network   {num_params(imported.params):,} parameters for pictures of {shape}, from {name}",
+        f"network   {num_params(imported.params):,} parameters for pictures of {shape}{classes}, from {name}",
         f"schedule  {schedule.name}, {schedule.num_steps} steps, beta {schedule.beta_start:g} to {schedule.beta_end:g}",
         f"predicts  {diffusion.prediction}, variance {diffusion.variance}",
         f"sampler   {sample.sampler}, {calls} network calls, clip_x_0 {str(sample.clip_x_0).lower()}",
@@ -131,7 +132,7 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=weights)
     formats[name].write(path, trained.config, trained.params)
     print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")
-    if name == "diffusers":
+    if name == "diffusers" and not trained.config.model.num_classes:  # their pipeline gives no labels
         T = trained.config.schedule.num_steps
         print(f'next: diffusers.DDPMPipeline.from_pretrained("{path}")(num_inference_steps={T}).images[0]')
 

@@ -53,6 +53,15 @@ def test_what_a_folder_says_stands_in_the_config(folder, tensors):
     assert any("does not say which pictures" in note for note in imported.notes)
 
 
+def test_classes(tmp_path):
+    tensors = write_folder(tmp_path / "hub", UNET | {"num_class_embeds": 10})
+    imported = read_diffusers(tmp_path / "hub")
+    assert imported.config.model.num_classes == 10
+    np.testing.assert_array_equal(imported.params["label_embedding"], tensors["class_embedding.weight"])
+    write_diffusers(tmp_path / "back", imported.config, imported.params)
+    assert read_diffusers(tmp_path / "back").config == imported.config
+
+
 def test_a_file_of_weights_is_found_its_configs(folder):
     assert read_diffusers(folder / WEIGHTS).config == read_diffusers(folder).config
 
@@ -137,7 +146,9 @@ def test_a_hostile_bin_is_named_and_not_executed(folder, tmp_path):
     "change,match",
     [
         ({"_class_name": "UNet2DConditionModel"}, "is the config of a UNet2DConditionModel"),
-        ({"num_class_embeds": 10}, "num_class_embeds=10, which the U-Net here cannot express"),
+        ({"num_class_embeds": -1}, "num_class_embeds=-1, which the U-Net here cannot express"),
+        ({"num_class_embeds": 10}, "lacks class_embedding.weight"),
+        ({"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),
         ({"add_attention": False}, "add_attention=False"),
         ({"act_fn": "gelu"}, "act_fn='gelu'.*'silu' or 'swish'"),
@@ -277,7 +288,7 @@ def test_heads_by_number_become_heads_by_width():
 def test_out_and_in_is_the_identity_bit_for_bit(tmp_path, folder, name, write, read):
     imported = read_diffusers(folder)
     config = imported.config.copy_and_resolve_references()
-    config.optim.learning_rate, config.data.path, config.train.seed = 1 / 3, "pictures", 7
+    config.optim.learning_rate, config.data.path, config.sample.classes = 1 / 3, "pictures", (1, 0)
     params = imported.params
     odd = np.array([-0.0, 1e-45, np.inf, np.nan], np.float32).view(np.uint32)
     params["conv_in"]["bias"] = np.append(odd[:3], odd[3] | 5).astype(np.uint32).view(np.float32)  # a NaN with bits

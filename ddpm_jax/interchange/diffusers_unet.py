@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "attn_norm_num_groups": None,
     "norm_eps": 1e-5,
     "resnet_time_scale_shift": "default",
+    "num_class_embeds": None,
 }
 # What our U-Net has in one way alone: the setting, and how that way may be written.
 _ONLY: dict[str, tuple] = {
@@ -35,7 +36,6 @@ _ONLY: dict[str, tuple] = {
     "act_fn": ("silu", "swish"),
     "add_attention": (True,),
     "class_embed_type": (None,),
-    "num_class_embeds": (None,),
 }
 _UNUSED = ("num_train_timesteps",)  # of a time embedding that is learned
 _DOWN = {"DownBlock2D": "conv", "ResnetDownsampleBlock2D": "resnet", "AttnDownBlock2D": None}
@@ -88,6 +88,7 @@ def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
         "embedding_order": "cos_sin" if settings["flip_sin_to_cos"] else "sin_cos",
         "embedding_spacing": "half" if settings["freq_shift"] == 0 else "half_minus_1",
         "time_scale": 1.0,
+        "num_classes": settings["num_class_embeds"] or 0,
     }
     return {
         "image_size": settings["sample_size"],
@@ -109,6 +110,7 @@ def _checked(settings: dict[str, Any], what: str) -> dict[str, Any]:
         "block_out_channels": lambda v: isinstance(v, tuple) and 0 < len(v) < 32 and all(map(_is_count, v)),
         "layers_per_block": lambda v: _is_count(v) and v <= _MOST_LAYERS,
         "attention_head_dim": lambda v: v is None or _is_count(v),
+        "num_class_embeds": lambda v: v is None or _is_count(v),
         "dropout": lambda v: isinstance(v, (int, float)) and 0 <= v < 1,
         "norm_eps": lambda v: isinstance(v, (int, float)) and 0 < v < 1,
         "downsample_padding": lambda v: v in (0, 1),
@@ -198,6 +200,7 @@ def unet_of_fields(config: Any) -> dict[str, Any]:
         "norm_eps": model.norm_eps,
         "resnet_time_scale_shift": "scale_shift" if model.scale_shift_norm else "default",
         "add_attention": True,
+        "num_class_embeds": model.num_classes or None,
     }
 
 

@@ -1,6 +1,5 @@
 """Weights of diffusers in and out, beside the installed diffusers: its own files, forward pass and pipelines."""
 
-import functools
 import json
 import shutil
 
@@ -40,9 +39,13 @@ def check_outputs(peer, imported, batch, num_ddim_steps):
     config = imported.config
     unet, schedule, params = build_model(config), build_schedule(config), jax.device_put(imported.params)
     network = jax.jit(lambda p, *args: unet.apply({"params": p}, *args), compiler_options=quick_compile_options())
-    apply = functools.partial(network, params)
+    labels = np.arange(batch) if unet.num_classes else None
+
+    def apply(x_t, t):
+        return network(params, x_t, t, labels)
+
     x_t = normals(batch, *config.data.image_size, config.data.num_channels)
-    expected = run_peer(peer, x_t, T[:batch])
+    expected = run_peer(peer, x_t, T[:batch], labels)
     assert np.std(expected) > 0.1  # the weights are random: the output says something
     np.testing.assert_allclose(apply(x_t, jnp.asarray(T[:batch])), expected, atol=1e-4, rtol=0)
     if not num_ddim_steps:
@@ -97,7 +100,7 @@ def test_a_pipeline_gives_the_same_numbers(small, imported):
     [
         dict(attention_head_dim=8, norm_eps=1e-5, downsample_padding=1, flip_sin_to_cos=True, freq_shift=0),
         dict(downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
-             attn_norm_num_groups=8, attention_head_dim=16, norm_eps=0.1),
+             attn_norm_num_groups=8, attention_head_dim=16, norm_eps=0.1, num_class_embeds=5),
     ],
 )  # fmt: skip
 def test_the_variants_give_the_same_numbers_and_come_back(others, tmp_path):
