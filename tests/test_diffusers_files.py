@@ -244,6 +244,13 @@ def test_missing_files_are_named(tmp_path, tensors):
     refused(tmp_path / "b", r"config\.json is no JSON")
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, "diffusion_pytorch_model.bin"])
+def test_a_clone_without_its_large_files_is_told(folder, name):
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 143\n")
+    refused(folder, f"{name} is a pointer of git-lfs and not the file itself: run git lfs pull")
+
+
 def test_a_pipeline_with_more_parts_is_refused(folder):
     index = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "X"]}
     (folder / "model_index.json").write_text(json.dumps(index | {"vqvae": ["diffusers", "VQModel"]}))

@@ -49,6 +49,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[Tensors, dict[str, str]]:
       UserError: no such file, one of another kind, one that is cut off or damaged, or a shard that is missing.
     """
     path = Path(path)
+    _check_fetched(path)
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path), {}
     if path.suffix == ".safetensors":
@@ -57,6 +58,15 @@ def read_tensors(path: str | os.PathLike) -> tuple[Tensors, dict[str, str]]:
         return state_dict_of(read_torch_file(path), path), {}
     kinds = ", ".join((".safetensors", *TORCH_SUFFIXES, INDEX_SUFFIX))
     raise UserError(f"{path} is no file of weights by its name: it must end in one of {kinds}")
+
+
+def _check_fetched(path: Path) -> None:
+    """Raises UserError for what a clone without git-lfs has in the place of a large file."""
+    start = b"version https://git-lfs"
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(start)) == start:
+                raise UserError(f"{path} is a pointer of git-lfs and not the file itself: run git lfs pull there")
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:

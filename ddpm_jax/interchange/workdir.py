@@ -53,9 +53,7 @@ def write_workdir(imported: Imported, workdir: str | os.PathLike) -> None:
     optimizer, time_sampler = factories.build_optimizer(config), factories.build_time_sampler(config)
     with new_folder("--workdir", workdir) as folder:
         params, ema_params = (jax.tree.map(jnp.asarray, tree) for tree in (imported.params, imported.ema_params))
-        state = TrainState(
-            jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), time_sampler.init()
-        )
+        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), time_sampler.init())
         config_json = config_to_json(config)
         checkpoints = Checkpoints(str(folder), create=True)
         try:
