@@ -134,8 +134,8 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     if parser.takes_overrides and not {"-h", "--help"} & set(argv):
         experiment, overrides, argv = split_config_flags(argv)
         if experiment is not None:
-            raise UserError("this command takes no --config=FILE: the weights decide; single fields may be given, such "
-                            "as --config.data.path=DIR")
+            raise UserError("this command takes no --config=FILE: its network has one; single fields may "
+                            "be given, such as --config.data.path=DIR")
     if parser.takes_config and not {"-h", "--help"} & set(argv):
         experiment, overrides, argv = split_config_flags(argv)
         if experiment is None:

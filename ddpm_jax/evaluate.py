@@ -1,6 +1,7 @@
 """`python -m ddpm_jax.evaluate`: likelihood and rate-distortion of a trained model on real pictures."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -14,12 +15,13 @@ Measures a trained model on real pictures and writes tables, curves and pictures
             rate-distortion curve of progressive coding (section 4.3)
   pictures  what the network takes x_0 to be on the way: of held-out pictures, and of samples
   ode       the exact likelihood of the probability flow (Song et al. 2021), a second estimate of bits/dim
+Other pictures than the run's: --config.data.path=DIR and the other fields of data.
 After Ctrl-C or a kill the same command goes on where it stopped, to the same numbers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = make_parser("evaluate", PURPOSE, EXAMPLE)
+    parser = make_parser("evaluate", PURPOSE, EXAMPLE, takes_overrides=True)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the training run")
     parser.add_argument("--what", default="bits,pictures", metavar="LIST", help="what to measure (default %(default)s)")
     parser.add_argument("--ode", action="store_true", help="adds ode to that list")
@@ -52,7 +54,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.evaluation.of_run import Evaluation, EvaluationSettings
-    from ddpm_jax.runs import open_run
+    from ddpm_jax.runs import open_run, with_data
 
     settings = EvaluationSettings(
         what=what,
@@ -64,6 +66,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         **ode,
     )
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+    trained = dataclasses.replace(trained, config=with_data(trained.config, args.overrides))
     evaluation = Evaluation(trained, settings, workdir=args.workdir, weights=args.weights)
     written: list[str] = []
     report = evaluation.measure(on_file=written.append)

@@ -75,7 +75,7 @@ def test_it_says_what_was_imported(folder, tmp_path, capsys, caplog):
     out, err = capsys.readouterr()
     assert not err and not caplog.messages
     for line in (
-        "network   3,269 parameters for pictures of 8x8x1, from diffusers",
+        "network   2,801 parameters for pictures of 8x8x1, from diffusers",
         "schedule  linear, 20 steps",
         "predicts  eps, variance fixed_large",
         "sampler   ancestral, 20 network calls, clip_x_0 true",
@@ -92,11 +92,19 @@ def test_sampling_from_an_import(imported_run, tmp_path, sample_main):
     assert images.shape == (8, 8, 8, 1) and images.std() > 10
 
 
-def test_evaluating_an_import(imported_run, tmp_path, capsys):
-    argv = [f"--workdir={imported_run}", "--what=bits", f"--out={tmp_path}"]
-    assert evaluate.main(argv) == 2  # nothing is held out
-    assert "give --split" in capsys.readouterr().err
-    assert evaluate.main([*argv, "--split=train", "--batch_size=8"]) == 0
+def test_evaluating_an_import(folder, pictures, tmp_path, capsys):
+    """Which pictures may be said when importing, or when measuring."""
+    assert run_convert(f"--from={folder}", f"--workdir={tmp_path / 'run'}") == 0
+    argv = [f"--workdir={tmp_path / 'run'}", "--what=bits", f"--out={tmp_path / 'out'}"]
+    for more, match in (
+        ([], "give --split, such as --split=train"),
+        (["--split=train"], "data.path must name a folder of images; got ''; add --config.data.path=DIR"),
+        (["--config.model.channels=8"], "a field after --config. must be one of ['data.data_dir'"),
+        (["--config=digits"], "takes no --config=FILE"),
+    ):
+        assert evaluate.main([*argv, *more]) == 2
+        assert match in capsys.readouterr().err
+    assert evaluate.main([*argv, "--split=train", "--batch_size=8", f"--config.data.path={pictures}"]) == 0
     assert "16 pictures of image_folder 'train', step 0, ema weights" in capsys.readouterr().out
 
 
