@@ -206,6 +206,7 @@ def whole_config_from_json(text: str, what: str) -> ConfigDict:
 def _is_like(value: Any, default: Any) -> bool:
     if isinstance(default, tuple):
         kinds = {type(item) for item in default} or set(_STORABLE)
+        kinds |= {int, float} if kinds & {int, float} else set()
         return isinstance(value, tuple) and all(type(item) in kinds for item in value)
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 

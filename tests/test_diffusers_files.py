@@ -264,6 +264,7 @@ def test_a_pipeline_with_more_parts_is_refused(folder):
     "field,value,match",
     [
         ("model.time_scale", 0.25, "cannot express model.time_scale=0.25"),
+        ("model.channel_mults", (2, 4), r"cannot express model.channel_mults=\(2, 4\): its first convolution"),
         ("diffusion.prediction", "mean", "cannot express diffusion.prediction='mean'"),
         ("diffusion.variance", "learned", "cannot express diffusion.variance='learned'"),
         ("model.num_heads", 2, r"heads of one width; model.num_heads=2 gives \[2, 4\]"),

@@ -163,7 +163,12 @@ def unet_of_fields(config: Any) -> dict[str, Any]:
     model, height = config.model, config.data.image_size[0]
     if model.time_scale != 1:
         raise UserError(f"UNet2DModel cannot express model.time_scale={model.time_scale}: it takes t as it is")
-    widths = [model.channels * mult for mult in model.channel_mults]
+    if model.channel_mults[0] != 1:
+        raise UserError(
+            f"UNet2DModel cannot express model.channel_mults={tuple(model.channel_mults)}: its first convolution is as "
+            "wide as its first level, so that the first of them must be 1"
+        )
+    widths = [round(model.channels * mult) for mult in model.channel_mults]
     attention = [height // 2**level in model.attention_resolutions for level in range(len(widths))]
     plain = "Resnet{}sampleBlock2D" if model.resample_in_blocks else "{}Block2D"
     resample = "resnet" if model.resample_in_blocks else "conv"
