@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import os
+import pickle
 import re
 import shutil
+import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +17,7 @@ from PIL import Image
 
 from ddpm_jax import checkpoints, configuration, convert, evaluate, experiment, runs, train
 from ddpm_jax.errors import UserError
-from ddpm_jax.interchange import diffusers, workdir
+from ddpm_jax.interchange import diffusers, openai, original, workdir
 
 ONE_LEVEL = UNET | dict(block_out_channels=[4], down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"])
 
@@ -173,18 +176,59 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
         (["--from={folder}", "--config.model.channels=8"], "--config.model.channels cannot be chosen"),
         (["--from={folder}", "--config.data.pth=x"], "unknown config field 'data.pth'; did you mean 'data.path'"),
         (["--from={pictures}"], "no format is recognised in it"),
+        (["--from={folder}", "--model=cifar10"], "--model=cifar10 is not for diffusers"),
+        (["--from={tensorflow}"], "does not say which network it is of: give --model, one of .'celebahq256'"),
+        (["--from={folder}/config.json", "--format=original"], "does not say which network it is of: give --model"),
+        (["--from={folder}/config.json", "--format=openai"], "does not say which network it is of: give --model"),
+        (["--from={classifier}"], "64x64_classifier is a classifier"),
+        (["--to=x", "--format=openai"], "--format=openai can be read and not written"),
+        (["--to=x", "--model=cifar10"], "--model is for --from alone"),
         (["--to=x.pt"], "--to must be a folder, FILE.safetensors or FILE.npz"),
         (["--to=x.npz", "--config.data.path=x"], "is for --from alone"),
         (["--frm=x"], "unknown flag '--frm'; did you mean '--from'"),
     ],
 )
 def test_mistakes_are_one_line(folder, pictures, tmp_path, capsys, argv, match):
-    argv = [argument.format(folder=folder, pictures=pictures) for argument in argv]
+    classifier = tmp_path / "64x64_classifier.pt"
+    with zipfile.ZipFile(classifier, "w") as archive:  # an empty dict, as torch.save writes it
+        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+    tensorflow = Path(__file__).parent / "tensorflow_files" / "model.ckpt-3"
+    paths = {"folder": folder, "pictures": pictures, "classifier": classifier, "tensorflow": tensorflow}
+    argv = [argument.format(**paths) for argument in argv]
     assert run_convert(*argv, f"--workdir={tmp_path / 'run'}") == 2
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 1
     assert re.search(match, err[0]), err[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("source", ["openai", "openai by --model", "original", "original by its index"])
+def test_published_checkpoints_reach_their_readers(folder, tmp_path, monkeypatch, source):
+    """The networks themselves are too large for a test: the readers have tests of their own."""
+    read = []
+
+    def reader(tensors, model):
+        read.append((sorted(tensors), model))
+        return diffusers.read_diffusers(folder)
+
+    monkeypatch.setattr(openai, "read_openai", reader)
+    monkeypatch.setattr(original, "read_original", reader)
+    monkeypatch.setattr(original, "is_wanted", lambda name: True)
+    files = Path(__file__).parent / "tensorflow_files"
+    argv = {
+        "openai": [f"--from={tmp_path / 'lsun_cat.pt'}"],
+        "openai by --model": [f"--from={tmp_path / 'mine.bin'}", "--format=openai", "--model=lsun_cat"],
+        "original": [f"--from={files / 'model.ckpt-3'}", "--model=cifar10"],
+        "original by its index": [f"--from={files / 'model.ckpt-3.index'}", "--model=cifar10"],
+    }[source]
+    for name in ("lsun_cat.pt", "mine.bin"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+    assert run_convert(*argv, f"--workdir={tmp_path / 'run'}") == 0
+    tensors, model = read[0]
+    assert model == ("lsun_cat" if "openai" in source else "cifar10")
+    assert tensors or "openai" in source
+    assert runs.open_run(str(tmp_path / "run")).step == 0
 
 
 def test_no_run_is_overwritten(folder, own_copy, capsys):

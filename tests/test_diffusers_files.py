@@ -53,6 +53,14 @@ def test_what_a_folder_says_stands_in_the_config(folder, tensors):
     assert any("does not say which pictures" in note for note in imported.notes)
 
 
+def test_widths_that_are_no_multiples(tmp_path):
+    write_folder(tmp_path / "hub", UNET | {"block_out_channels": [4, 6]})
+    imported = read_diffusers(tmp_path / "hub")
+    assert imported.config.model.channel_mults == (1, 1.5)
+    write_diffusers(tmp_path / "back", imported.config, imported.params)
+    assert read_diffusers(tmp_path / "back").config == imported.config
+
+
 def test_classes(tmp_path):
     tensors = write_folder(tmp_path / "hub", UNET | {"num_class_embeds": 10})
     imported = read_diffusers(tmp_path / "hub")
@@ -158,7 +166,7 @@ def test_a_hostile_bin_is_named_and_not_executed(folder, tmp_path):
         ({"down_block_types": ["DownBlock2D"]}, "block_out_channels has 2 levels"),
         ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "attention at other levels on the way up"),
         ({"upsample_type": "resnet", "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"]}, "here it is one"),
-        ({"block_out_channels": [4, 6]}, "each is a multiple of the first"),
+        ({"block_out_channels": [4, 6]}, "it holds another network than it says"),
         ({"block_out_channels": "4,8"}, "block_out_channels='4,8'"),
         ({"time_embedding_dim": 7}, "time_embedding_dim=7; here it is 16"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups=None"),
@@ -264,7 +272,8 @@ def test_a_pipeline_with_more_parts_is_refused(folder):
     "field,value,match",
     [
         ("model.time_scale", 0.25, "cannot express model.time_scale=0.25"),
-        ("model.channel_mults", (2, 4), r"cannot express model.channel_mults=\(2, 4\): its first convolution"),
+        ("model.channel_mults", (2, 4), r"cannot express model.channel_mults=\(2, 4\) .* its first convolution"),
+        ("model.conv_in_channels", 8, "model.conv_in_channels=8: its first convolution"),
         ("diffusion.prediction", "mean", "cannot express diffusion.prediction='mean'"),
         ("diffusion.variance", "learned", "cannot express diffusion.variance='learned'"),
         ("model.num_heads", 2, r"heads of one width; model.num_heads=2 gives \[2, 4\]"),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.models.unet import level_widths
 
 # A setting that its config.json lacks has the default of their class.
 _DEFAULTS: dict[str, Any] = {
@@ -62,8 +63,6 @@ def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
             raise UserError(f"{what} has the setting {name}={value!r}, which the U-Net here does not know")
     settings = _checked(_DEFAULTS | settings, what)
     widths, levels = settings["block_out_channels"], range(len(settings["block_out_channels"]))
-    if any(width % widths[0] for width in widths):
-        raise UserError(f"{what} has block_out_channels={widths}; here each is a multiple of the first")
     if settings["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise UserError(f"{what} has time_embedding_dim={settings['time_embedding_dim']}; here it is {4 * widths[0]}")
     if settings["resnet_time_scale_shift"] == "scale_shift" and settings["attn_norm_num_groups"] is None:
@@ -74,7 +73,7 @@ def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
     height = settings["sample_size"][0]
     model = {
         "channels": widths[0],
-        "channel_mults": tuple(width // widths[0] for width in widths),
+        "channel_mults": tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths),
         "num_res_blocks": settings["layers_per_block"],
         "attention_resolutions": tuple(height // 2**level for level in levels if attention[level]),
         "dropout": float(settings["dropout"]),
@@ -163,12 +162,12 @@ def unet_of_fields(config: Any) -> dict[str, Any]:
     model, height = config.model, config.data.image_size[0]
     if model.time_scale != 1:
         raise UserError(f"UNet2DModel cannot express model.time_scale={model.time_scale}: it takes t as it is")
-    if model.channel_mults[0] != 1:
+    if model.channel_mults[0] != 1 or model.conv_in_channels not in (0, model.channels):
         raise UserError(
-            f"UNet2DModel cannot express model.channel_mults={tuple(model.channel_mults)}: its first convolution is as "
-            "wide as its first level, so that the first of them must be 1"
+            f"UNet2DModel cannot express model.channel_mults={tuple(model.channel_mults)} with model.conv_in_channels="
+            f"{model.conv_in_channels}: its first convolution is as wide as its first level and model.channels"
         )
-    widths = [round(model.channels * mult) for mult in model.channel_mults]
+    widths = level_widths(model.channels, model.channel_mults)
     attention = [height // 2**level in model.attention_resolutions for level in range(len(widths))]
     plain = "Resnet{}sampleBlock2D" if model.resample_in_blocks else "{}Block2D"
     resample = "resnet" if model.resample_in_blocks else "conv"
