@@ -26,6 +26,7 @@ setup(
         "jaxtyping",
         "matplotlib>=3.10",  # the curves of `evaluate`
         "pillow",
+        "safetensors>=0.4.5",
         "scikit-learn",  # the embedded digits
         "tensorboardX",
         "tqdm",

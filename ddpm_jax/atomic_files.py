@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever moment the process ends at."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,3 +37,25 @@ def check_folder(flag: str, folder: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"{flag}: the folder {folder} cannot be written ({error.strerror}); give another") from error
+
+
+@contextmanager
+def new_folder(flag: str, path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when the block ends without an exception: whole or not at all.
+
+    Raises:
+      UserError: names the flag; `path` is there and holds something, or it cannot be made.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{flag} must be a new folder or an empty one; {path} holds something")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{flag}: the folder {path} cannot be made ({error.strerror}); give another") from error
+    try:
+        yield part
+        os.replace(part, path)  # an empty folder gives way
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

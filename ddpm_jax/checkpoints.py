@@ -7,6 +7,7 @@ has one. The newest and the best are kept.
 import functools
 import glob
 import json
+import logging
 import os
 import shutil
 import sys
@@ -75,6 +76,7 @@ class Checkpoints:
         Raises:
           UserError: this step or a later one is there already.
         """
+        _drop_metrics_warning()
         step = int(state.step)
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _arrays_of(state)}
         items["config"] = ocp.args.JsonSave({"config": config_json})
@@ -238,6 +240,12 @@ def _drop_late_callbacks() -> None:
             previous(unraisable)
 
     sys.unraisablehook = hook
+
+
+@functools.cache
+def _drop_metrics_warning() -> None:
+    """Keeps off the screen that a save without an eval loss has none: Orbax says so at each."""
+    logging.getLogger("absl").addFilter(lambda record: "did not provide metrics" not in record.getMessage())
 
 
 def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:

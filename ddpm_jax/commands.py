@@ -23,12 +23,15 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are `UserError`s."""
 
     takes_config: bool = False
+    takes_overrides: bool = False
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see python -m {self.prog} --help")
 
 
-def make_parser(verb: str, purpose: str, example: str, takes_config: bool = False) -> argparse.ArgumentParser:
+def make_parser(
+    verb: str, purpose: str, example: str, takes_config: bool = False, takes_overrides: bool = False
+) -> argparse.ArgumentParser:
     """The parser of `python -m ddpm_jax.<verb>`, to which the command adds its own flags.
 
     Args:
@@ -37,18 +40,21 @@ def make_parser(verb: str, purpose: str, example: str, takes_config: bool = Fals
       example: a command line to copy.
       takes_config: whether the command takes `--config=EXPERIMENT --config.group.field=value`; `run` then
         puts the loaded ConfigDict into `args.config`.
+      takes_overrides: whether it takes `--config.group.field=value` alone; `run` then puts the list of
+        `group.field=value` into `args.overrides`.
     """
     parser = _Parser(
         prog=f"ddpm_jax.{verb}", description=purpose, epilog=f"example:\n  {example}", allow_abbrev=False,
         usage=f"python -m ddpm_jax.{verb} [flags]",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
     )
-    parser.takes_config = takes_config
-    if takes_config:
+    parser.takes_config, parser.takes_overrides = takes_config, takes_overrides
+    if takes_config or takes_overrides:
         # For --help alone: `run` takes these out of the command line before argparse sees it.
         group = parser.add_argument_group("experiment")
-        about = f"a config file, such as configs/digits.py, or one of {', '.join(packaged_experiments())}"
-        group.add_argument("--config", metavar="FILE", help=about)
+        if takes_config:
+            about = f"a config file, such as configs/digits.py, or one of {', '.join(packaged_experiments())}"
+            group.add_argument("--config", metavar="FILE", help=about)
         group.add_argument("--config.GROUP.FIELD", metavar="VALUE", dest="_",
                            help="changes one field, such as --config.train.batch_size=64")
         group.add_argument("--noconfig.GROUP.FIELD", action="store_true", dest="_",
@@ -124,7 +130,12 @@ def split_config_flags(argv: Sequence[str]) -> tuple[str | None, list[str], list
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """The flags as a namespace; `config` in it is a ConfigDict where the command takes one."""
-    config, fields = None, []
+    config, fields, overrides = None, [], []
+    if parser.takes_overrides and not {"-h", "--help"} & set(argv):
+        experiment, overrides, argv = split_config_flags(argv)
+        if experiment is not None:
+            raise UserError("this command takes no --config=FILE: its network has one; single fields may "
+                            "be given, such as --config.data.path=DIR")
     if parser.takes_config and not {"-h", "--help"} & set(argv):
         experiment, overrides, argv = split_config_flags(argv)
         if experiment is None:
@@ -142,7 +153,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
             raise
     if unknown:
         raise _unknown_flag(unknown[0], parser, fields)
-    args.config = config
+    args.config, args.overrides = config, overrides
     return args
 
 

@@ -23,6 +23,13 @@ CHANGEABLE = (
     "sample.*", "eval.*", "data.path", "data.data_dir",
 )
 
+# What may change when a run starts from imported weights: all but what the weights mean.
+CHANGEABLE_AT_IMPORT = (
+    "data.name", "data.path", "data.data_dir", "data.split", "data.eval_split", "data.flip", "optim.*", "train.*",
+    "sample.*", "eval.*", "model.dropout", "model.dtype", "diffusion.loss", "diffusion.huber_delta",
+    "diffusion.vlb_lambda", "diffusion.weighting", "diffusion.*_gamma", "diffusion.p2_k",
+)
+
 _PACKAGE = "ddpm_jax.configs"
 _STORABLE = (bool, int, float, str, type(None))
 
@@ -80,6 +87,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Args:
       name_or_path: a packaged name (`digits`), or a file (`configs/digits.py`) with `get_config()`.
         A relative `configs/NAME.py` that does not exist here means the packaged experiment NAME.
+        A run's `config.json` means the config of that run.
       overrides: `group.field=value` strings, parsed by the type of the field's default.
 
     Raises:
@@ -87,6 +95,8 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Example: `load_config("digits", ["train.batch_size=64", "model.channel_mults=1,2,4"])`
     """
+    if Path(name_or_path).suffix == ".json" and Path(name_or_path).is_file():
+        return _with_overrides(whole_config_from_json(Path(name_or_path).read_text("utf-8"), name_or_path), overrides)
     module = _experiment_module(name_or_path)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(
@@ -99,6 +109,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         )
     for field, value in flatten(config).items():
         _check_storable(field, value)
+    return _with_overrides(config, overrides)
+
+
+def _with_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     for override in overrides:
         apply_override(config, override)
     return config.lock()
@@ -165,6 +179,36 @@ def config_from_json(text: str) -> ConfigDict:
     if not isinstance(values, dict):
         raise UserError(f"the saved config must be a JSON object; got {type(values).__name__}")
     return ConfigDict(with_tuples(values)).lock()
+
+
+def whole_config_from_json(text: str, what: str) -> ConfigDict:
+    """The config in a file that a person may have edited or been given, with all fields; locked.
+
+    Args:
+      what: names the file in complaints.
+
+    Raises:
+      UserError: no JSON object, a field that there is not, or a value of another type than the field's default.
+    """
+    try:
+        config = config_from_json(text)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    fields, defaults = flatten(config), flatten(_base_config())
+    for field, value in fields.items():
+        if field not in defaults:
+            raise UserError(f"{what} has the field {field!r}, which no experiment has{did_you_mean(field, defaults)}")
+        if not _is_like(value, defaults[field]):
+            raise UserError(f"{field} of {what} must be like {defaults[field]!r}; got {value!r}")
+    return with_defaults(config)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        kinds = {type(item) for item in default} or set(_STORABLE)
+        kinds |= {int, float} if kinds & {int, float} else set()
+        return isinstance(value, tuple) and all(type(item) in kinds for item in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def check_same_run(saved: ConfigDict, given: ConfigDict, changeable: Sequence[str] = CHANGEABLE) -> None:

@@ -23,13 +23,14 @@ Measures a trained model on real pictures and writes tables, curves and pictures
   ode       the exact likelihood of the probability flow (Song et al. 2021), a second estimate of bits/dim
   samples   FID, KID, sFID, Inception Score, precision and recall of samples, drawn for it; without Inception
             weights the same distances on other features, under their own names
+Other pictures than the run's: --config.data.path=DIR and the other fields of data.
 Or, with --samples in place of --workdir, the last of these of anyone's pictures.
 After Ctrl-C or a kill the same command goes on where it stopped, to the same numbers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = make_parser("evaluate", PURPOSE, EXAMPLE)
+    parser = make_parser("evaluate", PURPOSE, EXAMPLE, takes_overrides=True)
     parser.add_argument("--workdir", metavar="DIR", help="folder of the training run")
     parser.add_argument("--what", default="bits,pictures", metavar="LIST", help="what to measure (default %(default)s)")
     parser.add_argument("--ode", action="store_true", help="adds ode to that list")
@@ -86,6 +87,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         if args.workdir is not None:
             raise UserError("--workdir draws samples of a run, and --samples reads them from a file: give one of them")
         what = ["samples"]
+        if args.overrides:
+            raise UserError(f"--config.{args.overrides[0]} is for a run; --samples are pictures: leave it out")
     elif args.workdir is None:
         raise UserError("what to measure? give --workdir=DIR, the folder of a training run, or --samples=FILE")
     ode = {name: getattr(args, name) for name in ("ode_steps", "ode_probes") if getattr(args, name) is not None}
@@ -95,7 +98,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.evaluation.of_run import Evaluation, EvaluationSettings
-    from ddpm_jax.runs import open_run
+    from ddpm_jax.runs import open_run, with_data
 
     settings = EvaluationSettings(
         what=what,
@@ -110,6 +113,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     trained, report, metrics = None, None, None
     if args.workdir is not None:
         trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+        trained = dataclasses.replace(trained, config=with_data(trained.config, args.overrides))
     if "samples" in what:
         metrics = _build_sample_metrics(args, trained)  # for its checks, before hours of other measurements
     if set(what) != {"samples"}:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import factories, sampler_factory
 from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
-from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json
+from ddpm_jax.configuration import CHANGEABLE_AT_IMPORT, check_same_run, config_from_json, config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.devices import (
     batch_sharded,
@@ -124,10 +124,7 @@ def train(config: ConfigDict, workdir: str) -> int | None:
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
         if state is None:
-            init = jax.jit(
-                parts.init, out_shardings=replicated(parts.mesh), compiler_options=quick_compile_options()
-            )
-            state = init(parts.keys.init)
+            state = _fresh_state(parts)
         first_step = int(state.step)
         drawn = _samples(workdir, LAST_PICTURE)
         draws = first_step < config.train.num_steps or not os.path.exists(drawn)
@@ -177,11 +174,30 @@ def _held_out(parts: Parts) -> HeldOut | None:
 
 
 def _restore(parts: Parts, checkpoints: Checkpoints) -> TrainState | None:
-    if not checkpoints.steps():
+    steps = checkpoints.steps()
+    if not steps:
         return None
     _, saved = checkpoints.restore_config()
+    if steps == [0]:  # training saves later steps alone: this one is of imported weights
+        check_same_run(config_from_json(saved), parts.config, CHANGEABLE_AT_IMPORT)
+        return _begin_from_import(parts, checkpoints)
     check_same_run(config_from_json(saved), parts.config)
     return checkpoints.restore_state(parts.abstract_state)
+
+
+def _begin_from_import(parts: Parts, checkpoints: Checkpoints) -> TrainState:
+    """A fresh state with the weights of step 0: its optimiser may be another one than that of the import."""
+    weights = {}
+    for item in ("params", "ema_params"):
+        _, tree = checkpoints.restore_params(item, 0)
+        factories.check_params(parts.config, parts.model, tree)
+        weights[item] = jax.device_put(tree, replicated(parts.mesh))
+    return _fresh_state(parts).replace(**weights)
+
+
+def _fresh_state(parts: Parts) -> TrainState:
+    init = jax.jit(parts.init, out_shardings=replicated(parts.mesh), compiler_options=quick_compile_options())
+    return init(parts.keys.init)
 
 
 def _introduce(
@@ -203,10 +219,12 @@ def _introduce(
         f"model     {num_params(parts.abstract_state.params):,} parameters on {parts.mesh.size} x {device.device_kind}"
     )
     start = "from the start" if resumed_from is None else f"going on from step {resumed_from}"
+    if resumed_from == 0:
+        start = "from the imported weights"
     if resumed_from is not None and resumed_from >= config.train.num_steps:
         start = f"finished already at step {resumed_from}"
     reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} pictures, {start}")
-    if resumed_from is None:
+    if not resumed_from:
         reporter.note("          the first step compiles: that takes a moment")
 
 

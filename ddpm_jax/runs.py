@@ -1,6 +1,7 @@
 """A trained run, opened from its workdir: the config from the checkpoint and the weights."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -8,8 +9,13 @@ from ml_collections import ConfigDict
 from ddpm_jax.checkpoints import Checkpoints
 from ddpm_jax.configuration import config_from_json, with_defaults
 from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.overrides import apply_override
 
 WEIGHTS = {"ema": "ema_params", "raw": "params"}
+
+
+# What may be said anew of a run that is measured: which pictures, and where they are.
+DATA_FIELDS = ("data.name", "data.path", "data.data_dir", "data.split", "data.eval_split")
 
 
 @dataclass(frozen=True)
@@ -48,3 +54,17 @@ def open_run(workdir: str, *, step: int | None = None, best: bool = False, weigh
     finally:
         checkpoints.close()
     return Run(step, with_defaults(config_from_json(config_json)), params)
+
+
+def with_data(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """`config` with `data.field=value` applied, of the fields DATA_FIELDS; locked.
+
+    Raises:
+      UserError: another field, or a value of a wrong type.
+    """
+    config = config.copy_and_resolve_references()
+    for override in overrides:
+        field = override.partition("=")[0]
+        check_one_of("a field after --config.", field, DATA_FIELDS)
+        apply_override(config, override)
+    return config.lock()

@@ -145,6 +145,12 @@ def test_the_format_before_1_6(tmp_path):
     check_views(read_torch_file(legacy_file(tmp_path / "x.pth", views(), {"0": (12, FLOATS.tobytes())})))
 
 
+def test_a_storage_of_another_size_than_its_pickle_says(tmp_path):
+    path = legacy_file(tmp_path / "x.pth", views(), {"0": (11, FLOATS.tobytes())})
+    with pytest.raises(UserError, match="storage '0' has 11 elements, not 12"):
+        read_torch_file(path)
+
+
 def test_parameters_and_older_tensors(tmp_path):
     plain = Call(Global("torch._utils", "_rebuild_tensor"), Stored("FloatStorage", "0", 12), 2, (3,), (1,))
     value = {"p": Call(Global("torch._utils", "_rebuild_parameter"), plain, True, collections.OrderedDict())}
@@ -185,15 +191,21 @@ def test_the_same_pickle_would_have_been_executed_by_pickle(tmp_path):
     assert mark.exists()
 
 
-def test_a_pickle_cannot_change_what_it_is_read_with(tmp_path):
+@pytest.mark.parametrize(
+    "victim,match",
+    [
+        ("ctorch._utils\n_rebuild_tensor_v2\n", "a function has no state"),
+        ("ctorch\nFloatStorage\n", "the type of a storage has no state"),
+        ("ccollections\nOrderedDict\n", "missing (1|a) required.*argument"),
+    ],
+)
+def test_a_pickle_cannot_change_what_it_is_read_with(tmp_path, victim, match):
     """BUILD sets attributes of what is on the stack: here of the function that rebuilds tensors."""
-    for victim in ("ctorch._utils\n_rebuild_tensor_v2\n", "ccollections\nOrderedDict\n", "ctorch\nFloatStorage\n"):
-        hostile = b"\x80\x02" + victim.encode() + pickled({"__defaults__": (1,)})[2:-1] + pickle.BUILD + b"."
-        path = tmp_path / "x.pt"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data.pkl", hostile)
-        with pytest.raises(UserError, match="cut off or damaged"):
-            read_torch_file(path)
+    hostile = b"\x80\x02" + victim.encode() + pickled({"__defaults__": (1,)})[2:-1] + pickle.BUILD + b"."
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", hostile)
+    with pytest.raises(UserError, match=match):
+        read_torch_file(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("write", [zip_file, legacy_file])
@@ -242,7 +254,7 @@ def test_numbers_in_a_file_do_not_decide_about_the_memory(tmp_path):
     for hostile in (huge_memo, huge_bytes):
         with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
             archive.writestr("archive/data.pkl", hostile)
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match="the opcode LONG_BINPUT, which|in a bytearray8, but only"):
             read_torch_file(tmp_path / "x.pt")
     with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickled({}))

@@ -1,8 +1,13 @@
 """A diffusers UNet2DModel at the ddpm-cifar10-32 architecture, and its weights as our tree."""
 
+import jax
 import numpy as np
 import torch
 from diffusers import UNet2DModel
+
+from ddpm_jax.interchange.diffusers_names import matches_of_unet
+from ddpm_jax.interchange.matches import leaf_shapes, params_from
+from ddpm_jax.models.unet import init_params
 
 
 def peer_unet(channels, mults, num_res_blocks, attention_levels, num_groups, side, colours=3, **others):
@@ -45,71 +50,12 @@ def randomise(model, seed=0):
                 module.weight += 1
 
 
-def _conv(layer):
-    return {"kernel": _array(layer.weight).transpose(2, 3, 1, 0), "bias": _array(layer.bias)}
-
-
-def _dense(layer):
-    weight = _array(layer.weight)  # [out, in], or a 1x1 convolution [out, in, 1, 1]
-    return {"kernel": weight.reshape(weight.shape[:2]).T, "bias": _array(layer.bias)}
-
-
-def _norm(layer):
-    return {"norm": {"scale": _array(layer.weight), "bias": _array(layer.bias)}}
-
-
-def _array(tensor):
-    return tensor.detach().numpy()
-
-
-def _res_block(block):
-    out = {
-        "norm_1": _norm(block.norm1),
-        "conv_1": _conv(block.conv1),
-        "time": _dense(block.time_emb_proj),
-        "norm_2": _norm(block.norm2),
-        "conv_2": _conv(block.conv2),
-    }
-    return out | ({"shortcut": _dense(block.conv_shortcut)} if block.conv_shortcut is not None else {})
-
-
-def _attention(block):
-    return {
-        "norm": _norm(block.group_norm),
-        "query": _dense(block.to_q),
-        "key": _dense(block.to_k),
-        "value": _dense(block.to_v),
-        "out": _dense(block.to_out[0]),
-    }
-
-
-def to_our_params(model):
-    """Every weight of the peer, by our names; nothing is left over on either side (the tests compare counts)."""
-    params = {
-        "time_1": _dense(model.time_embedding.linear_1),
-        "time_2": _dense(model.time_embedding.linear_2),
-        "conv_in": _conv(model.conv_in),
-        "middle_block_0": _res_block(model.mid_block.resnets[0]),
-        "middle_attention": _attention(model.mid_block.attentions[0]),
-        "middle_block_1": _res_block(model.mid_block.resnets[1]),
-        "norm_out": _norm(model.conv_norm_out),
-        "conv_out": _conv(model.conv_out),
-    }
-    if model.class_embedding is not None:
-        params["label_embedding"] = _array(model.class_embedding.weight)
-    num_levels = len(model.down_blocks)
-    sides = [(f"down_{i}", block, "downsample") for i, block in enumerate(model.down_blocks)]
-    sides += [(f"up_{num_levels - 1 - i}", block, "upsample") for i, block in enumerate(model.up_blocks)]
-    for name, block, resample in sides:
-        for i, res_block in enumerate(block.resnets):
-            params[f"{name}_block_{i}"] = _res_block(res_block)
-        for i, attention in enumerate(getattr(block, "attentions", [])):
-            params[f"{name}_attention_{i}"] = _attention(attention)
-        resamplers = getattr(block, f"{resample}rs") or []
-        for resampler in resamplers:
-            in_block = hasattr(resampler, "conv1")
-            params[f"{name}_{resample}"] = _res_block(resampler) if in_block else {"conv": _conv(resampler.conv)}
-    return params
+def to_our_params(model, unet, image_shape):
+    """Every weight of the peer as the tree of `unet`, by the product's own list of names."""
+    shapes = jax.eval_shape(lambda key: init_params(unet, key, image_shape), jax.random.key(0))
+    paths = leaf_shapes(shapes)
+    tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    return params_from(matches_of_unet(paths, len(unet.channel_mults)), tensors, paths, "the peer")
 
 
 def run_peer(model, x_t, t, labels=None):

@@ -1,0 +1,179 @@
+"""`python -m ddpm_jax.convert`: trained weights of other programs into a workdir, and a workdir's out."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax.commands import make_parser, run
+from ddpm_jax.errors import UserError, check_one_of
+
+EXAMPLE = (
+    "python -m ddpm_jax.convert --from=ddpm-ema-church-256 --workdir=runs/church\n"
+    "  python -m ddpm_jax.convert --workdir=runs/digits --to=digits_for_diffusers"
+)
+PURPOSE = """\
+Weights in (--from) and out (--to). --from makes a workdir of a trained network, for sample, evaluate and train:
+  diffusers    a folder of DDPMPipeline or UNet2DModel (google/ddpm-*), or its .safetensors or .bin
+  openai       FILE.pt of improved-diffusion or guided-diffusion, named as published or with --model
+  original     PREFIX of a TensorFlow checkpoint of Ho et al.'s code (PREFIX.index), with --model
+  safetensors, npz   what --to wrote
+--to writes the weights of a workdir: a folder for DDPMPipeline.from_pretrained, or a .safetensors or .npz file.
+Nothing in a file is executed. What fits and what is refused: docs/weights.md."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of files.
+
+    Attributes:
+      recognises: whether a path to import from is one.
+      read: path -> Imported; (path, model) -> Imported where the file does not say which network it is of.
+      write: (path, config, params) -> None, where it can be written.
+      models: the networks that a file may be of, where it does not say itself.
+      named: whether its name says so where it is recognised.
+    """
+
+    recognises: Callable[[Path], bool]
+    read: Callable[..., Any]
+    write: Callable[[Path, Any, dict], None] | None = None
+    models: Sequence[str] = ()
+    named: bool = False
+
+
+def _formats() -> dict[str, Format]:
+    """The formats by name, in the order in which a path is tried."""
+    # Here, so that --help need not wait for JAX.
+    from ddpm_jax.interchange import diffusers, openai, original, plain, tensor_files, tensorflow_checkpoint
+
+    def is_openai(path: Path) -> bool:
+        return path.suffix == ".pt" and path.stem in {*openai.MODELS, *openai.REFUSED}
+
+    def read_openai(path: Path, model: str) -> Any:
+        return openai.read_openai(tensor_files.read_tensors(path)[0], model)
+
+    def is_original(path: Path) -> bool:
+        return Path(f"{path}.index").is_file() or path.suffix == ".index"
+
+    def read_original(path: Path, model: str) -> Any:
+        prefix = str(path).removesuffix(".index")
+        tensors = tensorflow_checkpoint.read_tensorflow_checkpoint(prefix, original.is_wanted)
+        return original.read_original(tensors, model)
+
+    return {
+        "npz": Format(plain.is_npz, plain.read_npz, plain.write_npz),
+        "diffusers": Format(diffusers.is_diffusers, diffusers.read_diffusers, diffusers.write_diffusers),
+        "safetensors": Format(plain.is_own_safetensors, plain.read_own_safetensors, plain.write_own_safetensors),
+        "openai": Format(is_openai, read_openai, models=sorted(openai.MODELS), named=True),
+        "original": Format(is_original, read_original, models=sorted(original.MODELS)),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = make_parser("convert", PURPOSE, EXAMPLE, takes_overrides=True)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; a new one with --from")
+    parser.add_argument("--from", dest="source", metavar="PATH", help="what to import")
+    parser.add_argument("--to", metavar="PATH", help="what to write: a new folder, FILE.safetensors or FILE.npz")
+    parser.add_argument("--format", metavar="NAME", help="one of these; by default what PATH looks like")
+    parser.add_argument("--model", metavar="NAME", help="of openai and original: one of docs/published_models.md")
+    parser.add_argument("--weights", metavar="ema|raw", help="of --to: which weights (default ema)")
+    parser.add_argument("--step", type=int, metavar="N", help="of --to: checkpoint; by default the newest")
+    parser.add_argument("--best", action="store_true", help="of --to: the checkpoint with the lowest eval loss")
+    return run(_convert, parser, argv)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    if (args.source is None) == (args.to is None):
+        raise UserError("give one of --from=PATH, to import into --workdir, and --to=PATH, to write its weights")
+    formats = _formats()
+    if args.format is not None:
+        check_one_of("--format", args.format, formats)
+    if args.to is not None:
+        if args.overrides:
+            raise UserError(f"--config.{args.overrides[0]} is for --from alone: the run has its config")
+        _export(args, formats)
+        return
+    for flag, given in (("--weights", args.weights), ("--step", args.step is not None), ("--best", args.best)):
+        if given:
+            raise UserError(f"{flag} is for --to alone: an import takes what the file holds")
+    _import(args, formats)
+
+
+def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
+    from ddpm_jax.interchange.workdir import with_overrides, write_workdir
+
+    path = Path(args.source).expanduser()
+    if not path.exists() and not Path(f"{path}.index").exists():  # the prefix of a TensorFlow checkpoint is no file
+        raise UserError(f"--from must be a folder or a file that exists; there is no {args.source!r}")
+    name = args.format or next((name for name, kind in formats.items() if kind.recognises(path)), None)
+    if name is None:
+        raise UserError(
+            f"--from={args.source}: no format is recognised in it; a file of weights needs its config.json and "
+            f"scheduler_config.json beside it; or give --format, one of {sorted(formats)}"
+        )
+    imported = formats[name].read(path, *_model(args.model, formats[name], name, path))
+    config = with_overrides(imported.config, args.overrides)
+    write_workdir(dataclasses.replace(imported, config=config), args.workdir)
+    for line in _description(name, config, imported):
+        print(line)
+    print(f"wrote {os.path.abspath(args.workdir)}")
+    print(f"next: python -m ddpm_jax.sample --workdir={args.workdir} --out={args.workdir}/samples/first")
+
+
+def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str, ...]:
+    """The network that a file is of, as arguments of the format's reader."""
+    if not kind.models:
+        if given is not None:
+            raise UserError(f"--model={given} is not for {name}: its files say which network they are of")
+        return ()
+    if given is None and not (kind.named and kind.recognises(path)):
+        raise UserError(f"{path} does not say which network it is of: give --model, one of {kind.models}")
+    return (given or path.stem,)
+
+
+def _description(name: str, config: Any, imported: Any) -> list[str]:
+    """What was imported, for a person to compare with what they expected."""
+    from ddpm_jax.factories import build_schedule, image_shape_of
+    from ddpm_jax.models.unet import num_params
+    from ddpm_jax.sampler_factory import build_table
+
+    schedule, diffusion, sample = config.schedule, config.diffusion, config.sample
+    calls = build_table(config, build_schedule(config)).num_calls
+    shape = "x".join(map(str, image_shape_of(config)))
+    classes = f" of {config.model.num_classes} classes" if config.model.num_classes else ""
+    return [
+        f"network   {num_params(imported.params):,} parameters for pictures of {shape}{classes}, from {name}",
+        f"schedule  {schedule.name}, {schedule.num_steps} steps, beta {schedule.beta_start:g} to {schedule.beta_end:g}",
+        f"predicts  {diffusion.prediction}, variance {diffusion.variance}",
+        f"sampler   {sample.sampler}, {calls} network calls, clip_x_0 {str(sample.clip_x_0).lower()}",
+        *(f"note      {note}" for note in imported.notes),
+    ]
+
+
+def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
+    from ddpm_jax.runs import open_run
+
+    path = Path(args.to).expanduser()
+    name = args.format or {".npz": "npz", ".safetensors": "safetensors", "": "diffusers"}.get(path.suffix)
+    if name is None:
+        raise UserError(f"--to must be a folder, FILE.safetensors or FILE.npz; got {args.to!r}: or give --format too")
+    if args.format is not None and formats[name].write is None:
+        raise UserError(f"--format={name} can be read and not written: take diffusers, safetensors or npz")
+    if args.model is not None:
+        raise UserError("--model is for --from alone: a run has its network")
+    weights = args.weights or "ema"
+    trained = open_run(args.workdir, step=args.step, best=args.best, weights=weights)
+    formats[name].write(path, trained.config, trained.params)
+    print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")
+    if name == "diffusers" and not trained.config.model.num_classes:  # their pipeline gives no labels
+        T = trained.config.schedule.num_steps
+        print(f'next: diffusers.DDPMPipeline.from_pretrained("{path}")(num_inference_steps={T}).images[0]')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

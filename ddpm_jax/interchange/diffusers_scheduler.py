@@ -1,0 +1,225 @@
+"""The scheduler_config.json of diffusers and the fields of schedule, diffusion and sampler, both ways."""
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.respacing import spaced_steps
+from ddpm_jax.schedules import SCHEDULES, make_schedule, rescale_zero_terminal_snr
+
+PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+# fixed_small_log is the same number by another way.
+_VARIANCES = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "learned_range": "learned_range",
+}
+_SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"}
+# Their scheduler -> our sampler of the same steps; and how many steps their pipelines take by default.
+SAMPLERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim", "PNDMScheduler": "plms"}
+_PIPELINE_STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50, "PNDMPipeline": 50}
+_SCHEDULER_STEPS = {"DDPMScheduler": 1000}  # without a pipeline: those of the pipeline of its name
+_MOST_T = 1_000_000
+_SAME = {"rtol": 1e-5, "atol": 1e-8}  # of betas: theirs may be float32 numbers
+
+
+def fields_of_scheduler(given: dict[str, Any], what: str, pipeline: str | None) -> tuple[dict[str, dict], list[str]]:
+    """{"schedule", "diffusion", "sample"} -> fields, and notes on what they do not say.
+
+    Args:
+      given: the settings of scheduler_config.json.
+      what: names the file in complaints.
+      pipeline: the class that the folder's model_index.json names, which decides about the number of steps.
+
+    Raises:
+      UserError: a noise schedule, a prediction or a variance that there is not here; named.
+    """
+    _check_kinds(given, what)
+    name = given.get("_class_name")
+    if name not in SAMPLERS and "beta_start" not in given:
+        raise UserError(f"{what} is a {name} without beta_start: the schedules here are those of {sorted(SAMPLERS)}")
+    schedule, betas = _schedule_of(given, what)
+    prediction = given.get("prediction_type", "epsilon")
+    check_one_of(f"prediction_type of {what}", prediction, PREDICTIONS)
+    variance = given.get("variance_type", "fixed_small")
+    if variance == "fixed_large_log":
+        raise UserError(
+            f"{what} has variance_type='fixed_large_log', whose root of a logarithm is no number: say 'fixed_large'"
+        )
+    if variance == "learned":
+        raise UserError(
+            f"{what} has variance_type='learned', where the network gives the variance: here it gives its logarithm"
+        )
+    check_one_of(f"variance_type of {what}", variance, _VARIANCES)
+    sample, notes = _sample_of(given, name, pipeline, betas.size)
+    diffusion = {"prediction": PREDICTIONS[prediction], "variance": _VARIANCES[variance]}
+    if diffusion["variance"] == "learned_range":
+        diffusion["loss"] = "hybrid"  # L_simple does not train the variance
+    return {"schedule": schedule, "diffusion": diffusion, "sample": sample}, notes
+
+
+def _check_kinds(given: dict[str, Any], what: str) -> None:
+    """Raises UserError for a setting that is no number, no truth value or no text where one is wanted."""
+    kinds = {
+        **dict.fromkeys(("beta_start", "beta_end", "clip_sample_range", "sample_max_value"), (int, float)),
+        **dict.fromkeys(("dynamic_thresholding_ratio",), (int, float)),
+        **dict.fromkeys(("num_train_timesteps", "steps_offset"), int),
+        **dict.fromkeys(("_class_name", "beta_schedule", "prediction_type", "variance_type", "timestep_spacing"), str),
+        **dict.fromkeys(("clip_sample", "thresholding", "rescale_betas_zero_snr", "set_alpha_to_one"), bool),
+    }
+    for name, kind in kinds.items():
+        value = given.get(name)
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if (name in given and wrong) or (name == "steps_offset" and (value or 0) < 0):
+            raise UserError(f"{what} has {name}={str(value)[:40]!r}, which is none of its values")
+
+
+def _schedule_of(given: dict[str, Any], what: str) -> tuple[dict[str, Any], np.ndarray]:
+    """The fields of `config.schedule` whose betas are theirs, and these betas in float64."""
+    num_steps = given.get("num_train_timesteps", 1000)
+    start, end = given.get("beta_start", 1e-4), given.get("beta_end", 0.02)
+    if not 0 < num_steps <= _MOST_T:
+        raise UserError(f"{what} has num_train_timesteps={num_steps}: it must be in 1..{_MOST_T}")
+    if not (0 < start < 1 and 0 < end < 1):
+        raise UserError(f"{what} has beta_start={start} and beta_end={end}: they must be above 0 and below 1")
+    zero = bool(given.get("rescale_betas_zero_snr", False))
+    betas = _their_betas(given, num_steps, start, end, what)
+    found = _named(betas, start, end)
+    if found is None and zero:
+        betas, zero = rescale_zero_terminal_snr(betas), False
+    found = found or _named(betas, start, end, zero_terminal_snr=True)
+    if found is None:
+        kind = "trained_betas" if given.get("trained_betas") is not None else repr(given.get("beta_schedule"))
+        raise UserError(f"{what} has the betas {kind}, which none of the schedules here gives: {sorted(SCHEDULES)}")
+    fields = {"num_steps": num_steps} | found | ({"zero_terminal_snr": True} if zero else {})
+    return fields, np.asarray(make_schedule(**fields).betas_float64)
+
+
+def _their_betas(given: dict[str, Any], num_steps: int, start: float, end: float, what: str) -> np.ndarray:
+    """[T] in float64, by the formulas of their schedulers (which are in float32)."""
+    if given.get("trained_betas") is not None:
+        try:
+            betas = np.asarray(given["trained_betas"], np.float64)
+        except (ValueError, TypeError):
+            betas = np.zeros(0)
+        if betas.shape != (num_steps,) or not np.all((betas > 0) & (betas <= 1)):
+            raise UserError(f"{what} must have num_train_timesteps={num_steps} trained_betas, each in (0, 1]")
+        return betas
+    kind = given.get("beta_schedule", "linear")
+    u = np.linspace(0, 1, num_steps)
+    kinds = {
+        "linear": lambda: start + (end - start) * u,
+        "scaled_linear": lambda: (start**0.5 + (end**0.5 - start**0.5) * u) ** 2,
+        "sigmoid": lambda: start + (end - start) / (1 + np.exp(6 - 12 * u)),
+        "squaredcos_cap_v2": lambda: SCHEDULES["cosine"](num_steps, start, end),
+    }
+    if kind not in kinds:
+        raise UserError(f"{what} has beta_schedule={kind!r}: those known here are {sorted(kinds)}")
+    return kinds[kind]()
+
+
+def _named(
+    betas: np.ndarray, start: float, end: float, zero_terminal_snr: bool = False
+) -> dict[str, Any] | None:
+    """The name and the ends of our schedule that gives these betas, compared number for number."""
+    num_steps = betas.size
+    for name, formula in SCHEDULES.items():
+        scale = num_steps / 1000 if name == "linear" else 1.0
+        for first, last in ((start, end), (float(betas[0]), float(betas[-1]))):
+            first, last = first * scale, last * scale
+            if not 0 < first <= last:
+                continue
+            with np.errstate(over="ignore"):
+                ours = formula(num_steps, first, last)
+            if not (np.all(ours > 0) and np.all(ours[:-1] < 1) and ours[-1] <= 1):
+                continue
+            if zero_terminal_snr and num_steps > 1:
+                ours = rescale_zero_terminal_snr(ours)
+            if np.allclose(ours, betas, **_SAME):
+                return {"name": name, "beta_start": first, "beta_end": last, "zero_terminal_snr": zero_terminal_snr}
+    return None
+
+
+def _sample_of(given: dict[str, Any], name: str | None, pipeline: str | None, T: int) -> tuple[dict, list[str]]:
+    """The fields of `config.sample` for what their pipeline draws by default, and what they cannot say."""
+    notes = []
+    sampler = SAMPLERS.get(name, "ddim")
+    if name not in SAMPLERS:
+        notes.append(f"the sampler of {name} is not taken over, ddim is: see docs/samplers.md for its like here")
+    wanted = _PIPELINE_STEPS.get(pipeline or "", _SCHEDULER_STEPS.get(name or "", 50))
+    num_steps = min(wanted, T)
+    clip = bool(given.get("clip_sample", sampler != "plms"))
+    fields = {"sampler": sampler, "eta": 0.0, "clip_x_0": clip, "dynamic_threshold": 0.0}
+    fields |= _steps_of(given, num_steps, T, notes)
+    if given.get("thresholding", False):
+        most = given.get("sample_max_value", 1.0)
+        # Their threshold lies between 1 and sample_max_value: with 1 it is the clip.
+        fields["clip_x_0"] = True
+        if most > 1:
+            fields["dynamic_threshold"] = float(given.get("dynamic_thresholding_ratio", 0.995))
+            notes.append(f"sample_max_value={most} is not taken over: the threshold here has no upper end")
+    elif clip and given.get("clip_sample_range", 1.0) != 1:
+        notes.append(f"clip_sample_range={given['clip_sample_range']} is not taken over: x_0 is clipped to [-1, 1]")
+    if sampler == "plms" and not given.get("skip_prk_steps", False):
+        notes.append("the Runge-Kutta steps of PNDMScheduler are not taken over: plms starts as skip_prk_steps has it")
+    if sampler in ("ddim", "plms") and not given.get("set_alpha_to_one", sampler == "ddim"):
+        notes.append("set_alpha_to_one=False is not taken over: the last step ends at the clean picture")
+    return fields, notes
+
+
+def _steps_of(given: dict[str, Any], num_steps: int, T: int, notes: list[str]) -> dict[str, Any]:
+    """Their steps as a spacing, or where none of ours has them, one by one."""
+    spacing = given.get("timestep_spacing", "leading")
+    if spacing not in _SPACINGS:
+        notes.append(f"timestep_spacing={spacing!r} is not taken over")
+        spacing = "linspace"
+    ours = _SPACINGS[spacing]
+    offset = given.get("steps_offset", 0) if spacing == "leading" else 0
+    steps = spaced_steps(T, num_steps, ours)
+    if steps[0] + offset >= T:
+        notes.append(f"steps_offset={offset} is not taken over: it leads past the last step")
+        offset = 0
+    if num_steps == T:
+        return {"num_sampler_steps": 0, "spacing": "uniform", "respacing": ""}
+    respacing = "t=" + ",".join(map(str, steps + offset)) if offset else ""
+    return {"num_sampler_steps": num_steps, "spacing": ours, "respacing": respacing}
+
+
+def scheduler_of_fields(config: ConfigDict) -> dict[str, Any]:
+    """The scheduler_config.json of the DDPMScheduler with the schedule, prediction and variance of `config`.
+
+    Raises:
+      UserError: a prediction or variance that it cannot express.
+    """
+    schedule, diffusion, sample = config.schedule, config.diffusion, config.sample
+    theirs = {ours: name for name, ours in PREDICTIONS.items()}
+    if diffusion.prediction not in theirs:
+        raise UserError(f"DDPMScheduler cannot express diffusion.prediction={diffusion.prediction!r}")
+    if diffusion.variance == "learned":
+        raise UserError("DDPMScheduler cannot express diffusion.variance='learned': its network gives no logarithm")
+    names = {"linear": "linear", "quadratic": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+    scale = 1000 / schedule.num_steps if schedule.name == "linear" else 1.0
+    betas, zero = {"trained_betas": None}, schedule.zero_terminal_snr
+    if schedule.name not in names:
+        betas, zero = {"trained_betas": list(make_schedule(**schedule).betas_float64)}, False
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": schedule.num_steps,
+        "beta_schedule": names.get(schedule.name, "linear"),
+        "beta_start": schedule.beta_start * scale,
+        "beta_end": schedule.beta_end * scale,
+        **betas,
+        "variance_type": diffusion.variance,
+        "prediction_type": theirs[diffusion.prediction],
+        "clip_sample": sample.clip_x_0,
+        "clip_sample_range": 1.0,
+        "thresholding": sample.dynamic_threshold > 0,
+        "dynamic_thresholding_ratio": sample.dynamic_threshold or 0.995,
+        "sample_max_value": 1e9 if sample.dynamic_threshold else 1.0,  # here it has no upper end
+        "timestep_spacing": {"leading": "leading", "trailing": "trailing"}.get(sample.spacing, "linspace"),
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": zero,
+    }

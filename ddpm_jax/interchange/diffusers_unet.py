@@ -1,0 +1,222 @@
+"""The config.json of diffusers' UNet2DModel and the fields of our U-Net, both ways."""
+
+from typing import Any
+
+from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.models.unet import level_widths
+
+# A setting that its config.json lacks has the default of their class.
+_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "num_class_embeds": None,
+}
+# What our U-Net has in one way alone: the setting, and how that way may be written.
+_ONLY: dict[str, tuple] = {
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,),
+    "act_fn": ("silu", "swish"),
+    "add_attention": (True,),
+    "class_embed_type": (None,),
+}
+_UNUSED = ("num_train_timesteps",)  # of a time embedding that is learned
+_DOWN = {"DownBlock2D": "conv", "ResnetDownsampleBlock2D": "resnet", "AttnDownBlock2D": None}
+_UP = {"UpBlock2D": "conv", "ResnetUpsampleBlock2D": "resnet", "AttnUpBlock2D": None}
+_MOST_LAYERS = 64  # a level: a mistyped number must not build a network for hours
+
+
+def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
+    """{"image_size", "num_channels", "out_channels", "model"} of a UNet2DModel's config.json.
+
+    Args:
+      given: the settings; the names that begin with "_" are not looked at.
+      what: names the file in complaints.
+
+    Raises:
+      UserError: a setting that our U-Net cannot express, or of a wrong type; named.
+    """
+    settings = {name: value for name, value in given.items() if not name.startswith("_") and name not in _UNUSED}
+    for name, value in settings.items():
+        if name in _ONLY and value not in _ONLY[name]:
+            allowed = " or ".join(map(repr, _ONLY[name]))
+            raise UserError(f"{what} has {name}={value!r}, which the U-Net here cannot express: it has {allowed}")
+        if name not in _ONLY and name not in _DEFAULTS and value is not None:
+            raise UserError(f"{what} has the setting {name}={value!r}, which the U-Net here does not know")
+    settings = _checked(_DEFAULTS | settings, what)
+    widths, levels = settings["block_out_channels"], range(len(settings["block_out_channels"]))
+    if settings["time_embedding_dim"] not in (None, 4 * widths[0]):
+        raise UserError(f"{what} has time_embedding_dim={settings['time_embedding_dim']}; here it is {4 * widths[0]}")
+    if settings["resnet_time_scale_shift"] == "scale_shift" and settings["attn_norm_num_groups"] is None:
+        raise UserError(f"{what} has attn_norm_num_groups=None, no norm in the middle attention; here there is one")
+    if settings["attn_norm_num_groups"] not in (None, settings["norm_num_groups"]):
+        raise UserError(f"{what} has attn_norm_num_groups other than norm_num_groups; here they are the same")
+    attention, in_blocks = _blocks(settings, what)
+    height = settings["sample_size"][0]
+    model = {
+        "channels": widths[0],
+        "channel_mults": tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths),
+        "num_res_blocks": settings["layers_per_block"],
+        "attention_resolutions": tuple(height // 2**level for level in levels if attention[level]),
+        "dropout": float(settings["dropout"]),
+        "num_groups": settings["norm_num_groups"],
+        "norm_eps": float(settings["norm_eps"]),
+        "num_heads": 1,
+        "head_channels": settings["attention_head_dim"] or 0,
+        "scale_shift_norm": settings["resnet_time_scale_shift"] == "scale_shift",
+        "resample_in_blocks": in_blocks,
+        "down_padding": "end" if in_blocks or settings["downsample_padding"] == 0 else "both",
+        "embedding_order": "cos_sin" if settings["flip_sin_to_cos"] else "sin_cos",
+        "embedding_spacing": "half" if settings["freq_shift"] == 0 else "half_minus_1",
+        "time_scale": 1.0,
+        "num_classes": settings["num_class_embeds"] or 0,
+    }
+    return {
+        "image_size": settings["sample_size"],
+        "num_channels": settings["in_channels"],
+        "out_channels": settings["out_channels"],
+        "model": model,
+    }
+
+
+def _checked(settings: dict[str, Any], what: str) -> dict[str, Any]:
+    """The settings with lists as tuples and sample_size as a pair; raises UserError for values of a wrong kind."""
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    if settings["sample_size"] is None:
+        raise UserError(f"{what} has no sample_size: add the height and width of its pictures, such as [32, 32]")
+    if _is_count(settings["sample_size"]):
+        settings["sample_size"] = (settings["sample_size"],) * 2
+    kinds = {
+        "sample_size": lambda v: isinstance(v, tuple) and len(v) == 2 and all(map(_is_count, v)),
+        "block_out_channels": lambda v: isinstance(v, tuple) and 0 < len(v) < 32 and all(map(_is_count, v)),
+        "layers_per_block": lambda v: _is_count(v) and v <= _MOST_LAYERS,
+        "attention_head_dim": lambda v: v is None or _is_count(v),
+        "num_class_embeds": lambda v: v is None or _is_count(v),
+        "dropout": lambda v: isinstance(v, (int, float)) and 0 <= v < 1,
+        "norm_eps": lambda v: isinstance(v, (int, float)) and 0 < v < 1,
+        "downsample_padding": lambda v: v in (0, 1),
+        "freq_shift": lambda v: v in (0, 1),
+        "flip_sin_to_cos": lambda v: isinstance(v, bool),
+        "resnet_time_scale_shift": lambda v: v in ("default", "scale_shift"),
+        "downsample_type": lambda v: v in ("conv", "resnet"),
+        "upsample_type": lambda v: v in ("conv", "resnet"),
+    } | dict.fromkeys(("in_channels", "out_channels", "norm_num_groups"), _is_count)
+    for name, fits in kinds.items():
+        if not fits(settings[name]):
+            raise UserError(f"{what} has {name}={settings[name]!r}, which the U-Net here cannot express")
+    return settings
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**20
+
+
+def _blocks(settings: dict[str, Any], what: str) -> tuple[list[bool], bool]:
+    """Which levels have attention, and whether residual blocks halve and double; the same down and up."""
+    num_levels = len(settings["block_out_channels"])
+    sides = {}
+    for name, kinds, resample in (
+        ("down_block_types", _DOWN, settings["downsample_type"]), ("up_block_types", _UP, settings["upsample_type"])
+    ):  # fmt: skip
+        types = settings[name]
+        if not isinstance(types, tuple) or len(types) != num_levels:
+            raise UserError(f"{what} has {name}={types!r}; block_out_channels has {num_levels} levels")
+        for kind in types:
+            check_one_of(f"a block of {name} in {what}", kind, kinds)
+        by_level = types if name == "down_block_types" else types[::-1]
+        # The innermost level neither halves nor doubles: there the kind of its resampling says nothing.
+        resampled = [kinds[k] or resample for k in (by_level[:-1] if name == "down_block_types" else by_level[1:])]
+        sides[name] = ([kinds[kind] is None for kind in by_level], set(resampled))
+    if sides["down_block_types"][0] != sides["up_block_types"][0]:
+        raise UserError(f"{what} has attention at other levels on the way up than down; here they are the same")
+    resamplings = sides["down_block_types"][1] | sides["up_block_types"][1]
+    if len(resamplings) > 1:
+        raise UserError(f"{what} halves or doubles by a convolution here and a residual block there; here it is one")
+    return sides["down_block_types"][0], resamplings == {"resnet"}
+
+
+def unet_of_fields(config: Any) -> dict[str, Any]:
+    """The config.json of the UNet2DModel that computes what the network of `config` does.
+
+    Raises:
+      UserError: a field that UNet2DModel cannot express, named.
+    """
+    model, height = config.model, config.data.image_size[0]
+    if model.time_scale != 1:
+        raise UserError(f"UNet2DModel cannot express model.time_scale={model.time_scale}: it takes t as it is")
+    if model.channel_mults[0] != 1 or model.conv_in_channels not in (0, model.channels):
+        raise UserError(
+            f"UNet2DModel cannot express model.channel_mults={tuple(model.channel_mults)} with model.conv_in_channels="
+            f"{model.conv_in_channels}: its first convolution is as wide as its first level and model.channels"
+        )
+    widths = level_widths(model.channels, model.channel_mults)
+    attention = [height // 2**level in model.attention_resolutions for level in range(len(widths))]
+    plain = "Resnet{}sampleBlock2D" if model.resample_in_blocks else "{}Block2D"
+    resample = "resnet" if model.resample_in_blocks else "conv"
+
+    def types(side: str, levels: list[bool]) -> list[str]:
+        return [f"Attn{side}Block2D" if wanted else plain.format(side) for wanted in levels]
+
+    channels = config.data.num_channels
+    learned = config.diffusion.variance in ("learned", "learned_range")
+    size = list(config.data.image_size)
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": size[0] if size[0] == size[1] else size,
+        "in_channels": channels,
+        "out_channels": 2 * channels if learned else channels,
+        "center_input_sample": False,
+        "time_embedding_type": "positional",
+        "freq_shift": 0 if model.embedding_spacing == "half" else 1,
+        "flip_sin_to_cos": model.embedding_order == "cos_sin",
+        "down_block_types": types("Down", attention),
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": types("Up", attention[::-1]),
+        "block_out_channels": widths,
+        "layers_per_block": model.num_res_blocks,
+        "mid_block_scale_factor": 1,
+        "downsample_padding": 1 if model.down_padding == "both" else 0,
+        "downsample_type": resample,
+        "upsample_type": resample,
+        "dropout": model.dropout,
+        "act_fn": "silu",
+        "attention_head_dim": _head_width(model, widths, attention),
+        "norm_num_groups": model.num_groups,
+        "attn_norm_num_groups": model.num_groups,
+        "norm_eps": model.norm_eps,
+        "resnet_time_scale_shift": "scale_shift" if model.scale_shift_norm else "default",
+        "add_attention": True,
+        "num_class_embeds": model.num_classes or None,
+    }
+
+
+def _head_width(model: Any, widths: list[int], attention: list[bool]) -> int | None:
+    """Channels of a head; None for one head whatever the width. UNet2DModel knows no number of heads."""
+    if model.head_channels or model.num_heads == 1:
+        return model.head_channels or None
+    heads = {width // model.num_heads for width, wanted in zip(widths, attention, strict=True) if wanted}
+    heads.add(widths[-1] // model.num_heads)  # the middle
+    if len(heads) > 1:
+        raise UserError(
+            f"UNet2DModel has heads of one width; model.num_heads={model.num_heads} gives {sorted(heads)} here, and "
+            "cannot be written for diffusers"
+        )
+    return heads.pop()

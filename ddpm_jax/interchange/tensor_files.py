@@ -1,0 +1,131 @@
+"""Named tensors from a file of any kind: .safetensors, PyTorch's, and either of them in shards."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
+
+from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.errors import UserError
+from ddpm_jax.interchange.torch_files import read_torch_file
+
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+INDEX_SUFFIX = ".index.json"
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+Tensors = dict[str, np.ndarray]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      UserError: no such file, no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON ({str(error).splitlines()[0]})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
+    return value
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of a file by name, and the texts that a .safetensors file may hold beside them.
+
+    Raises:
+      UserError: no such file, one of another kind, one that is cut off or damaged, or a shard that is missing.
+    """
+    path = Path(path)
+    _check_fetched(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path), {}
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return state_dict_of(read_torch_file(path), path), {}
+    kinds = ", ".join((".safetensors", *TORCH_SUFFIXES, INDEX_SUFFIX))
+    raise UserError(f"{path} is no file of weights by its name: it must end in one of {kinds}")
+
+
+def _check_fetched(path: Path) -> None:
+    """Raises UserError for what a clone without git-lfs has in the place of a large file."""
+    start = b"version https://git-lfs"
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(start)) == start:
+                raise UserError(f"{path} is a pointer of git-lfs and not the file itself: run git lfs pull there")
+
+
+def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """The tensors and the texts of a .safetensors file; bfloat16 is that of ml_dtypes."""
+    try:
+        data = path.read_bytes()
+        entries = deserialize(data)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is cut off or damaged, or no .safetensors file ({error}): get it again") from error
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise UserError(f"{name} of {path} is of the type {entry['dtype']}: weights are one of {sorted(_DTYPES)}")
+        tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__") or {}
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Tensors, texts: dict[str, str]) -> None:
+    """Writes a .safetensors file, whole or not at all."""
+    data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata=texts)
+    with replace_file(path) as file:
+        file.write(data)
+
+
+def state_dict_of(loaded: dict[str, Any], path: Path) -> Tensors:
+    """The tensors by name in what `torch.save` wrote: all of it, or its entry `state_dict`.
+
+    Raises:
+      UserError: it holds something else beside tensors.
+    """
+    nested = loaded.get("state_dict", loaded)
+    others = [name for name, value in nested.items() if not isinstance(value, np.ndarray)]
+    if others:
+        raise UserError(
+            f"{path} must hold tensors by name, or them under 'state_dict'; {others[0]!r} in it is a "
+            f"{type(nested[others[0]]).__name__}"
+        )
+    return nested
+
+
+def _read_shards(index: Path) -> Tensors:
+    """All tensors that an index names, from the files beside it."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(f"{index} has no weight_map: it is no index of shards")
+    tensors: Tensors = {}
+    for file in sorted(set(files.values())):
+        if Path(file).name != file:
+            raise UserError(f"{index} names the shard {file!r}: shards lie beside their index")
+        if not (index.parent / file).is_file():
+            raise UserError(f"{index} names the shard {file!r}, which is missing: get it too")
+        shard, _ = read_tensors(index.parent / file)
+        for name in sorted(name for name, where in files.items() if where == file):
+            if name not in shard:
+                raise UserError(f"{index.parent / file} lacks {name}, which {index.name} says is in it")
+            tensors[name] = shard[name]
+    return tensors
+
+
