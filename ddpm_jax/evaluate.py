@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--batch_size", type=int, default=0, metavar="N",
         help="pictures at a time, 0: the run's (default); no influence on the result but for rounding",
     )  # fmt: skip
+    parser.add_argument(
+        "--bits_respacing", metavar="TEXT",
+        help="of bits: the bound of a process of fewer steps, such as 250, 10,15,20 or t=999,500,0 (default all T)",
+    )  # fmt: skip
     parser.add_argument("--ode_steps", type=int, metavar="N", help="of ode: RK4 steps, four calls each (default 50)")
     parser.add_argument(
         "--ode_probes", type=int, metavar="N",
@@ -94,6 +98,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     ode = {name: getattr(args, name) for name in ("ode_steps", "ode_probes") if getattr(args, name) is not None}
     if ode and "ode" not in what:
         raise UserError(f"--{next(iter(ode))} is a setting of the probability flow: give --ode too")
+    if args.bits_respacing is not None and "bits" not in what:
+        raise UserError("--bits_respacing is a setting of the bound: give --what=bits")
     _check_sample_flags(args, what)
 
     # Here, so that --help and the errors above need not wait for JAX.
@@ -107,6 +113,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         seed=args.seed,
         batch_size=args.batch_size,
         out=args.out,
+        bits_respacing=args.bits_respacing or "",
         **ode,
     )
     written: list[str] = []

@@ -69,7 +69,7 @@ def test_the_stream_is_the_bound_whatever_the_batches_and_devices(trained):
     assert mean == pytest.approx(one.total.mean()) and error == pytest.approx(np.std(one.total, ddof=1) / 12**0.5)
 
 
-def test_the_bound_of_fewer_steps(trained):
+def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
     """Against the respaced process written out: alpha-bar of the kept steps, the network asked at those."""
     kept = np.array([2, 5, 12, 19])
     schedule, _, x_0 = whole_set(trained, 4, clip_x_0=True)
@@ -87,6 +87,12 @@ def test_the_bound_of_fewer_steps(trained):
     ).measure(trained.params)
     assert bits.terms.shape == (4, 4)
     np.testing.assert_allclose(bits.total, at_once["total"], rtol=1e-4)  # batches as above
+    flags = ["--what=bits", "--max_images=4", "--batch_size=4", "--bits_respacing=t=19,12,5,2"]
+    assert run_in(tmp_path, straight_run, *flags) == 0
+    found = read(tmp_path)
+    assert found["bits_per_dim"]["total"]["mean"] == pytest.approx(bits.total.mean(), rel=1e-4)
+    assert len(found["by_step"]["t"]) == 4
+    assert "(the bound over the steps 't=19,12,5,2')" in (tmp_path / "evaluation.md").read_text()
 
 
 def test_the_flow_in_batches_is_the_flow_at_once(trained):
@@ -228,6 +234,8 @@ def test_the_flow_joins_what_was_measured_before(straight_run, tmp_path, capsys)
         (["--step=12345"], "--step must be one of"),
         (["--best", "--step=8"], "give one of them"),
         (["--what=bit"], "['bits', 'ode', 'pictures', 'samples']; got 'bit'; did you mean 'bits'?"),
+        (["--bits_respacing=ddim8"], "--bits_respacing='ddim8': no whole stride visits exactly 8 of 20 steps"),
+        (["--what=pictures", "--bits_respacing=5"], "--bits_respacing is a setting of the bound: give --what=bits"),
         (["--what="], "--what must name something to measure: bits, pictures, ode, samples"),
         (["--ode", "--ode_steps=0"], "--ode_steps must be at least 1; got 0"),
         (["--ode", "--ode_probes=-1"], "--ode_probes must be at least 0; got -1"),

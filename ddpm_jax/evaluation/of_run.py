@@ -45,6 +45,7 @@ class EvaluationSettings:
     max_images: int = 0  # 0: all
     seed: int = 0
     batch_size: int = 0  # 0: the run's eval.batch_size
+    bits_respacing: str = ""  # of `respacing.named_steps`; "": all T steps
     ode_steps: int = 50
     ode_probes: int = 1
     out: str | None = None  # None: <workdir>/evaluation
@@ -98,6 +99,8 @@ class Evaluation:
             "clip_x_0": config.sample.clip_x_0,
             "fingerprint": name,  # of the weights, the config and the first pictures
         }
+        if settings.bits_respacing:
+            self.facts["bits_respacing"] = settings.bits_respacing
         self._params = jax.device_put(run.params, replicated(self._mesh))
 
     def _build(
@@ -109,7 +112,12 @@ class Evaluation:
             "batch_size": settings.batch_size or config.eval.batch_size,
             "max_images": settings.max_images,
         }
-        bits = build_bits_per_dim(config, split, self._mesh, **common) if "bits" in settings.what else None
+        bits = None
+        if "bits" in settings.what:
+            try:
+                bits = build_bits_per_dim(config, split, self._mesh, **common, respacing=settings.bits_respacing)
+            except UserError as error:
+                raise UserError(str(error).replace("sample.respacing", "--bits_respacing")) from None
         progressive = build_progressive(config, self._mesh) if "pictures" in settings.what else None
         ode = None
         if "ode" in settings.what:

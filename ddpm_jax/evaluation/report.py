@@ -63,9 +63,10 @@ class Report:
 def describe(facts: dict[str, Any]) -> str:
     """What was evaluated, in a line."""
     pictures = "picture" if facts["num_images"] == 1 else "pictures"
+    respacing = f" (the bound over the steps {facts['bits_respacing']!r})" if "bits_respacing" in facts else ""
     return (
         f"{facts['num_images']} {pictures} of {facts['data']} {facts['split']!r}, step {facts['step']}, "
-        f"{facts['weights']} weights, {facts['schedule']} schedule with T = {facts['num_steps']}, predicts "
+        f"{facts['weights']} weights, {facts['schedule']} schedule with T = {facts['num_steps']}{respacing}, predicts "
         f"{facts['prediction']}, variance {facts['variance']}, seed {facts['seed']}"
     )
 
