@@ -49,7 +49,7 @@ def test_the_commands_parse(command, monkeypatch):
     command_module = importlib.import_module(module)
     monkeypatch.setattr(command_module, "run", parse_only)
     assert command_module.main(argv) == 0
-    assert seen["args"].workdir
+    assert seen["args"].workdir or seen["args"].samples
 
 
 def test_the_files_it_names_are_there():
