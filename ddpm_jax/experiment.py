@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax import factories, sampler_factory
+from ddpm_jax import factories, sampler_factory, training_factory
 from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import CHANGEABLE_AT_IMPORT, check_same_run, config_from_json, config_to_json
@@ -82,10 +82,10 @@ def build_parts(config: ConfigDict) -> Parts:
     mesh = make_mesh(config.train.num_devices)
     schedule = factories.build_schedule(config)
     model = factories.build_model(config)
-    loss_fn = factories.build_loss(config, schedule)
-    optimizer = factories.build_optimizer(config)
-    train_step = factories.build_train_step(config, mesh, model, loss_fn, optimizer)
-    time_sampler = factories.build_time_sampler(config)
+    loss_fn = training_factory.build_loss(config, schedule)
+    optimizer = training_factory.build_optimizer(config)
+    train_step = training_factory.build_train_step(config, mesh, model, loss_fn, optimizer)
+    time_sampler = training_factory.build_time_sampler(config)
     # Built for their checks alone: a bad sampler must not come to light after days of training.
     sampler_factory.build_table(config, schedule)
     sampler_factory.build_preview_table(config, schedule)
@@ -284,7 +284,7 @@ def _train_from(
                     checkpoint_every_steps=config.train.checkpoint_every_steps,
                     sample_every_steps=config.train.sample_every_steps,
                 ),
-                learning_rate=factories.build_learning_rate(config),
+                learning_rate=training_factory.build_learning_rate(config),
                 reporter=reporter,
                 stop=stop,
                 save=save,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ddpm_jax import factories, sampler_factory
+from ddpm_jax import factories, sampler_factory, training_factory
 from ddpm_jax.atomic_files import new_folder
 from ddpm_jax.checkpoints import Checkpoints
 from ddpm_jax.configuration import CHANGEABLE_AT_IMPORT, config_to_json
@@ -50,7 +50,8 @@ def write_workdir(imported: Imported, workdir: str | os.PathLike) -> None:
     """
     config = imported.config
     check_imported(config)
-    optimizer, time_sampler = factories.build_optimizer(config), factories.build_time_sampler(config)
+    optimizer = training_factory.build_optimizer(config)
+    time_sampler = training_factory.build_time_sampler(config)
     with new_folder("--workdir", workdir) as folder:
         params, ema_params = (jax.tree.map(jnp.asarray, tree) for tree in (imported.params, imported.ema_params))
         state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), time_sampler.init())

@@ -1,6 +1,7 @@
 """Sample metrics beside the PyTorch codes whose numbers people compare with.
 
-`pip install --no-deps torch-fidelity==0.4.0 pytorch-fid==0.3.0 clean-fid==0.1.35`; the weights are random, so nothing is downloaded.
+`pip install --no-deps torch-fidelity==0.4.0 pytorch-fid==0.3.0 clean-fid==0.1.35`; the weights are random, so that
+nothing is downloaded.
 """
 
 import sys
