@@ -28,6 +28,7 @@ setup(
         "pillow",
         "safetensors>=0.4.5",
         "scikit-learn",  # the embedded digits
+        "scipy",
         "tensorboardX",
         "tqdm",
     ],
