@@ -142,13 +142,13 @@ def _description(name: str, config: Any, imported: Any) -> list[str]:
     from ddpm_jax.models.unet import num_params
     from ddpm_jax.sampler_factory import build_table
 
-    schedule, diffusion, sample = config.schedule, config.diffusion, config.sample
-    calls = build_table(config, build_schedule(config)).num_calls
+    diffusion, sample, schedule = config.diffusion, config.sample, build_schedule(config)
+    calls, betas = build_table(config, schedule).num_calls, schedule.betas
     shape = "x".join(map(str, image_shape_of(config)))
     classes = f" of {config.model.num_classes} classes" if config.model.num_classes else ""
     return [
         f"network   {num_params(imported.params):,} parameters for pictures of {shape}{classes}, from {name}",
-        f"schedule  {schedule.name}, {schedule.num_steps} steps, beta {schedule.beta_start:g} to {schedule.beta_end:g}",
+        f"schedule  {config.schedule.name}, {schedule.num_steps} steps, beta {betas[0]:.3g} to {betas[-1]:.3g}",
         f"predicts  {diffusion.prediction}, variance {diffusion.variance}",
         f"sampler   {sample.sampler}, {calls} network calls, clip_x_0 {str(sample.clip_x_0).lower()}",
         *(f"note      {note}" for note in imported.notes),
