@@ -95,7 +95,12 @@ def open_pictures(
                 f"digits:train; there is no {given!r}"
             )
     except UserError as error:
-        names = {"--config.data.path": "--data_path", "data.path": flag, "data.split": f"the split of {flag}"}
+        names = {
+            "--config.data.path": "--data_path",
+            "data.path": flag,
+            "data.split": f"the split of {flag}",
+            "data.name": f"the name in {flag}",
+        }
         text = str(error)
         for theirs, ours in names.items():
             text = text.replace(theirs, ours)
