@@ -285,6 +285,6 @@ def test_ddim_of_the_whole_ddpm_cifar10_32(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_ddpm_ema_church_256(tmp_path):
-    """A quarter of an hour and 4 GB: pytest -m slow tests/parity/test_parity_weights.py"""
+    """Nine minutes and 4 GB: pytest -m slow tests/parity/test_parity_weights.py"""
     peer = write_hub_folder(tmp_path / "hub", CHURCH, "ddpm-ema-church-256")
     check_outputs(peer, read_diffusers(tmp_path / "hub"), 1, 50)
