@@ -7,14 +7,13 @@ layer, in one of two orders (`models.qkv`).
 
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.configuration import load_config
 from ddpm_jax.errors import UserError, check_one_of
-from ddpm_jax.factories import build_model, image_shape_of
-from ddpm_jax.interchange.imported import Imported
+from ddpm_jax.factories import build_model
+from ddpm_jax.interchange.imported import Imported, shapes_of
 from ddpm_jax.interchange.matches import (
     CONV,
     DENSE,
@@ -24,11 +23,10 @@ from ddpm_jax.interchange.matches import (
     Layout,
     Match,
     Path,
-    leaf_shapes,
     params_from,
 )
 from ddpm_jax.models.qkv import split_fused_qkv
-from ddpm_jax.models.unet import UNet, init_params
+from ddpm_jax.models.unet import UNet
 
 # Our layer of a residual block, an attention or a resampling -> theirs.
 _LAYERS = {
@@ -136,10 +134,8 @@ def read_openai_as(
     Raises:
       UserError: tensors that are not those of the config's network.
     """
-    unet = build_model(config)
-    shape = image_shape_of(config)
-    shapes = leaf_shapes(jax.eval_shape(lambda key: init_params(unet, key, shape), jax.random.key(0)))
-    params = params_from(openai_matches(unet, shapes, qkv_order), tensors, shapes, what)
+    shapes = shapes_of(config)
+    params = params_from(openai_matches(build_model(config), shapes, qkv_order), tensors, shapes, what)
     return Imported(
         config, params, params, ("the file holds one set of weights: raw and averaged ones are the same here",)
     )

@@ -4,16 +4,13 @@ Their network is ours, layout included: kernels are [kH, kW, C_in, C_out] and [C
 stands beside its average, `NAME/ExponentialMovingAverage`, and the optimiser's two, which are not read.
 """
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.configuration import load_config
 from ddpm_jax.errors import check_one_of
-from ddpm_jax.factories import build_model, image_shape_of
-from ddpm_jax.interchange.imported import Imported
-from ddpm_jax.interchange.matches import Match, Path, leaf_shapes, params_from
-from ddpm_jax.models.unet import init_params
+from ddpm_jax.interchange.imported import Imported, shapes_of
+from ddpm_jax.interchange.matches import Match, Path, params_from
 
 # The experiment that each of their models is of, and what differs from it.
 MODELS = {
@@ -84,9 +81,7 @@ def read_original_as(tensors: dict[str, np.ndarray], config: ConfigDict, *, what
     notes = [f"it was trained for {int(tensors[_STEP]):,} updates"] if _STEP in tensors else []
     if not averages or not weights:
         notes.append("the file holds one set of weights: raw and averaged ones are the same here")
-    unet = build_model(config)
-    shape = image_shape_of(config)
-    shapes = leaf_shapes(jax.eval_shape(lambda key: init_params(unet, key, shape), jax.random.key(0)))
+    shapes = shapes_of(config)
     matches = [Match(path, _variable(path)) for path in shapes]
     params = params_from(matches, weights or averages, shapes, what)
     same = not averages or not weights
