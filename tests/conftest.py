@@ -110,7 +110,7 @@ def own_run(straight_run, tmp_path):
 def state_of(tiny_config):
     """(workdir, step) -> the NumPy leaves of params, EMA and optimiser state by path."""
     from ddpm_jax.checkpoints import Checkpoints
-    from ddpm_jax.experiment import build_parts
+    from ddpm_jax.parts import build_parts
 
     abstract = build_parts(tiny_config()).abstract_state
 

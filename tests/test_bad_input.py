@@ -4,8 +4,8 @@ import pytest
 
 from ddpm_jax import train as train_command
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import build_parts
 from ddpm_jax.overrides import flatten
+from ddpm_jax.parts import build_parts
 
 
 def error_of(capfd, main, argv):

@@ -10,7 +10,8 @@ from ddpm_jax import experiment
 from ddpm_jax import train as train_command
 from ddpm_jax.checkpoints import Checkpoints
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import build_parts, train
+from ddpm_jax.experiment import train
+from ddpm_jax.parts import build_parts
 
 
 def same_bits(one, other):

@@ -17,7 +17,8 @@ from PIL import Image
 from ddpm_jax import experiment
 from ddpm_jax import train as train_command
 from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.experiment import build_parts, train
+from ddpm_jax.experiment import train
+from ddpm_jax.parts import Parts, build_parts
 from ddpm_jax.runs import open_run
 from ddpm_jax.training.report import read_metrics
 
@@ -127,7 +128,7 @@ def test_old_last_pictures_go_when_a_longer_run_begins(own_run, tiny_config, mon
 
 def wrap_step(monkeypatch, change):
     """Makes every train step end in change(step, state, metrics) -> (state, metrics)."""
-    real = experiment.Parts.jitted_step
+    real = Parts.jitted_step
 
     def jitted_step(parts):
         step_fn = real(parts)
@@ -138,7 +139,7 @@ def wrap_step(monkeypatch, change):
 
         return wrapped
 
-    monkeypatch.setattr(experiment.Parts, "jitted_step", jitted_step)
+    monkeypatch.setattr(Parts, "jitted_step", jitted_step)
 
 
 def stop_at(monkeypatch, at, number):

@@ -63,7 +63,7 @@ def test_one_device_draws_what_eight_do(draw, straight_run, tmp_path):
 def test_weights_of_eight_devices_on_one(tiny_config, tmp_path):
     """A checkpoint asks for no device: what eight wrote is read as NumPy."""
     from ddpm_jax.devices import make_mesh, replicated
-    from ddpm_jax.experiment import build_parts
+    from ddpm_jax.parts import build_parts
 
     parts = build_parts(tiny_config("train.num_devices=8"))
     state = jax.tree.map(

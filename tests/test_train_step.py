@@ -147,7 +147,7 @@ def test_eight_devices_equal_one(images, num_parts):
 
 def test_unet_trains_alike_on_eight_devices_and_one(tiny_config):
     """The real network as the commands build it: three steps of Adam."""
-    from ddpm_jax.experiment import build_parts
+    from ddpm_jax.parts import build_parts
 
     batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
     results = []

@@ -1,0 +1,78 @@
+"""What a config builds for a training run: mesh, schedule, network, loss, optimiser, train step."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax import factories, sampler_factory, training_factory
+from ddpm_jax.devices import batch_sharded, check_batch_size, compiler_options, make_mesh, replicated
+from ddpm_jax.keys import SeedKeys, seed_keys
+from ddpm_jax.losses import LossFn
+from ddpm_jax.models.unet import UNet, init_params
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.training.state import TrainState, init_state
+from ddpm_jax.training.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a config builds, all checked, nothing computed yet."""
+
+    config: ConfigDict
+    mesh: Mesh
+    schedule: Schedule
+    model: UNet
+    loss_fn: LossFn
+    init: Callable[[jax.Array], TrainState]  # key -> a fresh state
+    train_step: TrainStep  # not jitted
+
+    @property
+    def keys(self) -> SeedKeys:
+        """The keys of the run's seed."""
+        return seed_keys(self.config.train.seed)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """The shapes of the state, replicated over the mesh."""
+        everywhere = replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            jax.eval_shape(self.init, self.keys.init),
+        )
+
+    def jitted_step(self) -> TrainStep:
+        """The train step over the mesh; donates its state."""
+        everywhere, batch = replicated(self.mesh), batch_sharded(self.mesh)
+        return jax.jit(
+            self.train_step,
+            in_shardings=(everywhere, batch, everywhere),
+            out_shardings=everywhere,
+            donate_argnums=0,
+            compiler_options=compiler_options(),
+        )
+
+
+def build_parts(config: ConfigDict) -> Parts:
+    """Everything that a config describes, but for the data; raises UserError for what does not fit."""
+    factories.check_numbers(config)
+    mesh = make_mesh(config.train.num_devices)
+    schedule = factories.build_schedule(config)
+    model = factories.build_model(config)
+    loss_fn = training_factory.build_loss(config, schedule)
+    optimizer = training_factory.build_optimizer(config)
+    train_step = training_factory.build_train_step(config, mesh, model, loss_fn, optimizer)
+    time_sampler = training_factory.build_time_sampler(config)
+    # Built for their checks alone: a bad sampler must not come to light after days of training.
+    sampler_factory.build_table(config, schedule)
+    sampler_factory.build_preview_table(config, schedule)
+    check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
+    image_shape = factories.image_shape_of(config)
+
+    def init(key: jax.Array) -> TrainState:
+        return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())
+
+    return Parts(config, mesh, schedule, model, loss_fn, init, train_step)
