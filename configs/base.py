@@ -89,6 +89,11 @@ def get_config() -> ConfigDict:
     config.train.sample_every_steps = 10_000  # grids of raw and EMA weights; 0: only at the end
     config.train.keep_checkpoints = 2  # newest; the best by eval loss stays too
 
+    config.mesh = ConfigDict()
+    # Devices that share one copy of the parameters, their EMA, the gradients and the optimiser's state (FSDP, ZeRO-3);
+    # divides train.num_devices. 1: a copy on every device; 0: one copy over all. The batch is spread over all anyway.
+    config.mesh.fsdp = 1
+
     config.sample = ConfigDict()
     # ancestral, ddim, euler, euler_ancestral, heun, dpmpp_1, dpmpp_2m, dpmpp_3m, dpmpp_3m_full (of order 3 in
     # truth), dpmpp_sde, dpmpp_2m_sde, plms, unipc, unipc_3.

@@ -14,18 +14,37 @@ from jaxtyping import PyTree
 
 from ddpm_jax.errors import UserError
 
+_LEAST_SHARDED = 1024  # numbers in an array: less is not worth the communication
 
-def make_mesh(num_devices: int = 0) -> Mesh:
-    """A mesh of one axis, "data", over the first `num_devices` devices (0: all).
+
+def make_mesh(num_devices: int = 0, fsdp: int = 1) -> Mesh:
+    """A mesh with the axes "data" and "fsdp" over the first `num_devices` devices (0: all).
+
+    The batch is spread over both axes; what `state_sharded` cuts is spread over "fsdp" and copied along "data".
+
+    Args:
+      fsdp: length of the second axis; 0 for all devices.
 
     Raises:
-      UserError: more devices asked for than there are.
+      UserError: more devices asked for than there are, or not all of them where several processes share a run, or a
+        number that `fsdp` does not divide.
     """
-    devices = jax.devices()
+    # In the order of the processes, so that the rows of a batch are those of its processes joined in that order.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if not 0 <= num_devices <= len(devices):
         raise UserError(f"train.num_devices must be in 0..{len(devices)} (0: all of them); got {num_devices}")
+    if jax.process_count() > 1 and num_devices not in (0, len(devices)):
+        raise UserError(
+            f"train.num_devices must be 0, all {len(devices)} devices, in a run of {jax.process_count()} processes; "
+            f"got {num_devices}"
+        )
+    devices = devices[: num_devices or None]
+    if fsdp < 0 or len(devices) % (fsdp or len(devices)):
+        raise UserError(
+            f"mesh.fsdp must divide the number of devices, {len(devices)} (0: all of them); got {fsdp}"
+        )
     # Not jax.make_mesh: its axes are explicit on new JAX, and Linen's convolutions refuse those.
-    return Mesh(np.array(devices[: num_devices or None]), ("data",))
+    return Mesh(np.array(devices).reshape(-1, fsdp or len(devices)), ("data", "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -33,9 +52,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """The first axis cut into equal parts, one a device."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+# In `in_shardings`: wherever the argument lies already, whole or cut.
+AS_GIVEN = None
+
+
+def batch_sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis cut into equal parts, one a device."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
+
+
+def state_sharded(mesh: Mesh, shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[NamedSharding]:
+    """Of each array the longest axis that "fsdp" divides is cut into as many parts (ZeRO-3, FSDP).
+
+    One rule for parameters, their EMA and both moments of Adam, so that an update needs no communication. Arrays of
+    under 1,024 numbers, and those that nothing divides, are copied whole.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def sharding(shape: jax.ShapeDtypeStruct) -> NamedSharding:
+        axes = [i for i, length in enumerate(shape.shape) if length % fsdp == 0]
+        if fsdp == 1 or not axes or shape.size < _LEAST_SHARDED:
+            return replicated(mesh)
+        longest = max(axes, key=lambda i: shape.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(sharding, shapes)
 
 
 def check_batch_size(field: str, batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:

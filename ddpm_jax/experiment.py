@@ -13,7 +13,6 @@ from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import CHANGEABLE_AT_IMPORT, check_same_run, config_from_json, config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
-from ddpm_jax.devices import quick_compile_options, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.models.unet import num_params
@@ -52,7 +51,7 @@ def train(config: ConfigDict, workdir: str) -> int | None:
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
         if state is None:
-            state = _fresh_state(parts)
+            state = parts.fresh_state()
         first_step = int(state.step)
         drawn = _samples(workdir, LAST_PICTURE)
         draws = first_step < config.train.num_steps or not os.path.exists(drawn)
@@ -119,13 +118,8 @@ def _begin_from_import(parts: Parts, checkpoints: Checkpoints) -> TrainState:
     for item in ("params", "ema_params"):
         _, tree = checkpoints.restore_params(item, 0)
         factories.check_params(parts.config, parts.model, tree)
-        weights[item] = jax.device_put(tree, replicated(parts.mesh))
-    return _fresh_state(parts).replace(**weights)
-
-
-def _fresh_state(parts: Parts) -> TrainState:
-    init = jax.jit(parts.init, out_shardings=replicated(parts.mesh), compiler_options=quick_compile_options())
-    return init(parts.keys.init)
+        weights[item] = jax.device_put(tree, getattr(parts.state_sharding, item))
+    return parts.fresh_state().replace(**weights)
 
 
 def _introduce(

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.denoiser import DenoiserOf
-from ddpm_jax.devices import batch_sharded, compiler_options, replicated
+from ddpm_jax.devices import AS_GIVEN, batch_sharded, compiler_options, replicated
 from ddpm_jax.keys import sample_keys, seed_keys
 from ddpm_jax.pixel_scale import to_uint8
 from ddpm_jax.samplers import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
@@ -59,7 +59,7 @@ class Generator:
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._advance = jax.jit(
             advance,
-            in_shardings=(everywhere, everywhere, batch, batch, batch),
+            in_shardings=(AS_GIVEN, everywhere, batch, batch, batch),
             out_shardings=batch,
             donate_argnums=2,
             compiler_options=compiler_options(),

@@ -9,7 +9,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories, sampler_factory, training_factory
-from ddpm_jax.devices import batch_sharded, check_batch_size, compiler_options, make_mesh, replicated
+from ddpm_jax.devices import (
+    batch_sharded,
+    check_batch_size,
+    compiler_options,
+    make_mesh,
+    quick_compile_options,
+    replicated,
+    state_sharded,
+)
 from ddpm_jax.keys import SeedKeys, seed_keys
 from ddpm_jax.losses import LossFn
 from ddpm_jax.models.unet import UNet, init_params
@@ -37,20 +45,31 @@ class Parts:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """The shapes of the state, replicated over the mesh."""
-        everywhere = replicated(self.mesh)
+        """The shapes of the state, with its shardings over the mesh."""
+        shapes = jax.eval_shape(self.init, self.keys.init)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            jax.eval_shape(self.init, self.keys.init),
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            state_sharded(self.mesh, shapes),
         )
+
+    @property
+    def state_sharding(self) -> TrainState:
+        """Where each array of the state lies."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract_state)
+
+    def fresh_state(self) -> TrainState:
+        """The state that training starts from."""
+        init = jax.jit(self.init, out_shardings=self.state_sharding, compiler_options=quick_compile_options())
+        return init(self.keys.init)
 
     def jitted_step(self) -> TrainStep:
         """The train step over the mesh; donates its state."""
-        everywhere, batch = replicated(self.mesh), batch_sharded(self.mesh)
+        everywhere, batch, state = replicated(self.mesh), batch_sharded(self.mesh), self.state_sharding
         return jax.jit(
             self.train_step,
-            in_shardings=(everywhere, batch, everywhere),
-            out_shardings=everywhere,
+            in_shardings=(state, batch, everywhere),
+            out_shardings=(state, everywhere),
             donate_argnums=0,
             compiler_options=compiler_options(),
         )
@@ -59,7 +78,7 @@ class Parts:
 def build_parts(config: ConfigDict) -> Parts:
     """Everything that a config describes, but for the data; raises UserError for what does not fit."""
     factories.check_numbers(config)
-    mesh = make_mesh(config.train.num_devices)
+    mesh = make_mesh(config.train.num_devices, config.mesh.fsdp)
     schedule = factories.build_schedule(config)
     model = factories.build_model(config)
     loss_fn = training_factory.build_loss(config, schedule)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories
@@ -113,7 +113,7 @@ class BitsPerDim:
         self._terms_of = jax.jit(
             terms_of,
             in_shardings=(everywhere, batch, batch, everywhere, everywhere),
-            out_shardings=NamedSharding(mesh, PartitionSpec(None, "data")),
+            out_shardings=batch_sharded(mesh, axis=1),
             compiler_options=compiler_options(),
         )
         self._prior_of = jax.jit(

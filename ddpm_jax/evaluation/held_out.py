@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.batch import Batch
 from ddpm_jax.data import ImageSource
-from ddpm_jax.devices import batch_sharded, compiler_options, replicated
+from ddpm_jax.devices import AS_GIVEN, batch_sharded, compiler_options, replicated
 from ddpm_jax.evaluation.batches import Batches
 
 
@@ -43,7 +43,7 @@ class HeldOut:
         everywhere, batch = replicated(mesh), batch_sharded(mesh)
         self._batch_loss = jax.jit(
             batch_loss,
-            in_shardings=(everywhere, batch, batch, everywhere),
+            in_shardings=(AS_GIVEN, batch, batch, everywhere),
             out_shardings=everywhere,
             compiler_options=compiler_options(),
         )

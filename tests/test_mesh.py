@@ -1,0 +1,122 @@
+"""One program, any mesh: parameters whole or cut, on 1 to 8 devices, the same losses, samples and checkpoints."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax import factories, sampler_factory
+from ddpm_jax.checkpoints import Checkpoints
+from ddpm_jax.configuration import config_to_json
+from ddpm_jax.devices import batch_sharded, make_mesh, state_sharded
+from ddpm_jax.errors import UserError
+from ddpm_jax.parts import build_parts
+
+# Wide enough that most parameters have the 1,024 numbers from which they are cut.
+WIDE = ("model.channels=16", "optim.learning_rate=2e-4")
+# (devices, mesh.fsdp): data alone, parameters alone, both.
+MESHES = ((1, 1), (2, 1), (4, 2), (8, 1), (8, 8))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config):
+    """(devices, fsdp) -> (parts, the losses of three steps, the state after them)."""
+    batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    done = {}
+
+    def trained(devices, fsdp):
+        if (devices, fsdp) not in done:
+            parts = build_parts(tiny_config(*WIDE, f"train.num_devices={devices}", f"mesh.fsdp={fsdp}"))
+            state, losses, step_fn = parts.fresh_state(), [], parts.jitted_step()
+            images = jax.device_put(batch, batch_sharded(parts.mesh))
+            for _ in range(3):
+                state, metrics = step_fn(state, images, parts.keys.train)
+                losses.append(float(metrics["loss"]))
+            done[devices, fsdp] = parts, losses, state
+        return done[devices, fsdp]
+
+    return trained
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), MESHES[1:])
+def test_trains_alike_on_every_mesh(trained, devices, fsdp):
+    _, wanted, one = trained(1, 1)
+    _, losses, state = trained(devices, fsdp)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-6)
+    # Adam divides by sqrt(nu): where a gradient is noise, so is its update, of at most the learning rate a step.
+    params = [jax.tree.leaves(jax.device_get(s.params)) for s in (one, state)]
+    far = [np.abs(a - b) for a, b in zip(*params, strict=True)]
+    assert np.mean(np.concatenate([d.ravel() for d in far])) < 1e-6
+    assert max(d.max() for d in far) < 2 * 3 * 2e-4
+
+
+def test_parameters_moments_and_ema_are_cut_alike(trained):
+    parts, _, state = trained(8, 8)
+    moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
+    total, here = 0, 0
+    for tree in (state.params, state.ema_params, *moments):
+        for leaf, like in zip(jax.tree.leaves(tree), jax.tree.leaves(state.params), strict=True):
+            assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+            assert len(leaf.sharding.device_set) == 8
+            total, here = total + leaf.nbytes, here + leaf.addressable_shards[0].data.nbytes
+    assert here < 0.2 * total  # an eighth, and the small arrays whole
+    assert parts.mesh.shape == {"data": 1, "fsdp": 8}
+
+
+def test_only_long_arrays_are_cut_and_along_their_longest_axis():
+    mesh = make_mesh(8, 4)
+    shapes = {"kernel": (3, 3, 64, 128), "odd": (3, 3, 67, 33), "bias": (512,), "tall": (1024, 6), "scalar": ()}
+    shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    specs = {name: tuple(sharding.spec) for name, sharding in state_sharded(mesh, shapes).items()}
+    assert specs == {
+        "kernel": (None, None, None, "fsdp"), "odd": (), "bias": (), "tall": ("fsdp",), "scalar": ()
+    }  # fmt: skip
+    assert {tuple(s.spec) for s in state_sharded(make_mesh(8, 1), shapes).values()} == {()}
+
+
+def test_samples_of_cut_parameters(trained):
+    pictures = []
+    for devices, fsdp in ((1, 1), (8, 8)):
+        parts, _, _ = trained(devices, fsdp)
+        table = sampler_factory.build_preview_table(parts.config, parts.schedule)
+        generator = factories.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
+        # The same weights on both: of one device, moved onto the other mesh.
+        params = jax.device_put(jax.device_get(trained(1, 1)[2].ema_params), parts.state_sharding.params)
+        pictures.append(generator.generate(params, seed=0, num_samples=8).astype(int))
+    np.testing.assert_allclose(pictures[0], pictures[1], atol=1)
+    assert np.mean(pictures[0] != pictures[1]) < 0.01
+
+
+def test_a_checkpoint_moves_between_meshes(trained, tmp_path):
+    """Saved on 8 devices, read on 2, saved there, read on 1: the same bits."""
+    _, _, state = trained(8, 8)
+    wanted = jax.device_get(state)
+    for number, mesh in enumerate(((2, 1), (4, 2), (1, 1))):
+        parts = trained(*mesh)[0]
+        checkpoints = Checkpoints(str(tmp_path / str(number)), create=True)
+        checkpoints.save(state, config_to_json(parts.config))
+        checkpoints.wait()
+        state = checkpoints.restore_state(parts.abstract_state)
+        checkpoints.close()
+        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(parts.state_sharding), strict=True):
+            assert leaf.sharding == sharding
+        for one, other in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(wanted), strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "fsdp", "message"),
+    [
+        (8, 3, r"^mesh.fsdp must divide the number of devices, 8 \(0: all of them\); got 3$"),
+        (0, 16, r"^mesh.fsdp must divide the number of devices, 8 \(0: all of them\); got 16$"),
+        (2, -1, r"^mesh.fsdp must divide the number of devices, 2 \(0: all of them\); got -1$"),
+        (9, 1, r"^train.num_devices must be in 0..8 \(0: all of them\); got 9$"),
+    ],
+)
+def test_what_does_not_fit(num_devices, fsdp, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(num_devices, fsdp)
+
+
+def test_fsdp_of_0_is_all_devices():
+    assert make_mesh(4, 0).shape == {"data": 1, "fsdp": 4}
