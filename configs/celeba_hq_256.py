@@ -3,7 +3,7 @@
 Command: python -m ddpm_jax.train --config=configs/celeba_hq_256.py --config.data.path=DIR --workdir=runs/celeba_hq
 Data: a folder of the pictures (TFDS's celeb_a_hq has to be prepared by hand and is no easier).
 Hardware and time: meant for several GPUs or TPU cores; not yet run.
-To expect: the paper trains 500,000 steps at batch 64; it reports samples, no FID.
+To expect: the paper trains 500,000 steps at batch 64 (its appendix B); it reports samples, no FID.
 """
 
 from ml_collections import ConfigDict

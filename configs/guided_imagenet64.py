@@ -4,10 +4,10 @@ Command: python -m ddpm_jax.train --config=configs/guided_imagenet64.py --workdi
 Data: TFDS's imagenet2012, which has to be prepared by hand.
 Source: README of openai/guided-diffusion, whose checkpoint of it is 64x64_diffusion.
 Trained in float16 there, in float32 here unless --config.model.dtype=bfloat16.
-Batch size, rate and number of updates are not in that code: they are the paper's as far as we know, not checked
-against it.
+Batch size, rate, dropout and number of updates: table 11 of the paper.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
-To expect: their README reports FID 2.07 with guidance by a classifier (scale 1.0), which is not in here.
+To expect: the paper reports FID 2.07, sFID 4.29, precision 0.74, recall 0.63, without guidance, 250 steps (its table
+5).
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,8 @@ Command: python -m ddpm_jax.train --config=configs/improved_imagenet64_cond.py -
 Data: TFDS's imagenet2012, which has to be prepared by hand.
 Source: README of openai/improved-diffusion, whose checkpoint of it is imagenet64_cond_270M_250K.
 Hardware and time: meant for many GPUs or TPU cores (batch 2048); not yet run.
+To expect: FID 2.92 with 250 sampling steps, as the same authors list it for this model in table 5 of Dhariwal and
+Nichol 2021 (there with sFID 3.79, precision 0.74, recall 0.62).
 """
 
 from ml_collections import ConfigDict
