@@ -1,6 +1,7 @@
 """What the commands `python -m ddpm_jax.<verb>` share: flags in, exit codes and one-line errors out."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ddpm_jax.configuration import load_config, packaged_experiments
 from ddpm_jax.errors import UserError
+from ddpm_jax.host_flags import add_host_flags, joined
 from ddpm_jax.overrides import closest_field, flatten
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130  # 130 = 128 + SIGINT, as shells count
@@ -24,13 +26,20 @@ class _Parser(argparse.ArgumentParser):
 
     takes_config: bool = False
     takes_overrides: bool = False
+    takes_hosts: bool = False
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see python -m {self.prog} --help")
 
 
 def make_parser(
-    verb: str, purpose: str, example: str, takes_config: bool = False, takes_overrides: bool = False
+    verb: str,
+    purpose: str,
+    example: str,
+    *,
+    takes_config: bool = False,
+    takes_overrides: bool = False,
+    takes_hosts: bool = False,
 ) -> argparse.ArgumentParser:
     """The parser of `python -m ddpm_jax.<verb>`, to which the command adds its own flags.
 
@@ -42,13 +51,14 @@ def make_parser(
         puts the loaded ConfigDict into `args.config`.
       takes_overrides: whether it takes `--config.group.field=value` alone; `run` then puts the list of
         `group.field=value` into `args.overrides`.
+      takes_hosts: whether several processes may run it together; `run` then joins them.
     """
     parser = _Parser(
         prog=f"ddpm_jax.{verb}", description=purpose, epilog=f"example:\n  {example}", allow_abbrev=False,
         usage=f"python -m ddpm_jax.{verb} [flags]",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
     )
-    parser.takes_config, parser.takes_overrides = takes_config, takes_overrides
+    parser.takes_config, parser.takes_overrides, parser.takes_hosts = takes_config, takes_overrides, takes_hosts
     if takes_config or takes_overrides:
         # For --help alone: `run` takes these out of the command line before argparse sees it.
         group = parser.add_argument_group("experiment")
@@ -59,6 +69,8 @@ def make_parser(
                            help="changes one field, such as --config.train.batch_size=64")
         group.add_argument("--noconfig.GROUP.FIELD", action="store_true", dest="_",
                            help="sets a field to false")
+    if takes_hosts:
+        add_host_flags(parser)
     parser.add_argument("--nocompilation_cache", action="store_true",
                         help="do not keep compiled programs in the user's cache folder")
     return parser
@@ -79,7 +91,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     try:
         args = _parse(parser, list(sys.argv[1:] if argv is None else argv))
         enable_compilation_cache(not args.nocompilation_cache)
-        return main(args) or EXIT_OK
+        with joined(args) if parser.takes_hosts else contextlib.nullcontext():
+            return main(args) or EXIT_OK
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         return EXIT_USER_ERROR

@@ -30,7 +30,7 @@ After Ctrl-C or a kill the same command goes on where it stopped, to the same nu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = make_parser("evaluate", PURPOSE, EXAMPLE, takes_overrides=True)
+    parser = make_parser("evaluate", PURPOSE, EXAMPLE, takes_overrides=True, takes_hosts=True)
     parser.add_argument("--workdir", metavar="DIR", help="folder of the training run")
     parser.add_argument("--what", default="bits,pictures", metavar="LIST", help="what to measure (default %(default)s)")
     parser.add_argument("--ode", action="store_true", help="adds ode to that list")

@@ -8,7 +8,7 @@ import tempfile
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import factories, sampler_factory, training_factory
+from ddpm_jax import factories, hosts, sampler_factory, training_factory
 from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import CHANGEABLE_AT_IMPORT, check_same_run, config_from_json, config_to_json
@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: str) -> int | None:
       UserError: what does not fit in the config, the data or the workdir, or a loss that is not finite.
     """
     workdir = os.path.abspath(workdir)
-    is_first = jax.process_index() == 0
+    is_first = hosts.is_first()
     parts = build_parts(config)
     source = factories.build_source(config, config.data.split)
     held_out = _held_out(parts)
@@ -62,8 +62,8 @@ def train(config: ConfigDict, workdir: str) -> int | None:
                 _introduce(reporter, parts, source, held_out, workdir, first_step if resumed else None)
                 state = _train_from(state, parts, source, held_out, checkpoints, reporter, stop, workdir)
                 checkpoints.wait()
-                if stop.signal_number is not None:
-                    return stop.signal_number
+                if stopped_by := hosts.largest_everywhere(stop.signal_number or 0):
+                    return stopped_by
             # All is saved: from here on a signal ends the process at once, and the next start draws.
             if draws:
                 _draw_final(state, parts, reporter, workdir)

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Draws pictures from a trained model. Model, schedule and sampler come from the checkpoint; the flags\n"
         "below choose how many pictures, from which weights, and may name another sampler.",
         EXAMPLE,
+        takes_hosts=True,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the training run")
     parser.add_argument("--out", required=True, metavar="PATH", help="writes PATH.png and PATH.npz")
@@ -46,7 +47,7 @@ def _sample(args: argparse.Namespace) -> None:
     import jax
     import numpy as np
 
-    from ddpm_jax import factories, sampler_factory
+    from ddpm_jax import factories, hosts, sampler_factory
     from ddpm_jax.devices import make_mesh, replicated
     from ddpm_jax.keys import check_seed
     from ddpm_jax.pictures import save_grid, save_npz
@@ -64,12 +65,13 @@ def _sample(args: argparse.Namespace) -> None:
     factories.check_params(config, model, trained.params)
     generator = factories.build_generator(config, schedule, table, model, mesh)
 
-    print(
-        f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), {config.sample.sampler} with "
-        f"{table.num_calls} network calls, seed {args.seed}"
-    )
+    is_first = hosts.is_first()
+    if is_first:
+        print(
+            f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), {config.sample.sampler} with "
+            f"{table.num_calls} network calls, seed {args.seed}"
+        )
     total = generator.num_batches(args.num_samples) * generator.num_rows
-    is_first = jax.process_index() == 0
     with ProgressBar(total, "sampling", enabled=is_first) as bar:
         images = generator.generate(
             jax.device_put(trained.params, replicated(mesh)),

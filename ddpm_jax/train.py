@@ -12,25 +12,38 @@ EXAMPLE = "python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/di
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0 trained, 2 an error of the user's, 128 + n stopped by signal n."""
-    parser = make_parser("train", "Trains a denoising diffusion model; run again, it goes on.", EXAMPLE, True)
+    parser = make_parser(
+        "train",
+        "Trains a denoising diffusion model; run again, it goes on.",
+        EXAMPLE,
+        takes_config=True,
+        takes_hosts=True,
+    )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; made where missing")
     return run(_train, parser, argv)
 
 
 def _train(args: argparse.Namespace) -> int:
-    from ddpm_jax.experiment import train  # here, so that --help need not wait for JAX
+    # Here, so that --help need not wait for JAX.
+    from ddpm_jax import hosts
+    from ddpm_jax.experiment import train
 
     stopped_by = train(args.config, args.workdir)
+    if hosts.is_first():
+        _say_end(args, stopped_by)
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def _say_end(args: argparse.Namespace, stopped_by: int | None) -> None:
     if stopped_by is not None:
         name = signal.Signals(stopped_by).name
         print(f"stopped by {name}, all is saved; the same command goes on from here")
-        return 128 + stopped_by
+        return
     print(f"done: pictures in {args.workdir}/samples")
     print(
         f"next: python -m ddpm_jax.sample --workdir={args.workdir} --num_samples=64 --seed=1 "
         f"--out={args.workdir}/samples/new"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ from jaxtyping import Array, PyTree
 
 from ddpm_jax.devices import put_batch
 from ddpm_jax.errors import UserError
+from ddpm_jax.hosts import MAX_AHEAD, Vote
 from ddpm_jax.training.report import Reporter
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import NUM_T_BINS, TrainStep
 from ddpm_jax.training.stop import StopRequest
-
-# Steps that the host may be ahead of the device: enough to hide the host, few enough for memory and Ctrl-C.
-MAX_AHEAD = 2
 
 
 class NonFiniteError(UserError):
@@ -64,7 +62,7 @@ def run_loop(
     """
     step = first_step = int(state.step)
     pending: list[dict] = []  # metrics still on the device, one entry a step
-    since = time.monotonic()
+    since, vote = time.monotonic(), Vote(mesh)
     ending = step >= settings.num_steps
     while not ending:
         state, metrics = train_step(state, put_batch(next(batches), mesh), key_train)
@@ -72,8 +70,8 @@ def run_loop(
         pending.append(metrics)
         if len(pending) > MAX_AHEAD:
             jax.block_until_ready(pending[-1 - MAX_AHEAD])
-        # Read once a step: a signal that comes after this line ends the loop after the next step, saved too.
-        ending = step >= settings.num_steps or stop.signal_number is not None
+        # Read once a step: a signal that comes after this line ends the loop after a later step, saved too.
+        ending = step >= settings.num_steps or vote.ask(stop.signal_number or 0) > 0
         saving = ending or _due(step, settings.checkpoint_every_steps)
         previewing = _due(step, settings.sample_every_steps) and step < settings.num_steps
         if saving or previewing or _due(step, settings.log_every_steps):
