@@ -19,6 +19,10 @@ def add_host_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--num_processes", type=int, metavar="N", help="processes that share the run")
     group.add_argument("--process_id", type=int, metavar="I", help="which of them this one is, 0..N-1")
+    group.add_argument(
+        "--heartbeat_seconds", type=int, default=100, metavar="N",
+        help="a process that is silent for so long is taken for dead, and the others end (default %(default)s)",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -35,7 +39,9 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
     import jax  # here, so that --help need not wait for it
 
     try:
-        jax.distributed.initialize(**how, initialization_timeout=_TIMEOUT_SECONDS)
+        jax.distributed.initialize(
+            **how, initialization_timeout=_TIMEOUT_SECONDS, heartbeat_timeout_seconds=args.heartbeat_seconds
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -49,6 +55,8 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
 
 def _how_to_join(args: argparse.Namespace, environ: Mapping[str, str]) -> dict | None:
     """Arguments of `jax.distributed.initialize`; None for a process alone."""
+    if args.heartbeat_seconds < 10:
+        raise UserError(f"--heartbeat_seconds must be at least 10; got {args.heartbeat_seconds}")
     given = {"--num_processes": args.num_processes, "--process_id": args.process_id}
     if args.coordinator in (None, "none", "auto"):
         for flag, value in given.items():
