@@ -30,7 +30,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser(
-    verb: str, purpose: str, example: str, takes_config: bool = False, takes_overrides: bool = False
+    verb: str, purpose: str, example: str, takes_config: bool = False, takes_overrides: bool = False,
+    compiles: bool = True,
 ) -> argparse.ArgumentParser:
     """The parser of `python -m ddpm_jax.<verb>`, to which the command adds its own flags.
 
@@ -42,6 +43,7 @@ def make_parser(
         puts the loaded ConfigDict into `args.config`.
       takes_overrides: whether it takes `--config.group.field=value` alone; `run` then puts the list of
         `group.field=value` into `args.overrides`.
+      compiles: whether it computes with JAX at all.
     """
     parser = _Parser(
         prog=f"ddpm_jax.{verb}", description=purpose, epilog=f"example:\n  {example}", allow_abbrev=False,
@@ -59,8 +61,9 @@ def make_parser(
                            help="changes one field, such as --config.train.batch_size=64")
         group.add_argument("--noconfig.GROUP.FIELD", action="store_true", dest="_",
                            help="sets a field to false")
-    parser.add_argument("--nocompilation_cache", action="store_true",
-                        help="do not keep compiled programs in the user's cache folder")
+    if compiles:
+        parser.add_argument("--nocompilation_cache", action="store_true",
+                            help="do not keep compiled programs in the user's cache folder")
     return parser
 
 
@@ -78,7 +81,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     """
     try:
         args = _parse(parser, list(sys.argv[1:] if argv is None else argv))
-        enable_compilation_cache(not args.nocompilation_cache)
+        if "nocompilation_cache" in args:
+            enable_compilation_cache(not args.nocompilation_cache)
         return main(args) or EXIT_OK
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """A folder of pictures: any sizes, any of the common formats, some of them broken."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.data.listing import ENDINGS, Listing, class_labels, first_of, is_hidden, list_folder, printable
+from ddpm_jax.data.listing import (
+    Listing,
+    checked_folder,
+    class_labels,
+    is_hidden,
+    list_images,
+    printable,
+    skipped_note,
+)
 from ddpm_jax.data.pixels import decode_image, read_header, stored_shape
 from ddpm_jax.data.replacing import ReplacingSource, reason_of
 from ddpm_jax.data.source import ImageSource, RowsSource, ThreadMap
@@ -42,7 +49,7 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
     Raises:
         UserError: where there is no such folder or split, or no image in it that can be read.
     """
-    listing = _list(_split_folder(_checked_folder(path), split))
+    listing = list_images(_split_folder(checked_folder(path), split))
     rows = split_rows(split, num_examples=len(listing.files))
     labels = class_labels(listing.files)
     shape = (*image_size, num_channels)
@@ -68,12 +75,10 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
 
 def first_image_shape(path: str) -> tuple[int, int, int]:
     """(H, W, C) of the first image under `path` that can be read, C = 1 for grey, else 3; UserError where none can."""
-    listing = _list(str(_checked_folder(path)))
-    for name in listing.files:
-        if name in listing.irregular:
-            continue
+    listing = list_images(path)
+    for row in range(len(listing.files)):
         try:
-            return stored_shape(os.path.join(listing.root, name))
+            return stored_shape(listing.openable(row))
         except Exception:  # Pillow's decoders raise nearly anything on a damaged file
             continue
     raise UserError(f"data.path {listing.root!r} holds no image file that can be read")
@@ -124,12 +129,6 @@ class _OnDemand(ReplacingSource):
         )
 
 
-def skipped_note(reasons: list[tuple[str, str]], num_files: int) -> str:
-    """One line about the (name, reason) of files that could not be read."""
-    shown = first_of([f"{printable(name)} ({reason})" for name, reason in reasons])
-    return f"skipped {len(reasons)} of {num_files} image files that could not be read: {shown}"
-
-
 def progress_blocks(items: np.ndarray, description: str, block: int = _BLOCK) -> Iterator[np.ndarray]:
     """`items` in blocks; where that takes more than two seconds, it shows how far it is."""
     bar, start = None, time.monotonic()
@@ -145,20 +144,14 @@ def progress_blocks(items: np.ndarray, description: str, block: int = _BLOCK) ->
 
 
 def _decode(listing: Listing, row: int, shape: tuple[int, int, int]) -> np.ndarray:
-    name = listing.files[row]
-    if name in listing.irregular:
-        raise OSError(listing.irregular[name])
-    return decode_image(os.path.join(listing.root, name), image_size=shape[:2], num_channels=shape[2])
+    return decode_image(listing.openable(row), image_size=shape[:2], num_channels=shape[2])
 
 
 def _check_headers(listing: Listing, rows: np.ndarray) -> list[tuple[str, str]]:
     """Marks the good ones in the listing; (name, reason) of the others."""
 
     def check(row: int) -> None:
-        name = listing.files[row]
-        if name in listing.irregular:
-            raise OSError(listing.irregular[name])
-        read_header(os.path.join(listing.root, name))
+        read_header(listing.openable(row))
         listing.is_good[row] = True
 
     return _attempt(check, listing, rows[~listing.is_good[rows]], _HEADER_THREADS)
@@ -179,30 +172,6 @@ def _attempt(
     attempt_many = ThreadMap(attempt, num_threads)
     blocks = progress_blocks(rows, "reading images")
     return [reason for block in blocks for reason in attempt_many(block.tolist()) if reason is not None]
-
-
-def _list(root: str) -> Listing:
-    listing = list_folder(root)
-    if not listing.files:
-        raise UserError(
-            f"data.path {root!r} holds no image file ({listing.summary()}); "
-            f"name a folder with files ending in {', '.join(ENDINGS)}"
-        )
-    return listing
-
-
-def _checked_folder(path: str) -> Path:
-    folder = Path(path).expanduser()
-    if path and folder.is_dir():
-        return folder
-    if not path:
-        raise UserError("data.path must name a folder of images; got ''; add --config.data.path=DIR")
-    if not folder.exists():
-        raise UserError(f"data.path must name a folder of images; got {path!r} (no such folder)")
-    remedy = {".npz": "use data.name=array", ".npy": "use data.name=array"}.get(
-        folder.suffix.lower(), "name the folder; unpack an archive first"
-    )
-    raise UserError(f"data.path must name a folder of images; got {path!r} (a file); {remedy}")
 
 
 def _split_folder(folder: Path, split: str) -> str:

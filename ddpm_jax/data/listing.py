@@ -5,6 +5,7 @@ import stat
 import time
 import weakref
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,17 @@ _FOREIGN_ENDINGS = (".heic", ".heif", ".avif", ".tif", ".tiff", ".jp2", ".jxl", 
 _STAMP_SECONDS = 2.0
 
 _in_use: "weakref.WeakValueDictionary[str, Listing]" = weakref.WeakValueDictionary()
+
+
+def list_images(path: str) -> "Listing":
+    """The listing of the folder `path`; UserError where it is none, or holds no image file."""
+    listing = list_folder(str(checked_folder(path)))
+    if not listing.files:
+        raise UserError(
+            f"data.path {listing.root!r} holds no image file ({listing.summary()}); "
+            f"name a folder with files ending in {', '.join(ENDINGS)}"
+        )
+    return listing
 
 
 def list_folder(root: str) -> "Listing":
@@ -95,6 +107,13 @@ class Listing:
                 self._other_endings[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
         return folders
 
+    def openable(self, row: int) -> str:
+        """The path of a file; OSError where opening it would wait for ever, or never end."""
+        name = self.files[row]
+        if name in self.irregular:
+            raise OSError(self.irregular[name])
+        return os.path.join(self.root, name)
+
     def is_current(self) -> bool:
         """Whether every folder is as it was, and had been so long enough before for a change to show."""
         latest = int((self._began - _STAMP_SECONDS) * 1e9)
@@ -122,6 +141,21 @@ class Listing:
         return "it holds " + ", ".join(f"{count} {ending}" for ending, count in common)
 
 
+def checked_folder(path: str) -> Path:
+    """The folder that a person named; UserError where it is none."""
+    folder = Path(path).expanduser()
+    if path and folder.is_dir():
+        return folder
+    if not path:
+        raise UserError("data.path must name a folder of images; got ''; add --config.data.path=DIR")
+    if not folder.exists():
+        raise UserError(f"data.path must name a folder of images; got {path!r} (no such folder)")
+    remedy = {".npz": "use data.name=array", ".npy": "use data.name=array"}.get(
+        folder.suffix.lower(), "name the folder; unpack an archive first"
+    )
+    raise UserError(f"data.path must name a folder of images; got {path!r} (a file); {remedy}")
+
+
 def is_hidden(name: str) -> bool:
     """Names that a person does not see in a file manager, and what macOS puts into archives."""
     return name.startswith(".") or name == "__MACOSX"
@@ -135,6 +169,12 @@ def class_labels(files: list[str]) -> np.ndarray | None:
         return None
     rank = {folder: i for i, folder in enumerate(classes)}
     return np.array([rank[folder] for folder in folders], np.int64)
+
+
+def skipped_note(reasons: list[tuple[str, str]], num_files: int) -> str:
+    """One line about the (name, reason) of files that could not be read."""
+    shown = first_of([f"{printable(name)} ({reason})" for name, reason in reasons])
+    return f"skipped {len(reasons)} of {num_files} image files that could not be read: {shown}"
 
 
 def printable(name: str) -> str:
