@@ -40,6 +40,7 @@ def make_parser(
     takes_config: bool = False,
     takes_overrides: bool = False,
     takes_hosts: bool = False,
+    compiles: bool = True,
 ) -> argparse.ArgumentParser:
     """The parser of `python -m ddpm_jax.<verb>`, to which the command adds its own flags.
 
@@ -52,6 +53,7 @@ def make_parser(
       takes_overrides: whether it takes `--config.group.field=value` alone; `run` then puts the list of
         `group.field=value` into `args.overrides`.
       takes_hosts: whether several processes may run it together; `run` then joins them.
+      compiles: whether it computes with JAX at all.
     """
     parser = _Parser(
         prog=f"ddpm_jax.{verb}", description=purpose, epilog=f"example:\n  {example}", allow_abbrev=False,
@@ -71,8 +73,9 @@ def make_parser(
                            help="sets a field to false")
     if takes_hosts:
         add_host_flags(parser)
-    parser.add_argument("--nocompilation_cache", action="store_true",
-                        help="do not keep compiled programs in the user's cache folder")
+    if compiles:
+        parser.add_argument("--nocompilation_cache", action="store_true",
+                            help="do not keep compiled programs in the user's cache folder")
     return parser
 
 
@@ -90,7 +93,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     """
     try:
         args = _parse(parser, list(sys.argv[1:] if argv is None else argv))
-        enable_compilation_cache(not args.nocompilation_cache)
+        if "nocompilation_cache" in args:
+            enable_compilation_cache(not args.nocompilation_cache)
         with joined(args) if parser.takes_hosts else contextlib.nullcontext():
             return main(args) or EXIT_OK
     except UserError as error:

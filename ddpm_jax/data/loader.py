@@ -2,13 +2,24 @@
 
 import queue
 import threading
+import time
 import weakref
-
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from ddpm_jax.data.order import batch_indices
 from ddpm_jax.data.source import ImageSource, load_rows
 from ddpm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoaderCounts:
+    """What a loader did since it was last asked."""
+
+    images: int = 0  # made by this process
+    load_seconds: float = 0.0  # that making them took: images / load_seconds is the loader's own rate
+    wait_seconds: float = 0.0  # that `next` waited for a batch that was not ready
 
 
 class BatchLoader:
@@ -29,9 +40,12 @@ class BatchLoader:
         process_index, process_count: p in 0..P-1, and P.
         num_prefetch: batches held ready, at least 1.
         labelled: with the labels of the source.
+        transform: applied to every batch in the background thread, such as the copy to the devices, which then
+            overlaps with the training. num_prefetch + 1 of its results exist beside those in use.
+        clock: seconds as a function, for tests.
 
     Yields:
-        uint8 [B/P, H, W, C]; if labelled, the pair of it and int32 [B/P].
+        uint8 [B/P, H, W, C]; if labelled, the pair of it and int32 [B/P]; or what `transform` makes of that.
 
     Raises:
         UserError: where process_count does not divide batch_size, or the source is empty.
@@ -55,6 +69,8 @@ class BatchLoader:
         process_count: int = 1,
         num_prefetch: int = 2,
         labelled: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
@@ -75,9 +91,16 @@ class BatchLoader:
         if labelled and source.labels is None:
             raise UserError("the data have no labels; the network must have model.num_classes=0")
 
-        def load_step(step: int) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        tally = self._tally = _Tally()
+        self._clock = clock
+
+        def load_step(step: int) -> Any:
+            since = clock()
             indices = batch_indices(seed=seed, step=step, batch_size=batch_size, num_examples=len(source))
-            return load_rows(source, indices[rows], labelled)
+            batch = load_rows(source, indices[rows], labelled)
+            batch = batch if transform is None else transform(batch)
+            tally.add(images=share, load_seconds=clock() - since)
+            return batch
 
         self._ready: queue.Queue = queue.Queue(maxsize=num_prefetch)
         self._stop = threading.Event()
@@ -96,14 +119,20 @@ class BatchLoader:
     def __iter__(self) -> "BatchLoader":
         return self
 
-    def __next__(self) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    def __next__(self) -> Any:
         if self._error is None and not self._stop.is_set():
+            since = self._clock()
             batch, self._error = self._ready.get()
+            self._tally.add(wait_seconds=self._clock() - since)
             if self._error is None and batch is not None:
                 return batch
         if self._error is not None:
             raise self._error
         raise StopIteration
+
+    def take_counts(self) -> LoaderCounts:
+        """What was counted since the last call (or the start); callable from any thread at any time."""
+        return self._tally.take()
 
     def close(self) -> None:
         """Stops the background thread and waits for it. May be called twice."""
@@ -114,6 +143,26 @@ class BatchLoader:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class _Tally:
+    """The counts of two threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = LoaderCounts()
+
+    def add(self, images: int = 0, load_seconds: float = 0.0, wait_seconds: float = 0.0) -> None:
+        with self._lock:
+            so_far = self._counts
+            self._counts = LoaderCounts(
+                so_far.images + images, so_far.load_seconds + load_seconds, so_far.wait_seconds + wait_seconds
+            )
+
+    def take(self) -> LoaderCounts:
+        with self._lock:
+            counts, self._counts = self._counts, LoaderCounts()
+        return counts
 
 
 def _fill(load_step, step: int, ready: queue.Queue, stop: threading.Event) -> None:

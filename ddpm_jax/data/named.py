@@ -20,8 +20,9 @@ def make_source(
     Images of another size are resized to cover image_size, antialiased, and cut to their centre.
 
     Args:
-        name: `digits` (embedded); `image_folder` or `array` (of `path`); `mnist`, `fashion_mnist`, `cifar10`
-            (original files in `path`, else TFDS); any other name is one of TFDS, such as `celeb_a`.
+        name: `digits` (embedded); `image_folder` (the folder `path`, or the file that one was packed into); `array`
+            (the file `path`); `mnist`, `fashion_mnist`, `cifar10` (original files in `path`, else TFDS); any other
+            name is one of TFDS, such as `celeb_a`.
         split: `train`, `test`, ... and slices of them: `train[:95%]`, `train[95%:]`.
         image_size: (H, W) in pixels.
         num_channels: 1 or 3; for `array` also as many as its images have.
@@ -47,8 +48,9 @@ def make_source(
         raise UserError(f"data.data_dir belongs to TFDS; {name!r} reads data.path; got data_dir {data_dir!r}")
     if name == "image_folder":
         from ddpm_jax.data.folder import make_folder
+        from ddpm_jax.data.packed import is_packed, make_packed
 
-        return make_folder(path=path, **common)
+        return (make_packed if is_packed(path) else make_folder)(path=path, **common)
     if name == "array":
         from ddpm_jax.data.array import make_array
 

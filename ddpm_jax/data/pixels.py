@@ -1,7 +1,9 @@
 """One picture, whatever its mode and size, to uint8 [H, W, C]."""
 
+import contextlib
 import io
 import os
+import threading
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,16 +12,24 @@ from PIL import Image, ImageOps
 # other programs (EPS).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
+# Pillow's own line between a large picture and a few kilobytes that unpack to gigabytes; it draws it as a warning.
+MAX_PIXELS = 89_478_485
+# Pictures above this are decoded one after the other and not on every core, which bounds the memory.
+_LARGE_PIXELS = 2**24
+_one_large = threading.Lock()
+
 
 def read_header(file: str | os.PathLike) -> None:
-    """Raises whatever Pillow raises where `file` does not begin like an image."""
-    with Image.open(file, formats=_FORMATS):
-        pass
+    """Raises whatever Pillow raises where `file` does not begin like an image, ValueError where it is too large."""
+    with Image.open(file, formats=_FORMATS) as image:
+        if image.format != "JPEG":  # of which `decode_image` may need an eighth of the size
+            _check_pixels(image)
 
 
 def stored_shape(file: str | os.PathLike) -> tuple[int, int, int]:
     """(H, W, C) of an image as it stands upright; C is 1 for grey, 3 for everything else."""
     with Image.open(file, formats=_FORMATS) as image:
+        _check_pixels(image)
         upright = ImageOps.exif_transpose(image)
         is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
         return upright.height, upright.width, 1 if is_grey and not image.has_transparency_data else 3
@@ -42,6 +52,7 @@ def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int]
         uint8 [H, W, C].
 
     Raises:
+        ValueError: where the picture is too large to be one.
         Exception: of many types, from Pillow's decoders, where the file is broken.
     """
     height, width = image_size
@@ -49,9 +60,10 @@ def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int]
         # JPEG decodes to 1/2, 1/4, 1/8 size at a fraction of the time. At least twice the size on both sides
         # is asked for, either way up, so that the resize below still does the antialiasing.
         image.draft(None, (2 * max(height, width),) * 2)
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-    return np.array(_fit(_to_8_bit(upright, num_channels), image_size)).reshape(height, width, num_channels)
+        _check_pixels(image)
+        with _one_large if image.width * image.height > _LARGE_PIXELS else contextlib.nullcontext():
+            fitted = _fit(_to_8_bit(_upright(image), num_channels), image_size)
+    return np.array(fitted).reshape(height, width, num_channels)
 
 
 def fit_array(image: np.ndarray, *, image_size: tuple[int, int], num_channels: int) -> np.ndarray:
@@ -72,10 +84,20 @@ def fit_array(image: np.ndarray, *, image_size: tuple[int, int], num_channels: i
     return np.stack([np.array(_fit(plane, image_size)) for plane in planes], axis=-1)
 
 
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels; the most is {MAX_PIXELS:,}: make it smaller")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
 def _to_8_bit(image: Image.Image, num_channels: int) -> Image.Image:
     """Any of Pillow's modes to L or RGB."""
     if image.mode.startswith("I"):  # I;16, I;16B, and I, in which older versions of Pillow hold 16-bit PNGs
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        values = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
         # Pillow's own conversion to L clips at 255, which turns such images white.
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.mode == "F":

@@ -51,6 +51,21 @@ class ArraySource:
         return np.ascontiguousarray(self._images[np.asarray(indices)])
 
 
+class RowsSource(ArraySource):
+    """Some rows of images that other splits share."""
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None, notes: tuple[str, ...] = ()):
+        super().__init__(images, labels, notes)
+        self._rows = rows  # int64 [n]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """images[rows[indices]]; uint8 [B, H, W, C]."""
+        return super().load(self._rows[np.asarray(indices)])
+
+
 class DecodedSource:
     """Images that `decode_many` makes when asked for, each once where the whole set fits in memory."""
 
@@ -89,18 +104,30 @@ class DecodedSource:
 
 
 class ThreadMap:
-    """`map` over threads, in order: Pillow lets go of the interpreter while it decodes and resizes."""
+    """`map` over threads, in order: Pillow lets go of the interpreter while it decodes and resizes.
 
-    def __init__(self, function: Callable[..., object]):
+    Args:
+        function: called with one item.
+        num_threads: 0 for one a core, up to 16.
+    """
+
+    _MOST_AT_A_TIME = 32  # items handed to a thread at once: handing over costs as much as reading a header
+
+    def __init__(self, function: Callable[..., object], num_threads: int = 0):
         self._function = function
-        self._num_threads = min(os.cpu_count() or 1, 16)
+        self._num_threads = num_threads or min(os.cpu_count() or 1, 16)
         self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="ddpm_jax-decode")
 
     def __call__(self, items: Iterable[object]) -> list:
         items = list(items)
         if self._num_threads == 1 or len(items) < 4:
-            return [self._function(item) for item in items]
-        return list(self._pool.map(self._function, items))
+            return self._run(items)
+        size = min(max(len(items) // (4 * self._num_threads), 1), self._MOST_AT_A_TIME)
+        parts = self._pool.map(self._run, (items[i : i + size] for i in range(0, len(items), size)))
+        return [result for part in parts for result in part]
+
+    def _run(self, items: list) -> list:
+        return [self._function(item) for item in items]
 
 
 def fits_in_memory(num_examples: int, image_shape: tuple[int, int, int]) -> bool:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from ddpm_jax.data import BatchLoader, batch_indices
+from ddpm_jax.data import BatchLoader, LoaderCounts, batch_indices
 from ddpm_jax.data.source import ArraySource
 from ddpm_jax.errors import UserError
 
@@ -149,3 +149,88 @@ def test_bad_arguments_are_refused():
         with pytest.raises(ValueError, match=next(iter(bad))):
             BatchLoader(source, **{"batch_size": 8, "seed": 0, "first_step": 0, **bad})
     assert not _threads()
+
+
+def test_the_counts_tell_how_long_the_data_took_and_were_waited_for():
+    """On a clock of our own: the load begins once `next` waits, and takes 3 s."""
+    now, waiting = [10.0], threading.Event()
+    main = threading.current_thread()
+
+    def clock():
+        if threading.current_thread() is main:
+            waiting.set()
+        return now[0]
+
+    class Slow(Counting):
+        def load(self, indices):
+            waiting.wait(20)
+            now[0] += 3.0
+            return super().load(indices)
+
+    slow = Slow(broken=7)  # the first batch that holds image 7 is the last
+    last = next(s for s in range(99) if 7 in batch_indices(seed=0, step=s, batch_size=4, num_examples=50)[:2])
+    with BatchLoader(slow, batch_size=4, seed=0, first_step=0, process_count=2, clock=clock) as loader:
+        next(loader)
+        first = loader.take_counts()
+        assert first.wait_seconds >= 3.0 and first.load_seconds >= 3.0 and first.images >= 2
+        with pytest.raises(OSError):
+            list(loader)
+        rest = loader.take_counts()
+        # Each batch is half of the 4 images; the one that failed made none.
+        assert first.images + rest.images == 2 * last
+        assert first.load_seconds + rest.load_seconds == 3.0 * last
+        assert loader.take_counts() == LoaderCounts()
+
+
+def test_counts_taken_while_threads_count_lose_nothing():
+    with BatchLoader(Counting(), batch_size=5, seed=0, first_step=0) as loader:
+        taken = []
+        taker = threading.Thread(target=lambda: taken.extend(loader.take_counts() for _ in range(2000)))
+        taker.start()
+        for _ in range(300):
+            next(loader)
+        taker.join()
+    total = sum(counts.images for counts in [*taken, loader.take_counts()])
+    assert 300 * 5 <= total <= 303 * 5  # two wait in the queue, one in the thread's hands
+
+
+def test_a_transform_runs_in_the_background_on_every_batch_in_order():
+    where = set()
+
+    def transform(batch):
+        where.add(threading.current_thread().name)
+        return batch.astype(np.int32) + 1000
+
+    with BatchLoader(Counting(), batch_size=8, seed=2, first_step=5, transform=transform) as loader:
+        for step in range(5, 12):
+            expected = batch_indices(seed=2, step=step, batch_size=8, num_examples=50) + 1000
+            np.testing.assert_array_equal(next(loader)[:, 0, 0, 0], expected)
+    assert where == {"ddpm_jax-batches"}
+
+
+def test_an_error_of_the_transform_arrives_at_its_batch():
+    def transform(batch):
+        raise MemoryError("the device is full")
+
+    with BatchLoader(Counting(), batch_size=8, seed=0, first_step=0, transform=transform) as loader:
+        with pytest.raises(MemoryError, match="the device is full"):
+            next(loader)
+    assert not _threads()
+
+
+def test_batches_put_on_the_devices_in_the_background_are_those_of_the_loop():
+    from ddpm_jax.devices import batch_sharded, make_mesh, put_batch
+
+    mesh = make_mesh(4)
+    source = Counting()
+    source.labels = np.arange(50)
+    settings = dict(batch_size=8, seed=0, first_step=3, labelled=True)
+    with BatchLoader(source, **settings) as host, BatchLoader(
+        source, **settings, transform=lambda batch: put_batch(batch, mesh)
+    ) as device:
+        for _ in range(8):
+            images, labels = next(device)
+            assert images.sharding == batch_sharded(mesh) and images.dtype == np.uint8
+            expected = next(host)
+            np.testing.assert_array_equal(images, expected[0])
+            np.testing.assert_array_equal(labels, expected[1])
