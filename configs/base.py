@@ -88,6 +88,11 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every_steps = 5000
     config.train.sample_every_steps = 10_000  # grids of raw and EMA weights; 0: only at the end
     config.train.keep_checkpoints = 2  # newest; the best by eval loss stays too
+    # Where a loss or gradient is NaN or infinite: stop; skip the update, up to nonfinite_limit in a row, then stop; or
+    # rewind to the newest checkpoint and go on past the batches since, up to nonfinite_limit times, then stop.
+    config.train.nonfinite = "stop"
+    config.train.nonfinite_limit = 3
+    config.train.wandb_project = ""  # of Weights & Biases, where wandb is installed; empty: it is not used
 
     config.mesh = ConfigDict()
     # Devices that share one copy of the parameters, their EMA, the gradients and the optimiser's state (FSDP, ZeRO-3);

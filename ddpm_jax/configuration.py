@@ -19,7 +19,8 @@ from ddpm_jax.overrides import apply_override, flatten
 # What may change between the runs that share a workdir: how long, on how many devices, how often
 # something is written, where the data lie, and what does not touch the parameters.
 CHANGEABLE = (
-    "train.num_steps", "train.num_devices", "train.keep_checkpoints", "*_every_steps",
+    "train.num_steps", "train.num_devices", "train.keep_checkpoints", "train.nonfinite*",
+    "train.wandb_project", "*_every_steps",
     "mesh.*", "sample.*", "eval.*", "data.path", "data.data_dir",
 )
 

@@ -1,35 +1,40 @@
 """A whole training run from a config: data, state, loop, checkpoints, pictures."""
 
-import functools
-import math
 import os
 import tempfile
 
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import factories, hosts, sampler_factory, training_factory
+from ddpm_jax import factories, hosts, sampler_factory
 from ddpm_jax.atomic_files import replace_file
-from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
+from ddpm_jax.checkpoints import Checkpoints
 from ddpm_jax.configuration import CHANGEABLE_AT_IMPORT, check_same_run, config_from_json, config_to_json
-from ddpm_jax.data import BatchLoader, ImageSource
+from ddpm_jax.data import ImageSource
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.models.unet import num_params
+from ddpm_jax.overrides import flatten
 from ddpm_jax.parts import Parts, build_parts
-from ddpm_jax.run_pictures import LAST_PICTURE, draw_final, draw_samples
-from ddpm_jax.training.loop import LoopSettings, NonFiniteError, run_loop
+from ddpm_jax.run_pictures import LAST_PICTURE, draw_final
+from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.report import Reporter
+from ddpm_jax.training.rewinds import Rewinds
+from ddpm_jax.training.sinks import check_wandb
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import make_eval_step
 from ddpm_jax.training.stop import StopRequest
+from ddpm_jax.training_run import TrainingRun
 
 
-def train(config: ConfigDict, workdir: str) -> int | None:
+def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int | None:
     """Trains as `config` says, going on from the newest checkpoint in `workdir`.
 
     Leaves in `workdir`: checkpoints/, config.json, metrics.jsonl, TensorBoard events, and in samples/ the grids
     of raw and EMA weights, the strip and the animation of a batch being denoised.
+
+    Args:
+      profile_steps: "FIRST:LAST" writes a JAX profiler trace of these updates into <workdir>/profile.
 
     Returns:
       None at the end of training, or the number of the signal that stopped it (after saving).
@@ -38,16 +43,18 @@ def train(config: ConfigDict, workdir: str) -> int | None:
       UserError: what does not fit in the config, the data or the workdir, or a loss that is not finite.
     """
     workdir = os.path.abspath(workdir)
-    is_first = hosts.is_first()
     parts = build_parts(config)
+    check_wandb(config.train.wandb_project)
+    profiler = StepProfiler(profile_steps, workdir)
     source = factories.build_source(config, config.data.split)
     held_out = _held_out(parts)
     _check_writable(workdir)
+    rewinds = Rewinds(workdir)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
     try:
         state = _restore(parts, checkpoints)
         resumed = state is not None
-        if is_first:
+        if hosts.is_first():
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
         if state is None:
@@ -55,12 +62,21 @@ def train(config: ConfigDict, workdir: str) -> int | None:
         first_step = int(state.step)
         drawn = _samples(workdir, LAST_PICTURE)
         draws = first_step < config.train.num_steps or not os.path.exists(drawn)
-        if is_first and draws and os.path.exists(drawn):
+        if hosts.is_first() and draws and os.path.exists(drawn):
             os.remove(drawn)  # of an earlier, shorter run: a stop below must not leave it as the final one
-        with Reporter(workdir, is_first, start_step=first_step, num_steps=config.train.num_steps) as reporter:
+        with Reporter(
+            workdir,
+            hosts.is_first(),
+            start_step=first_step,
+            num_steps=config.train.num_steps,
+            checkpoint_every_steps=config.train.checkpoint_every_steps,
+            wandb_project=config.train.wandb_project,
+            config=flatten(config),
+        ) as reporter:
+            training = TrainingRun(parts, source, held_out, checkpoints, reporter, rewinds, profiler, workdir)
             with StopRequest() as stop:
                 _introduce(reporter, parts, source, held_out, workdir, first_step if resumed else None)
-                state = _train_from(state, parts, source, held_out, checkpoints, reporter, stop, workdir)
+                state = training.run(state, stop)
                 checkpoints.wait()
                 if stopped_by := hosts.largest_everywhere(stop.signal_number or 0):
                     return stopped_by
@@ -148,78 +164,6 @@ def _introduce(
     reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} pictures, {start}")
     if not resumed_from:
         reporter.note("          the first step compiles: that takes a moment")
-
-
-def _train_from(
-    state: TrainState,
-    parts: Parts,
-    source: ImageSource,
-    held_out: HeldOut | None,
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-    stop: StopRequest,
-    workdir: str,
-) -> TrainState:
-    config = parts.config
-    config_json = config_to_json(config)
-    previewer = functools.cache(
-        lambda: factories.build_generator(
-            config,
-            parts.schedule,
-            sampler_factory.build_preview_table(config, parts.schedule),
-            parts.model,
-            parts.mesh,
-        )
-    )
-
-    def save(state: TrainState) -> dict[str, float]:
-        metrics = {BEST_METRIC: held_out.mean_loss(state.ema_params)} if held_out else None
-        if metrics and not math.isfinite(metrics[BEST_METRIC]):
-            raise NonFiniteError(f"{BEST_METRIC} became {metrics[BEST_METRIC]} at step {int(state.step)}")
-        checkpoints.save(state, config_json, metrics)
-        return metrics or {}
-
-    def preview(state: TrainState) -> None:
-        name = f"step_{int(state.step):08d}"
-        draw_samples(previewer(), state, reporter, _samples(workdir, name), num_samples=config.sample.num_grid)
-
-    with BatchLoader(
-        source,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        first_step=int(state.step),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        labelled=config.model.num_classes > 0,
-    ) as batches:
-        try:
-            return run_loop(
-                state,
-                parts.jitted_step(),
-                batches,
-                key_train=parts.keys.train,
-                mesh=parts.mesh,
-                settings=LoopSettings(
-                    num_steps=config.train.num_steps,
-                    batch_size=config.train.batch_size,
-                    log_every_steps=config.train.log_every_steps,
-                    checkpoint_every_steps=config.train.checkpoint_every_steps,
-                    sample_every_steps=config.train.sample_every_steps,
-                ),
-                learning_rate=training_factory.build_learning_rate(config),
-                reporter=reporter,
-                stop=stop,
-                save=save,
-                preview=preview,
-            )
-        except NonFiniteError as error:
-            checkpoints.wait()
-            saved = checkpoints.steps()
-            last = f"the last good checkpoint is step {saved[-1]}" if saved else "nothing was saved yet"
-            raise UserError(
-                f"{error}; {last} in {workdir}: train in a new --workdir with a lower optim.learning_rate "
-                "(the same command would repeat the same steps)"
-            ) from error
 
 
 def _draw_final(state: TrainState, parts: Parts, reporter: Reporter, workdir: str) -> None:

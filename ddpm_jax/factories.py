@@ -36,6 +36,7 @@ _LEAST = {
     "train.checkpoint_every_steps": 0,
     "train.sample_every_steps": 0,
     "train.keep_checkpoints": 1,
+    "train.nonfinite_limit": 0,
     "sample.num_sampler_steps": 0,
     "sample.num_grid": 1,
     "sample.num_preview_steps": 1,

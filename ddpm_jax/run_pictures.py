@@ -3,10 +3,10 @@
 import os
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from ddpm_jax.generation import Generator
+from ddpm_jax.hosts import is_first
 from ddpm_jax.pictures import image_grid, save_gif, save_grid, save_strip
 from ddpm_jax.progress import ProgressBar
 from ddpm_jax.training.report import Reporter
@@ -22,10 +22,17 @@ GIF_FRAME_MS, GIF_HOLD_MS = 80, 2000
 
 def draw_samples(
     generator: Generator, state: TrainState, reporter: Reporter, path: str, *, num_samples: int
-) -> None:
-    """Writes the grids PATH_ema.png and PATH_raw.png, and puts both into the TensorBoard events."""
-    for name, params in (("ema", state.ema_params), ("raw", state.params)):
-        _draw_grid(generator, params, reporter, path, name, num_samples, int(state.step))
+) -> dict[str, float]:
+    """Writes the grids PATH_ema.png and PATH_raw.png, and shows both to the reporter.
+
+    Returns:
+      sample_mean_c1, ...: the mean of each channel of the EMA's samples in 0..255, which drifts where colours do.
+    """
+    step = int(state.step)
+    images = _draw_grid(generator, state.ema_params, reporter, path, "ema", num_samples, step)
+    _draw_grid(generator, state.params, reporter, path, "raw", num_samples, step)
+    means = images.mean(axis=(0, 1, 2), dtype=np.float64)
+    return {f"sample_mean_c{i}": float(mean) for i, mean in enumerate(means, start=1)}
 
 
 def draw_final(
@@ -43,7 +50,7 @@ def draw_final(
     path, step = os.path.join(folder, "final"), int(state.step)
     _draw_grid(generator, state.params, reporter, path, "raw", num_samples, step)
     _draw_grid(generator, state.ema_params, reporter, path, "ema", num_samples, step, watch=record)
-    if jax.process_index() == 0:
+    if is_first():
         columns = np.unique(np.rint(np.linspace(0, len(steps) - 1, NUM_STRIP_COLUMNS)).astype(int))
         labels = ["x_0" if steps[i] < 0 else f"t={steps[i]}" for i in columns]
         save_strip(os.path.join(folder, "denoising.png"), np.stack(frames)[columns, :NUM_STRIP_ROWS], labels)
@@ -59,10 +66,12 @@ def _draw_grid(
     num_samples: int,
     step: int,
     watch: Callable[[int, int, np.ndarray], None] | None = None,
-) -> None:
+) -> np.ndarray:
+    """The pictures, uint8 [N, H, W, C], which are in PATH_NAME.png afterwards."""
     total = generator.num_batches(num_samples) * generator.num_rows
-    with ProgressBar(total, f"drawing {name} samples", enabled=jax.process_index() == 0) as bar:
+    with ProgressBar(total, f"drawing {name} samples", enabled=is_first()) as bar:
         images = generator.generate(params, seed=SEED, num_samples=num_samples, on_chunk=bar.update, watch=watch)
-    if jax.process_index() == 0:
+    if is_first():
         save_grid(f"{path}_{name}.png", images)
         reporter.image(f"samples/{name}", image_grid(images), step)
+    return images

@@ -20,6 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         takes_hosts=True,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; made where missing")
+    parser.add_argument(
+        "--profile_steps", default="", metavar="FIRST:LAST",
+        help="writes a JAX profiler trace of these updates into DIR/profile, such as 100:105",
+    )  # fmt: skip
     return run(_train, parser, argv)
 
 
@@ -28,7 +32,7 @@ def _train(args: argparse.Namespace) -> int:
     from ddpm_jax import hosts
     from ddpm_jax.experiment import train
 
-    stopped_by = train(args.config, args.workdir)
+    stopped_by = train(args.config, args.workdir, profile_steps=args.profile_steps)
     if hosts.is_first():
         _say_end(args, stopped_by)
     return 0 if stopped_by is None else 128 + stopped_by

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.devices import check_batch_size
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.losses import LossFn, make_loss_fn
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.schedules import Schedule
@@ -19,6 +19,8 @@ from ddpm_jax.time_sampling import TimeSampler, make_time_sampler
 from ddpm_jax.training.state import make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.step import TrainStep, make_train_step
 from ddpm_jax.weightings import loss_weights
+
+NONFINITE = ("stop", "skip", "rewind")  # what becomes of a loss that is not finite
 
 
 def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
@@ -92,6 +94,7 @@ def build_train_step(
             f"optim.clip_replicas={optim.clip_replicas} takes the batch in parts already; with it "
             f"train.grad_accum_steps must be 1; got {train.grad_accum_steps}"
         )
+    check_one_of("train.nonfinite", train.nonfinite, NONFINITE)
     num_parts = optim.clip_replicas or train.grad_accum_steps
     check_batch_size("train.batch_size", train.batch_size, mesh, num_parts)
     return make_train_step(
@@ -104,4 +107,5 @@ def build_train_step(
         flip=config.data.flip,
         num_parts=num_parts,
         clip_each_part=1.0 if optim.clip_replicas else 0.0,
+        skip_nonfinite=train.nonfinite == "skip",
     )

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from ddpm_jax.devices import make_mesh
-from ddpm_jax.training.loop import LoopSettings, NonFiniteError, run_loop
+from ddpm_jax.training.loop import LoopSettings, run_loop
+from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.rates import Rates
 from ddpm_jax.training.report import Reporter, read_metrics
+from ddpm_jax.training.rewinds import NonFiniteError
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.stop import StopRequest
+from ddpm_jax.training.window import Window
 
 
 def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=None, stop=None):
@@ -33,20 +37,27 @@ def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=
         saved.append(int(state.step))
         return {"eval_loss": 0.5}
 
+    def preview(state):
+        drawn.append(int(state.step))
+        return {"sample_mean_c1": 3.0}
+
     first = TrainState(jnp.int32(start), {"w": jnp.ones(1)}, {"w": jnp.ones(1)}, ())
     with Reporter(tmp_path, start_step=start, print_line=lambda line: None) as reporter:
         state = run_loop(
             first,
             train_step,
-            iter(np.full((2, 1), n, np.uint8) for n in range(start, 100)),
-            key_train=jax.random.key(0),
+            iter(jnp.full((2, 1), n, jnp.uint8) for n in range(start, 100)),
+            key_of_step=lambda step: jax.random.key(0),
             mesh=make_mesh(1),
             settings=LoopSettings(num_steps, 2, log, checkpoint, sample),
             learning_rate=lambda n: jnp.float32(n),
             reporter=reporter,
             stop=stop[1] if stop else StopRequest(),
             save=save,
-            preview=lambda state: drawn.append(int(state.step)),
+            preview=preview,
+            window=Window(),
+            rates=Rates(2),
+            profiler=StepProfiler("", str(tmp_path)),
         )
     return int(state.step), saved, drawn
 
@@ -63,6 +74,8 @@ def test_periods(tmp_path):
     assert "loss_t2of4" not in lines[8]
     assert [step for step in lines if "eval_loss" in lines[step]] == [3, 6, 9, 10]
     assert "images_per_second" not in lines[3] and lines[8]["images_per_second"] > 0
+    assert [step for step in lines if "sample_mean_c1" in lines[step]] == [5]
+    assert [lines[step]["loss_max"] for step in lines] == [3, 4, 5, 6, 8, 9, 10]
 
 
 def test_zero_means_never(tmp_path):

@@ -42,6 +42,7 @@ class BatchLoader:
         labelled: with the labels of the source.
         transform: applied to every batch in the background thread, such as the copy to the devices, which then
             overlaps with the training. num_prefetch + 1 of its results exist beside those in use.
+        batch_of_step: step -> the number of its batch, for a run that has left some out.
         clock: seconds as a function, for tests.
 
     Yields:
@@ -70,6 +71,7 @@ class BatchLoader:
         num_prefetch: int = 2,
         labelled: bool = False,
         transform: Callable[[Any], Any] | None = None,
+        batch_of_step: Callable[[int], int] = lambda step: step,
         clock: Callable[[], float] = time.perf_counter,
     ):
         if batch_size < 1 or batch_size % process_count:
@@ -96,7 +98,8 @@ class BatchLoader:
 
         def load_step(step: int) -> Any:
             since = clock()
-            indices = batch_indices(seed=seed, step=step, batch_size=batch_size, num_examples=len(source))
+            number = batch_of_step(step)
+            indices = batch_indices(seed=seed, step=number, batch_size=batch_size, num_examples=len(source))
             batch = load_rows(source, indices[rows], labelled)
             batch = batch if transform is None else transform(batch)
             tally.add(images=share, load_seconds=clock() - since)

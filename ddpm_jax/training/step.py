@@ -51,6 +51,7 @@ def make_train_step(
     flip: bool = False,
     num_parts: int = 1,
     clip_each_part: float = 0.0,
+    skip_nonfinite: bool = False,
 ) -> TrainStep:
     """train_step(state, batch, key_train) -> (state, metrics) (Ho et al. 2020, algorithm 1).
 
@@ -72,9 +73,12 @@ def make_train_step(
         their gradients are averaged.
       clip_each_part: > 0 clips each part's own gradient to this global norm before averaging (what Ho et
         al.'s code does on each replica).
+      skip_nonfinite: where the loss or the gradient is not finite, only the step is counted: parameters, EMA,
+        optimiser and history stay as they were.
 
-    Metrics: loss and its parts, grad_norm (of the averaged gradient, before the optimiser's clip), t_bin_sum
-    and t_bin_count [4]. Where t is not uniform, all are weighted so that they estimate the mean over uniform t.
+    Metrics: loss and its parts, grad_norm (of the averaged gradient, before the optimiser's clip), param_norm (of the
+    new parameters), t_bin_sum and t_bin_count [4]. Where t is not uniform, all but the norms are weighted so that they
+    estimate the mean over uniform t.
     """
     time_sampler = time_sampler or make_time_sampler("uniform", num_steps)
 
@@ -129,10 +133,16 @@ def make_train_step(
         metrics = {
             **{name: jnp.mean(weights * part) for name, part in losses.items()},
             "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
             **_t_bins(losses["loss"], weights, t, num_steps),
         }
         t_history = time_sampler.update(state.t_history, t, losses["loss"])
-        return TrainState(state.step + 1, params, ema_params, opt_state, t_history), metrics
+        new = TrainState(state.step + 1, params, ema_params, opt_state, t_history)
+        if skip_nonfinite:
+            is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            new = jax.tree.map(lambda now, before: jnp.where(is_finite, now, before), new, state)
+            new = new.replace(step=state.step + 1)
+        return new, metrics
 
     return train_step
 

@@ -1,0 +1,92 @@
+"""What a run did about losses that were not finite: a record, and the batches that it left out by going back.
+
+<workdir>/rewinds.json lists the rewinds; with it the batch of a step stays a pure function of (seed, step, data).
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+import jax
+import numpy as np
+
+from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.errors import UserError
+
+REWINDS_FILE, RECORDS_FOLDER = "rewinds.json", "nonfinite"
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient or parameter that is NaN or infinite.
+
+    Args:
+      step: after which it was found; the update took batch step - 1.
+      what: such as "loss became nan".
+    """
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} at step {step}")
+        self.step, self.what = step, what
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """At step `at` the run went back to the state of step `to`; batches to..at-1 are never taken again."""
+
+    at: int
+    to: int
+
+
+class Rewinds:
+    """The rewinds of a run, oldest first.
+
+    From step `to` of a rewind on, batches are taken from `at` - `to` places further on, and the noise from another
+    key: the same batch with the same noise would end in the same loss.
+    """
+
+    def __init__(self, workdir: str):
+        self._path = os.path.join(workdir, REWINDS_FILE)
+        self._rewinds: list[Rewind] = []
+        if os.path.exists(self._path):
+            try:
+                with open(self._path, encoding="utf-8") as file:
+                    self._rewinds = [Rewind(int(entry["at"]), int(entry["to"])) for entry in json.load(file)]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self._path} is damaged ({type(error).__name__}: {error}): which batches the run left out is "
+                    "written there; restore it from a copy, or train in another --workdir"
+                ) from error
+
+    def __len__(self) -> int:
+        return len(self._rewinds)
+
+    def batch_of_step(self, step: int) -> int:
+        """The number of the batch that the update from `step` to step + 1 takes."""
+        return step + sum(rewind.at - rewind.to for rewind in self._active(step))
+
+    def key_of_step(self, key: jax.Array, step: int) -> jax.Array:
+        """The key of that update; `key` itself until the first rewind."""
+        number = len(self._active(step))
+        return jax.random.fold_in(key, np.uint32(2**32 - number)) if number else key
+
+    def add(self, at: int, to: int, write: bool) -> None:
+        """Notes a rewind; on disk before anything is trained from it, by the process that is to `write`."""
+        self._rewinds.append(Rewind(at, to))
+        if write:
+            with replace_file(self._path, "w") as file:
+                file.write(json.dumps([asdict(rewind) for rewind in self._rewinds]) + "\n")
+
+    def _active(self, step: int) -> list[Rewind]:
+        return [rewind for rewind in self._rewinds if rewind.to <= step]
+
+
+def write_record(
+    workdir: str, error: NonFiniteError, policy: str, batch: int, indices: np.ndarray, write: bool
+) -> str:
+    """<workdir>/nonfinite/step_N.json: what became of which step, and which pictures it saw; returns the path."""
+    path = os.path.join(workdir, RECORDS_FOLDER, f"step_{error.step:08d}.json")
+    record = {"step": error.step, "what": error.what, "policy": policy, "batch": batch, "indices": indices.tolist()}
+    if write:
+        with replace_file(path, "w") as file:
+            file.write(json.dumps(record) + "\n")
+    return path

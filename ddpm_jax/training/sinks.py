@@ -1,0 +1,111 @@
+"""Where a run's numbers and pictures go beside its own file: TensorBoard, and Weights & Biases where asked for."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ddpm_jax.errors import UserError
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes numbers and pictures of steps."""
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Scalars by name."""
+
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """A uint8 picture [H, W] or [H, W, C]."""
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+
+
+class TensorBoardSink:
+    """Event files in the workdir, by tensorboardX.
+
+    Args:
+      start_step: TensorBoard then hides the later steps of an earlier process.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+    """
+
+    def __init__(self, workdir: str, start_step: int):
+        from tensorboardX import SummaryWriter
+
+        # The suffix: file names hold whole seconds, and a process that follows at once would overwrite its
+        # predecessor's.
+        self._writer = SummaryWriter(
+            workdir, purge_step=start_step + 1 if start_step else None, filename_suffix=f".{start_step}"
+        )
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One scalar a name."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """As PNG."""
+        self._writer.add_image(name, image, step, dataformats="HWC" if image.ndim == 3 else "HW")
+
+    def close(self) -> None:
+        """Flushes."""
+        self._writer.close()
+
+
+class WandbSink:
+    """A run of Weights & Biases, of the workdir's name, that goes on where an earlier process stopped.
+
+    Their rows are never taken back: after a rewind they ignore the steps that are there already.
+
+    Raises:
+      UserError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, workdir: str, config: Mapping[str, Any]):
+        check_wandb(project)
+        wandb = importlib.import_module("wandb")
+        name = os.path.basename(os.path.abspath(workdir))
+        # Their id is 64 characters of letters, digits and some signs at most.
+        identity = "".join(c if c.isalnum() else "-" for c in name)[:64]
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=project, name=name, id=identity, resume="allow", dir=workdir, config=dict(config)
+        )
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One row of the run."""
+        self._run.log(dict(numbers), step=step)
+
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Beside the numbers of the step."""
+        self._run.log({name: self._image(image)}, step=step)
+
+    def close(self) -> None:
+        """Uploads what is left."""
+        self._run.finish()
+
+
+def open_sinks(
+    workdir: str, start_step: int, *, wandb_project: str, config: Mapping[str, Any], note: Callable[[str], None]
+) -> list[Sink]:
+    """TensorBoard where tensorboardX is installed, said by `note` where it is not; wandb where a project is named."""
+    sinks: list[Sink] = []
+    try:
+        sinks.append(TensorBoardSink(workdir, start_step))
+    except ImportError:
+        note("no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX")
+    if wandb_project:
+        sinks.append(WandbSink(wandb_project, workdir, config))
+    return sinks
+
+
+def check_wandb(project: str) -> None:
+    """Raises UserError where `project` is named and wandb is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"train.wandb_project={project!r} needs wandb: pip install wandb, or leave it empty")
