@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from ddpm_jax.checkpoint_reader import ARRAYS, CheckpointReader
 from ddpm_jax.errors import UserError
 from ddpm_jax.training.state import TrainState
 
-ARRAYS = ("params", "ema_params", "opt_state")  # and t_history, where the time sampler has one
 BEST_METRIC = "eval_loss"
 
 
@@ -40,7 +40,7 @@ class Checkpoints:
         # Orbax reports a relative path only later, from its background thread.
         self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
         self._manager = None
-        self._warned: set[int] = set()
+        self._reader = CheckpointReader(self.directory)
         if create or os.path.isdir(self.directory):
             self._check_metrics()
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
@@ -101,13 +101,12 @@ class Checkpoints:
         targets = {name: getattr(abstract, name) for name in _arrays_of(abstract)}
 
         def read(step: int) -> TrainState:
-            items = self._restore(step, {n: ocp.args.StandardRestore(target) for n, target in targets.items()})
-            arrays = {name: items[name] for name in targets}
+            arrays = self._reader.items(step, targets)
             return TrainState(step=jax.device_put(np.int32(step), abstract.step.sharding), **arrays)
 
         if not self.steps():
             return None
-        step, state = self._newest_readable(read)
+        step, state = self._reader.newest(self.steps(), read)
         self._move_aside([later for later in self.steps() if later > step])
         return state
 
@@ -121,22 +120,11 @@ class Checkpoints:
         Raises:
           UserError: no checkpoint, not that step, or a damaged one.
         """
-        def read(step: int) -> dict:
-            # NumPy targets of the saved shapes: without them Orbax wants the devices of the training run back.
-            # For all items, since Orbax warns of those that it has no handler for.
-            handlers = {name: ocp.StandardCheckpointHandler() for name in (*ARRAYS, "t_history")}
-            with self._reader(item_handlers=handlers | {"config": ocp.JsonCheckpointHandler()}) as manager:
-                saved = manager.item_metadata(step)[item]
-            if saved is None:
-                raise FileNotFoundError(f"{item} is missing or has lost its metadata")
-            target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.tree)
-            return self._restore(step, {item: ocp.args.StandardRestore(target)})[item]
-
-        return self._read(step, read)
+        return self._read(step, lambda step: self._reader.arrays(step, item))
 
     def restore_config(self, step: int | None = None) -> tuple[int, str]:
         """(step, the JSON text of its config); raises like `restore_params`."""
-        return self._read(step, lambda step: self._restore(step, {})["config"]["config"])
+        return self._read(step, self._reader.config)
 
     def wait(self) -> None:
         """Blocks until the save in the background is committed; raises what went wrong in it."""
@@ -153,41 +141,8 @@ class Checkpoints:
         if not steps:
             raise UserError(f"no checkpoint in {self.directory}: train first, or give another --workdir")
         if step is None:
-            return self._newest_readable(read)
-        if step not in steps:
-            raise UserError(f"--step must be one of {steps}; got {step}")
-        try:
-            return step, read(step)
-        except _DAMAGE as error:
-            raise UserError(f"{self._damaged(step, error)}; use another --step of {steps}") from error
-
-    def _newest_readable(self, read: Callable[[int], Any]) -> tuple[int, Any]:
-        for step in reversed(self.steps()):
-            try:
-                return step, read(step)
-            except _DAMAGE as error:
-                last = error
-                if step not in self._warned:
-                    print(f"warning: {self._damaged(step, error)}; trying the one before", file=sys.stderr, flush=True)
-                self._warned.add(step)
-        raise UserError(
-            f"no readable checkpoint in {self.directory}: none of {self.steps()} can be read; restore the folder "
-            "from a copy, or train in another --workdir"
-        ) from last
-
-    def _restore(self, step: int, args: dict) -> dict:
-        """Some items of a step, and always its config: a step without one is of no use."""
-        _drop_late_callbacks()
-        args = args | {"config": ocp.args.JsonRestore()}
-        # A manager of its own: one that has saved or read an item with one kind of args refuses another kind.
-        with self._reader() as manager:
-            items = dict(manager.restore(step, args=ocp.args.Composite(**args)))
-        if not isinstance(items["config"]["config"], str):
-            raise ValueError("its config is not text")
-        return items
-
-    def _reader(self, **kwargs: Any) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(create=False), **kwargs)
+            return self._reader.newest(steps, read)
+        return step, self._reader.one_of(steps, step, read)
 
     def _move_aside(self, steps: list[int]) -> None:
         """Orbax would neither replace a checkpoint of these steps nor save one of an earlier step."""
@@ -217,29 +172,9 @@ class Checkpoints:
                     "which checkpoint is best"
                 ) from error
 
-    def _damaged(self, step: int, error: Exception) -> str:
-        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        return f"the checkpoint of step {step} in {self.directory} cannot be read ({first_line})"
-
 
 def _arrays_of(state: TrainState) -> tuple[str, ...]:
     return ARRAYS if state.t_history is None else (*ARRAYS, "t_history")
-
-
-# What Orbax raises for truncated, missing or foreign files, as found by damaging checkpoints.
-_DAMAGE = (ValueError, KeyError, TypeError, OSError)
-
-
-@functools.cache
-def _drop_late_callbacks() -> None:
-    """Keeps off the screen what Orbax's other reads say when the first one of a damaged checkpoint has failed."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
-            previous(unraisable)
-
-    sys.unraisablehook = hook
 
 
 @functools.cache
