@@ -1,7 +1,7 @@
 """Checkpoints by Orbax: parameters, EMA, optimiser state and config of a step as separate items.
 
 Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and t_history where the time sampler
-has one. The newest and the best are kept.
+has one; beside them manifest.json, the digests of all these files. The newest and the best are kept.
 """
 
 import functools
@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from ddpm_jax.checkpoint_format import config_item
+from ddpm_jax.checkpoint_manifest import write_manifest
 from ddpm_jax.checkpoint_reader import ARRAYS, CheckpointReader
 from ddpm_jax.errors import UserError
 from ddpm_jax.training.state import TrainState
@@ -41,6 +44,8 @@ class Checkpoints:
         self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
         self._manager = None
         self._reader = CheckpointReader(self.directory)
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifest")
+        self._manifest: Future | None = None  # of the last save
         if create or os.path.isdir(self.directory):
             self._check_metrics()
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
@@ -77,14 +82,21 @@ class Checkpoints:
           UserError: this step or a later one is there already.
         """
         _drop_metrics_warning()
+        self.wait()
         step = int(state.step)
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _arrays_of(state)}
-        items["config"] = ocp.args.JsonSave({"config": config_json})
+        items["config"] = ocp.args.JsonSave(config_item(config_json))
         if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics):
             raise UserError(
                 f"step {step} was not saved: {self.directory} holds step {self.steps()[-1]} already; "
                 "use a new --workdir"
             )
+        if jax.process_index() == 0:
+            self._manifest = self._background.submit(self._write_manifest, step)
+
+    def _write_manifest(self, step: int) -> None:
+        self._manager.wait_until_finished()  # on process 0 alone: it commits when all processes are done
+        write_manifest(os.path.join(self.directory, str(step)))
 
     def restore_state(self, abstract: TrainState) -> TrainState | None:
         """The newest readable state, or None where nothing was saved, for training on from there.
@@ -127,14 +139,21 @@ class Checkpoints:
         return self._read(step, self._reader.config)
 
     def wait(self) -> None:
-        """Blocks until the save in the background is committed; raises what went wrong in it."""
+        """Blocks until the save in the background is committed and has its manifest; raises what went wrong."""
         if self._manager:
             self._manager.wait_until_finished()
+        if self._manifest:
+            manifest, self._manifest = self._manifest, None
+            manifest.result()
 
     def close(self) -> None:
-        """Waits, then releases Orbax's threads."""
-        if self._manager:
-            self._manager.close()
+        """Waits, then releases the threads."""
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            if self._manager:
+                self._manager.close()
 
     def _read(self, step: int | None, read: Callable[[int], Any]) -> tuple[int, Any]:
         steps = self.steps()
@@ -190,7 +209,10 @@ def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(
         create=create,
         # Not best_fn with max_to_keep: that deletes the newest checkpoint where it is not among the best.
-        preservation_policy=AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lowest, reverse=True, n=1)]),
+        # Those without an eval loss are no best ones: by default BestN keeps them all, until the disk is full.
+        preservation_policy=AnyPreservationPolicy(
+            [LatestN(keep), BestN(get_metric_fn=lowest, reverse=True, n=1, keep_checkpoints_without_metrics=False)]
+        ),
         best_fn=lowest,
         best_mode="min",
         cleanup_tmp_directories=create,
