@@ -3,8 +3,9 @@
 Layout: see `ddpm_jax.checkpoints`.
 """
 
-import functools
+import glob
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils
 from ddpm_jax.checkpoint_format import migrated
 from ddpm_jax.checkpoint_manifest import MANIFEST, DamagedError, verify
 from ddpm_jax.errors import UserError
+from ddpm_jax.orbax_noise import drop_late_callbacks
 
 ARRAYS = ("params", "ema_params", "opt_state")  # and t_history, where the time sampler has one
 
@@ -93,7 +95,7 @@ class CheckpointReader:
         ) from last
 
     def _restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-        _drop_late_callbacks()
+        drop_late_callbacks()
         # A manager of its own: one that has saved or read an item with one kind of args refuses another kind.
         with self._manager() as manager:
             args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
@@ -150,13 +152,14 @@ def _on_the_first_process(check: Callable[[], bool]) -> bool | None:
     return result
 
 
-@functools.cache
-def _drop_late_callbacks() -> None:
-    """Keeps off the screen what Orbax's other reads say when the first one of a damaged checkpoint has failed."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
-            previous(unraisable)
-
-    sys.unraisablehook = hook
+def check_metrics(directory: str) -> None:
+    """Raises UserError for metrics that are no JSON: Orbax would not open the folder at all."""
+    for path in sorted(glob.glob(os.path.join(directory, "*", "metrics", "metrics"))):
+        try:
+            with open(path, encoding="utf-8") as file:
+                json.load(file)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}): delete the folder {os.path.dirname(path)}, which only says "
+                "which checkpoint is best"
+            ) from error

@@ -4,15 +4,12 @@ Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and t
 has one; beside them manifest.json, the digests of all these files. The newest and the best are kept.
 """
 
-import functools
-import glob
-import json
-import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -21,11 +18,16 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from ddpm_jax import hosts
 from ddpm_jax.checkpoint_format import config_item
 from ddpm_jax.checkpoint_manifest import write_manifest
-from ddpm_jax.checkpoint_reader import ARRAYS, CheckpointReader
+from ddpm_jax.checkpoint_reader import ARRAYS, CheckpointReader, check_metrics
+from ddpm_jax.disk_space import MARGIN_BYTES, check_room, folder_bytes, full_error, is_full
 from ddpm_jax.errors import UserError
+from ddpm_jax.leftovers import delete_leftovers
+from ddpm_jax.orbax_noise import keep_orbax_quiet, wait_for_threads
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.workdir_lock import WorkdirLock
 
 BEST_METRIC = "eval_loss"
 
@@ -36,7 +38,11 @@ class Checkpoints:
     Args:
       workdir: holds, or will hold, the folder `checkpoints`.
       keep: the number of newest checkpoints that stay; the one with the lowest eval loss stays too.
-      create: make the folder where it is missing; False for reading.
+      create: for writing: make the folder where it is missing, lock the workdir until `close`, and delete what an
+        earlier process left unfinished. False for reading, which changes nothing and needs no lock.
+
+    Raises:
+      UserError: another run trains in the workdir, or the metrics of a checkpoint are damaged.
     """
 
     def __init__(self, workdir: str, *, keep: int = 2, create: bool = False):
@@ -46,8 +52,21 @@ class Checkpoints:
         self._reader = CheckpointReader(self.directory)
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifest")
         self._manifest: Future | None = None  # of the last save
-        if create or os.path.isdir(self.directory):
-            self._check_metrics()
+        self._lock = None
+        if create:
+            os.makedirs(self.directory, exist_ok=True)
+            self._lock = WorkdirLock(os.path.dirname(self.directory))  # before another run's work is cleared away
+        try:
+            self._open(keep, create)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, keep: int, create: bool) -> None:
+        if create:
+            delete_leftovers(os.path.dirname(self.directory))
+        if os.path.isdir(self.directory):
+            check_metrics(self.directory)
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
 
     def steps(self) -> list[int]:
@@ -80,19 +99,33 @@ class Checkpoints:
 
         Raises:
           UserError: this step or a later one is there already.
+          DiskFullError: there is no room for it, or there was none for the one before.
         """
-        _drop_metrics_warning()
+        keep_orbax_quiet()
         self.wait()
+        self.check_room(state)
         step = int(state.step)
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _arrays_of(state)}
         items["config"] = ocp.args.JsonSave(config_item(config_json))
-        if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics):
+        with self._full_disk_named():
+            saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        if not saved:
             raise UserError(
                 f"step {step} was not saved: {self.directory} holds step {self.steps()[-1]} already; "
                 "use a new --workdir"
             )
-        if jax.process_index() == 0:
+        if hosts.is_first():
             self._manifest = self._background.submit(self._write_manifest, step)
+
+    def check_room(self, state: TrainState) -> None:
+        """Raises DiskFullError where the disk has no room for a checkpoint of `state`: arrays, or their shapes."""
+        arrays = [leaf for name in _arrays_of(state) for leaf in jax.tree.leaves(getattr(state, name))]
+        # Compressed they are somewhat smaller: random numbers in float32 by 8 percent.
+        num_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays)
+        last = self._last()
+        if last is not None:
+            num_bytes = max(num_bytes, folder_bytes(os.path.join(self.directory, str(last))))
+        check_room(self.directory, num_bytes + MARGIN_BYTES, self._next())
 
     def _write_manifest(self, step: int) -> None:
         self._manager.wait_until_finished()  # on process 0 alone: it commits when all processes are done
@@ -140,20 +173,42 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until the save in the background is committed and has its manifest; raises what went wrong."""
-        if self._manager:
-            self._manager.wait_until_finished()
-        if self._manifest:
-            manifest, self._manifest = self._manifest, None
-            manifest.result()
+        manifest, self._manifest = self._manifest, None
+        with self._full_disk_named():
+            if self._manager:
+                self._manager.wait_until_finished()
+            if manifest:
+                manifest.result()
 
     def close(self) -> None:
-        """Waits, then releases the threads."""
+        """Waits, then releases the threads and the lock."""
         try:
             self.wait()
         finally:
             self._background.shutdown()
             if self._manager:
                 self._manager.close()
+            if self._lock:
+                wait_for_threads()
+                delete_leftovers(os.path.dirname(self.directory))
+                self._lock.release()
+
+    @contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        """Makes what Orbax raises on a full disk a DiskFullError."""
+        try:
+            yield
+        except Exception as error:
+            if not is_full(error):
+                raise
+            raise full_error(self.directory, f"{self._next()} could not be saved") from error
+
+    def _last(self) -> int | None:
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def _next(self) -> str:
+        return "the first checkpoint" if self._last() is None else f"the checkpoint after step {self._last()}"
 
     def _read(self, step: int | None, read: Callable[[int], Any]) -> tuple[int, Any]:
         steps = self.steps()
@@ -179,27 +234,9 @@ class Checkpoints:
             multihost_utils.sync_global_devices("ddpm_jax: damaged checkpoints are moved aside")
         self._manager.reload()
 
-    def _check_metrics(self) -> None:
-        """Raises UserError for metrics that are no JSON: Orbax would not open the folder at all."""
-        for path in sorted(glob.glob(os.path.join(self.directory, "*", "metrics", "metrics"))):
-            try:
-                with open(path, encoding="utf-8") as file:
-                    json.load(file)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{path} is damaged ({error}): delete the folder {os.path.dirname(path)}, which only says "
-                    "which checkpoint is best"
-                ) from error
-
 
 def _arrays_of(state: TrainState) -> tuple[str, ...]:
     return ARRAYS if state.t_history is None else (*ARRAYS, "t_history")
-
-
-@functools.cache
-def _drop_metrics_warning() -> None:
-    """Keeps off the screen that a save without an eval loss has none: Orbax says so at each."""
-    logging.getLogger("absl").addFilter(lambda record: "did not provide metrics" not in record.getMessage())
 
 
 def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:
@@ -215,5 +252,4 @@ def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:
         ),
         best_fn=lowest,
         best_mode="min",
-        cleanup_tmp_directories=create,
     )

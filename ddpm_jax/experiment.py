@@ -13,6 +13,7 @@ from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import CHANGEABLE_AT_IMPORT, check_same_run, config_from_json, config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
+from ddpm_jax.disk_space import full_disk_is_a_warning
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.models.unet import num_params
@@ -36,6 +37,7 @@ def train(config: ConfigDict, workdir: str) -> int | None:
 
     Raises:
       UserError: what does not fit in the config, the data or the workdir, or a loss that is not finite.
+      DiskFullError: no room for a checkpoint; those before it stay.
     """
     workdir = os.path.abspath(workdir)
     is_first = hosts.is_first()
@@ -47,6 +49,8 @@ def train(config: ConfigDict, workdir: str) -> int | None:
     try:
         state = _restore(parts, checkpoints)
         resumed = state is not None
+        if not resumed or int(state.step) < config.train.num_steps:
+            checkpoints.check_room(parts.abstract_state)  # before hours of work, not at the first save
         if is_first:
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
@@ -181,7 +185,8 @@ def _train_from(
 
     def preview(state: TrainState) -> None:
         name = f"step_{int(state.step):08d}"
-        draw_samples(previewer(), state, reporter, _samples(workdir, name), num_samples=config.sample.num_grid)
+        with full_disk_is_a_warning(f"the pictures of {name}"):
+            draw_samples(previewer(), state, reporter, _samples(workdir, name), num_samples=config.sample.num_grid)
 
     with BatchLoader(
         source,

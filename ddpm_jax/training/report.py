@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.event_file import EventFile
+from ddpm_jax.line_file import LineFile
 from ddpm_jax.progress import format_duration, format_rate
 
 METRICS_FILE = "metrics.jsonl"
@@ -68,21 +70,16 @@ class Reporter:
         kept = _forget_later_steps(path, start_step)
         self._start = clock() - kept  # training time goes on counting where it stood
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = LineFile(path)
         self._events = self._open_events(Path(workdir), start_step)
 
-    def _open_events(self, workdir: Path, start_step: int) -> Any:
+    def _open_events(self, workdir: Path, start_step: int) -> EventFile | None:
         """The TensorBoard writer, or None where tensorboardX is not installed."""
         try:
-            from tensorboardX import SummaryWriter
+            return EventFile(workdir, start_step)
         except ImportError:
             self.note("no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX")
             return None
-        # purge_step hides the later steps of an earlier process in TensorBoard. The suffix: file names
-        # hold whole seconds, and a process that follows at once would overwrite its predecessor's.
-        return SummaryWriter(
-            str(workdir), purge_step=start_step + 1 if start_step else None, filename_suffix=f".{start_step}"
-        )
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Records scalar `values` (numbers, NumPy or JAX scalars) at `step`, everywhere.
@@ -96,11 +93,10 @@ class Reporter:
         now = self._clock()
         line = {"step": int(step), "seconds": round(now - self._start, 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()  # a reader sees the line at once, and a kill loses nothing
+        self._file.append(json.dumps(line, allow_nan=False))
         if self._events is not None:
             for name, value in numbers.items():
-                self._events.add_scalar(name, value, int(step))
+                self._events.scalar(name, value, int(step))
         self._print_line(self._screen_line(int(step), numbers, now))
 
     def _screen_line(self, step: int, numbers: Mapping[str, int | float], now: int | float) -> str:
@@ -127,8 +123,7 @@ class Reporter:
     def image(self, name: str, image: np.ndarray, step: int) -> None:
         """Puts a uint8 picture [H, W] or [H, W, C] into the TensorBoard events."""
         if self._enabled and self._events is not None:
-            image = np.asarray(image)
-            self._events.add_image(name, image, int(step), dataformats="HWC" if image.ndim == 3 else "HW")
+            self._events.image(name, np.asarray(image), int(step))
 
     def note(self, text: str) -> None:
         """Shows one line on the screen."""
