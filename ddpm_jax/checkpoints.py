@@ -1,17 +1,15 @@
 """Checkpoints by Orbax: parameters, EMA, optimiser state and config of a step as separate items.
 
 Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and t_history where the time sampler
-has one. The newest and the best are kept.
+has one; beside them manifest.json, the digests of all these files. The newest and the best are kept.
 """
 
-import functools
-import glob
-import json
-import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -20,10 +18,17 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from ddpm_jax import hosts
+from ddpm_jax.checkpoint_format import config_item
+from ddpm_jax.checkpoint_manifest import write_manifest
+from ddpm_jax.checkpoint_reader import ARRAYS, CheckpointReader, check_metrics
+from ddpm_jax.disk_space import MARGIN_BYTES, check_room, folder_bytes, full_error, is_full
 from ddpm_jax.errors import UserError
+from ddpm_jax.leftovers import delete_leftovers
+from ddpm_jax.orbax_noise import keep_orbax_quiet, wait_for_threads
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.workdir_lock import WorkdirLock
 
-ARRAYS = ("params", "ema_params", "opt_state")  # and t_history, where the time sampler has one
 BEST_METRIC = "eval_loss"
 
 
@@ -33,16 +38,35 @@ class Checkpoints:
     Args:
       workdir: holds, or will hold, the folder `checkpoints`.
       keep: the number of newest checkpoints that stay; the one with the lowest eval loss stays too.
-      create: make the folder where it is missing; False for reading.
+      create: for writing: make the folder where it is missing, lock the workdir until `close`, and delete what an
+        earlier process left unfinished. False for reading, which changes nothing and needs no lock.
+
+    Raises:
+      UserError: another run trains in the workdir, or the metrics of a checkpoint are damaged.
     """
 
     def __init__(self, workdir: str, *, keep: int = 2, create: bool = False):
         # Orbax reports a relative path only later, from its background thread.
         self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
         self._manager = None
-        self._warned: set[int] = set()
-        if create or os.path.isdir(self.directory):
-            self._check_metrics()
+        self._reader = CheckpointReader(self.directory)
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifest")
+        self._manifest: Future | None = None  # of the last save
+        self._lock = None
+        if create:
+            os.makedirs(self.directory, exist_ok=True)
+            self._lock = WorkdirLock(os.path.dirname(self.directory))  # before another run's work is cleared away
+        try:
+            self._open(keep, create)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, keep: int, create: bool) -> None:
+        if create:
+            delete_leftovers(os.path.dirname(self.directory))
+        if os.path.isdir(self.directory):
+            check_metrics(self.directory)
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
 
     def steps(self) -> list[int]:
@@ -75,16 +99,37 @@ class Checkpoints:
 
         Raises:
           UserError: this step or a later one is there already.
+          DiskFullError: there is no room for it, or there was none for the one before.
         """
-        _drop_metrics_warning()
+        keep_orbax_quiet()
+        self.wait()
+        self.check_room(state)
         step = int(state.step)
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _arrays_of(state)}
-        items["config"] = ocp.args.JsonSave({"config": config_json})
-        if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics):
+        items["config"] = ocp.args.JsonSave(config_item(config_json))
+        with self._full_disk_named():
+            saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        if not saved:
             raise UserError(
                 f"step {step} was not saved: {self.directory} holds step {self.steps()[-1]} already; "
                 "use a new --workdir"
             )
+        if hosts.is_first():
+            self._manifest = self._background.submit(self._write_manifest, step)
+
+    def check_room(self, state: TrainState) -> None:
+        """Raises DiskFullError where the disk has no room for a checkpoint of `state`: arrays, or their shapes."""
+        arrays = [leaf for name in _arrays_of(state) for leaf in jax.tree.leaves(getattr(state, name))]
+        # Compressed they are somewhat smaller: random numbers in float32 by 8 percent.
+        num_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays)
+        last = self._last()
+        if last is not None:
+            num_bytes = max(num_bytes, folder_bytes(os.path.join(self.directory, str(last))))
+        check_room(self.directory, num_bytes + MARGIN_BYTES, self._next())
+
+    def _write_manifest(self, step: int) -> None:
+        self._manager.wait_until_finished()  # on process 0 alone: it commits when all processes are done
+        write_manifest(os.path.join(self.directory, str(step)))
 
     def restore_state(self, abstract: TrainState) -> TrainState | None:
         """The newest readable state, or None where nothing was saved, for training on from there.
@@ -101,13 +146,12 @@ class Checkpoints:
         targets = {name: getattr(abstract, name) for name in _arrays_of(abstract)}
 
         def read(step: int) -> TrainState:
-            items = self._restore(step, {n: ocp.args.StandardRestore(target) for n, target in targets.items()})
-            arrays = {name: items[name] for name in targets}
+            arrays = self._reader.items(step, targets)
             return TrainState(step=jax.device_put(np.int32(step), abstract.step.sharding), **arrays)
 
         if not self.steps():
             return None
-        step, state = self._newest_readable(read)
+        step, state = self._reader.newest(self.steps(), read)
         self._move_aside([later for later in self.steps() if later > step])
         return state
 
@@ -121,73 +165,58 @@ class Checkpoints:
         Raises:
           UserError: no checkpoint, not that step, or a damaged one.
         """
-        def read(step: int) -> dict:
-            # NumPy targets of the saved shapes: without them Orbax wants the devices of the training run back.
-            # For all items, since Orbax warns of those that it has no handler for.
-            handlers = {name: ocp.StandardCheckpointHandler() for name in (*ARRAYS, "t_history")}
-            with self._reader(item_handlers=handlers | {"config": ocp.JsonCheckpointHandler()}) as manager:
-                saved = manager.item_metadata(step)[item]
-            if saved is None:
-                raise FileNotFoundError(f"{item} is missing or has lost its metadata")
-            target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.tree)
-            return self._restore(step, {item: ocp.args.StandardRestore(target)})[item]
-
-        return self._read(step, read)
+        return self._read(step, lambda step: self._reader.arrays(step, item))
 
     def restore_config(self, step: int | None = None) -> tuple[int, str]:
         """(step, the JSON text of its config); raises like `restore_params`."""
-        return self._read(step, lambda step: self._restore(step, {})["config"]["config"])
+        return self._read(step, self._reader.config)
 
     def wait(self) -> None:
-        """Blocks until the save in the background is committed; raises what went wrong in it."""
-        if self._manager:
-            self._manager.wait_until_finished()
+        """Blocks until the save in the background is committed and has its manifest; raises what went wrong."""
+        manifest, self._manifest = self._manifest, None
+        with self._full_disk_named():
+            if self._manager:
+                self._manager.wait_until_finished()
+            if manifest:
+                manifest.result()
 
     def close(self) -> None:
-        """Waits, then releases Orbax's threads."""
-        if self._manager:
-            self._manager.close()
+        """Waits, then releases the threads and the lock."""
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            if self._manager:
+                self._manager.close()
+            if self._lock:
+                wait_for_threads()
+                delete_leftovers(os.path.dirname(self.directory))
+                self._lock.release()
+
+    @contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        """Makes what Orbax raises on a full disk a DiskFullError."""
+        try:
+            yield
+        except Exception as error:
+            if not is_full(error):
+                raise
+            raise full_error(self.directory, f"{self._next()} could not be saved") from error
+
+    def _last(self) -> int | None:
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def _next(self) -> str:
+        return "the first checkpoint" if self._last() is None else f"the checkpoint after step {self._last()}"
 
     def _read(self, step: int | None, read: Callable[[int], Any]) -> tuple[int, Any]:
         steps = self.steps()
         if not steps:
             raise UserError(f"no checkpoint in {self.directory}: train first, or give another --workdir")
         if step is None:
-            return self._newest_readable(read)
-        if step not in steps:
-            raise UserError(f"--step must be one of {steps}; got {step}")
-        try:
-            return step, read(step)
-        except _DAMAGE as error:
-            raise UserError(f"{self._damaged(step, error)}; use another --step of {steps}") from error
-
-    def _newest_readable(self, read: Callable[[int], Any]) -> tuple[int, Any]:
-        for step in reversed(self.steps()):
-            try:
-                return step, read(step)
-            except _DAMAGE as error:
-                last = error
-                if step not in self._warned:
-                    print(f"warning: {self._damaged(step, error)}; trying the one before", file=sys.stderr, flush=True)
-                self._warned.add(step)
-        raise UserError(
-            f"no readable checkpoint in {self.directory}: none of {self.steps()} can be read; restore the folder "
-            "from a copy, or train in another --workdir"
-        ) from last
-
-    def _restore(self, step: int, args: dict) -> dict:
-        """Some items of a step, and always its config: a step without one is of no use."""
-        _drop_late_callbacks()
-        args = args | {"config": ocp.args.JsonRestore()}
-        # A manager of its own: one that has saved or read an item with one kind of args refuses another kind.
-        with self._reader() as manager:
-            items = dict(manager.restore(step, args=ocp.args.Composite(**args)))
-        if not isinstance(items["config"]["config"], str):
-            raise ValueError("its config is not text")
-        return items
-
-    def _reader(self, **kwargs: Any) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(create=False), **kwargs)
+            return self._reader.newest(steps, read)
+        return step, self._reader.one_of(steps, step, read)
 
     def _move_aside(self, steps: list[int]) -> None:
         """Orbax would neither replace a checkpoint of these steps nor save one of an earlier step."""
@@ -205,47 +234,9 @@ class Checkpoints:
             multihost_utils.sync_global_devices("ddpm_jax: damaged checkpoints are moved aside")
         self._manager.reload()
 
-    def _check_metrics(self) -> None:
-        """Raises UserError for metrics that are no JSON: Orbax would not open the folder at all."""
-        for path in sorted(glob.glob(os.path.join(self.directory, "*", "metrics", "metrics"))):
-            try:
-                with open(path, encoding="utf-8") as file:
-                    json.load(file)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{path} is damaged ({error}): delete the folder {os.path.dirname(path)}, which only says "
-                    "which checkpoint is best"
-                ) from error
-
-    def _damaged(self, step: int, error: Exception) -> str:
-        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        return f"the checkpoint of step {step} in {self.directory} cannot be read ({first_line})"
-
 
 def _arrays_of(state: TrainState) -> tuple[str, ...]:
     return ARRAYS if state.t_history is None else (*ARRAYS, "t_history")
-
-
-# What Orbax raises for truncated, missing or foreign files, as found by damaging checkpoints.
-_DAMAGE = (ValueError, KeyError, TypeError, OSError)
-
-
-@functools.cache
-def _drop_late_callbacks() -> None:
-    """Keeps off the screen what Orbax's other reads say when the first one of a damaged checkpoint has failed."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
-            previous(unraisable)
-
-    sys.unraisablehook = hook
-
-
-@functools.cache
-def _drop_metrics_warning() -> None:
-    """Keeps off the screen that a save without an eval loss has none: Orbax says so at each."""
-    logging.getLogger("absl").addFilter(lambda record: "did not provide metrics" not in record.getMessage())
 
 
 def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:
@@ -255,8 +246,10 @@ def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(
         create=create,
         # Not best_fn with max_to_keep: that deletes the newest checkpoint where it is not among the best.
-        preservation_policy=AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=lowest, reverse=True, n=1)]),
+        # Those without an eval loss are no best ones: by default BestN keeps them all, until the disk is full.
+        preservation_policy=AnyPreservationPolicy(
+            [LatestN(keep), BestN(get_metric_fn=lowest, reverse=True, n=1, keep_checkpoints_without_metrics=False)]
+        ),
         best_fn=lowest,
         best_mode="min",
-        cleanup_tmp_directories=create,
     )

@@ -15,7 +15,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.host_flags import add_host_flags, joined
 from ddpm_jax.overrides import closest_field, flatten
 
-EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130  # 130 = 128 + SIGINT, as shells count
+EXIT_OK, EXIT_INTERRUPTED = 0, 130  # 130 = 128 + SIGINT, as shells count
 
 # A step of a small model compiles in a second or more; shorter compilations are not worth a file.
 _CACHED_COMPILE_SECONDS = 0.5
@@ -83,8 +83,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         argv: Sequence[str] | None = None) -> int:
     """Parses `argv`, calls `main(args)`, and returns the exit code for `sys.exit`.
 
-    A UserError becomes one line on stderr and code 2, Ctrl-C one line and code 130. Any other exception
-    is a defect of ours and keeps its traceback.
+    A UserError becomes one line on stderr and its code (2, or 74 where the disk is full), Ctrl-C one line and code
+    130. Any other exception is a defect of ours and keeps its traceback.
 
     Args:
       main: the command; returns an exit code, None for 0.
@@ -99,7 +99,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
             return main(args) or EXIT_OK
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A one-line message for a person; the commands print it without a traceback and exit with 2."""
+    """A one-line message for a person; the commands print it without a traceback and exit with `exit_code`."""
+
+    exit_code = 2
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:

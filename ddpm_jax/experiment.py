@@ -41,6 +41,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
 
     Raises:
       UserError: what does not fit in the config, the data or the workdir, or a loss that is not finite.
+      DiskFullError: no room for a checkpoint; those before it stay.
     """
     workdir = os.path.abspath(workdir)
     parts = build_parts(config)
@@ -54,6 +55,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     try:
         state = _restore(parts, checkpoints)
         resumed = state is not None
+        if not resumed or int(state.step) < config.train.num_steps:
+            checkpoints.check_room(parts.abstract_state)  # before hours of work, not at the first save
         if hosts.is_first():
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))

@@ -11,7 +11,8 @@ EXAMPLE = "python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/di
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 0 trained, 2 an error of the user's, 128 + n stopped by signal n."""
+    """The command; returns the exit code: 0 trained, 2 an error of the user's, 74 the disk is full, 128 + n
+    stopped by signal n."""
     parser = make_parser(
         "train",
         "Trains a denoising diffusion model; run again, it goes on.",
@@ -30,9 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(args: argparse.Namespace) -> int:
     # Here, so that --help need not wait for JAX.
     from ddpm_jax import hosts
+    from ddpm_jax.disk_space import full_disk_ends_in_one_line
     from ddpm_jax.experiment import train
 
-    stopped_by = train(args.config, args.workdir, profile_steps=args.profile_steps)
+    with full_disk_ends_in_one_line(args.workdir):
+        stopped_by = train(args.config, args.workdir, profile_steps=args.profile_steps)
     if hosts.is_first():
         _say_end(args, stopped_by)
     return 0 if stopped_by is None else 128 + stopped_by

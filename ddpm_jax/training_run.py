@@ -12,6 +12,7 @@ from ddpm_jax.configuration import config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.data.order import batch_indices
 from ddpm_jax.devices import put_batch
+from ddpm_jax.disk_space import full_disk_is_a_warning
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.generation import Generator
@@ -130,8 +131,10 @@ class TrainingRun:
 
     def _preview(self, state: TrainState) -> dict[str, float]:
         path = os.path.join(self._workdir, "samples", f"step_{int(state.step):08d}")
-        num_samples = self._config.sample.num_grid
-        return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
+        num_samples, numbers = self._config.sample.num_grid, {}
+        with full_disk_is_a_warning(f"the pictures {path}"):
+            numbers = draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
+        return numbers
 
     # What is not finite
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.line_file import LineFile
 from ddpm_jax.progress import format_duration, format_rate
 from ddpm_jax.training.sinks import open_sinks
 
@@ -92,7 +93,7 @@ class Reporter:
         kept = _forget_later_steps(self._path, start_step)
         self._start = self._clock() - kept  # training time goes on counting where it stood
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
-        self._file = open(self._path, "a", encoding="utf-8")
+        self._file = LineFile(self._path)
         self._sinks = open_sinks(
             str(self._path.parent),
             start_step,
@@ -120,8 +121,7 @@ class Reporter:
         numbers |= self._times_left(int(step), now)
         line = {"step": int(step), "seconds": round(now - self._start, 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()  # a reader sees the line at once, and a kill loses nothing
+        self._file.append(json.dumps(line, allow_nan=False))
         for sink in self._sinks:
             sink.numbers(int(step), numbers)
         self._print_line(self._screen_line(int(step), numbers))

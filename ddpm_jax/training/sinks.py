@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.event_file import EventFile
 
 
 @runtime_checkable
@@ -23,39 +24,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Writes out what is buffered."""
-
-
-class TensorBoardSink:
-    """Event files in the workdir, by tensorboardX.
-
-    Args:
-      start_step: TensorBoard then hides the later steps of an earlier process.
-
-    Raises:
-      ImportError: tensorboardX is not installed.
-    """
-
-    def __init__(self, workdir: str, start_step: int):
-        from tensorboardX import SummaryWriter
-
-        # The suffix: file names hold whole seconds, and a process that follows at once would overwrite its
-        # predecessor's.
-        self._writer = SummaryWriter(
-            workdir, purge_step=start_step + 1 if start_step else None, filename_suffix=f".{start_step}"
-        )
-
-    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
-        """One scalar a name."""
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
-
-    def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """As PNG."""
-        self._writer.add_image(name, image, step, dataformats="HWC" if image.ndim == 3 else "HW")
-
-    def close(self) -> None:
-        """Flushes."""
-        self._writer.close()
 
 
 class WandbSink:
@@ -97,7 +65,7 @@ def open_sinks(
     """TensorBoard where tensorboardX is installed, said by `note` where it is not; wandb where a project is named."""
     sinks: list[Sink] = []
     try:
-        sinks.append(TensorBoardSink(workdir, start_step))
+        sinks.append(EventFile(workdir, start_step))
     except ImportError:
         note("no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX")
     if wandb_project:

@@ -1,0 +1,59 @@
+"""A file of lines that waits where the disk is full."""
+
+import os
+import sys
+from pathlib import Path
+
+
+class LineFile:
+    """Appends lines to a file, each at once and whole: a reader sees it, and a kill loses nothing.
+
+    Where a line cannot be written, such as on a full disk, a warning says so once; it and those after it are kept
+    in memory, and written as soon as they can be.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = Path(path)
+        self._file = open(path, "ab", buffering=0)
+        self._waiting: list[str] = []  # lines
+        self._warned = False
+
+    def append(self, line: str) -> None:
+        """Writes `line`, without its end, after those that wait."""
+        self._waiting.append(line)
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if not self._warned:
+                self._say(f"cannot be written ({error.strerror}): its lines are kept until they can be")
+            self._warned = True
+
+    def close(self) -> None:
+        """Writes what waits; what still cannot be written is lost, with a warning. A second call does nothing."""
+        try:
+            if not self._file.closed:
+                self._write_waiting()
+        except OSError as error:
+            self._say(f"lacks its last {len(self._waiting)} lines ({error.strerror})")
+        finally:
+            self._file.close()
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        text = "".join(f"{line}\n" for line in self._waiting).encode()
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            written = 0
+            while written < len(text):  # a disk that fills up takes the first part
+                written += self._file.write(text[written:])
+        except OSError:
+            os.ftruncate(self._file.fileno(), size)  # half a line would spoil the next
+            raise
+        self._waiting = []
+        if self._warned:
+            self._say("is written again, and complete")
+        self._warned = False
+
+    def _say(self, text: str) -> None:
+        print(f"warning: {self._path} {text}", file=sys.stderr, flush=True)

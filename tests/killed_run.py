@@ -1,0 +1,68 @@
+"""`python tests/killed_run.py POINT COUNT WHEN FLAGS...`: `ddpm_jax.train FLAGS`, which kills itself (SIGKILL).
+
+At the COUNT-th passage of POINT, "before" or "after" it (WHEN):
+  step      a train step
+  save      the call that starts a save; Orbax then works in the background
+  rename    of a file or folder of the workdir: Orbax's commit of an item or a step, the manifest, config.json
+  manifest  the writing of a manifest, which follows the commit
+  fsync     inside that: the manifest is written, under another name
+  delete    of a file or folder of the workdir, as when an old checkpoint goes
+  any       any of these
+  never
+"""
+
+import os
+import signal
+import sys
+import threading
+
+POINT, COUNT, WHEN = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+WORKDIR = next(flag.partition("=")[2] for flag in sys.argv if flag.startswith("--workdir="))
+_lock, _passed = threading.Lock(), 0
+
+
+def killing(point, function, counts=lambda *args, **kwargs: True):
+    """`function`, which counts as a passage of `point` where counts says so of its arguments."""
+
+    def wrapped(*args, **kwargs):
+        global _passed
+        kills = False
+        if POINT in (point, "any") and counts(*args, **kwargs):
+            with _lock:
+                _passed += 1
+                kills = _passed == COUNT
+        if kills and WHEN == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*args, **kwargs)
+        if kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return wrapped
+
+
+def in_workdir(path, *others, dir_fd=None):
+    """Names relative to an open folder are those of shutil.rmtree."""
+    return dir_fd is not None or (isinstance(path, str | os.PathLike) and os.fspath(path).startswith(WORKDIR))
+
+
+def patch():
+    from ddpm_jax import checkpoint_manifest, checkpoints, parts
+
+    for name in ("rename", "replace"):
+        setattr(os, name, killing("rename", getattr(os, name), in_workdir))
+    for name in ("unlink", "remove", "rmdir"):
+        setattr(os, name, killing("delete", getattr(os, name), in_workdir))
+    checkpoints.write_manifest = killing("manifest", checkpoints.write_manifest)
+    checkpoint_manifest.os.fsync = killing("fsync", os.fsync)
+    manager = checkpoints.ocp.CheckpointManager
+    manager.save = killing("save", manager.save)
+    make_step = parts.Parts.jitted_step
+    parts.Parts.jitted_step = lambda self: killing("step", make_step(self))
+
+
+if __name__ == "__main__":
+    patch()
+    from ddpm_jax.train import main
+
+    sys.exit(main(sys.argv[4:]))
