@@ -1,6 +1,7 @@
 """Array files as they go wrong: nothing in them is executed, and what is not meant as pixels or classes is said."""
 
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_labels_that_are_no_class_numbers(tmp_path, tiny_config, labels, told):
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=labels)
     images = _make(tmp_path / "a.npz", "train[:50%]")
     assert images.labels is None
-    pytest.raises(UserError, lambda: _raise(images.notes[0])).match(told)
+    assert re.search(told, images.notes[0])
     config = tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'a.npz'}")
     with pytest.raises(UserError, match=f"needs a label for every picture.*{told}"):
         factories.build_source(config, "train")
@@ -145,7 +146,3 @@ def test_labels_out_of_range(tmp_path, tiny_config):
     config = tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'a.npz'}")
     with pytest.raises(UserError, match="got 10 for the labels -1..8 of array 'train'"):
         factories.build_source(config, "train")
-
-
-def _raise(text):
-    raise UserError(text)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -177,7 +178,10 @@ def test_an_existing_file_is_kept_unless_asked(pictures, tmp_path, capsys):
 
 
 def test_an_interrupted_pack_leaves_nothing(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "_write_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    def write_images(*unused):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing, "_write_images", write_images)
     (tmp_path / "place").mkdir()
     assert _pack(pictures, tmp_path / "place" / "packed") == 130
     assert not list((tmp_path / "place").iterdir())
@@ -242,7 +246,7 @@ def test_mistakes_are_one_line(pictures, tmp_path, line, match, capsys):
     assert command.main([part.format(**names) for part in line]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
-    pytest.raises(UserError, lambda: (_ for _ in ()).throw(UserError(error))).match(match)
+    assert re.search(match, error)
     assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
 
 
