@@ -197,7 +197,7 @@ def _check_labels(source: ImageSource, num_classes: int, what: str) -> None:
     if source.labels is None:
         raise UserError(
             f"model.num_classes={num_classes} needs a label for every picture, and {what} has none: "
-            "take model.num_classes=0, or data with labels"
+            + "; ".join(["take model.num_classes=0, or data with labels", *source.notes])
         )
     lowest, highest = int(np.min(source.labels)), int(np.max(source.labels))
     if lowest < 0 or highest >= num_classes:

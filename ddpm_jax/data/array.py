@@ -1,5 +1,7 @@
 """One array file, `.npz` or `.npy`, of uint8 images."""
 
+import os
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +15,13 @@ from ddpm_jax.errors import UserError
 _IMAGE_KEYS = {"train": ("arr_0", "images", "x_train"), "test": ("x_test",)}
 _LABEL_KEYS = {"train": ("labels", "arr_1", "y_train"), "test": ("y_test",)}
 
+# NumPy reads the head of an array as Python source, so a damaged one fails in the tokenizer or the parser; an archive
+# with a password is a RuntimeError.
+_READ_ERRORS = (
+    ValueError, TypeError, OSError, EOFError, KeyError, SyntaxError, tokenize.TokenError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 
 def make_array(
     *, split: str, image_size: tuple[int, int] | None, num_channels: int | None, path: str
@@ -24,7 +33,8 @@ def make_array(
         image_size: (H, W) in pixels; None for the array's own.
         num_channels: 1 or 3, or as many as the array has; None for the array's own.
         path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`,
-            `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`.
+            `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`. What looks
+            wrong and may be meant (labels of another kind, pixels that are all 0 or 1) is said in `notes`.
 
     Raises:
         UserError: where the file is missing or damaged, or its array has another type or layout.
@@ -41,6 +51,8 @@ def make_array(
         )
     images, labels = _read(file, key)
     images = _checked(images, file)
+    labels, notes = _class_numbers(labels, file)
+    notes += _range_note(images, file)
     image_size = image_size or images.shape[1:3]
     num_channels = num_channels or images.shape[-1]
     if num_channels != images.shape[-1] and not {num_channels, images.shape[-1]} <= {1, 3}:
@@ -51,11 +63,12 @@ def make_array(
     if labels is not None and len(labels) != len(images):
         raise UserError(f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one for each image")
     rows = split_rows(split, num_examples=len(images))
-    if len(rows) == len(images):
-        return fit_images(images, labels, image_size=image_size, num_channels=num_channels)
-    labels = None if labels is None else labels[rows]
-    # A part of a memory-mapped file is copied into memory.
-    return fit_images(images[rows], labels, image_size=image_size, num_channels=num_channels)
+    if len(rows) < len(images):
+        # A part of a memory-mapped file is copied into memory.
+        images, labels = images[rows], None if labels is None else labels[rows]
+    source = fit_images(images, labels, image_size=image_size, num_channels=num_channels)
+    source.notes += notes
+    return source
 
 
 def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -63,7 +76,15 @@ def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
         if file.suffix.lower() == ".npy":
             if key == "test":
                 raise UserError("data.split must be 'train' for a .npy file (it holds one array); got 'test'")
-            return np.load(file, mmap_mode="r", allow_pickle=False), None
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise UserError(f"{str(file)!r} is a .npz file by its content; rename it")
+            return array, None
+        if not zipfile.is_zipfile(file):
+            raise UserError(
+                f"{str(file)!r} cannot be read as a NumPy file (it is no .npz by its content); "
+                "rename it to what it is, or save it again with np.savez"
+            )
         with np.load(file, allow_pickle=False) as arrays:
             names = list(arrays)
             image_key = next((k for k in _IMAGE_KEYS[key] if k in names), None)
@@ -77,21 +98,55 @@ def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
                     + f" for data.split={key!r}; it holds {', '.join(names) or 'nothing'}"
                 )
             label_key = next((k for k in _LABEL_KEYS[key] if k in names and k != image_key), None)
-            return arrays[image_key], _labels(arrays[label_key]) if label_key else None
+            _check_size(arrays, image_key, file)
+            return arrays[image_key], arrays[label_key] if label_key else None
     except UserError:
         raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError as error:
+        raise UserError(f"{str(file)!r} does not fit in memory ({error}); save the images alone as .npy") from None
+    except _READ_ERRORS as error:
         raise UserError(
             f"{str(file)!r} cannot be read as a NumPy file ({' '.join(str(error).split())}); "
             "save it again with np.save or np.savez (no object arrays)"
         ) from None
 
 
-def _labels(labels: np.ndarray) -> np.ndarray | None:
-    """int64 [N] of integers [N] or [N, 1]; None for anything else, which are not class numbers."""
+def _check_size(arrays: np.lib.npyio.NpzFile, key: str, file: Path) -> None:
+    """Raises UserError where the array, unpacked, is larger than the machine: a small file may say anything."""
+    entries = {entry.filename: entry.file_size for entry in arrays.zip.infolist()}
+    size, memory = entries.get(f"{key}.npy", entries.get(key, 0)), _memory_bytes()
+    if memory is not None and size > memory:
+        raise UserError(
+            f"{str(file)!r}: {key!r} takes {size / 1e9:.1f} GB unpacked, and the machine has {memory / 1e9:.1f} GB of "
+            "memory; save the images alone with np.save as .npy, which is read piece by piece"
+        )
+
+
+def _memory_bytes() -> int | None:
+    """Of the whole machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _class_numbers(labels: np.ndarray | None, file: Path) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """int64 [N] of integers [N] or [N, 1]; None, and a note, for anything else."""
+    if labels is None:
+        return None, ()
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    return labels.astype(np.int64) if labels.ndim == 1 and labels.dtype.kind in "iu" else None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        got = f"{labels.dtype} {list(labels.shape)}"
+        return None, (f"the labels in {str(file)!r} are not read: they must be integers [N], and are {got}",)
+    return labels.astype(np.int64), ()
+
+
+def _range_note(images: np.ndarray, file: Path) -> tuple[str, ...]:
+    """A note where the pixels, by a look at some images from all over, are 0..1 in a place of 0..255."""
+    if images[:: max(len(images) // 256, 1)].max() > 1:
+        return ()
+    return (f"the pixels in {str(file)!r} are all 0 or 1 of 255, nearly black; save 255 * x if 0..1 was meant",)
 
 
 def _checked(images: np.ndarray, file: Path) -> np.ndarray:

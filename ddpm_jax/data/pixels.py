@@ -1,9 +1,8 @@
 """One picture, whatever its mode and size, to uint8 [H, W, C]."""
 
-import contextlib
 import io
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,9 +13,10 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 # Pillow's own line between a large picture and a few kilobytes that unpack to gigabytes; it draws it as a warning.
 MAX_PIXELS = 89_478_485
-# Pictures above this are decoded one after the other and not on every core, which bounds the memory.
+# Pictures above this are decoded one after the other, all in one thread: several at once would be as many gigabytes,
+# and what a thread has freed, the system's allocator keeps for that thread.
 _LARGE_PIXELS = 2**24
-_one_large = threading.Lock()
+_large = ThreadPoolExecutor(1, thread_name_prefix="ddpm_jax-large")
 
 
 def read_header(file: str | os.PathLike) -> None:
@@ -61,8 +61,10 @@ def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int]
         # is asked for, either way up, so that the resize below still does the antialiasing.
         image.draft(None, (2 * max(height, width),) * 2)
         _check_pixels(image)
-        with _one_large if image.width * image.height > _LARGE_PIXELS else contextlib.nullcontext():
-            fitted = _fit(_to_8_bit(_upright(image), num_channels), image_size)
+        if image.width * image.height > _LARGE_PIXELS:
+            fitted = _large.submit(_load, image, image_size, num_channels).result()
+        else:
+            fitted = _load(image, image_size, num_channels)
     return np.array(fitted).reshape(height, width, num_channels)
 
 
@@ -89,9 +91,11 @@ def _check_pixels(image: Image.Image) -> None:
         raise ValueError(f"{image.width} x {image.height} pixels; the most is {MAX_PIXELS:,}: make it smaller")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _load(image: Image.Image, image_size: tuple[int, int], num_channels: int) -> Image.Image:
+    """An image file that was opened -> the picture in L or RGB and at image_size."""
     image.load()
-    return ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # a copy of a large picture is a lot of memory
+    return _fit(_to_8_bit(image, num_channels), image_size)
 
 
 def _to_8_bit(image: Image.Image, num_channels: int) -> Image.Image:
@@ -103,11 +107,13 @@ def _to_8_bit(image: Image.Image, num_channels: int) -> Image.Image:
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    elif image.mode not in ("L", "1"):
+        image = image.convert("RGBA") if image.mode != "RGBA" else image
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB")
-    return image.convert("L" if num_channels == 1 else "RGB")
+    elif image.mode not in ("L", "1", "RGB"):
+        image = image.convert("RGB")
+    mode = "L" if num_channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _fit(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:

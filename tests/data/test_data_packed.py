@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import BatchLoader, make_source, source
+from ddpm_jax.data import BatchLoader, make_source, packing, source
 from ddpm_jax.data import __main__ as command
 from ddpm_jax.errors import UserError
 
@@ -65,7 +66,8 @@ def either_way(request, monkeypatch):
 SPLITS = ["train", "test", "all", "train[:70%]", "train[70%:]", "train[5:9]", "all[-10:]", "test[:50%]"]
 
 
-def test_every_split_is_that_of_the_folder(pictures, tmp_path, either_way):
+def test_every_split_is_that_of_the_folder(pictures, tmp_path, either_way, monkeypatch):
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", 0)  # the smallest blocks, so that there are several
     assert _pack(pictures, tmp_path / "packed") == 0
     packed_path = tmp_path / "packed.array_record"
     for split in SPLITS:
@@ -176,9 +178,10 @@ def test_an_existing_file_is_kept_unless_asked(pictures, tmp_path, capsys):
 
 
 def test_an_interrupted_pack_leaves_nothing(pictures, tmp_path, monkeypatch):
-    from ddpm_jax.data import packing
+    def write_images(*unused):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing, "_write_images", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(packing, "_write_images", write_images)
     (tmp_path / "place").mkdir()
     assert _pack(pictures, tmp_path / "place" / "packed") == 130
     assert not list((tmp_path / "place").iterdir())
@@ -195,6 +198,21 @@ def test_a_full_disk(pictures, tmp_path, capsys):
     done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr
     assert "File too large" in done.stderr and not list((tmp_path / "place").iterdir())
+
+
+def test_what_was_written_is_read_before_it_counts(pictures, tmp_path, monkeypatch, capsys):
+    class Forgetful(array_record.ArrayRecordWriter):
+        def write(self, record):
+            if not record.startswith(b"{"):
+                super().write(record)
+
+    class Module:
+        ArrayRecordWriter = Forgetful
+
+    monkeypatch.setattr(packing, "array_record_module", lambda: Module)
+    (tmp_path / "place").mkdir()
+    assert _pack(pictures, tmp_path / "place" / "packed") == 2
+    assert "of something else, or damaged" in capsys.readouterr().err and not list((tmp_path / "place").iterdir())
 
 
 def test_too_little_room_is_told_before_the_work(pictures, tmp_path, monkeypatch, capsys):
@@ -228,7 +246,7 @@ def test_mistakes_are_one_line(pictures, tmp_path, line, match, capsys):
     assert command.main([part.format(**names) for part in line]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
-    pytest.raises(UserError, lambda: (_ for _ in ()).throw(UserError(error))).match(match)
+    assert re.search(match, error)
     assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
 
 
