@@ -15,6 +15,7 @@ from ddpm_jax.devices import (
     compiler_options,
     make_mesh,
     quick_compile_options,
+    remat_options,
     replicated,
     state_sharded,
 )
@@ -71,7 +72,7 @@ class Parts:
             in_shardings=(state, batch, everywhere),
             out_shardings=(state, everywhere),
             donate_argnums=0,
-            compiler_options=compiler_options(),
+            compiler_options=compiler_options() | (remat_options() if self.model.remat else {}),
         )
 
 
