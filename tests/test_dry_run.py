@@ -158,7 +158,13 @@ def test_the_command_without_a_compilation(command):
 @pytest.mark.parametrize(
     "flags,message",
     [
-        ((), "what to do? give --dry_run, the prediction"),
+        ((), "what to do? give either --dry_run, to predict, or --what=train,forward,sample, to measure"),
+        (("--dry_run", "--what=train"), "what to do? give either --dry_run"),
+        (("--what=train", "--rows=given"), "--rows is a setting of --dry_run: leave it out"),
+        (("--what=train", "--devices=2"), "--devices is a setting of --dry_run: leave it out"),
+        (("--what=",), "--what must name something to measure, of ['forward', 'sample', 'train']; got nothing"),
+        (("--what=data",), "--what must be one of ['forward', 'sample', 'train']; got 'data'"),
+        (("--what=train", "--repeats=2"), "--repeats must be at least 3, for a median with quartiles; got 2"),
         (("--dry_run", "--rows=remats"), "--rows must be one of"),
         (("--dry_run", "--devices=3"), "train.batch_size must be a multiple of 3 (3 devices); got 8: take 6"),
         (("--dry_run", "--devices=0"), "--devices must be in 1..1024; got 0"),

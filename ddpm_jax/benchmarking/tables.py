@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_FIRST, _WIDTH = 15, 12
+_FIRST, _WIDTH = 15, 15
 
 
 def aligned(cells: Sequence[str]) -> str:
