@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 0  # > 0: the network is told the class of each picture, its label in the data
     config.model.time_scale = 1.0  # the network sees t times this; improved-diffusion's rescale_timesteps: 1000/T
     config.model.conv_in_channels = 0  # of the first convolution; 0: model.channels
+    # The backward pass computes the inside of every block over again and does not keep it: less memory, more time.
+    config.model.remat = False
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 2e-4

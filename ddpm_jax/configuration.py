@@ -21,13 +21,13 @@ from ddpm_jax.overrides import apply_override, flatten
 CHANGEABLE = (
     "train.num_steps", "train.num_devices", "train.keep_checkpoints", "train.nonfinite*",
     "train.wandb_project", "*_every_steps",
-    "mesh.*", "sample.*", "eval.*", "data.path", "data.data_dir",
+    "mesh.*", "sample.*", "eval.*", "data.path", "data.data_dir", "model.remat",
 )
 
 # What may change when a run starts from imported weights: all but what the weights mean.
 CHANGEABLE_AT_IMPORT = (
     "data.name", "data.path", "data.data_dir", "data.split", "data.eval_split", "data.flip", "optim.*", "train.*",
-    "sample.*", "eval.*", "model.dropout", "model.dtype", "diffusion.loss", "diffusion.huber_delta",
+    "sample.*", "eval.*", "model.dropout", "model.dtype", "model.remat", "diffusion.loss", "diffusion.huber_delta",
     "diffusion.vlb_lambda", "diffusion.weighting", "diffusion.*_gamma", "diffusion.p2_k", "mesh.*",
 )
 

@@ -117,6 +117,24 @@ def compiler_options() -> dict[str, str]:
     return options
 
 
+@functools.cache
+def remat_options() -> dict[str, str]:
+    """Options for a jit of the gradient of a network with `model.remat`: on CPU, keep its barriers; elsewhere none.
+
+    A barrier holds what is computed over again until the backward pass needs it. XLA's CPU compiler removes the
+    barriers before it orders the operations, so that all is computed over again at once and no memory is saved.
+    The option is tried as in `compiler_options`, and turned off by the same variable.
+    """
+    if jax.default_backend() != "cpu" or os.environ.get("DDPM_JAX_CPU_OPTIONS") == "0":
+        return {}
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0)).block_until_ready()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
+
+
 def quick_compile_options() -> dict[str, str]:
     """Options for a jit that runs once, such as drawing the parameters: on CPU, compile without optimising.
 

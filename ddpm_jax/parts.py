@@ -16,6 +16,7 @@ from ddpm_jax.devices import (
     compiler_options,
     make_mesh,
     quick_compile_options,
+    remat_options,
     replicated,
     state_sharded,
 )
@@ -91,7 +92,7 @@ def _jit_step(parts: Parts) -> jax.stages.Wrapped:
         in_shardings=(state, batch, everywhere),
         out_shardings=(state, everywhere),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options() | (remat_options() if parts.model.remat else {}),
     )
 
 

@@ -1,6 +1,6 @@
 """The U-Net of Ho et al. 2020 and its successors in Flax Linen: x_t, t -> the prediction, pure in its parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -49,6 +49,9 @@ class UNet(nn.Module):
       num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t.
       conv_in_channels: width of the first convolution; 0 for `channels`. In Dhariwal and Nichol 2021 it is the first
         level's, which differs where that level's multiple is not 1.
+      remat: of the inside of every residual block and self-attention, the backward pass is left the outputs of
+        convolutions alone and computes the rest over again (Chen et al. 2016): less memory for more time. Parameters,
+        dropout and the prediction are the same.
     """
 
     channels: int = 128
@@ -70,6 +73,7 @@ class UNet(nn.Module):
     time_scale: float = 1.0
     num_classes: int = 0
     conv_in_channels: int = 0
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -97,7 +101,11 @@ class UNet(nn.Module):
                 f"labels must be given if and only if num_classes > 0; num_classes is {self.num_classes} and {given}"
             )
 
-        def res_block(h: Array, width: int, name: str, resize: str = "") -> Array:
+        def remat(run: Callable[..., Array]) -> Callable[..., Array]:
+            # Around a function of a module: around a class it would rename the parameters.
+            return nn.remat(run, policy=_is_convolution) if self.remat else run
+
+        def res_block(h: Array, width: int, name: str, resize: str = "", skip: Array | None = None) -> Array:
             block = ResBlock(
                 width,
                 self.dropout,
@@ -108,11 +116,17 @@ class UNet(nn.Module):
                 resize=resize,
                 name=name,
             )
-            return block(h, time, train=train)
+
+            def run(block: ResBlock, h: Array, skip: Array | None, time: Array) -> Array:
+                # Joined in here: the two parts are kept for the backward pass anyway, the whole need not be.
+                return block(h if skip is None else jnp.concatenate([h, skip], axis=-1), time, train=train)
+
+            return remat(run)(block, h, skip, time)
 
         def attention(h: Array, name: str) -> Array:
             num_heads = h.shape[-1] // self.head_channels if self.head_channels else self.num_heads
-            return SelfAttention(self.num_groups, self.dtype, num_heads, self.norm_eps, name=name)(h)
+            block = SelfAttention(self.num_groups, self.dtype, num_heads, self.norm_eps, name=name)
+            return remat(SelfAttention.__call__)(block, h)
 
         def dense(width: int, name: str) -> nn.Dense:
             return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name=name)
@@ -152,8 +166,7 @@ class UNet(nn.Module):
 
         for level, width in reversed(list(enumerate(widths))):
             for i in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = res_block(h, width, f"up_{level}_block_{i}")
+                h = res_block(h, width, f"up_{level}_block_{i}", skip=skips.pop())
                 if h.shape[1] in self.attention_resolutions:
                     h = attention(h, f"up_{level}_attention_{i}")
             if level > 0:
@@ -167,6 +180,11 @@ class UNet(nn.Module):
         out = self.out_channels or x_t.shape[-1]
         # The head stays in float32: its rounding would be noise on the prediction.
         return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(h)
+
+
+def _is_convolution(primitive: object, *_: object, **__: object) -> bool:
+    """What remat keeps: the costliest outputs, which are few. The rest of a block is cheap or, as logits are, large."""
+    return primitive is jax.lax.conv_general_dilated_p
 
 
 def level_widths(channels: int, channel_mults: Sequence[int | float]) -> list[int]:

@@ -1,0 +1,117 @@
+"""The memory that `python -m ddpm_jax.benchmark --dry_run` predicts against the memory that training takes, on CPU.
+
+    python benchmarks/memory_prediction.py --out=runs/memory
+
+For each size two processes of their own: one predicts (state, batch and the compiler's temporaries), one makes the
+state, trains three steps on random pictures and reports how far its resident memory rose above what it was before the
+state was made. Linux with glibc only. The measured rise holds what no plan of buffers has in it: pages of the compiled
+code that are touched for the first time, and what the libraries under convolutions and products allocate on their own.
+"""
+
+import argparse
+import ctypes
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpy as np
+
+from ddpm_jax.benchmarking.programs import lower_step
+from ddpm_jax.benchmarking.sizes import state_bytes
+from ddpm_jax.configuration import load_config
+from ddpm_jax.parts import build_parts
+
+SIZES = {
+    "digits, 64 pictures": ("digits", "train.batch_size=64"),
+    "fashion_mnist, 32 pictures": ("fashion_mnist", "train.batch_size=32"),
+    "fashion_mnist, 128 pictures": ("fashion_mnist", "train.batch_size=128"),
+    "fashion_mnist, 128 pictures, remat": ("fashion_mnist", "train.batch_size=128", "model.remat=true"),
+    "fashion_mnist, 128 pictures, 4 parts": ("fashion_mnist", "train.batch_size=128", "train.grad_accum_steps=4"),
+    "cifar10, 32 pictures": ("cifar10", "train.batch_size=32"),
+    "cifar10, 32 pictures, remat": ("cifar10", "train.batch_size=32", "model.remat=true"),
+}
+NUM_STEPS = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder of the results; a size whose result is there is not run")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="NAME")
+    parser.add_argument("--child", choices=("predict", "measure"), help="for this script alone")
+    args = parser.parse_args()
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.child:
+        (name,) = args.sizes
+        config, *overrides = SIZES[name]
+        parts = build_parts(load_config(config, ["train.num_devices=1", *overrides]))
+        result = {"predict": predict, "measure": measure}[args.child](parts)
+        path_of(folder, name, args.child).write_text(json.dumps(result, indent=2), encoding="utf-8")
+        return 0
+
+    print(f"{platform.machine()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}, MiB\n")
+    print("| what | state and batch | temporaries | predicted | measured | measured / predicted |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name in args.sizes:
+        for child in ("predict", "measure"):
+            if not path_of(folder, name, child).exists():
+                command = [sys.executable, __file__, f"--out={folder}", f"--child={child}", "--sizes", name]
+                subprocess.run(command, check=True)
+        found = {child: json.loads(path_of(folder, name, child).read_text()) for child in ("predict", "measure")}
+        arguments, temporaries = (found["predict"][key] / 2**20 for key in ("arguments", "temporaries"))
+        measured, predicted = found["measure"]["rise"] / 2**20, arguments + temporaries
+        cells = [arguments, temporaries, predicted, measured]
+        print(f"| {name} | {' | '.join(f'{cell:,.1f}' for cell in cells)} | {measured / predicted:.3f} |", flush=True)
+    return 0
+
+
+def path_of(folder: Path, name: str, child: str) -> Path:
+    return folder / f"{name.replace(', ', '-').replace(' ', '_')}.{child}.json"
+
+
+def predict(parts) -> dict:
+    memory = lower_step(parts).compile().memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "state": state_bytes(parts),
+    }
+
+
+def measure(parts) -> dict:
+    """Bytes by which a few steps raise the resident memory at its peak, from after the compilation on."""
+    config, rng = parts.config, np.random.default_rng(0)
+    shape = (config.train.batch_size, *config.data.image_size, config.data.num_channels)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    step = lower_step(parts).compile()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler freed must not serve the step unseen
+    before = resident("VmRSS")
+    reset_peak()
+    # Ones, since drawing the parameters would take memory of its own; the step takes the same whatever they are.
+    state = jax.tree.map(lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype)), parts.abstract_state)
+    losses = []
+    for _ in range(NUM_STEPS):
+        state, metrics = step(state, images, parts.keys.train)
+        losses.append(float(metrics["loss"]))
+    return {"rise": resident("VmHWM") - before, "before": before, "losses": losses}
+
+
+def reset_peak() -> None:
+    """Lets the kernel forget the highest resident memory so far."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def resident(field: str) -> int:
+    """VmRSS, the resident memory now, or VmHWM, its highest, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

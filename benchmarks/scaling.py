@@ -1,0 +1,208 @@
+"""How step time and memory grow with batch, resolution, width, devices and samples: exponents, JSON and a plot.
+
+    python benchmarks/scaling.py --out=docs/images/scaling
+
+writes scaling.json and scaling.png and prints two Markdown tables; some ten minutes on two idle CPU cores. One small
+U-Net, of which one measure after the other is changed. Seconds are medians of several repeats, in each of which every
+point of a curve has its turn, so that what else the machine does meets all of them alike. Memory is that of the
+compiled step on one device (state, batch, temporaries); neither it nor the FLOPs depend on what else runs. Over devices
+it is memory alone, with the same batch over all of them and the state cut by FSDP: the devices are virtual. A sample is
+ten network calls, in batches of 8. Exponents are least squares of logarithms, with their standard errors.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from ddpm_jax import factories, sampler_factory
+from ddpm_jax.benchmarking.fits import PowerLaw, fit_power_law
+from ddpm_jax.benchmarking.programs import lower_step, step_memory, train_step_flops
+from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
+from ddpm_jax.configuration import load_config
+from ddpm_jax.parts import Parts, build_parts
+
+BASE = (
+    "data.num_channels=3", "data.image_size=32,32", "model.channels=32", "model.channel_mults=1,2,2",
+    "model.attention_resolutions=8", "train.batch_size=16", "train.num_devices=1", "sample.sampler=ddim",
+    "sample.num_sampler_steps=10", "sample.batch_size=8",
+)  # fmt: skip
+# Name of the axis -> its points and what each of them sets.
+AXES = {
+    "batch": ((8, 16, 32, 64), lambda n: [f"train.batch_size={n}"]),
+    "resolution": ((16, 32, 64), lambda n: [f"data.image_size={n},{n}", f"model.attention_resolutions={n // 4}"]),
+    "width": ((16, 32, 64, 128), lambda n: [f"model.channels={n}"]),
+    "devices": ((1, 2, 4, 8), lambda n: [f"train.num_devices={n}", f"mesh.fsdp={n}"]),
+    "samples": ((8, 16, 32, 64), lambda n: []),
+}
+UNITS = {"batch": "pictures a step", "resolution": "pixels a side", "width": "channels of the first level"}
+UNITS |= {"devices": "devices (FSDP)", "samples": "samples"}
+WHAT = {"seconds": "median seconds", "memory": "bytes on one device", "flops": "FLOPs of a step"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, metavar="PATH", help="writes PATH.json and PATH.png")
+    parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES), metavar="NAME")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--notime", action="store_true", help="memory and FLOPs alone, on a machine that is busy")
+    parser.add_argument("--child", action="store_true", help="for this script alone: memory over devices, on stdout")
+    args = parser.parse_args()
+    if args.child:
+        use_virtual_devices(max(AXES["devices"][0]))
+        print(json.dumps([_memory(parts_of("devices", n)) for n in AXES["devices"][0]]))
+        return 0
+
+    report = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}",
+        "repeats": args.repeats,
+        "axes": {},
+    }
+    for axis in args.axes:
+        print(f"{axis} ...", file=sys.stderr, flush=True)
+        report["axes"][axis] = measured(axis, 0 if args.notime else args.repeats)
+        report["load_average"] = os.getloadavg()[0]
+    for curves in report["axes"].values():
+        curves["fits"] = {what: fit_power_law(*points(curves, what)) for what in WHAT if what in curves}
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{args.out}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    plot(report).savefig(f"{args.out}.png", dpi=120)
+    print_table(report)
+    return 0
+
+
+def parts_of(axis: str, n: int) -> Parts:
+    """The base with one measure set to n."""
+    return build_parts(load_config("digits", [*BASE, *AXES[axis][1](n)]))
+
+
+def points(curves: dict, what: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(curves["n"], float), np.array(curves[what], float)
+
+
+def measured(axis: str, repeats: int) -> dict:
+    """Of each point of an axis: seconds (where repeats > 0), memory, FLOPs; what there is of them."""
+    ns = AXES[axis][0]
+    curves = {"n": list(ns)}
+    if axis == "devices":
+        child = [sys.executable, __file__, "--out=-", "--child"]
+        done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
+        return curves | {"memory": json.loads(done.stdout)}
+    if axis == "samples":
+        return curves | (timed({n: sampling(n) for n in ns}, repeats) if repeats else {})
+    parts = {n: parts_of(axis, n) for n in ns}
+    curves |= {"memory": [_memory(parts[n]) for n in ns], "flops": [train_step_flops(parts[n]) for n in ns]}
+    return curves | (timed({n: training(parts[n]) for n in ns}, repeats) if repeats else {})
+
+
+def _memory(parts: Parts) -> int:
+    memory = step_memory(parts)
+    return memory.arguments + memory.temporaries
+
+
+def training(parts: Parts) -> Callable[[], None]:
+    """A function that trains for one step."""
+    config = parts.config
+    shape = (config.train.batch_size, *factories.image_shape_of(config))
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    step, held = lower_step(parts).compile(), [parts.fresh_state()]
+
+    def once() -> None:
+        held[0], metrics = step(held[0], images, parts.keys.train)
+        jax.block_until_ready(metrics)
+
+    return once
+
+
+def sampling(num_samples: int) -> Callable[[], None]:
+    """A function that draws so many samples, ten network calls each, from a network that is not trained."""
+    parts = parts_of("samples", num_samples)
+    table = sampler_factory.build_table(parts.config, parts.schedule)
+    generator = factories.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
+    params = parts.fresh_state().params
+    return lambda: generator.generate(params, seed=0, num_samples=num_samples)
+
+
+def timed(runs: dict[int, Callable[[], None]], repeats: int) -> dict[str, list]:
+    """Median and quartiles of the seconds of each run; the runs take turns."""
+    seconds = {n: [] for n in runs}
+    for run in runs.values():
+        run()  # compiles what is not yet, and warms up
+    for _ in range(repeats):
+        for n, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[n].append(time.perf_counter() - start)
+    low, median, high = (np.quantile(list(seconds.values()), q, axis=1).tolist() for q in (0.25, 0.5, 0.75))
+    return {"seconds": median, "seconds_quartiles": [low, high], "seconds_all": list(seconds.values())}
+
+
+def print_table(report: dict) -> None:
+    print("| against | points | " + " | ".join(f"{what}, exponent" for what in WHAT) + " |")
+    print("| --- | --- |" + " ---: |" * len(WHAT))
+    for axis, curves in report["axes"].items():
+        cells = [
+            "{:.3f} +- {:.3f}".format(*curves["fits"][what][:2]) if what in curves["fits"] else "-" for what in WHAT
+        ]
+        print(f"| {axis} | {', '.join(map(str, curves['n']))} {UNITS[axis]} | {' | '.join(cells)} |")
+    print("\n| against | value | median seconds (quartiles) | MiB on one device | GFLOPs of a step |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for axis, curves in report["axes"].items():
+        for i, n in enumerate(curves["n"]):
+            low, high = (side[i] for side in curves.get("seconds_quartiles", [[0] * 9] * 2))
+            seconds = f"{curves['seconds'][i]:.3f} ({low:.3f} to {high:.3f})" if "seconds" in curves else "-"
+            memory = f"{curves['memory'][i] / 2**20:,.1f}" if "memory" in curves else "-"
+            flops = f"{curves['flops'][i] / 1e9:,.2f}" if "flops" in curves else "-"
+            print(f"| {axis} | {n} | {seconds} | {memory} | {flops} |")
+
+
+def plot(report: dict) -> Figure:
+    """A row of panels for the seconds and one for the memory, logarithmic, with the fitted lines."""
+    rows = [what for what in ("seconds", "memory") if any(what in curves for curves in report["axes"].values())]
+    panels = {what: [axis for axis, curves in report["axes"].items() if what in curves] for what in rows}
+    width = max(len(axes) for axes in panels.values())
+    figure = Figure(figsize=(3.3 * width, 3.0 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), width, squeeze=False)
+    for panel in grid.flat:
+        panel.set_axis_off()
+    for row, what in enumerate(rows):
+        for panel, axis in zip(grid[row], panels[what], strict=False):
+            draw(panel, axis, what, report["axes"][axis])
+    return figure
+
+
+def draw(panel, axis: str, what: str, curves: dict) -> None:
+    x, y = points(curves, what)
+    y = y / 2**20 if what == "memory" else y
+    law = PowerLaw(*curves["fits"][what])
+    factor = law.factor / 2**20 if what == "memory" else law.factor
+    panel.set_axis_on()
+    if what == "seconds":
+        low, high = np.array(curves["seconds_quartiles"])
+        panel.errorbar(x, y, yerr=[y - low, high - y], fmt="o", color="#1f4e79", markersize=5, capsize=3)
+    else:
+        panel.plot(x, y, "o", color="#1f4e79", markersize=5)
+    panel.plot(x, factor * x**law.exponent, color="#c0504d", linewidth=1.2)
+    panel.set(xscale="log", yscale="log", xlabel=UNITS[axis])
+    seconds = "seconds" if axis == "samples" else "seconds a step"
+    panel.set_ylabel(seconds if what == "seconds" else "MiB on one device")
+    panel.set_title(f"exponent {law.exponent:.2f} ± {law.standard_error:.2f}", fontsize=10)
+    panel.set_xticks(x, [f"{n:g}" for n in x])
+    panel.minorticks_off()
+    spread = np.geomspace(y.min(), y.max(), 4)
+    panel.set_yticks(spread, [f"{value:.3g}" for value in spread])
+    panel.grid(True, linewidth=0.5, color="0.88")
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

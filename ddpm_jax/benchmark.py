@@ -1,0 +1,94 @@
+"""`python -m ddpm_jax.benchmark`: what a config costs, predicted before the run, or measured."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ddpm_jax.atomic_files import check_folder, replace_file
+from ddpm_jax.commands import make_parser, run
+from ddpm_jax.errors import UserError
+
+EXAMPLE = """\
+python -m ddpm_jax.benchmark --config=configs/celeba_hq_256.py --dry_run --devices=8 --config.mesh.fsdp=8
+  python -m ddpm_jax.benchmark --config=configs/cifar10.py --dry_run --rows=given,remat,accum_4
+  python -m ddpm_jax.benchmark --config=configs/digits.py --what=train,forward,sample"""
+PURPOSE = """\
+With --dry_run: parameters, FLOPs of a train step and of a sampler step, and bytes on each device, with and without
+each switch that saves memory: remat, bfloat16, gradient accumulation, FSDP. Nothing is trained and no array is made,
+and the devices need not be there. The rows that need a compilation come one after another.
+With --what: seconds of a train step, a network call and a sampler step on the devices that are there, pictures a
+second, the share of the peak of a matrix product, seconds of compilation and bytes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = make_parser("benchmark", PURPOSE, EXAMPLE, takes_config=True)
+    parser.add_argument("--dry_run", action="store_true", help="predict, run nothing")
+    parser.add_argument(
+        "--devices", type=int, metavar="N",
+        help="plan for so many devices, which need not be there (default: train.num_devices, or 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", default="", metavar="LIST",
+        help="of given, plain, remat, bfloat16, remat_bfloat16, accum_2, accum_4, accum_8, fsdp_1, fsdp_2, fsdp_4, "
+        "fsdp_8; each is one compilation (default: all that fit)",
+    )  # fmt: skip
+    parser.add_argument("--what", metavar="LIST", help="measure: any of train, forward, sample")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed calls of each (default 20)")
+    parser.add_argument("--nocompile", action="store_true", help="only what needs no compilation: seconds")
+    parser.add_argument("--out", metavar="FILE", help="writes the numbers as JSON too")
+    return run(_benchmark, parser, argv)
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    if args.dry_run == (args.what is not None):
+        raise UserError("what to do? give either --dry_run, to predict, or --what=train,forward,sample, to measure")
+    for flag, given in (("rows", args.rows), ("devices", args.devices is not None), ("nocompile", args.nocompile)):
+        if given and not args.dry_run:
+            raise UserError(f"--{flag} is a setting of --dry_run: leave it out")
+    if args.out:
+        check_folder("--out", os.path.dirname(os.path.abspath(args.out)))
+    report = _predict(args) if args.dry_run else _measure(args)
+    if args.out:
+        with replace_file(args.out, "w") as file:
+            json.dump(report, file, indent=2)
+        print(f"wrote {args.out}")
+
+
+def _predict(args: argparse.Namespace) -> dict[str, Any]:
+    # Here, so that --help and the errors above need not wait for JAX.
+    from ddpm_jax.benchmarking.dry_run import dry_run
+    from ddpm_jax.benchmarking.variants import changed
+    from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
+
+    num_devices = args.config.train.num_devices or 1 if args.devices is None else args.devices
+    use_virtual_devices(num_devices)
+    return dry_run(
+        changed(args.config, [f"train.num_devices={num_devices}"]),
+        _names(args.rows),
+        compiles=not args.nocompile,
+        say=_say,
+        progress=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
+    )
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    from ddpm_jax.benchmarking.measured import measure
+
+    return measure(args.config, _names(args.what), repeats=args.repeats, say=_say)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

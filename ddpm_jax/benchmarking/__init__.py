@@ -1,0 +1,1 @@
+"""What a config costs: predicted before a run, and measured in one."""

@@ -1,0 +1,109 @@
+"""Parameters, operations and bytes of a training run before it starts, with and without each switch of memory."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ddpm_jax import sampler_factory
+from ddpm_jax.benchmarking.programs import sampler_step_flops, step_memory, train_step_flops
+from ddpm_jax.benchmarking.sizes import kept_bytes, state_bytes
+from ddpm_jax.benchmarking.tables import aligned, counted, mebibytes
+from ddpm_jax.benchmarking.variants import Variant, build_variants
+from ddpm_jax.models.unet import num_params
+from ddpm_jax.overrides import flatten
+from ddpm_jax.parts import Parts, build_parts
+
+STATE_COLUMNS = ("params", "ema", "optimizer", "batch", "gradients", "kept")
+STEP_COLUMNS = ("arguments", "temporaries", "total")
+NOTE = """\
+All bytes are of one device. params, ema, optimizer, batch, gradients and kept follow from shapes and shardings and
+hold on any device; kept is what the forward pass leaves for the backward pass before the compiler fuses anything.
+temporaries is the plan of XLA's CPU compiler for all that comes and goes in a step: gradients, activations, and what
+FSDP gathers. total is arguments (params, ema, optimizer, batch) and temporaries. A GPU's or TPU's compiler fuses and
+orders otherwise: expect another number there, the same direction of each switch. Of bfloat16 the CPU plan shows
+little, since CPU convolutions compute in float32; kept shows what it is elsewhere."""
+
+
+def dry_run(
+    config: ConfigDict,
+    names: tuple[str, ...] = (),
+    *,
+    compiles: bool = True,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Prints the tables as their numbers come, and returns them.
+
+    Args:
+      names: rows, of `variants.SWITCHES`; none for all that fit.
+      compiles: False leaves out what only a compilation tells.
+      say: takes a line of the report.
+      progress: takes a line about what is being done.
+
+    Raises:
+      UserError: no such row, or the config does not fit as given.
+    """
+    parts = build_parts(config)
+    variants, left_out = build_variants(config, names)
+    report = {"config": flatten(config), "jax": jax.__version__, "devices": parts.mesh.size}
+    report |= _introduce(parts, say)
+    rows = {variant.name: {"changes": list(variant.changes), **state_bytes(variant.parts)} for variant in variants}
+    say("\nMiB on each device, from shapes and shardings:")
+    say(aligned(["row", *STATE_COLUMNS]))
+    for variant in variants:
+        progress(f"tracing {variant.name}")
+        row = rows[variant.name]
+        row["kept"] = kept_bytes(variant.parts)
+        say(aligned([variant.name, *(mebibytes(row[column]) for column in STATE_COLUMNS)]))
+    for name, why in left_out.items():
+        say(f"{name} is left out: {why}")
+    report |= _count(parts, say, progress)
+    if compiles:
+        _compile(variants, rows, say, progress)
+    say("\n" + NOTE)
+    return report | {"rows": rows, "left_out": left_out, "note": NOTE}
+
+
+def _introduce(parts: Parts, say: Callable[[str], None]) -> dict[str, Any]:
+    config, mesh, size = parts.config, parts.mesh, num_params(parts.abstract_state.params)
+    batch_size = config.train.batch_size
+    say(f"model         {size:,} parameters")
+    say(f"mesh          {mesh.size} devices: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}")
+    say(f"batch         {batch_size} pictures, {batch_size // mesh.size} on each device")
+    return {"num_params": size, "mesh": dict(mesh.shape), "batch_size": batch_size}
+
+
+def _count(parts: Parts, say: Callable[[str], None], progress: Callable[[str], None]) -> dict[str, Any]:
+    config = parts.config
+    progress("counting operations")
+    train, sampler = train_step_flops(parts), sampler_step_flops(parts)
+    calls = sampler_factory.build_table(config, parts.schedule).num_calls
+    num_train, num_sampled = config.train.batch_size, config.sample.batch_size
+    say("\nFLOPs over all devices, a multiply-add as two:")
+    say(f"train step    {counted(train)} for {num_train} pictures, {counted(train / num_train)} a picture")
+    say(f"sampler step  {counted(sampler)} for {num_sampled} pictures, {counted(sampler / num_sampled)} a picture")
+    say(f"one sample    {counted(sampler / num_sampled * calls)} by {config.sample.sampler}, {calls} network calls")
+    return {
+        "train_step_flops": train,
+        "sampler_step_flops": sampler,
+        "sample_batch_size": num_sampled,
+        "sampler_calls": calls,
+    }
+
+
+def _compile(
+    variants: list[Variant], rows: dict[str, Any], say: Callable[[str], None], progress: Callable[[str], None]
+) -> None:
+    say("\nMiB on each device in a train step, as compiled for this CPU:")
+    say(aligned(["row", *STEP_COLUMNS, "compile s"]))
+    for number, variant in enumerate(variants, 1):
+        progress(f"compiling {variant.name}, {number} of {len(variants)}")
+        memory = step_memory(variant.parts)
+        row = rows[variant.name]
+        row |= dataclasses.asdict(memory) | {"total": memory.arguments + memory.temporaries}
+        seconds = f"{memory.trace_seconds + memory.compile_seconds:.1f}"
+        say(aligned([variant.name, *(mebibytes(row[column]) for column in STEP_COLUMNS), seconds]))
+        jax.clear_caches()  # the traces of one row are of no use to the next

@@ -1,0 +1,53 @@
+"""The measured benchmark: what follows from seconds, and that every program runs and is counted."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from ddpm_jax import benchmark
+from ddpm_jax.benchmarking.timing import product_peak, repeated, summary
+from ddpm_jax.devices import make_mesh
+
+
+def test_a_summary_follows_from_the_seconds():
+    row = summary([0.5, 0.1, 0.2, 0.3, 0.4], pictures=6, flops=90.0, peak=1000.0)
+    assert row["repeats"] == 5
+    assert (row["seconds_low"], row["seconds"], row["seconds_high"]) == pytest.approx((0.2, 0.3, 0.4))
+    assert row["pictures_per_second"] == pytest.approx(20)
+    assert row["flops_per_second"] == pytest.approx(300)
+    assert row["share_of_peak"] == pytest.approx(0.3)
+
+
+def test_warm_up_is_not_counted():
+    calls = []
+    assert len(repeated(lambda: calls.append(1), repeats=3, warm_up=2)) == 3 and len(calls) == 5
+
+
+def test_the_peak_is_of_a_product_on_every_device(monkeypatch):
+    from ddpm_jax.benchmarking import timing
+
+    monkeypatch.setattr(timing, "_SIDES", (8, 16))
+    monkeypatch.setattr(timing, "repeated", lambda run, repeats: [1.0 if run().shape[1] == 8 else 2.0] * repeats)
+    monkeypatch.setattr(timing, "_LONG_ENOUGH", 1.5)
+    peak = product_peak(make_mesh(4), jnp.float32)
+    assert peak == {"flops_per_second": 4 * 2 * 16**3 / 2, "side": 16}
+
+
+def test_the_command_measures_and_writes(tiny_flags, tmp_path, capfd):
+    flags = ["--what=train,forward,sample", "--repeats=3", f"--out={tmp_path}/new/measured.json"]
+    more = ["--config.train.num_devices=2", "--config.mesh.fsdp=2", "--config.model.num_classes=3"]
+    assert benchmark.main([*tiny_flags, *flags, *more]) == 0
+    text = capfd.readouterr().out
+    report = json.loads((tmp_path / "new" / "measured.json").read_text())
+    assert report["devices"] == 2 and report["rows"].keys() == {"train", "forward", "sample"}
+    for name, row in report["rows"].items():
+        assert row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
+        assert row["pictures_per_second"] == pytest.approx(8 / row["seconds"])
+        assert row["share_of_peak"] == pytest.approx(row["flops_per_second"] / report["peak"]["flops_per_second"])
+        assert any(line.startswith(name) for line in text.splitlines())
+    flops = {name: row["flops"] for name, row in report["rows"].items()}
+    assert flops["forward"] < flops["sample"] < flops["train"]
+    sample = report["rows"]["sample"]
+    assert sample["samples_per_second"] == pytest.approx(sample["pictures_per_second"] / 20)
+    assert "ancestral with 20 network calls" in text
