@@ -47,12 +47,12 @@ def check_room(folder: str | os.PathLike, num_bytes: int, purpose: str) -> None:
     """
     # As process 0 sees it: with two answers one process would save and another stop.
     if hosts.same_everywhere(shutil.disk_usage(folder).free < num_bytes):
-        raise full_error(folder, f"{purpose} needs about {_size(num_bytes)}")
+        raise full_error(folder, f"{purpose} needs about {size_text(num_bytes)}")
 
 
 def full_error(folder: str | os.PathLike, what: str) -> DiskFullError:
     """The error with what happened, how much is free, and the remedy."""
-    free = _size(shutil.disk_usage(folder).free)
+    free = size_text(shutil.disk_usage(folder).free)
     return DiskFullError(
         f"no room on the disk: {what}, and {folder} has {free} free (a quota may allow less); free some space, "
         "then the same command goes on from the last checkpoint"
@@ -96,6 +96,7 @@ def folder_bytes(folder: str | os.PathLike) -> int:
     return total
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
+    """`num_bytes` as a person says it: 1.4 GB."""
     power = min(max(len(str(num_bytes)) - 1, 0) // 3, 4)
     return f"{num_bytes / 1000**power:.{1 if power else 0}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

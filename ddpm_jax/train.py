@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ddpm_jax.commands import make_parser, run
 
+STATUS_EXAMPLE = "python -m ddpm_jax.train --status --workdir=runs/digits"
 EXAMPLE = "python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/digits"
 
 
@@ -25,7 +26,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--profile_steps", default="", metavar="FIRST:LAST",
         help="writes a JAX profiler trace of these updates into DIR/profile, such as 100:105",
     )  # fmt: skip
+    parser.add_argument(
+        "--status", action="store_true",
+        help="says where the run in DIR stands, touches nothing, and needs no --config",
+    )
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--status" in argv:
+        return run(_status, _status_parser(), argv)
     return run(_train, parser, argv)
+
+
+def _status_parser() -> argparse.ArgumentParser:
+    parser = make_parser("train", "Says where a run stands.", STATUS_EXAMPLE, compiles=False)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--status", action="store_true")
+    return parser
+
+
+def _status(args: argparse.Namespace) -> None:
+    from ddpm_jax.status import status_lines
+
+    print("\n".join(status_lines(args.workdir)))
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from ddpm_jax import hosts
 from ddpm_jax.errors import UserError
 
 LOCK_FILE = "train.lock"
+_UNNAMED = "another run"  # that has not written yet who it is
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 
 
@@ -82,6 +83,28 @@ class WorkdirLock:
             self._file = None
 
 
+def holder(workdir: str | os.PathLike) -> str | None:
+    """Who trains in a workdir, for a person, or None; the lock itself is not touched.
+
+    A run that was killed on this machine has left its file, and is told by its process being gone; of one that was
+    killed on another machine only that machine knows.
+    """
+    path = os.path.join(workdir, LOCK_FILE)
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+        found = json.loads(text)
+        if found["host"] == socket.gethostname():
+            os.kill(found["pid"], 0)  # no signal: asks whether there is such a process
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except PermissionError:
+        pass  # of another user
+    except (ValueError, KeyError, TypeError):
+        return _UNNAMED
+    return _described(found)
+
+
 def _lock(file: IO[bytes]) -> None:
     """Raises OSError where the file is locked already, or cannot be."""
     try:
@@ -102,7 +125,10 @@ def _read(file: IO[bytes]) -> str:
     """Who holds a lock, for a person."""
     file.seek(0)
     try:
-        holder = json.load(file)
-        return f"process {holder['pid']} on {holder['host']}, since {holder['since']},"
+        return f"{_described(json.load(file))},"
     except (ValueError, KeyError, TypeError):
-        return "another run"  # one that has not written yet who it is
+        return _UNNAMED
+
+
+def _described(holder: dict) -> str:
+    return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"

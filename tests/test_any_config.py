@@ -1,0 +1,140 @@
+"""Whatever a person types into a config: a step can be trained, or one sentence says what does not fit."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ddpm_jax import factories, sampler_factory
+from ddpm_jax.benchmarking.sizes import abstract_batch
+from ddpm_jax.configuration import load_config
+from ddpm_jax.denoiser import PREDICTIONS, VARIANCES
+from ddpm_jax.devices import put_batch
+from ddpm_jax.errors import UserError
+from ddpm_jax.losses import LOSSES
+from ddpm_jax.overrides import flatten
+from ddpm_jax.parts import build_parts
+from ddpm_jax.sampler_factory import SAMPLERS
+from ddpm_jax.schedules import SCHEDULES
+
+# Fields with a list of names; anything else that is text gets nonsense.
+NAMES = {
+    "schedule.name": tuple(SCHEDULES),
+    "diffusion.prediction": tuple(PREDICTIONS),
+    "diffusion.loss": tuple(LOSSES),
+    "diffusion.variance": tuple(VARIANCES),
+    "diffusion.weighting": ("none", "min_snr", "p2"),
+    "sample.sampler": tuple(SAMPLERS),
+    "sample.spacing": ("uniform", "quadratic", "ddim_quadratic", "leading", "trailing", "log_snr", "karras"),
+    "sample.respacing": ("", "5", "2,3", "ddim5", "t=9,5,0", "t=", "ddim", "0", "1,,2", "-3"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.down_padding": ("end", "both"),
+    "model.embedding_order": ("sin_cos", "cos_sin"),
+    "model.embedding_spacing": ("half_minus_1", "half"),
+    "train.time_sampler": ("uniform", "stratified", "loss_second_moment"),
+    "train.nonfinite": ("stop", "skip", "rewind"),
+    "optim.ema_start": ("warmup", "constant", "copy_first"),
+    "data.split": ("train", "test", "all", "train[:50%]", "train[5:", "validation"),
+    "data.eval_split": ("", "test", "train[:1]", "nope"),
+    "data.name": ("digits", "digit", "cifar10"),
+}
+WHOLE = [-(2**31) - 1, -1, 0, 1, 2, 3, 4, 5, 7, 8, 16, 20, 64, 1000, 10**6, 10**6 + 1, 2**31 - 1, 2**31, 10**12]
+REAL = [float("-inf"), -1.0, -1e-9, 0.0, 1e-300, 1e-9, 1e-4, 0.02, 0.5, 0.999, 1.0, 1.5, 7.0, 1e9, 1e300, float("nan")]
+
+
+def values_of(field, default):
+    """Texts for a field: what a person might type, right and wrong."""
+    if isinstance(default, bool):
+        return st.sampled_from(["true", "false", "maybe"])
+    if isinstance(default, int):
+        return st.sampled_from([str(number) for number in WHOLE] + ["2.5", "many"])
+    if isinstance(default, float):
+        return st.sampled_from([repr(number) for number in REAL] + ["high"])
+    if isinstance(default, tuple):
+        numbers = st.sampled_from(["-1", "0", "1", "2", "3", "4", "8", "16", "1000000"])
+        return st.lists(numbers, max_size=4).map(",".join)
+    return st.sampled_from([*NAMES.get(field, ()), "nonsense"])
+
+
+@pytest.fixture(scope="module")
+def base_overrides():
+    from conftest import TINY_RUN
+
+    return list(TINY_RUN)
+
+
+FIELDS = sorted(flatten(load_config("digits")).items())
+OVERRIDES = st.lists(
+    st.sampled_from(FIELDS).flatmap(lambda item: values_of(*item).map(lambda text: f"{item[0]}={text}")),
+    min_size=1, max_size=4, unique_by=lambda override: override.partition("=")[0],
+)  # fmt: skip
+
+
+def build(overrides):
+    """All that a run builds before its first compilation; the config and its parts."""
+    config = load_config("digits", overrides)
+    parts = build_parts(config)
+    factories.build_source(config, config.data.split)
+    if config.data.eval_split:
+        factories.build_source(config, config.data.eval_split, "data.eval_split")
+    sampler_factory.build_table(config, parts.schedule)
+    return config, parts
+
+
+def is_small(config):
+    """Whether one step of it may be traced or trained in a test."""
+    model, blocks = config.model, config.model.num_res_blocks * len(config.model.channel_mults)
+    sizes = (model.channels, blocks, model.conv_in_channels, *model.channel_mults, *config.data.image_size)
+    return max(*sizes, config.optim.clip_replicas, config.train.batch_size) <= 64 and model.num_classes <= 1000
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(OVERRIDES)
+def test_a_step_is_traced_or_refused_in_one_sentence(base_overrides, overrides):
+    try:
+        config, parts = build([*base_overrides, *overrides])
+    except UserError as error:
+        text = str(error)
+        assert text and "\n" not in text and "Traceback" not in text
+        return
+    if is_small(config):
+        batch = abstract_batch(parts, config.train.batch_size)
+        state, metrics = jax.eval_shape(parts.train_step, parts.abstract_state, batch, parts.keys.train)
+        assert metrics["loss"].shape == () and jax.tree.structure(state) == jax.tree.structure(parts.abstract_state)
+
+
+def train_one_step(base_overrides, overrides):
+    config, parts = build([*base_overrides, *overrides])
+    if not is_small(config):
+        return
+    size = (config.train.batch_size, *config.data.image_size, config.data.num_channels)
+    images = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    batch = put_batch(images, parts.mesh)
+    if config.model.num_classes:
+        batch = (batch, put_batch(np.zeros(size[0], np.int32), parts.mesh))
+    state, metrics = parts.jitted_step()(parts.fresh_state(), batch, parts.keys.train)
+    assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(OVERRIDES)
+def test_a_step_is_trained_or_refused(base_overrides, overrides):
+    """Some 300 compilations: `pytest -m slow -n 0 tests/test_any_config.py`."""
+    try:
+        train_one_step(base_overrides, overrides)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "diffusion.prediction=v diffusion.loss=hybrid diffusion.variance=learned_range schedule.name=cosine",
+        "diffusion.prediction=x_0 diffusion.loss=l1 schedule.zero_terminal_snr=true train.grad_accum_steps=2",
+        "train.nonfinite=skip optim.clip_replicas=4 optim.grad_clip=0 train.num_devices=2 mesh.fsdp=2",
+    ],
+)
+def test_combinations_train_a_step(base_overrides, overrides):
+    train_one_step(base_overrides, overrides.split())
