@@ -14,8 +14,8 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     # digits, mnist, fashion_mnist, cifar10, image_folder, array, or the name of a TFDS data set.
     config.data.name = "cifar10"
-    # The folder of pictures, the array file, or the folder with the original files of mnist, fashion_mnist
-    # and cifar10. Empty: through TFDS.
+    # The folder of pictures (or the file that `python -m ddpm_jax.data pack` made of it), the array file, or the
+    # folder with the original files of mnist, fashion_mnist and cifar10. Empty: through TFDS.
     config.data.path = ""
     config.data.data_dir = ""  # where TFDS keeps its data sets, or one prepared data set; empty: TFDS's own place
     config.data.split = "train"  # also slices, such as train[:95%]

@@ -6,7 +6,6 @@ of the names (none for a file that could not be read); the names; and a header i
 
 import bisect
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -155,11 +154,15 @@ def open_pack(path: str) -> Pack:
 
 
 def array_record_module():
-    """`array_record.python.array_record_module`, or a UserError where it is not installed."""
-    if importlib.util.find_spec("array_record") is None:
-        where = "there is none for Windows" if sys.platform == "win32" else "pip install array_record"
-        raise UserError(f"packed pictures need the package array_record: {where}; or read the folder itself")
-    return importlib.import_module("array_record.python.array_record_module")
+    """`array_record.python.array_record_module`, or a UserError where there is none that works."""
+    try:
+        return importlib.import_module("array_record.python.array_record_module")
+    except ImportError as error:  # missing, or one of the old packages that were made for Linux and install anywhere
+        remedy = "there is none for Windows" if sys.platform == "win32" else "pip install -U array_record"
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(
+            f"packed pictures need the package array_record ({reason}): {remedy}; or read the folder itself"
+        ) from None
 
 
 def _part(pack: Pack, split: str) -> tuple[int, list[str]]:

@@ -157,9 +157,10 @@ def test_the_counts_tell_how_long_the_data_took_and_were_waited_for():
     main = threading.current_thread()
 
     def clock():
+        time_now = now[0]
         if threading.current_thread() is main:
             waiting.set()
-        return now[0]
+        return time_now
 
     class Slow(Counting):
         def load(self, indices):
