@@ -33,7 +33,10 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "beartype", "nbclient", "nbformat", "ipykernel", "ruff", "tensorboard"],
+        "test": [
+            "pytest", "pytest-xdist", "hypothesis", "beartype", "nbclient", "nbformat", "ipykernel", "ruff",
+            "tensorboard",
+        ],
         "notebook": ["jupyterlab"],
         "parity": ["torch", "diffusers==0.42.0", "denoising-diffusion-pytorch"],
         "tfds-prepare": ["tensorflow-cpu"],

@@ -154,7 +154,7 @@ def _introduce(
     reporter.note(f"workdir   {workdir}")
     held = f", {held_out.num_images} held out" if held_out else ""
     reporter.note(f"data      {config.data.name}: {len(source)} pictures of {shape}{held}")
-    for note in source.notes:
+    for note in dict.fromkeys((*source.notes, *(held_out.notes if held_out else ()))):
         reporter.note(f"          {note}")
     reporter.note(
         f"model     {num_params(parts.abstract_state.params):,} parameters on {parts.mesh.size} x {device.device_kind}"

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -67,33 +66,14 @@ class Parts:
 
     def jitted_step(self) -> TrainStep:
         """The train step over the mesh; donates its state."""
-        return _jit_step(self)
-
-    @functools.cached_property
-    def step_flops(self) -> float:
-        """Floating-point operations of one update of the whole batch, as XLA counts them; 0 where it does not.
-
-        XLA counts the body of a loop once, so the parts of a batch taken in turn are multiplied here.
-        """
-        config, data = self.config, self.config.data
-        size = config.train.batch_size
-        batch = jax.ShapeDtypeStruct((size, *data.image_size, data.num_channels), np.uint8)
-        if config.model.num_classes:
-            batch = (batch, jax.ShapeDtypeStruct((size,), np.int32))
-        counted = _jit_step(self).lower(self.abstract_state, batch, self.keys.train).cost_analysis() or {}
-        num_parts = config.optim.clip_replicas or config.train.grad_accum_steps
-        return float(counted.get("flops", 0.0)) * num_parts
-
-
-def _jit_step(parts: Parts) -> jax.stages.Wrapped:
-    everywhere, batch, state = replicated(parts.mesh), batch_sharded(parts.mesh), parts.state_sharding
-    return jax.jit(
-        parts.train_step,
-        in_shardings=(state, batch, everywhere),
-        out_shardings=(state, everywhere),
-        donate_argnums=0,
-        compiler_options=compiler_options() | (remat_options() if parts.model.remat else {}),
-    )
+        everywhere, batch, state = replicated(self.mesh), batch_sharded(self.mesh), self.state_sharding
+        return jax.jit(
+            self.train_step,
+            in_shardings=(state, batch, everywhere),
+            out_shardings=(state, everywhere),
+            donate_argnums=0,
+            compiler_options=compiler_options() | (remat_options() if self.model.remat else {}),
+        )
 
 
 def build_parts(config: ConfigDict) -> Parts:

@@ -122,7 +122,7 @@ def _checkpoints(workdir: str) -> str:
 def _trouble(workdir: str) -> str:
     parts = []
     if records := [name for name in _names(os.path.join(workdir, RECORDS_FOLDER)) if name.endswith(".json")]:
-        parts.append(f"{len(records)} steps that were not finite, in {RECORDS_FOLDER}/")
+        parts.append(f"steps that were not finite: {len(records)}, in {RECORDS_FOLDER}/")
     if REWINDS_FILE in _names(workdir):
         parts.append(f"rewinds in {REWINDS_FILE}")
     if damaged := _names(os.path.join(workdir, "damaged_checkpoints")):

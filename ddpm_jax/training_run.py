@@ -7,6 +7,7 @@ import os
 import jax
 
 from ddpm_jax import factories, hosts, sampler_factory, training_factory
+from ddpm_jax.benchmarking.programs import train_step_flops
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
@@ -110,7 +111,7 @@ class TrainingRun:
                     train.batch_size,
                     take_counts=batches.take_counts,
                     num_processes=jax.process_count(),
-                    step_flops=parts.step_flops,
+                    step_flops=self._step_flops,
                     peak=lambda: measured_peak(parts.model.dtype, parts.mesh.size),
                 ),
                 profiler=self._profiler,
@@ -124,17 +125,21 @@ class TrainingRun:
         return metrics or {}
 
     @functools.cached_property
+    def _step_flops(self) -> float:
+        return train_step_flops(self._parts)
+
+    @functools.cached_property
     def _previewer(self) -> Generator:
         parts = self._parts
         table = sampler_factory.build_preview_table(self._config, parts.schedule)
         return factories.build_generator(self._config, parts.schedule, table, parts.model, parts.mesh)
 
     def _preview(self, state: TrainState) -> dict[str, float]:
-        path = os.path.join(self._workdir, "samples", f"step_{int(state.step):08d}")
-        num_samples, numbers = self._config.sample.num_grid, {}
-        with full_disk_is_a_warning(f"the pictures {path}"):
-            numbers = draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
-        return numbers
+        name, num_samples = f"step_{int(state.step):08d}", self._config.sample.num_grid
+        path = os.path.join(self._workdir, "samples", name)
+        with full_disk_is_a_warning(f"the pictures of {name}"):
+            return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
+        return {}
 
     # What is not finite
 

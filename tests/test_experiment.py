@@ -138,6 +138,7 @@ def wrap_step(monkeypatch, change):
             state, metrics = step_fn(state, images, key)
             return change(int(state.step), state, metrics)
 
+        wrapped.lower = step_fn.lower
         return wrapped
 
     monkeypatch.setattr(Parts, "jitted_step", jitted_step)

@@ -76,9 +76,10 @@ def flops(program: Lowered | Compiled) -> float:
 
 def train_step_flops(parts: Parts) -> float:
     """Of one update, over all devices; with `model.remat` what is computed again is counted again."""
-    # In one part, since parts are a loop.
-    whole = changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"])
-    return flops(lower_step(build_parts(whole)))
+    if parts.config.train.grad_accum_steps > 1 or parts.config.optim.clip_replicas:
+        # In one part, since parts are a loop.
+        parts = build_parts(changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"]))
+    return flops(lower_step(parts))
 
 
 def sampler_step_flops(parts: Parts) -> float:

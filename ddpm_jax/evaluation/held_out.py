@@ -35,6 +35,7 @@ class HeldOut:
     ):
         self._batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
         self.num_images, self._key = self._batches.num_images, key
+        self.notes = source.notes
 
         def batch_loss(params: dict, data: Batch, ids: jax.Array, key: jax.Array) -> jax.Array:
             losses = eval_step(params, data, ids, key)
