@@ -21,7 +21,8 @@ def test_both_fall_back_and_one_writes_the_manifest(own_run, flags, tmp_path):
     path.write_bytes(content)
     processes = HostProcesses(tmp_path / "two", "train", [*flags, f"--workdir={own_run}"])
     assert processes.codes() == [0, 0], processes.all_output()
-    assert f"warning: the checkpoint of step 8 in {own_run}/checkpoints cannot be read (params/d/" in processes.errors(0)
+    warning = f"warning: the checkpoint of step 8 in {own_run}/checkpoints cannot be read (params/d/"
+    assert warning in processes.errors(0)
     assert any("going on from step 6" in line for line in processes.lines(0))
     saved = own_run / "checkpoints" / "8"
     assert (saved / MANIFEST).exists() and verify(saved, ("params", "ema_params", "opt_state", "config", "metrics"))
