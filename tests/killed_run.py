@@ -33,10 +33,11 @@ def killing(point, function, counts=lambda *args, **kwargs: True):
                 kills = _passed == COUNT
         if kills and WHEN == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if kills:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return function(*args, **kwargs)
+        finally:  # also where it failed, as the deletion of what is gone already
+            if kills:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     return wrapped
 
