@@ -70,7 +70,7 @@ def test_solvers_stand_on_the_samplers():
 
 
 CORE = {name for names in ORDER for name in names}
-COMMANDS = {"train", "sample", "evaluate", "convert", "benchmark", "commands"}
+COMMANDS = {"train", "sample", "evaluate", "convert", "benchmark", "benchmarking", "commands"}
 
 
 def test_the_core_is_pure():
