@@ -153,7 +153,7 @@ def test_what_says_that_the_disk_is_full():
 
 
 def test_sizes_are_written_for_a_person():
-    assert [disk_space._size(n) for n in (0, 999, 1000, 1_234_567, 10**9, 2 * 10**15)] == [
+    assert [disk_space.size_text(n) for n in (0, 999, 1000, 1_234_567, 10**9, 2 * 10**15)] == [
         "0 bytes", "999 bytes", "1.0 kB", "1.2 MB", "1.0 GB", "2000.0 TB"
     ]  # fmt: skip
 
