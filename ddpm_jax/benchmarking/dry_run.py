@@ -23,8 +23,8 @@ All bytes are of one device. params, ema, optimizer, batch, gradients and kept f
 hold on any device; kept is what the forward pass leaves for the backward pass before the compiler fuses anything.
 temporaries is the plan of XLA's CPU compiler for all that comes and goes in a step: gradients, activations, and what
 FSDP gathers. total is arguments (params, ema, optimizer, batch) and temporaries. A GPU's or TPU's compiler fuses and
-orders otherwise: expect another number there, the same direction of each switch. Of bfloat16 the CPU plan shows
-little, since CPU convolutions compute in float32; kept shows what it is elsewhere."""
+orders otherwise: expect another number there, the same direction of each switch. Of bfloat16 both show less than a
+GPU or TPU gains: CPU convolutions compute in float32, and norms, which stay float32, leave much of what is kept."""
 
 
 def dry_run(
