@@ -315,3 +315,31 @@ def test_eval_step_has_fixed_t_and_noise(images):
     t = np.asarray(jax.jit(make_eval_step(Line(), only_t, num_steps=T))(params, blank, many, jax.random.key(0)))
     counts = np.bincount(t.astype(int), minlength=T)
     assert counts.shape == (T,) and counts.min() >= 47 and counts.max() <= 53
+
+
+def test_a_step_that_is_not_finite_is_skipped(images):
+    """A NaN in the network, and not in what it reports: only the step is counted; the next step is as if alone."""
+
+    class Broken(Line):
+        @nn.compact
+        def __call__(self, x_t, t, *, train=False):
+            return super().__call__(x_t, t, train=train) * self.param("nan", nn.initializers.ones, ())
+
+    adam = optax.adam(0.1)
+    time_sampler = make_time_sampler("loss_second_moment", T)
+    step_fn, history = jax.jit(make(Broken(), adam, skip_nonfinite=True, time_sampler=time_sampler)), time_sampler.init()
+    good = init_state(jax.tree.map(jnp.asarray, PARAMS | {"nan": np.float32(1)}), adam, history)
+    bad = good.replace(params=good.params | {"nan": jnp.float32(np.nan)})
+    after, metrics = step_fn(bad, images, jax.random.key(0))
+    assert np.isnan(metrics["loss"]) and int(after.step) == 1
+    for name in ("params", "ema_params", "opt_state", "t_history"):
+        for now, before in zip(*map(jax.tree.leaves, (getattr(after, name), getattr(bad, name))), strict=True):
+            np.testing.assert_array_equal(now, before)
+    taken, metrics = step_fn(good, images, jax.random.key(0))
+    assert np.isfinite(metrics["loss"]) and not equal(taken.params, good.params)
+
+
+def test_param_norm_is_of_the_new_parameters(images):
+    state, metrics = run(make(), images)
+    norm = np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(jax.device_get(state.params))))
+    assert float(metrics["param_norm"]) == pytest.approx(norm, rel=1e-6)

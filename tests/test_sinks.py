@@ -1,0 +1,80 @@
+"""Weights & Biases beside the run's own files, and profiler traces of chosen steps."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from ddpm_jax import train as train_command
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import train
+from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.report import Reporter
+from ddpm_jax.training.sinks import check_wandb
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch):
+    """Stands in for the package, which needs an account; keeps what it is told."""
+    told = []
+    run = types.SimpleNamespace(
+        log=lambda values, step: told.append((step, values)), finish=lambda: told.append("finish")
+    )
+    module = types.ModuleType("wandb")
+    module.Image = lambda image: ("picture", image.shape)
+    module.init = lambda **kwargs: told.append(kwargs) or run
+    module.__spec__ = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return told
+
+
+def test_wandb_gets_numbers_pictures_and_the_config(fake_wandb, tmp_path):
+    workdir = tmp_path / "my run"
+    with Reporter(
+        workdir, start_step=0, wandb_project="digits", config={"train.seed": 3}, print_line=lambda line: None
+    ) as reporter:
+        reporter.log(4, {"loss": 0.5})
+        reporter.image("samples/ema", np.zeros((2, 3, 3), np.uint8), 4)
+    begun, numbers, picture, end = fake_wandb
+    assert begun["project"] == "digits" and begun["name"] == "my run" and begun["id"] == "my-run"
+    assert begun["resume"] == "allow" and begun["config"] == {"train.seed": 3}
+    assert numbers == (4, {"loss": 0.5}) and picture == (4, {"samples/ema": ("picture", (2, 3, 3))}) and end == "finish"
+
+
+def test_without_a_project_wandb_is_not_touched(fake_wandb, tmp_path):
+    with Reporter(tmp_path, print_line=lambda line: None) as reporter:
+        reporter.log(4, {"loss": 0.5})
+    assert fake_wandb == []
+
+
+def test_wandb_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="^train.wandb_project='x' needs wandb: pip install wandb, or leave it empty$"):
+        check_wandb("x")
+    check_wandb("")
+
+
+def test_a_trace_of_the_steps(tiny_config, tmp_path):
+    assert train(tiny_config("train.num_steps=4"), str(tmp_path), profile_steps="1:3") is None
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_run_that_ends_in_a_trace_closes_it(tmp_path):
+    profiler = StepProfiler("1:30", str(tmp_path))
+    profiler.before(0)
+    assert not (tmp_path / "profile").exists()
+    profiler.before(1)
+    profiler.after(2, ())
+    profiler.close()
+    profiler.close()
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("steps", ["5", "5:5", "7:3", "a:b", ":3", "-1:4"])
+def test_profile_steps_that_do_not_fit(steps, tiny_flags, tmp_path, capsys):
+    assert train_command.main([*tiny_flags, f"--workdir={tmp_path / 'run'}", f"--profile_steps={steps}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --profile_steps must be FIRST:LAST with FIRST < LAST, such as 100:105; got '{steps}'\n"
+    )
+    assert not (tmp_path / "run").exists()
