@@ -5,8 +5,6 @@ has one; beside them manifest.json, the digests of all these files. The newest a
 """
 
 import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ddpm_jax import hosts
@@ -24,7 +21,7 @@ from ddpm_jax.checkpoint_manifest import write_manifest
 from ddpm_jax.checkpoint_reader import ARRAYS, CheckpointReader, check_metrics
 from ddpm_jax.disk_space import MARGIN_BYTES, check_room, folder_bytes, full_error, is_full
 from ddpm_jax.errors import UserError
-from ddpm_jax.leftovers import delete_leftovers
+from ddpm_jax.leftovers import delete_leftovers, move_aside
 from ddpm_jax.orbax_noise import keep_orbax_quiet, wait_for_threads
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.workdir_lock import WorkdirLock
@@ -102,7 +99,7 @@ class Checkpoints:
           DiskFullError: there is no room for it, or there was none for the one before.
         """
         keep_orbax_quiet()
-        self.wait()
+        self._finish()
         self.check_room(state)
         step = int(state.step)
         items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _arrays_of(state)}
@@ -173,6 +170,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until the save in the background is committed and has its manifest; raises what went wrong."""
+        self._finish()
+
+    def _finish(self) -> None:
         manifest, self._manifest = self._manifest, None
         with self._full_disk_named():
             if self._manager:
@@ -183,7 +183,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then releases the threads and the lock."""
         try:
-            self.wait()
+            self._finish()
         finally:
             self._background.shutdown()
             if self._manager:
@@ -222,16 +222,9 @@ class Checkpoints:
         """Orbax would neither replace a checkpoint of these steps nor save one of an earlier step."""
         if not steps:
             return
-        folder = os.path.join(os.path.dirname(self.directory), "damaged_checkpoints")
-        if jax.process_index() == 0:
-            os.makedirs(folder, exist_ok=True)
-            for step in steps:
-                taken = sum(name.split("_")[0] == str(step) for name in os.listdir(folder))
-                name = f"{step}_{taken}" if taken else str(step)
-                shutil.move(os.path.join(self.directory, str(step)), os.path.join(folder, name))
-            print(f"warning: moved the unreadable {steps} to {folder}", file=sys.stderr, flush=True)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("ddpm_jax: damaged checkpoints are moved aside")
+        if hosts.is_first():
+            move_aside(self.directory, steps)
+        hosts.barrier("damaged checkpoints are moved aside")
         self._manager.reload()
 
 

@@ -1,7 +1,9 @@
-"""What a process that was killed leaves in a workdir, of files and checkpoints in the making."""
+"""What a workdir must be rid of: what a killed process was making, and damaged checkpoints."""
 
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm_jax import hosts
@@ -14,7 +16,7 @@ _FILES = (".config.json.*.part", ".metrics.jsonl.*.part", "checkpoints/*/.manife
 
 
 def delete_leftovers(workdir: str | os.PathLike) -> None:
-    """Deletes them, on process 0; call it under the workdir's lock alone, and while nothing is being saved."""
+    """Deletes what was in the making, on process 0; only under the workdir's lock, and while nothing is saved."""
     if not hosts.is_first():
         return
     for path in Path(workdir).glob(_FOLDERS):
@@ -23,3 +25,14 @@ def delete_leftovers(workdir: str | os.PathLike) -> None:
     for pattern in _FILES:
         for path in Path(workdir).glob(pattern):
             path.unlink()
+
+
+def move_aside(directory: str, steps: Sequence[int]) -> None:
+    """Moves damaged checkpoints out of the folder `checkpoints` into damaged_checkpoints beside it, and says so."""
+    folder = os.path.join(os.path.dirname(directory), "damaged_checkpoints")
+    os.makedirs(folder, exist_ok=True)
+    for step in steps:
+        taken = sum(name.split("_")[0] == str(step) for name in os.listdir(folder))
+        name = f"{step}_{taken}" if taken else str(step)
+        shutil.move(os.path.join(directory, str(step)), os.path.join(folder, name))
+    print(f"warning: moved the unreadable {steps} to {folder}", file=sys.stderr, flush=True)
