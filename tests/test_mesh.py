@@ -118,5 +118,11 @@ def test_what_does_not_fit(num_devices, fsdp, message):
         make_mesh(num_devices, fsdp)
 
 
+def test_a_batch_is_spread_over_both_axes():
+    for mesh in (make_mesh(8, 1), make_mesh(8, 8), make_mesh(8, 2)):
+        assert batch_sharded(mesh).shard_shape((16, 5)) == (2, 5)
+        assert batch_sharded(mesh, axis=1).shard_shape((5, 16)) == (5, 2)
+
+
 def test_fsdp_of_0_is_all_devices():
     assert make_mesh(4, 0).shape == {"data": 1, "fsdp": 4}

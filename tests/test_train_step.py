@@ -327,7 +327,8 @@ def test_a_step_that_is_not_finite_is_skipped(images):
 
     adam = optax.adam(0.1)
     time_sampler = make_time_sampler("loss_second_moment", T)
-    step_fn, history = jax.jit(make(Broken(), adam, skip_nonfinite=True, time_sampler=time_sampler)), time_sampler.init()
+    step_fn = jax.jit(make(Broken(), adam, skip_nonfinite=True, time_sampler=time_sampler))
+    history = time_sampler.init()
     good = init_state(jax.tree.map(jnp.asarray, PARAMS | {"nan": np.float32(1)}), adam, history)
     bad = good.replace(params=good.params | {"nan": jnp.float32(np.nan)})
     after, metrics = step_fn(bad, images, jax.random.key(0))
