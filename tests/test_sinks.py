@@ -60,6 +60,19 @@ def test_a_trace_of_the_steps(tiny_config, tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_the_trace_holds_those_steps_alone(monkeypatch):
+    events = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: events.append("start"))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: events.append("stop"))
+    profiler = StepProfiler("2:4", "")
+    for step in range(6):
+        profiler.before(step)
+        events.append(step + 1)
+        profiler.after(step + 1, ())
+    profiler.close()
+    assert events == [1, 2, "start", 3, 4, "stop", 5, 6]
+
+
 def test_a_run_that_ends_in_a_trace_closes_it(tmp_path):
     profiler = StepProfiler("1:30", str(tmp_path))
     profiler.before(0)
