@@ -179,10 +179,11 @@ def _sample_folder(args: argparse.Namespace) -> str | None:
 
 def _measure_samples(metrics: Any, folder: str | None, report: Any, written: list[str]) -> str | None:
     """Measures, adds to the `Report` (None: a new one), and returns what is to be printed."""
+    from ddpm_jax import hosts
     from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
     from ddpm_jax.evaluation.sample_numbers import numbers_table
 
-    if metrics.warning:
+    if metrics.warning and hosts.is_first():
         print(f"warning: {metrics.warning}", file=sys.stderr, flush=True)
     entry = metrics.measure()
     if entry is None:  # not the first process

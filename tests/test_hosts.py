@@ -114,7 +114,7 @@ def test_samples_and_bits_of_two_processes(shared_run, straight_run, tmp_path):
             processes = HostProcesses(tmp_path / f"{verb}_{count}", verb, [f"--workdir={workdir}", *own], count=count)
             assert processes.codes() == [0] * count, processes.all_output()
             if count == 2:
-                assert [line for line in processes.lines(1) if line.strip()] == []
+                assert [line for line in processes.lines(1) if line.strip()] == [] and processes.errors(1) == ""
         outputs[count] = {
             "new": np.load(out / "new.npz")["arr_0"].astype(int),
             "found": json.loads((out / "evaluation.json").read_text()),
