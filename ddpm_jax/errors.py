@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
+
 
 class UserError(ValueError):
     """A one-line message for a person; the commands print it without a traceback and exit with `exit_code`."""
@@ -21,3 +23,11 @@ def check_one_of(name: str, got: object, allowed: Iterable[object]) -> None:
     allowed = sorted(allowed, key=str)
     if got not in allowed:
         raise UserError(f"{name} must be one of {allowed}; got {got!r}{did_you_mean(got, allowed)}")
+
+
+def check_between(name: str, got: int, least: int, most: int = MAX_INT) -> None:
+    """Raises UserError unless least <= got <= most."""
+    if got < least:
+        raise UserError(f"{name} must be at least {least}; got {got}")
+    if got > most:
+        raise UserError(f"{name} must be at most {most}; got {got}")

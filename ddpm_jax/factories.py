@@ -17,7 +17,7 @@ from ddpm_jax.batch import label_args
 from ddpm_jax.data import ImageSource, make_source
 from ddpm_jax.denoiser import LEARNED_VARIANCES, PREDICTIONS, DenoiseFn, DenoiserOf, check_prediction, make_denoiser
 from ddpm_jax.devices import check_batch_size
-from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.errors import MAX_INT, UserError, check_one_of
 from ddpm_jax.generation import Generator
 from ddpm_jax.keys import check_seed
 from ddpm_jax.models.checks import check_unet
@@ -43,7 +43,6 @@ _LEAST = {
     "eval.batch_size": 1,
     "eval.max_images": 0,
 }
-_MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
 _MAX_T = 1_000_000  # a table is [T]; beyond this a mistyped number would take the memory
 
 
@@ -56,8 +55,8 @@ def check_numbers(config: ConfigDict) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{field} must be finite; got {number}")
-            if isinstance(number, int) and number > _MAX_INT:
-                raise UserError(f"{field} must be at most {_MAX_INT}; got {number}")
+            if isinstance(number, int) and number > MAX_INT:
+                raise UserError(f"{field} must be at most {MAX_INT}; got {number}")
         if field in _LEAST and value < _LEAST[field]:
             raise UserError(f"{field} must be at least {_LEAST[field]}; got {value}")
     if config.schedule.num_steps > _MAX_T:

@@ -5,7 +5,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_between
 
 _TIMEOUT_SECONDS = 300
 
@@ -55,8 +55,7 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
 
 def _how_to_join(args: argparse.Namespace, environ: Mapping[str, str]) -> dict | None:
     """Arguments of `jax.distributed.initialize`; None for a process alone."""
-    if args.heartbeat_seconds < 10:
-        raise UserError(f"--heartbeat_seconds must be at least 10; got {args.heartbeat_seconds}")
+    check_between("--heartbeat_seconds", args.heartbeat_seconds, 10, 86_400)
     given = {"--num_processes": args.num_processes, "--process_id": args.process_id}
     if args.coordinator in (None, "none", "auto"):
         for flag, value in given.items():
@@ -65,12 +64,13 @@ def _how_to_join(args: argparse.Namespace, environ: Mapping[str, str]) -> dict |
         found = args.coordinator == "auto" or (args.coordinator is None and _shares_a_cluster_job(environ))
         return {} if found else None
     host, _, port = args.coordinator.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator must be HOST:PORT, 'auto' or 'none'; got {args.coordinator!r}")
     for flag, value in given.items():
         if value is None:
             raise UserError(f"--coordinator={args.coordinator} needs {flag}")
-    if args.num_processes < 1 or not 0 <= args.process_id < args.num_processes:
+    check_between("--num_processes", args.num_processes, 1)
+    if not 0 <= args.process_id < args.num_processes:
         raise UserError(
             f"--process_id must be in 0..{args.num_processes - 1}, below --num_processes; got {args.process_id}"
         )

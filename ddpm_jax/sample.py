@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ddpm_jax.atomic_files import check_folder
 from ddpm_jax.commands import make_parser, run
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_between
 from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
 
 EXAMPLE = "python -m ddpm_jax.sample --workdir=runs/digits --num_samples=64 --out=runs/digits/samples/new"
@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    if args.num_samples < 1:
-        raise UserError(f"--num_samples must be at least 1; got {args.num_samples}")
+    check_between("--num_samples", args.num_samples, 1)
     out, extension = os.path.splitext(args.out)
     if extension not in (".png", ".npz"):
         out = args.out

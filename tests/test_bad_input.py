@@ -214,6 +214,7 @@ def test_workdir_without_permission(train_error, tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (["--num_samples=0"], "--num_samples must be at least 1; got 0"),
+        (["--num_samples=1000000000000"], "--num_samples must be at most 2147483647; got 1000000000000"),
         (["--seed=-1"], "--seed must be"),
         (["--seed=4294967296"], "--seed must be"),
         (["--step=3"], "--step must be one of [2, 4, 6, 8]; got 3"),

@@ -238,6 +238,8 @@ def test_the_flow_joins_what_was_measured_before(straight_run, tmp_path, capsys)
         (["--what=pictures", "--bits_respacing=5"], "--bits_respacing is a setting of the bound: give --what=bits"),
         (["--what="], "--what must name something to measure: bits, pictures, ode, samples"),
         (["--ode", "--ode_steps=0"], "--ode_steps must be at least 1; got 0"),
+        (["--ode", "--ode_steps=1000000000000"], "--ode_steps must be at most 100000; got 1000000000000"),
+        (["--max_images=4294967296"], "--max_images must be at most 2147483647; got 4294967296"),
         (["--ode", "--ode_probes=-1"], "--ode_probes must be at least 0; got -1"),
         (["--ode_probes=2"], "--ode_probes is a setting of the probability flow: give --ode too"),
         (["--out=/dev/null/here"], "--out: the folder /dev/null/here cannot be written"),

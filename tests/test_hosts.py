@@ -173,6 +173,9 @@ class TestFlags:
                 dict(coordinator="node1:99", num_processes=2, process_id=2),
                 r"^--process_id must be in 0..1, below --num_processes; got 2$",
             ),
+            (dict(coordinator="node1:99999", num_processes=1, process_id=0), "^--coordinator must be HOST:PORT"),
+            (dict(coordinator="h:99", num_processes=0, process_id=0), "^--num_processes must be at least 1; got 0$"),
+            (dict(heartbeat_seconds=10**9), "^--heartbeat_seconds must be at most 86400; got 1000000000$"),
             (dict(heartbeat_seconds=1), "^--heartbeat_seconds must be at least 10; got 1$"),
         ],
     )

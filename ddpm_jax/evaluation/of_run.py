@@ -15,7 +15,7 @@ from ddpm_jax.batch import images_and_labels
 from ddpm_jax.configuration import config_to_json
 from ddpm_jax.data.source import load_rows
 from ddpm_jax.devices import make_mesh, replicated
-from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.errors import MAX_INT, UserError, check_between, check_one_of
 from ddpm_jax.evaluation.bits import BitsPerDim, build_bits_per_dim, mean_and_error
 from ddpm_jax.evaluation.ode_bits import OdeBits, build_ode_bits
 from ddpm_jax.evaluation.plots import save_likelihood_by_step, save_rate_distortion
@@ -29,6 +29,7 @@ from ddpm_jax.progress import ProgressBar
 from ddpm_jax.runs import Run
 
 WHAT = ("bits", "pictures", "ode", "samples")  # samples: see of_samples
+_MAX_ODE = 100_000  # steps or probes; beyond this a mistyped number would take the memory
 NUM_PICTURES, NUM_MOMENTS = 8, 10  # rows and columns of the strips
 
 
@@ -56,8 +57,7 @@ class EvaluationSettings:
         for what in self.what:
             check_one_of("--what", what, WHAT)
         for name, least in {"max_images": 0, "batch_size": 0, "ode_steps": 1, "ode_probes": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} must be at least {least}; got {getattr(self, name)}")
+            check_between(f"--{name}", getattr(self, name), least, _MAX_ODE if name.startswith("ode") else MAX_INT)
         check_seed("--seed", self.seed)
 
 

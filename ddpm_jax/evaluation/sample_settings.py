@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.errors import UserError, check_between, check_one_of
 from ddpm_jax.evaluation.extractors import EXTRACTORS, RESIZES
 from ddpm_jax.keys import check_seed
 
@@ -31,8 +31,7 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_reference", "num_samples", "batch_size"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} must be at least 0; got {getattr(self, name)}")
+            check_between(f"--{name}", getattr(self, name), 0)
         check_seed("--seed", self.seed)
         if self.extractor is not None:
             check_one_of("--extractor", self.extractor, EXTRACTORS)
