@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from ddpm_jax import hosts
 from ddpm_jax.errors import UserError
@@ -88,11 +87,12 @@ def full_disk_is_a_warning(what: str) -> Iterator[None]:
 def folder_bytes(folder: str | os.PathLike) -> int:
     """The bytes of all files below a folder; of those that go meanwhile, none."""
     total = 0
-    for path in Path(folder).rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue  # deleted since it was listed
+    for parent, _, names in os.walk(folder):  # passes over folders that go meanwhile
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue  # deleted since it was listed
     return total
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -241,3 +242,21 @@ def test_a_reporter_on_a_full_disk(small_disk, capsys):
         reporter.log(50, {"loss": 1.0})
     assert [line["step"] for line in read_metrics(small_disk.path)] == list(range(51))
     assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_the_bytes_of_a_folder_that_is_being_deleted(tmp_path, monkeypatch):
+    """As retention does to a checkpoint while `--status` looks: what is gone counts nothing, and no error comes."""
+    for name in ("a/x", "b/y", "b/z"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    assert folder_bytes(tmp_path) == 15
+    real, looked = os.scandir, []
+
+    def scandir(path):
+        looked.append(path)
+        if len(looked) == 2:  # the folders are listed, and not yet looked into
+            shutil.rmtree(tmp_path / "b")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert folder_bytes(tmp_path) == 5 and len(looked) == 3
