@@ -75,6 +75,12 @@ def tiny_flags():
 
 
 @pytest.fixture(scope="session")
+def tiny_overrides():
+    """What the small run changes in the digits experiment."""
+    return list(TINY_RUN)
+
+
+@pytest.fixture(scope="session")
 def tiny_config():
     """Overrides -> the config of the small run with them."""
     from ddpm_jax.configuration import load_config

@@ -59,7 +59,14 @@ def patch():
     manager = checkpoints.ocp.CheckpointManager
     manager.save = killing("save", manager.save)
     make_step = parts.Parts.jitted_step
-    parts.Parts.jitted_step = lambda self: killing("step", make_step(self))
+
+    def jitted_step(self):
+        step_fn = make_step(self)
+        wrapped = killing("step", step_fn)
+        wrapped.lower = step_fn.lower  # its operations are counted before it runs
+        return wrapped
+
+    parts.Parts.jitted_step = jitted_step
 
 
 if __name__ == "__main__":

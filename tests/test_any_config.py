@@ -57,13 +57,6 @@ def values_of(field, default):
     return st.sampled_from([*NAMES.get(field, ()), "nonsense"])
 
 
-@pytest.fixture(scope="module")
-def base_overrides():
-    from conftest import TINY_RUN
-
-    return list(TINY_RUN)
-
-
 FIELDS = sorted(flatten(load_config("digits")).items())
 OVERRIDES = st.lists(
     st.sampled_from(FIELDS).flatmap(lambda item: values_of(*item).map(lambda text: f"{item[0]}={text}")),
@@ -91,9 +84,9 @@ def is_small(config):
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(OVERRIDES)
-def test_a_step_is_traced_or_refused_in_one_sentence(base_overrides, overrides):
+def test_a_step_is_traced_or_refused_in_one_sentence(tiny_overrides, overrides):
     try:
-        config, parts = build([*base_overrides, *overrides])
+        config, parts = build([*tiny_overrides, *overrides])
     except UserError as error:
         text = str(error)
         assert text and "\n" not in text and "Traceback" not in text
@@ -104,8 +97,8 @@ def test_a_step_is_traced_or_refused_in_one_sentence(base_overrides, overrides):
         assert metrics["loss"].shape == () and jax.tree.structure(state) == jax.tree.structure(parts.abstract_state)
 
 
-def train_one_step(base_overrides, overrides):
-    config, parts = build([*base_overrides, *overrides])
+def train_one_step(tiny_overrides, overrides):
+    config, parts = build([*tiny_overrides, *overrides])
     if not is_small(config):
         return
     size = (config.train.batch_size, *config.data.image_size, config.data.num_channels)
@@ -120,10 +113,10 @@ def train_one_step(base_overrides, overrides):
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(OVERRIDES)
-def test_a_step_is_trained_or_refused(base_overrides, overrides):
+def test_a_step_is_trained_or_refused(tiny_overrides, overrides):
     """Up to 60 compilations: `pytest -m slow -n 0 tests/test_any_config.py`."""
     try:
-        train_one_step(base_overrides, overrides)
+        train_one_step(tiny_overrides, overrides)
     except UserError as error:
         assert "\n" not in str(error)
 
@@ -136,5 +129,5 @@ def test_a_step_is_trained_or_refused(base_overrides, overrides):
         "train.nonfinite=skip optim.clip_replicas=4 optim.grad_clip=0 train.num_devices=2 mesh.fsdp=2",
     ],
 )
-def test_combinations_train_a_step(base_overrides, overrides):
-    train_one_step(base_overrides, overrides.split())
+def test_combinations_train_a_step(tiny_overrides, overrides):
+    train_one_step(tiny_overrides, overrides.split())

@@ -38,7 +38,7 @@ def experiment(tmp_path):
 
 def train_parser(takes_config=True):
     example = "python -m ddpm_jax.train --config=digits --workdir=W"
-    parser = make_parser("train", "Trains.", example, takes_config)
+    parser = make_parser("train", "Trains.", example, takes_config=takes_config)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
     parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="how many")
     return parser
