@@ -186,12 +186,14 @@ class Checkpoints:
             self._finish()
         finally:
             self._background.shutdown()
-            if self._manager:
-                self._manager.close()
-            if self._lock:
-                wait_for_threads()
-                delete_leftovers(os.path.dirname(self.directory))
-                self._lock.release()
+            try:
+                if self._manager:
+                    self._manager.close()
+            finally:
+                if self._lock:
+                    wait_for_threads()
+                    delete_leftovers(os.path.dirname(self.directory))
+                    self._lock.release()
 
     @contextmanager
     def _full_disk_named(self) -> Iterator[None]:

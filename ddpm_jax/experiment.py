@@ -3,7 +3,6 @@
 import os
 import tempfile
 
-import jax
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories, hosts, sampler_factory
@@ -17,6 +16,7 @@ from ddpm_jax.models.unet import num_params
 from ddpm_jax.overrides import flatten
 from ddpm_jax.parts import Parts, build_parts
 from ddpm_jax.run_pictures import LAST_PICTURE, draw_final
+from ddpm_jax.saved_state import saved_state
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.report import Reporter
 from ddpm_jax.training.rewinds import Rewinds
@@ -64,7 +64,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             state = parts.fresh_state()
         first_step = int(state.step)
         drawn = _samples(workdir, LAST_PICTURE)
-        draws = first_step < config.train.num_steps or not os.path.exists(drawn)
+        # As process 0 sees the file: all draw, or none.
+        draws = bool(hosts.same_everywhere(first_step < config.train.num_steps or not os.path.exists(drawn)))
         if hosts.is_first() and draws and os.path.exists(drawn):
             os.remove(drawn)  # of an earlier, shorter run: a stop below must not leave it as the final one
         with Reporter(
@@ -126,19 +127,9 @@ def _restore(parts: Parts, checkpoints: Checkpoints) -> TrainState | None:
     _, saved = checkpoints.restore_config()
     if steps == [0]:  # training saves later steps alone: this one is of imported weights
         check_same_run(config_from_json(saved), parts.config, CHANGEABLE_AT_IMPORT)
-        return _begin_from_import(parts, checkpoints)
-    check_same_run(config_from_json(saved), parts.config)
-    return checkpoints.restore_state(parts.abstract_state)
-
-
-def _begin_from_import(parts: Parts, checkpoints: Checkpoints) -> TrainState:
-    """A fresh state with the weights of step 0: its optimiser may be another one than that of the import."""
-    weights = {}
-    for item in ("params", "ema_params"):
-        _, tree = checkpoints.restore_params(item, 0)
-        factories.check_params(parts.config, parts.model, tree)
-        weights[item] = jax.device_put(tree, getattr(parts.state_sharding, item))
-    return parts.fresh_state().replace(**weights)
+    else:
+        check_same_run(config_from_json(saved), parts.config)
+    return saved_state(parts, checkpoints)
 
 
 def _introduce(

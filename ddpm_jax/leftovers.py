@@ -11,7 +11,8 @@ from ddpm_jax import hosts
 # Of Orbax, and of `replace_file`: names before they are the final ones. Only what training itself writes, since
 # others may be writing into the workdir meanwhile.
 _FOLDERS = "checkpoints/*.orbax-checkpoint-tmp*"
-_FILES = (".config.json.*.part", ".metrics.jsonl.*.part", "checkpoints/*/.manifest.json.*.part",
+_FILES = (".rewinds.json.*.part", "nonfinite/.step_*.part", ".wandb_id.*.part", ".config.json.*.part",
+          ".metrics.jsonl.*.part", "checkpoints/*/.manifest.json.*.part",
           "samples/.step_*.part", "samples/.final_*.part", "samples/.denoising.*.part")  # fmt: skip
 
 

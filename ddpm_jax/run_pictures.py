@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ddpm_jax.disk_space import full_disk_is_a_warning
 from ddpm_jax.generation import Generator
 from ddpm_jax.hosts import is_first
 from ddpm_jax.pictures import image_grid, save_gif, save_grid, save_strip
@@ -23,15 +24,18 @@ GIF_FRAME_MS, GIF_HOLD_MS = 80, 2000
 def draw_samples(
     generator: Generator, state: TrainState, reporter: Reporter, path: str, *, num_samples: int
 ) -> dict[str, float]:
-    """Writes the grids PATH_ema.png and PATH_raw.png, and shows both to the reporter.
+    """Writes the grids PATH_ema.png and PATH_raw.png, and shows both to the reporter; a full disk is a warning.
 
     Returns:
       sample_mean_c1, ...: the mean of each channel of the EMA's samples in 0..255, which drifts where colours do.
     """
-    step = int(state.step)
-    images = _draw_grid(generator, state.ema_params, reporter, path, "ema", num_samples, step)
-    _draw_grid(generator, state.params, reporter, path, "raw", num_samples, step)
-    means = images.mean(axis=(0, 1, 2), dtype=np.float64)
+    weights = {"ema": state.ema_params, "raw": state.params}
+    # All network calls before anything is written: on a full disk process 0 must not leave the others in one.
+    grids = {name: _generate(generator, params, name, num_samples) for name, params in weights.items()}
+    with full_disk_is_a_warning(f"the pictures of {os.path.basename(path)}"):
+        for name, images in grids.items():
+            _write_grid(images, reporter, path, name, int(state.step))
+    means = grids["ema"].mean(axis=(0, 1, 2), dtype=np.float64)
     return {f"sample_mean_c{i}": float(mean) for i, mean in enumerate(means, start=1)}
 
 
@@ -48,8 +52,10 @@ def draw_final(
             steps.append(t)
 
     path, step = os.path.join(folder, "final"), int(state.step)
-    _draw_grid(generator, state.params, reporter, path, "raw", num_samples, step)
-    _draw_grid(generator, state.ema_params, reporter, path, "ema", num_samples, step, watch=record)
+    raw = _generate(generator, state.params, "raw", num_samples)
+    ema = _generate(generator, state.ema_params, "ema", num_samples, watch=record)
+    _write_grid(raw, reporter, path, "raw", step)
+    _write_grid(ema, reporter, path, "ema", step)
     if is_first():
         columns = np.unique(np.rint(np.linspace(0, len(steps) - 1, NUM_STRIP_COLUMNS)).astype(int))
         labels = ["x_0" if steps[i] < 0 else f"t={steps[i]}" for i in columns]
@@ -57,21 +63,21 @@ def draw_final(
         save_gif(os.path.join(folder, LAST_PICTURE), np.stack(frames), GIF_FRAME_MS, GIF_HOLD_MS)
 
 
-def _draw_grid(
+def _generate(
     generator: Generator,
     params: dict,
-    reporter: Reporter,
-    path: str,
     name: str,
     num_samples: int,
-    step: int,
     watch: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """The pictures, uint8 [N, H, W, C], which are in PATH_NAME.png afterwards."""
+    """The samples, uint8 [N, H, W, C], with progress."""
     total = generator.num_batches(num_samples) * generator.num_rows
     with ProgressBar(total, f"drawing {name} samples", enabled=is_first()) as bar:
-        images = generator.generate(params, seed=SEED, num_samples=num_samples, on_chunk=bar.update, watch=watch)
+        return generator.generate(params, seed=SEED, num_samples=num_samples, on_chunk=bar.update, watch=watch)
+
+
+def _write_grid(images: np.ndarray, reporter: Reporter, path: str, name: str, step: int) -> None:
+    """PATH_NAME.png, by the first process."""
     if is_first():
         save_grid(f"{path}_{name}.png", images)
         reporter.image(f"samples/{name}", image_grid(images), step)
-    return images

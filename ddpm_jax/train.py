@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax.commands import make_parser, run
+from ddpm_jax.commands import make_parser, run, split_config_flags
 
 STATUS_EXAMPLE = "python -m ddpm_jax.train --status --workdir=runs/digits"
 EXAMPLE = "python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/digits"
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--status" in argv:
-        return run(_status, _status_parser(), argv)
+        # Those of the command that started the run may stay.
+        return run(_status, _status_parser(), split_config_flags(argv)[2])
     return run(_train, parser, argv)
 
 

@@ -13,12 +13,12 @@ from ddpm_jax.configuration import config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.data.order import batch_indices
 from ddpm_jax.devices import put_batch
-from ddpm_jax.disk_space import full_disk_is_a_warning
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.generation import Generator
 from ddpm_jax.parts import Parts
 from ddpm_jax.run_pictures import draw_samples
+from ddpm_jax.saved_state import saved_state
 from ddpm_jax.training.loop import LoopSettings, run_loop
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.rates import Rates, measured_peak
@@ -65,10 +65,11 @@ class TrainingRun:
                 path = self._record(error)
                 if train.nonfinite != "rewind" or len(self._rewinds) >= train.nonfinite_limit:
                     raise UserError(self._advice(error, path)) from error
-                found = error
+                # Anew: the traceback of the old one holds the whole state of the failed loop.
+                found = NonFiniteError(error.step, error.what)
             finally:
                 self._profiler.close()
-            del state  # its buffers were donated; the restored one needs the room
+            del state  # the restored one needs the room
             state = self._rewound(found)
 
     def _run_until_nonfinite(self, state: TrainState, stop: StopRequest) -> TrainState:
@@ -112,7 +113,7 @@ class TrainingRun:
                     take_counts=batches.take_counts,
                     num_processes=jax.process_count(),
                     step_flops=self._step_flops,
-                    peak=lambda: measured_peak(parts.model.dtype, parts.mesh.size),
+                    peak=lambda: self._peak,
                 ),
                 profiler=self._profiler,
             )
@@ -129,6 +130,10 @@ class TrainingRun:
         return train_step_flops(self._parts)
 
     @functools.cached_property
+    def _peak(self) -> float:
+        return measured_peak(self._parts.model.dtype, self._parts.mesh.size)
+
+    @functools.cached_property
     def _previewer(self) -> Generator:
         parts = self._parts
         table = sampler_factory.build_preview_table(self._config, parts.schedule)
@@ -137,9 +142,7 @@ class TrainingRun:
     def _preview(self, state: TrainState) -> dict[str, float]:
         name, num_samples = f"step_{int(state.step):08d}", self._config.sample.num_grid
         path = os.path.join(self._workdir, "samples", name)
-        with full_disk_is_a_warning(f"the pictures of {name}"):
-            return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
-        return {}
+        return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
 
     # What is not finite
 
@@ -169,6 +172,11 @@ class TrainingRun:
                 "train in a new --workdir with a lower optim.learning_rate, or go on here past these batches with "
                 "--config.train.nonfinite=rewind"
             )
+        elif policy == "skip" and not error.is_of_an_update:
+            remedy = (
+                "train.nonfinite=skip leaves out updates, and this was found between them: train in a new --workdir "
+                "with a lower optim.learning_rate, or go on here with --config.train.nonfinite=rewind"
+            )
         else:
             limit = self._config.train.nonfinite_limit
             remedy = (
@@ -179,9 +187,7 @@ class TrainingRun:
 
     def _rewound(self, error: NonFiniteError) -> TrainState:
         """The newest state that was saved, or the first one; from it on other batches are taken."""
-        state = None
-        if self._checkpoints.steps():
-            state = self._checkpoints.restore_state(self._parts.abstract_state)
+        state = saved_state(self._parts, self._checkpoints)
         if state is None:
             state = self._parts.fresh_state()
         step = int(state.step)

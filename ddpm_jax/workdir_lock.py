@@ -56,6 +56,8 @@ class WorkdirLock:
                 with file:
                     if error.errno in _HELD:
                         return _read(file)
+                    if not os.fstat(file.fileno()).st_size:
+                        Path(self._path).unlink(missing_ok=True)  # it would look like a lock
                 print(f"note: {os.path.dirname(self._path)} cannot be locked ({error.strerror}): see to it that no "
                       "second run trains in it", file=sys.stderr, flush=True)
                 return None

@@ -1,6 +1,7 @@
 """A loss that is not finite: named, recorded, skipped or gone back from; never silently."""
 
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import factories
+from ddpm_jax.benchmarking import programs
+from ddpm_jax.checkpoints import Checkpoints
+from ddpm_jax.configuration import config_to_json
 from ddpm_jax.data import batch_indices
 from ddpm_jax.data.source import load_rows
 from ddpm_jax.devices import put_batch
@@ -16,6 +20,7 @@ from ddpm_jax.experiment import train
 from ddpm_jax.parts import Parts, build_parts
 from ddpm_jax.training.report import read_metrics
 from ddpm_jax.training.rewinds import Rewind, Rewinds
+from ddpm_jax.training_run import TrainingRun
 
 
 def batch_of(config, number):
@@ -75,7 +80,7 @@ def test_rewind_leaves_the_batches_out(tiny_config, state_of, tmp_path, monkeypa
     assert "loss became nan at step 5: back to step 4, and on without the 1 batch since (rewind 1 of at most 3)" in (
         capsys.readouterr().out
     )
-    assert json.loads((tmp_path / "one" / "rewinds.json").read_text()) == [{"at": 5, "to": 4}]
+    assert json.loads((tmp_path / "one" / "rewinds.json").read_text()) == [{"at": 5, "to": 4, "batch": 5}]
     assert [line["step"] for line in read_metrics(tmp_path / "one")] == [2, 4, 6, 8]
 
     state, step_fn = by_hand.fresh_state(), by_hand.jitted_step()
@@ -100,7 +105,7 @@ def test_rewind_before_the_first_checkpoint_starts_anew(tiny_config, tmp_path, m
     taken = poison(monkeypatch, config, 1)
     assert train(config, str(tmp_path)) is None
     assert taken == [0, 1, 2, 3, 4, 5]
-    assert json.loads((tmp_path / "rewinds.json").read_text()) == [{"at": 2, "to": 0}]
+    assert json.loads((tmp_path / "rewinds.json").read_text()) == [{"at": 2, "to": 0, "batch": 2}]
 
 
 def test_rewinds_have_a_limit(tiny_config, tmp_path, monkeypatch):
@@ -109,7 +114,8 @@ def test_rewinds_have_a_limit(tiny_config, tmp_path, monkeypatch):
     message = "^loss became nan at step 5; the last good checkpoint is step 4 .*train.nonfinite_limit=2: train in a new"
     with pytest.raises(UserError, match=message):
         train(config, str(tmp_path))
-    assert json.loads((tmp_path / "rewinds.json").read_text()) == [{"at": 5, "to": 4}] * 2
+    noted = json.loads((tmp_path / "rewinds.json").read_text())
+    assert noted == [{"at": 5, "to": 4, "batch": 5}, {"at": 5, "to": 4, "batch": 6}]
 
 
 def test_skip_goes_on(tiny_config, straight_run, state_of, tmp_path, monkeypatch, capsys):
@@ -129,6 +135,66 @@ def test_skip_goes_on(tiny_config, straight_run, state_of, tmp_path, monkeypatch
         np.testing.assert_allclose(got[name], leaf, rtol=0, atol=1e-6)
 
 
+def test_rewind_lets_go_of_the_broken_state(tiny_config, tmp_path, monkeypatch):
+    """Two states at once may be more than a device holds."""
+    config = tiny_config("train.nonfinite=rewind")
+    poison(monkeypatch, config, 4)
+    real, states = TrainingRun._run_until_nonfinite, []
+
+    def watched(self, state, stop):
+        if states:  # the second round: those of the first are gone, but for what was not donated to any step
+            assert not [ref() for ref in states if ref() is not None and not ref().is_deleted()]
+        step_fn = self._step_fn
+
+        def remember(*args):
+            new, metrics = step_fn(*args)
+            states.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(new.params))
+            return new, metrics
+
+        remember.lower = step_fn.lower
+        self._step_fn = remember
+        return real(self, state, stop)
+
+    monkeypatch.setattr(TrainingRun, "_run_until_nonfinite", watched)
+    assert train(config, str(tmp_path)) is None
+
+
+def test_rewind_to_imported_weights(tiny_config, own_run, tmp_path, monkeypatch):
+    """Their checkpoint, of step 0, may be of another optimiser."""
+    imported = tmp_path / "imported"
+    parts = build_parts(tiny_config())
+    checkpoints = Checkpoints(str(imported), create=True)
+    checkpoints.save(parts.fresh_state(), config_to_json(parts.config))
+    checkpoints.wait()
+    checkpoints.close()
+    config = tiny_config("train.nonfinite=rewind", "optim.grad_clip=0", "train.num_steps=4")
+    taken = poison(monkeypatch, config, 1)
+    assert train(config, str(imported)) is None
+    assert taken == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_is_found_between_updates_cannot_be_skipped(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm_jax.evaluation.held_out.HeldOut.mean_loss", lambda self, params: float("nan"))
+    with pytest.raises(UserError, match="^eval_loss became nan at step 2; .*leaves out updates, and this was found"):
+        train(tiny_config("train.nonfinite=skip"), str(tmp_path))
+
+
+def test_a_backend_that_counts_no_operations(tiny_config, tmp_path, monkeypatch):
+    """XLA counts them before compilation on CPU alone: elsewhere the same program is lowered for a CPU device."""
+    monkeypatch.setattr("jax.stages.Lowered.cost_analysis", lambda self: None)
+    train(tiny_config("train.num_steps=4"), str(tmp_path))
+    assert all("share_of_peak" not in line for line in read_metrics(tmp_path))
+
+
+def test_operations_are_those_of_any_mesh(tiny_config, monkeypatch):
+    parts = build_parts(tiny_config("train.num_devices=8", "mesh.fsdp=2"))
+    assert programs.countable(parts) is parts
+    counted = programs.train_step_flops(parts)
+    moved = programs.on_one_device(parts, jax.devices("cpu")[3])
+    assert moved.mesh.shape == {"data": 1, "fsdp": 1}
+    assert programs.train_step_flops(moved) == pytest.approx(counted, rel=1e-3) and counted > 1e5
+
+
 class TestRewinds:
     def test_batches_and_keys(self, tmp_path):
         rewinds, key = Rewinds(str(tmp_path)), jax.random.key(0)
@@ -146,14 +212,17 @@ class TestRewinds:
         """Whatever the rewinds of one branch, the batches that its state saw rise."""
         rng = np.random.default_rng(0)
         for trial in range(50):
-            rewinds, step = Rewinds(str(tmp_path / str(trial))), 0
+            rewinds, step, rewinds_taken = Rewinds(str(tmp_path / str(trial))), 0, set()
             for _ in range(4):
                 at = step + int(rng.integers(1, 9))
-                to = int(rng.integers(step, at))
+                to = int(rng.integers(0, at))  # also before an earlier rewind, where a checkpoint was damaged
+                rewinds_taken |= {rewinds.batch_of_step(n) for n in range(step, at)}
                 rewinds.add(at=at, to=to, write=False)
                 step = to
             batches = [rewinds.batch_of_step(n) for n in range(step + 20)]
             assert np.all(np.diff(batches) > 0)
+            # None after the last rewind was taken before it.
+            assert not rewinds_taken & set(batches[step:])
 
     def test_a_damaged_file(self, tmp_path):
         (tmp_path / "rewinds.json").write_text('[{"at": 3}]')
@@ -161,4 +230,4 @@ class TestRewinds:
             Rewinds(str(tmp_path))
 
     def test_equal(self):
-        assert Rewind(at=3, to=2) == Rewind(3, 2)
+        assert Rewind(at=3, to=2, batch=3) == Rewind(3, 2, 3)

@@ -37,7 +37,8 @@ def test_wandb_gets_numbers_pictures_and_the_config(fake_wandb, tmp_path):
         reporter.log(4, {"loss": 0.5})
         reporter.image("samples/ema", np.zeros((2, 3, 3), np.uint8), 4)
     begun, numbers, picture, end = fake_wandb
-    assert begun["project"] == "digits" and begun["name"] == "my run" and begun["id"] == "my-run"
+    assert begun["project"] == "digits" and begun["name"] == "my run"
+    assert begun["id"] == (workdir / "wandb_id").read_text() and len(begun["id"]) == 32
     assert begun["resume"] == "allow" and begun["config"] == {"train.seed": 3}
     assert numbers == (4, {"loss": 0.5}) and picture == (4, {"samples/ema": ("picture", (2, 3, 3))}) and end == "finish"
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import sampler_factory
 from ddpm_jax.benchmarking.programs import (
     compiled_with_costs,
+    countable,
     flops,
     lower_forward,
     lower_sampler_step,
@@ -79,7 +80,7 @@ def _measured(name: str, parts: Parts, repeats: int, peak: float) -> dict[str, f
         useful = train_step_flops(build_parts(changed(parts.config, ["model.remat=false"])))
     else:
         run, pictures = _calling(parts, compiled), parts.config.sample.batch_size
-        useful = flops(PROGRAMS[name](parts))
+        useful = flops(PROGRAMS[name](countable(parts)))
     seconds = repeated(run, repeats)
     return summary(seconds, pictures=pictures, flops=useful, peak=peak) | dataclasses.asdict(costs)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 from ddpm_jax import factories, sampler_factory
@@ -23,7 +25,8 @@ from ddpm_jax.samplers import begin_walk, walk_on
 def lower_step(parts: Parts) -> Lowered:
     """The train step, traced and sharded over the mesh of `parts`."""
     batch = abstract_batch(parts, parts.config.train.batch_size)
-    return parts.jitted_step().lower(parts.abstract_state, batch, parts.keys.train)
+    key = jax.eval_shape(lambda: parts.keys.train)  # a shape, which belongs to no device
+    return parts.jitted_step().lower(parts.abstract_state, batch, key)
 
 
 def sampled_batch(parts: Parts) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
@@ -68,10 +71,27 @@ def lower_forward(parts: Parts) -> Lowered:
 def flops(program: Lowered | Compiled) -> float:
     """Floating-point operations as XLA counts them, a multiply-add as two; of all devices before compilation.
 
-    The body of a loop is counted once, however often it runs.
+    The body of a loop is counted once, however often it runs. 0 where the backend does not count: see `countable`.
     """
     costs = program.cost_analysis()
+    if costs is None:
+        return 0.0
     return float((costs[0] if isinstance(costs, list) else costs)["flops"])
+
+
+def countable(parts: Parts) -> Parts:
+    """`parts`, for a CPU device where its own are others: XLA counts operations before compilation on CPU alone."""
+    if parts.mesh.devices.flat[0].platform == "cpu":
+        return parts
+    try:
+        return on_one_device(parts, jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return parts
+
+
+def on_one_device(parts: Parts, device: jax.Device) -> Parts:
+    """The same program for a mesh of one device."""
+    return dataclasses.replace(parts, mesh=Mesh(np.array([[device]]), parts.mesh.axis_names))
 
 
 def train_step_flops(parts: Parts) -> float:
@@ -79,12 +99,12 @@ def train_step_flops(parts: Parts) -> float:
     if parts.config.train.grad_accum_steps > 1 or parts.config.optim.clip_replicas:
         # In one part, since parts are a loop.
         parts = build_parts(changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"]))
-    return flops(lower_step(parts))
+    return flops(lower_step(countable(parts)))
 
 
 def sampler_step_flops(parts: Parts) -> float:
     """Of one network call for `sample.batch_size` pictures, over all devices."""
-    return flops(lower_sampler_step(parts))
+    return flops(lower_sampler_step(countable(parts)))
 
 
 @dataclasses.dataclass(frozen=True)

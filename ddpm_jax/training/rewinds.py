@@ -28,20 +28,27 @@ class NonFiniteError(UserError):
         super().__init__(f"{what} at step {step}")
         self.step, self.what = step, what
 
+    @property
+    def is_of_an_update(self) -> bool:
+        """Whether it is the loss or the gradient of one update, which can be left out."""
+        return self.what.startswith(("loss ", "grad_norm "))
+
 
 @dataclass(frozen=True)
 class Rewind:
-    """At step `at` the run went back to the state of step `to`; batches to..at-1 are never taken again."""
+    """At step `at` the run went back to the state of step `to`, and took batch number `batch` there, the first that
+    it had not yet taken."""
 
     at: int
     to: int
+    batch: int
 
 
 class Rewinds:
     """The rewinds of a run, oldest first.
 
-    From step `to` of a rewind on, batches are taken from `at` - `to` places further on, and the noise from another
-    key: the same batch with the same noise would end in the same loss.
+    From step `to` of a rewind on, batches are counted from its `batch`, and the noise comes from another key: the same
+    batch with the same noise would end in the same loss. Of those that a step is past, the newest decides.
     """
 
     def __init__(self, workdir: str):
@@ -50,7 +57,8 @@ class Rewinds:
         if os.path.exists(self._path):
             try:
                 with open(self._path, encoding="utf-8") as file:
-                    self._rewinds = [Rewind(int(entry["at"]), int(entry["to"])) for entry in json.load(file)]
+                    entries = json.load(file)
+                self._rewinds = [Rewind(int(entry["at"]), int(entry["to"]), int(entry["batch"])) for entry in entries]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{self._path} is damaged ({type(error).__name__}: {error}): which batches the run left out is "
@@ -62,22 +70,27 @@ class Rewinds:
 
     def batch_of_step(self, step: int) -> int:
         """The number of the batch that the update from `step` to step + 1 takes."""
-        return step + sum(rewind.at - rewind.to for rewind in self._active(step))
+        number = self._number(step)
+        if not number:
+            return step
+        rewind = self._rewinds[number - 1]
+        return rewind.batch + step - rewind.to
 
     def key_of_step(self, key: jax.Array, step: int) -> jax.Array:
         """The key of that update; `key` itself until the first rewind."""
-        number = len(self._active(step))
+        number = self._number(step)
         return jax.random.fold_in(key, np.uint32(2**32 - number)) if number else key
 
     def add(self, at: int, to: int, write: bool) -> None:
         """Notes a rewind; on disk before anything is trained from it, by the process that is to `write`."""
-        self._rewinds.append(Rewind(at, to))
+        self._rewinds.append(Rewind(at, to, self.batch_of_step(at - 1) + 1))
         if write:
             with replace_file(self._path, "w") as file:
                 file.write(json.dumps([asdict(rewind) for rewind in self._rewinds]) + "\n")
 
-    def _active(self, step: int) -> list[Rewind]:
-        return [rewind for rewind in self._rewinds if rewind.to <= step]
+    def _number(self, step: int) -> int:
+        """Which rewind decides for a step, counted from 1; 0 for none."""
+        return max((i for i, rewind in enumerate(self._rewinds, start=1) if rewind.to <= step), default=0)
 
 
 def write_record(

@@ -3,11 +3,14 @@
 import importlib
 import importlib.util
 import os
+import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ddpm_jax.atomic_files import replace_file
 from ddpm_jax.errors import UserError
 from ddpm_jax.event_file import EventFile
 
@@ -39,11 +42,9 @@ class WandbSink:
         check_wandb(project)
         wandb = importlib.import_module("wandb")
         name = os.path.basename(os.path.abspath(workdir))
-        # Their id is 64 characters of letters, digits and some signs at most.
-        identity = "".join(c if c.isalnum() else "-" for c in name)[:64]
         self._image = wandb.Image
         self._run = wandb.init(
-            project=project, name=name, id=identity, resume="allow", dir=workdir, config=dict(config)
+            project=project, name=name, id=_wandb_id(workdir), resume="allow", dir=workdir, config=dict(config)
         )
 
     def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -57,6 +58,15 @@ class WandbSink:
     def close(self) -> None:
         """Uploads what is left."""
         self._run.finish()
+
+
+def _wandb_id(workdir: str) -> str:
+    """Drawn once and kept in <workdir>/wandb_id: names of workdirs are not unique."""
+    path = Path(workdir) / "wandb_id"
+    if not path.exists():
+        with replace_file(path, "w") as file:
+            file.write(uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8").strip()
 
 
 def open_sinks(
