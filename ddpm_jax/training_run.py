@@ -1,6 +1,7 @@
 """The training of a run: the loop with its loader, saves and previews, and what becomes of a loss that is NaN."""
 
 import functools
+import gc
 import math
 import os
 
@@ -70,6 +71,7 @@ class TrainingRun:
             finally:
                 self._profiler.close()
             del state  # the restored one needs the room
+            gc.collect()  # frames of the failed loop, which hold its last state, may hold each other
             state = self._rewound(found)
 
     def _run_until_nonfinite(self, state: TrainState, stop: StopRequest) -> TrainState:
