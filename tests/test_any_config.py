@@ -111,10 +111,10 @@ def train_one_step(tiny_overrides, overrides):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(OVERRIDES)
 def test_a_step_is_trained_or_refused(tiny_overrides, overrides):
-    """Up to 60 compilations: `pytest -m slow -n 0 tests/test_any_config.py`."""
+    """Up to 100 compilations: `pytest -m slow -n 0 tests/test_any_config.py`."""
     try:
         train_one_step(tiny_overrides, overrides)
     except UserError as error:
