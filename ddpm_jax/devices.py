@@ -47,6 +47,12 @@ def make_mesh(num_devices: int = 0, fsdp: int = 1) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, fsdp or len(devices)), ("data", "fsdp"))
 
 
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The devices of `mesh` that belong to this process, along "data"."""
+    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return Mesh(np.array(local).reshape(-1, 1), mesh.axis_names)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ddpm_jax.devices import batch_sharded, put_batch, replicated
+from ddpm_jax.devices import batch_sharded, local_mesh, put_batch, replicated
 
 # Steps that the host may be ahead of the device: enough to hide the host, few enough for memory and Ctrl-C.
 MAX_AHEAD = 2
@@ -53,7 +53,7 @@ class Vote:
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
         self._asked: deque[jax.Array] = deque()
-        self._num_local = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+        self._num_local = local_mesh(mesh).size
         self._largest = jax.jit(jax.numpy.max, in_shardings=batch_sharded(mesh), out_shardings=replicated(mesh))
 
     def ask(self, number: int) -> int:

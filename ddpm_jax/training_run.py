@@ -9,11 +9,12 @@ import jax
 
 from ddpm_jax import factories, hosts, sampler_factory, training_factory
 from ddpm_jax.benchmarking.programs import train_step_flops
+from ddpm_jax.benchmarking.timing import product_peak
 from ddpm_jax.checkpoints import BEST_METRIC, Checkpoints
 from ddpm_jax.configuration import config_to_json
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.data.order import batch_indices
-from ddpm_jax.devices import put_batch
+from ddpm_jax.devices import local_mesh, put_batch
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.held_out import HeldOut
 from ddpm_jax.generation import Generator
@@ -22,7 +23,7 @@ from ddpm_jax.run_pictures import draw_samples
 from ddpm_jax.saved_state import saved_state
 from ddpm_jax.training.loop import LoopSettings, run_loop
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.rates import Rates, measured_peak
+from ddpm_jax.training.rates import Rates
 from ddpm_jax.training.report import Reporter
 from ddpm_jax.training.rewinds import NonFiniteError, Rewinds, write_record
 from ddpm_jax.training.state import TrainState
@@ -58,6 +59,8 @@ class TrainingRun:
           UserError: a loss that is not finite, where the policy is to stop or its limit is reached.
         """
         train = self._config.train
+        if int(state.step) >= train.num_steps:
+            return state
         while True:
             try:
                 return self._run_until_nonfinite(state, stop)
@@ -133,7 +136,12 @@ class TrainingRun:
 
     @functools.cached_property
     def _peak(self) -> float:
-        return measured_peak(self._parts.model.dtype, self._parts.mesh.size)
+        """FLOP/s of all devices: of those of this process, times the processes; 0 where there is no room to measure."""
+        try:
+            peak = product_peak(local_mesh(self._parts.mesh), self._parts.model.dtype)
+        except jax.errors.JaxRuntimeError:  # the run fills its devices: a figure is not worth its end
+            return 0.0
+        return peak["flops_per_second"] * jax.process_count()
 
     @functools.cached_property
     def _previewer(self) -> Generator:

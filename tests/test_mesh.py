@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax import factories, sampler_factory
 from ddpm_jax.checkpoints import Checkpoints
 from ddpm_jax.configuration import config_to_json
-from ddpm_jax.devices import batch_sharded, make_mesh, state_sharded
+from ddpm_jax.devices import batch_sharded, local_mesh, make_mesh, state_sharded
 from ddpm_jax.errors import UserError
 from ddpm_jax.parts import build_parts
 
@@ -122,6 +122,10 @@ def test_a_batch_is_spread_over_both_axes():
     for mesh in (make_mesh(8, 1), make_mesh(8, 8), make_mesh(8, 2)):
         assert batch_sharded(mesh).shard_shape((16, 5)) == (2, 5)
         assert batch_sharded(mesh, axis=1).shard_shape((5, 16)) == (5, 2)
+
+
+def test_the_devices_of_this_process():
+    assert local_mesh(make_mesh(8, 4)).shape == {"data": 8, "fsdp": 1}
 
 
 def test_fsdp_of_0_is_all_devices():

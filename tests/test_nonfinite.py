@@ -186,6 +186,16 @@ def test_a_backend_that_counts_no_operations(tiny_config, tmp_path, monkeypatch)
     assert all("share_of_peak" not in line for line in read_metrics(tmp_path))
 
 
+def test_a_device_without_room_for_the_peak(tiny_config, tmp_path, monkeypatch):
+    def no_room(mesh, dtype):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr("ddpm_jax.training_run.product_peak", no_room)
+    train(tiny_config("train.num_steps=4"), str(tmp_path))
+    lines = read_metrics(tmp_path)
+    assert "seconds_per_step" in lines[-1] and "share_of_peak" not in lines[-1]
+
+
 def test_operations_are_those_of_any_mesh(tiny_config, monkeypatch):
     parts = build_parts(tiny_config("train.num_devices=8", "mesh.fsdp=2"))
     assert programs.countable(parts) is parts

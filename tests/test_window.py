@@ -1,11 +1,10 @@
 """The numbers between two reports: means over what was taken, skips in a row, spikes; and rates."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax.data.loader import LoaderCounts
-from ddpm_jax.training.rates import Rates, measured_peak
+from ddpm_jax.training.rates import Rates
 from ddpm_jax.training.rewinds import NonFiniteError
 from ddpm_jax.training.window import SPIKE_LEAST, Window
 
@@ -80,7 +79,3 @@ def test_rates():
 
 def test_what_is_not_known_is_left_out():
     assert Rates(8)(1, 0.5).keys() == {"images_per_second", "seconds_per_step", "data_wait"}
-
-
-def test_the_peak_is_measured():
-    assert 1e8 < measured_peak(jnp.float32, 1) < 1e16

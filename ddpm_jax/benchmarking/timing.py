@@ -47,10 +47,12 @@ def product_peak(mesh: Mesh, dtype: DTypeLike) -> dict[str, float]:
 
     The side grows until a product takes long enough; the best of all sides counts.
     """
-    product = jax.jit(lambda a: jax.lax.batch_matmul(a, a), in_shardings=batch_sharded(mesh))
+    spread = batch_sharded(mesh)
+    product = jax.jit(lambda a: jax.lax.batch_matmul(a, a), in_shardings=spread)
     best = {"flops_per_second": 0.0, "side": 0}
     for side in _SIDES:
-        ones = jax.device_put(jnp.ones((mesh.size, side, side), dtype), batch_sharded(mesh))
+        shape = (mesh.size, side, side)
+        ones = jax.jit(lambda shape=shape: jnp.ones(shape, dtype), out_shardings=spread)()  # never whole on one device
         seconds = float(np.median(repeated(lambda ones=ones: product(ones), _PEAK_REPEATS)))
         rate = mesh.size * 2 * side**3 / seconds
         if rate > best["flops_per_second"]:

@@ -29,3 +29,13 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real image data not found at {folder}; skipped")
     return folder
+
+
+@pytest.fixture(params=["in memory", "on demand"])
+def either_way(request, monkeypatch):
+    """Runs a test twice: with a set that is decoded at once, and with one that is too large for that."""
+    from ddpm_jax.data import source  # here: see tests/conftest.py
+
+    if request.param == "on demand":
+        monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
+    return request.param

@@ -36,13 +36,6 @@ def _all(images: ImageSource) -> np.ndarray:
     return images.load(np.arange(len(images)))
 
 
-@pytest.fixture(params=["in memory", "on demand"])
-def either_way(request, monkeypatch):
-    if request.param == "on demand":
-        monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
-    return request.param
-
-
 def test_sorted_order_any_depth_and_any_size(tmp_path, picture, either_way):
     _flat(tmp_path / "b", [3, 4])
     _flat(tmp_path / "a" / "deep", [5])

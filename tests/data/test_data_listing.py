@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddpm_jax.data import folder as folder_lib
 from ddpm_jax.data import listing as listing_lib
-from ddpm_jax.data import make_source, source
+from ddpm_jax.data import make_source
 from ddpm_jax.data.listing import Listing, list_folder
 from ddpm_jax.data.source import ThreadMap
 
@@ -53,13 +53,6 @@ def opened(monkeypatch):
 
         monkeypatch.setattr(folder_lib, function, spy)
     return names
-
-
-@pytest.fixture(params=["in memory", "on demand"])
-def either_way(request, monkeypatch):
-    if request.param == "on demand":
-        monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
-    return request.param
 
 
 def test_two_splits_list_once_and_open_each_file_once(settled, opened, either_way, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import BatchLoader, make_source, packing, source
+from ddpm_jax.data import BatchLoader, make_source, packing
 from ddpm_jax.data import __main__ as command
 from ddpm_jax.errors import UserError
 
@@ -54,13 +54,6 @@ def pictures(tmp_path, picture):
             file.unlink()
         file.with_suffix(".png").write_bytes(file.with_suffix(".png").read_bytes()[:cut])
     return folder
-
-
-@pytest.fixture(params=["in memory", "on demand"])
-def either_way(request, monkeypatch):
-    if request.param == "on demand":
-        monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
-    return request.param
 
 
 SPLITS = ["train", "test", "all", "train[:70%]", "train[70%:]", "train[5:9]", "all[-10:]", "test[:50%]"]
