@@ -1,0 +1,111 @@
+"""Weights out, and in again: folders of diffusers, .npz and .safetensors of our own."""
+
+import numpy as np
+import pytest
+from diffusers_folders import UNET, tensors_of, write_folder
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
+from ddpm_jax.interchange.diffusers_unet import fields_of_unet, unet_of_fields
+from ddpm_jax.interchange.imported import config_of
+from ddpm_jax.interchange.plain import read_npz, read_own_safetensors, write_npz, write_own_safetensors
+from ddpm_jax.interchange.tensor_files import write_safetensors
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_folder(tmp_path / "hub", tensors=tensors_of(UNET))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize(
+    "field,value,match",
+    [
+        ("model.time_scale", 0.25, "cannot express model.time_scale=0.25"),
+        ("model.channel_mults", (2, 4), r"cannot express model.channel_mults=\(2, 4\) .* its first convolution"),
+        ("model.conv_in_channels", 8, "model.conv_in_channels=8: its first convolution"),
+        ("diffusion.prediction", "mean", "cannot express diffusion.prediction='mean'"),
+        ("diffusion.variance", "learned", "cannot express diffusion.variance='learned'"),
+        ("model.num_heads", 2, r"heads of one width; model.num_heads=2 gives \[2, 4\]"),
+    ],
+)
+def test_what_diffusers_cannot_express_is_refused(tmp_path, folder, field, value, match):
+    imported = read_diffusers(folder)
+    config = imported.config.copy_and_resolve_references()
+    group, name = field.split(".")
+    config[group][name] = value
+    config.model.attention_resolutions = (8, 4)
+    with pytest.raises(UserError, match=match):
+        write_diffusers(tmp_path / "out", config, imported.params)
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_by_number_become_heads_by_width():
+    model = {"num_heads": 2, "channels": 4, "channel_mults": (1, 2), "attention_resolutions": (4,), "num_groups": 2}
+    config = config_of(image_size=(8, 8), num_channels=1, model=model)
+    assert unet_of_fields(config)["attention_head_dim"] == 4
+    assert fields_of_unet(unet_of_fields(config), "it")["model"]["head_channels"] == 4
+
+
+@pytest.mark.parametrize(
+    "name,write,read",
+    [("w.npz", write_npz, read_npz), ("w.safetensors", write_own_safetensors, read_own_safetensors),
+     ("folder", write_diffusers, read_diffusers)],
+)  # fmt: skip
+def test_out_and_in_is_the_identity_bit_for_bit(tmp_path, folder, name, write, read):
+    imported = read_diffusers(folder)
+    config = imported.config.copy_and_resolve_references()
+    config.optim.learning_rate, config.data.path, config.sample.classes = 1 / 3, "pictures", (1, 0)
+    params = imported.params
+    odd = np.array([-0.0, 1e-45, np.inf, np.nan], np.float32).view(np.uint32)
+    params["conv_in"]["bias"] = np.append(odd[:3], odd[3] | 5).astype(np.uint32).view(np.float32)  # a NaN with bits
+    write(tmp_path / name, config, params)
+    again = read(tmp_path / name)
+    assert again.config == config
+
+    def bits(tree):
+        return {k: bits(v) if isinstance(v, dict) else (v.shape, str(v.dtype), v.tobytes()) for k, v in tree.items()}
+
+    assert bits(again.params) == bits(again.ema_params) == bits(params)
+
+
+def test_plain_files_that_are_none_of_ours_are_refused(tmp_path, folder):
+    with pytest.raises(UserError, match="holds no config of ddpm_jax"):
+        read_own_safetensors(folder / WEIGHTS)
+    np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    with pytest.raises(UserError, match="holds no config of ddpm_jax"):
+        read_npz(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="no .npz file of numbers"):
+        read_npz(tmp_path / "x.npz")
+    imported = read_diffusers(folder)
+    write_npz(tmp_path / "y.npz", imported.config, imported.params)
+    whole = (tmp_path / "y.npz").read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 30):
+        (tmp_path / "y.npz").write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"y\.npz is cut off or damaged"):
+            read_npz(tmp_path / "y.npz")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_npz(tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize(
+    "text,match",
+    [("{", "damaged"), ('{"model": {"chanels": 3}}', "'model.chanels', which no experiment has; did you mean"),
+     ('{"model": {"channels": "3"}}', "model.channels of .* must be like 128; got '3'")],
+)  # fmt: skip
+def test_a_config_beside_the_tensors_is_checked(tmp_path, text, match):
+    write_safetensors(tmp_path / "w.safetensors", {"a": np.zeros(3, np.float32)}, {"ddpm_jax_config": text})
+    with pytest.raises(UserError, match=match):
+        read_own_safetensors(tmp_path / "w.safetensors")
+
+
+def test_an_export_replaces_no_folder_that_holds_something(tmp_path, folder):
+    imported = read_diffusers(folder)
+    (tmp_path / "out").mkdir()
+    write_diffusers(tmp_path / "out", imported.config, imported.params)  # an empty one will do
+    with pytest.raises(UserError, match="--to must be a new folder or an empty one"):
+        write_diffusers(tmp_path / "out", imported.config, imported.params)
+    assert not list(tmp_path.glob(".*part"))
