@@ -14,7 +14,6 @@ from ddpm_jax.devices import (
     check_batch_size,
     compiler_options,
     make_mesh,
-    quick_compile_options,
     remat_options,
     replicated,
     state_sharded,
@@ -61,7 +60,7 @@ class Parts:
 
     def fresh_state(self) -> TrainState:
         """The state that training starts from."""
-        init = jax.jit(self.init, out_shardings=self.state_sharding, compiler_options=quick_compile_options())
+        init = jax.jit(self.init, out_shardings=self.state_sharding)
         return init(self.keys.init)
 
     def jitted_step(self) -> TrainStep:

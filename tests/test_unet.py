@@ -105,9 +105,7 @@ def test_parameter_counts_follow_the_formula(colours, blocks, attention):
 
 @pytest.fixture(scope="module")
 def fresh_params(tiny_unet):
-    # The random bits of every kernel, unrolled, take XLA 17 s to optimise and 3 s to compile as they are.
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    init = jax.jit(lambda key: init_params(tiny_unet, key, (8, 8, 3)), compiler_options=options)
+    init = jax.jit(lambda key: init_params(tiny_unet, key, (8, 8, 3)))
     return init(jax.random.key(0))
 
 

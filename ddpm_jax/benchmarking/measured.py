@@ -5,24 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.stages import Compiled
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ddpm_jax import sampler_factory
-from ddpm_jax.benchmarking.programs import (
-    compiled_with_costs,
-    countable,
-    flops,
-    lower_forward,
-    lower_sampler_step,
-    lower_step,
-    sampled_batch,
-    train_step_flops,
-)
-from ddpm_jax.benchmarking.sizes import abstract_batch
+from ddpm_jax.benchmarking.calls import PROGRAMS, prepare_call
+from ddpm_jax.benchmarking.programs import countable, flops, lower_forward, lower_sampler_rows, train_step_flops
 from ddpm_jax.benchmarking.tables import aligned, counted, mebibytes
 from ddpm_jax.benchmarking.timing import product_peak, repeated, summary
 from ddpm_jax.benchmarking.variants import changed
@@ -30,7 +17,6 @@ from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.models.unet import num_params
 from ddpm_jax.parts import Parts, build_parts
 
-PROGRAMS = {"train": lower_step, "forward": lower_forward, "sample": lower_sampler_step}
 COLUMNS = ("seconds", "quartiles", "pictures/s", "FLOP/s", "of peak", "compile s", "MiB")
 NOTE = """\
 A row is one program: train a whole update, forward a network call, sample a step of the sampler (a call and what is
@@ -74,49 +60,13 @@ def measure(
 
 
 def _measured(name: str, parts: Parts, repeats: int, peak: float) -> dict[str, float]:
-    compiled, costs = compiled_with_costs(lambda: PROGRAMS[name](parts))
+    call = prepare_call(name, parts)
     if name == "train":
-        run, pictures = _training(parts, compiled), parts.config.train.batch_size
         useful = train_step_flops(build_parts(changed(parts.config, ["model.remat=false"])))
     else:
-        run, pictures = _calling(parts, compiled), parts.config.sample.batch_size
-        useful = flops(PROGRAMS[name](countable(parts)))
-    seconds = repeated(run, repeats)
-    return summary(seconds, pictures=pictures, flops=useful, peak=peak) | dataclasses.asdict(costs)
-
-
-def _training(parts: Parts, step: Compiled) -> Callable[[], PyTree]:
-    """A function that takes one train step further each time."""
-    batch, held = _random(abstract_batch(parts, parts.config.train.batch_size)), [parts.fresh_state()]
-
-    def run() -> PyTree:
-        held[0], metrics = step(held[0], batch, parts.keys.train)
-        return held[0], metrics
-
-    return run
-
-
-def _calling(parts: Parts, program: Compiled) -> Callable[[], PyTree]:
-    """A function that makes the same network call each time, with fresh parameters."""
-    init = jax.jit(lambda key: parts.init(key).params, out_shardings=parts.state_sharding.params)
-    x_t, keys, labels = sampled_batch(parts)
-    keys = jax.device_put(jax.random.split(parts.keys.sample, keys.shape[0]), keys.sharding)
-    inputs = (init(parts.keys.init), _random(x_t), keys, _random(labels))
-    return lambda: program(*inputs)
-
-
-def _random(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.Array]:
-    """Noise, random pixels, or labels of the first class, as the dtype asks, where the shapes say."""
-    rng = np.random.default_rng(0)
-
-    def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:
-        if shape.dtype == jnp.uint8:
-            return jax.device_put(rng.integers(0, 256, shape.shape, np.uint8), shape.sharding)
-        if jnp.issubdtype(shape.dtype, jnp.integer):
-            return jax.device_put(np.zeros(shape.shape, shape.dtype), shape.sharding)
-        return jax.device_put(rng.standard_normal(shape.shape, np.float32), shape.sharding)
-
-    return jax.tree.map(draw, shapes)
+        useful = flops((lower_forward if name == "forward" else lower_sampler_rows)(countable(parts)))
+    seconds = repeated(call.run, repeats)
+    return summary(seconds, pictures=call.pictures, flops=useful, peak=peak) | dataclasses.asdict(call.costs)
 
 
 def _line(name: str, row: dict[str, float]) -> str:

@@ -42,14 +42,14 @@ def sampled_batch(parts: Parts) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStr
     )
 
 
-def lower_sampler_step(parts: Parts) -> Lowered:
-    """(params, x_t, keys, labels) -> x_s: one row of the config's sampler, which is one network call."""
+def lower_sampler_rows(parts: Parts, num_rows: int = 1) -> Lowered:
+    """(params, x_t, keys, labels) -> x_s: the first rows of the config's sampler, each of which is a network call."""
     config = parts.config
     table = sampler_factory.build_table(config, parts.schedule)
     denoiser_of = factories.build_denoiser(config, parts.schedule, parts.model)
 
     def advance(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
-        return walk_on(denoiser_of(params, labels), table.rows(0, 1), begin_walk(table, x_t), keys).x_t
+        return walk_on(denoiser_of(params, labels), table.rows(0, num_rows), begin_walk(table, x_t), keys).x_t
 
     return jax.jit(advance, compiler_options=compiler_options()).lower(
         parts.abstract_state.params, *sampled_batch(parts)
@@ -104,7 +104,7 @@ def train_step_flops(parts: Parts) -> float:
 
 def sampler_step_flops(parts: Parts) -> float:
     """Of one network call for `sample.batch_size` pictures, over all devices."""
-    return flops(lower_sampler_step(countable(parts)))
+    return flops(lower_sampler_rows(countable(parts)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The layers of the U-Net of Ho et al. 2020 and its successors, with the initialisers and constants of its code.
+"""The layers of the U-Net of Ho et al. 2020 and its successors, with the constants of its code.
 
 Parameters, norms, softmax and time embedding are float32; convolutions and dense layers compute in `dtype`.
 """
@@ -12,20 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.errors import check_one_of
+from ddpm_jax.models.initialisers import INIT, ZERO_INIT
 
 EMBEDDING_ORDERS = ("sin_cos", "cos_sin")
 EMBEDDING_SPACINGS = ("half_minus_1", "half")
 DOWN_PADDINGS = ("end", "both")
-
-
-def fan_avg_uniform(scale: float) -> nn.initializers.Initializer:
-    """U(-l, l) with l = sqrt(3 scale / mean(fan_in, fan_out)): the initialiser of the original network."""
-    return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
-
-
-INIT = fan_avg_uniform(1.0)
-# The original writes scale 0 as 1e-10: "zero" layers start as near-identity branches.
-ZERO_INIT = fan_avg_uniform(1e-10)
 
 
 def time_embedding(

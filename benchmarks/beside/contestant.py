@@ -1,0 +1,57 @@
+"""The pipe between the driver and a contestant: one process each, of which the driver wakes one at a time."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nets import Job
+
+WARM_UP = 2
+
+
+def serve(setup: Callable[[Job], tuple[Callable[[], Any], dict]]) -> None:
+    """Builds what the job in argv[1] asks for, says so, and then answers each line of stdin with measured calls.
+
+    Args:
+      setup: job -> (a function that makes one call and returns when its result is there, what to tell of it).
+    """
+    # What libraries print must not stand among the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    start = time.perf_counter()
+    call, about = setup(Job(**json.loads(sys.argv[1])))
+    if call is not None:
+        for _ in range(1 + WARM_UP):
+            call()
+    about |= {"ready_seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes()}
+    print(json.dumps(about), file=answers)
+    for line in sys.stdin:
+        print(json.dumps(_measured(call, float(line))), file=answers)
+    answers.close()
+
+
+def _measured(call: Callable[[], Any], at_least: float) -> dict[str, Any]:
+    """Seconds of each of the calls that fit into the time, cores in use, page faults a call, and the peak so far."""
+    call()  # after others had the caches of the processor
+    seconds, before, start = [], resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    while not seconds or time.perf_counter() - start < at_least:
+        since = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - since)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "seconds": seconds,
+        "cores": used / sum(seconds),
+        "faults": (after.ru_minflt - before.ru_minflt) / len(seconds),
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def _peak_bytes() -> int:
+    """Of the host's memory that this process has held; ru_maxrss counts kibibytes, on macOS bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

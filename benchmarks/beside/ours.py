@@ -1,0 +1,70 @@
+"""A contestant: ddpm_jax, with the programs that training and sampling run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from contestant import serve
+from nets import CHECKED_ROWS, NETS, Job
+
+from ddpm_jax import factories, sampler_factory
+from ddpm_jax.benchmarking.calls import prepare_call
+from ddpm_jax.configuration import load_config
+from ddpm_jax.devices import compiler_options
+from ddpm_jax.diffusion import q_sample
+from ddpm_jax.interchange.plain import read_npz
+from ddpm_jax.keys import sample_keys
+from ddpm_jax.parts import Parts, build_parts
+from ddpm_jax.samplers import walk
+
+VARIANTS = ("ddpm_jax",)
+
+
+def setup(job: Job) -> tuple[Callable[[], None] | None, dict]:
+    """The call of the job, compiled; for a check none: its numbers are in a file."""
+    experiment, changes = NETS[job.net]
+    sizes = (f"train.batch_size={job.batch_size}", f"sample.batch_size={job.batch_size}", f"model.dtype={job.dtype}")
+    parts = build_parts(load_config(experiment, [*changes, "train.num_devices=1", *sizes]))
+    about = {"versions": {"jax": jax.__version__}, "device": jax.devices()[0].device_kind}
+    about["settings"] = {"compiler_options": compiler_options(), "threads": "all cores"}
+    if job.work == "check":
+        _check(job, parts)
+        return None, about
+    call = prepare_call(job.work, parts, num_rows=job.num_rows)
+    about |= {"compile_seconds": call.costs.trace_seconds + call.costs.compile_seconds}
+    return lambda: jax.block_until_ready(call.run()), about
+
+
+def _check(job: Job, parts: Parts) -> None:
+    """The prediction, the gradient's norm by parameter, and a short walk without noise, with the options as timed."""
+    folder = Path(job.folder)
+    inputs, params = np.load(folder / "inputs.npz"), read_npz(folder / "ours.npz").params
+    x, t, eps = (jnp.asarray(inputs[name]) for name in ("x", "t", "eps"))
+    table = sampler_factory.build_table(parts.config, parts.schedule)
+    table = table.rows(0, CHECKED_ROWS).replace(sigma=jnp.zeros(CHECKED_ROWS))
+    denoiser_of = factories.build_denoiser(parts.config, parts.schedule, parts.model)
+
+    def predict(params: dict, x_t: jax.Array) -> jax.Array:
+        return parts.model.apply({"params": params}, x_t, t)
+
+    def loss(params: dict) -> jax.Array:
+        return jnp.mean((eps - predict(params, q_sample(parts.schedule, x_0=x, t=t, eps=eps))) ** 2)
+
+    def numbers(params: dict) -> dict[str, jax.Array]:
+        value, grads = jax.value_and_grad(loss)(params)
+        keys = sample_keys(jax.random.key(0), jnp.arange(len(x)))
+        return {
+            "prediction": predict(params, x),
+            "loss": value,
+            "gradient_norm": jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))),
+            "walk": walk(denoiser_of(params, None), table, eps, keys),
+        }
+
+    found = jax.jit(numbers, compiler_options=compiler_options())(params)
+    np.savez(folder / f"check_{job.variant}.npz", **found)
+
+
+if __name__ == "__main__":
+    serve(setup)

@@ -1,0 +1,69 @@
+"""What all contestants of a net get: weights, pictures, a sampler's table. Run by the driver: prepare.py NET FOLDER."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from nets import NETS, NUM_ROWS
+from peer_unets import openai_weights
+
+from ddpm_jax import factories, sampler_factory
+from ddpm_jax.configuration import load_config
+from ddpm_jax.interchange.diffusers import write_diffusers
+from ddpm_jax.interchange.openai import read_openai_as
+from ddpm_jax.interchange.plain import write_npz
+from ddpm_jax.models.unet import init_params, num_params
+from ddpm_jax.overrides import flatten
+
+CHECKED = 2  # pictures
+
+
+def main() -> None:
+    net, folder = sys.argv[1], Path(sys.argv[2])
+    experiment, changes = NETS[net]
+    config = load_config(experiment, [*changes, "train.num_devices=1"])
+    schedule, image_shape = factories.build_schedule(config), factories.image_shape_of(config)
+    params = _openai_params(config, folder) if net.startswith("improved") else _random_params(config)
+    if not net.startswith("improved"):
+        write_diffusers(folder / "diffusers", config, params)
+    write_npz(folder / "ours.npz", config, params)
+    table = sampler_factory.build_table(config, schedule)
+    x, eps = np.random.default_rng(0).standard_normal((2, CHECKED, *image_shape)).astype(np.float32)
+    np.savez(
+        folder / "inputs.npz", x=x, eps=eps, t=np.array([17, schedule.num_steps // 2], np.int32),
+        alphas_bar=np.asarray(schedule.host_alphas_bar),
+        **{f"table_{name}": np.asarray(getattr(table, name))[:NUM_ROWS] for name in ("t", "c_x_0", "c_x_t", "sigma")},
+    )  # fmt: skip
+    facts = flatten(config) | {"num_params": num_params(params), "image_shape": image_shape}
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _random_params(config: ConfigDict) -> dict:
+    """Numbers at which every layer matters, those that start at zero too."""
+    model, image_shape = factories.build_model(config), factories.image_shape_of(config)
+    shapes = jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0))
+    rng = np.random.default_rng(1)
+
+    def draw(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        noise, name = rng.standard_normal(shape.shape).astype(np.float32), path[-1].key
+        if name == "kernel":
+            return noise / np.sqrt(np.prod(shape.shape[:-1], dtype=np.float32))
+        return 0.1 * noise + (name == "scale")
+
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def _openai_params(config: ConfigDict, folder: Path) -> dict:
+    """Weights under the names of OpenAI's codes, in a file of their own, and as ours."""
+    tensors = openai_weights(config)
+    np.savez(folder / "openai.npz", **tensors)
+    # Their function multiplies by 1 + what a norm holds.
+    norms = ("in_layers.0.weight", "out_layers.0.weight", "norm.weight", "out.0.weight")
+    return read_openai_as({name: array + name.endswith(norms) for name, array in tensors.items()}, config).params
+
+
+if __name__ == "__main__":
+    main()

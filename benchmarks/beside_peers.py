@@ -1,0 +1,201 @@
+"""Seconds of ddpm_jax beside PyTorch's U-Nets with the same weights: forward, sampler and train step.
+
+    pip install -e '.[parity]'
+    python benchmarks/beside_peers.py --nets digits fashion_mnist --out=beside.json
+
+First every contestant computes a prediction, a gradient and a short walk of the sampler from the same weights and
+noise, and the numbers are compared. Then, for each row, all contestants are built, each in a process of its own, and
+woken in turn, one at a time, in an order that turns from round to round. A ratio is ours over theirs of the medians
+within one round: below 1 ddpm_jax is faster. Its median over the rounds stands in the table with the lowest and the
+highest. The best peer is the one with the lowest median of its seconds. Memory is the peak of the whole process, with
+its compiler. `sample` is 20 steps in one call, as a sampling run walks its table; `train` is a whole update.
+lucidrains is denoising-diffusion-pytorch's own U-Net, another network with other weights: it is not compared in
+numbers, and never the best peer.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent / "beside"
+sys.path.insert(0, str(HERE))
+
+from nets import NETS, WORKS, Job  # noqa: E402
+
+OURS = "ddpm_jax"
+FORMS = ("plain", "channels_last", "compile")
+# Memory that malloc keeps and does not give back after each step; of both sides, and of glibc alone.
+KEEP = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+# Float32 rounding, which some 60 layers add up; the walk multiplies it by up to 1/sqrt(alpha-bar_T) before its clip.
+TOLERANCES = {"prediction": 1e-4, "loss": 1e-5, "gradient_norm": 1e-4, "walk": 1e-3}
+
+
+class Contestant:
+    """A process that waits to be woken."""
+
+    def __init__(self, job: Job, keep: bool):
+        script = HERE / ("ours.py" if job.variant == OURS else "peer.py")
+        env = os.environ | (KEEP if keep else {}) | {"OMP_NUM_THREADS": str(job.threads)}
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), json.dumps(asdict(job))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
+        )  # fmt: skip
+        self.name, self.rounds = job.variant, []
+        self.about = self._answer()
+
+    def wake(self, seconds: float) -> None:
+        """Measures for about so long."""
+        print(seconds, file=self._process.stdin, flush=True)
+        self.rounds.append(self._answer())
+
+    def end(self) -> None:
+        """Lets the process go."""
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def medians(self) -> np.ndarray:
+        """Seconds of a call, a number a round."""
+        return np.array([np.median(measured["seconds"]) for measured in self.rounds])
+
+    def summary(self) -> dict:
+        """What the table and the file say of it."""
+        return {
+            "about": self.about,
+            "seconds": float(np.median(self.medians())),
+            "round_seconds": self.medians().tolist(),
+            "cores": float(np.median([measured["cores"] for measured in self.rounds])),
+            "faults": float(np.median([measured["faults"] for measured in self.rounds])),
+            "peak_bytes": self.rounds[-1]["peak_bytes"],
+        }
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: {self.name} ended with code {self._process.wait()}; its words stand above")
+        return json.loads(line)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", default=["digits"], choices=list(NETS), metavar="NAME")
+    parser.add_argument("--work", nargs="+", default=list(WORKS), choices=WORKS, metavar="WORK")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32], metavar="N")
+    parser.add_argument("--forms", nargs="+", default=["plain", "channels_last"], choices=FORMS, metavar="FORM")
+    parser.add_argument("--lucidrains", action="store_true", help="its own U-Net too")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one contestant in one round")
+    parser.add_argument("--keep_memory", action="store_true", help="malloc gives nothing back, on both sides")
+    parser.add_argument("--out", metavar="FILE", help="writes all numbers as JSON")
+    args = parser.parse_args()
+    rows = []
+    for net in args.nets:
+        with prepared(net) as folder:
+            job = Job(net, "check", 2, OURS, folder, args.threads, "float32")
+            same = names_of(net, args.forms)
+            check(job, same, args.dtype)
+            print(HEADER, flush=True)
+            others = [f"lucidrains:{form}" for form in args.forms if form != "compile"] if args.lucidrains else []
+            for work in args.work:
+                for batch_size in args.batch_sizes:
+                    row_job = replace(job, work=work, batch_size=batch_size, dtype=args.dtype)
+                    rows.append(measure(row_job, [OURS, *same, *others], args))
+                    print(line_of(rows[-1]), flush=True)
+                    if args.out:
+                        write(args, rows)
+    return 0
+
+
+@contextmanager
+def prepared(net: str) -> Iterator[str]:
+    """A folder with what all contestants of a net get."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, str(HERE / "prepare.py"), net, folder], check=True)
+        yield folder
+
+
+def names_of(net: str, forms: list[str]) -> list[str]:
+    """The peers with our weights."""
+    peer = "improved" if net.startswith("improved") else "diffusers"
+    return [f"{peer}:{form}" for form in forms]
+
+
+def check(job: Job, peers: list[str], dtype: str) -> None:
+    """Ends the program where a peer computes other numbers than we do; in float32, whatever is timed then."""
+    found = {}
+    for name in (OURS, *peers):
+        Contestant(replace(job, variant=name), keep=False).end()
+        found[name] = np.load(Path(job.folder) / f"check_{name.replace(':', '_')}.npz")
+    for name in peers:
+        errors = {}
+        for quantity, tolerance in TOLERANCES.items():
+            ours, theirs = (np.asarray(found[side][quantity], np.float64) for side in (OURS, name))
+            errors[quantity] = float(np.max(np.abs(ours - theirs)) / max(1.0, np.max(np.abs(theirs))))
+            if not errors[quantity] <= tolerance:
+                raise SystemExit(f"error: {name} differs from {OURS} in {quantity} by {errors[quantity]:.2g}")
+        print(f"{job.net}: {name} agrees to " + ", ".join(f"{k} {v:.1g}" for k, v in errors.items()), flush=True)
+    if dtype != "float32":
+        print(f"(compared in float32; timed in {dtype})", flush=True)
+
+
+def measure(job: Job, names: list[str], args: argparse.Namespace) -> dict:
+    """One row: every contestant built, then woken in turn."""
+    contestants = [Contestant(replace(job, variant=name), args.keep_memory) for name in names]
+    for number in range(args.rounds):
+        turn = number % len(contestants)
+        for contestant in contestants[turn:] + contestants[:turn]:
+            contestant.wake(args.seconds)
+    for contestant in contestants:
+        contestant.end()
+    ours, peers = contestants[0], contestants[1:]
+    row = {"job": asdict(job), "contestants": {c.name: c.summary() for c in contestants}, "ratios": {}}
+    for peer in peers:
+        ratios = ours.medians() / peer.medians()
+        row["ratios"][peer.name] = [float(f(ratios)) for f in (np.median, np.min, np.max)]
+    comparable = [peer for peer in peers if not peer.name.startswith("lucidrains")]
+    row["best"] = min(comparable, key=lambda peer: np.median(peer.medians())).name
+    return row
+
+
+HEADER = (
+    f"\n{'net':<18}{'work':<9}{'batch':>5}{'ours ms':>10}{'best ms':>10}  {'ratio':<20}{'memory':>7}{'cores':>12}  best"
+)
+
+
+def line_of(row: dict) -> str:
+    """A row of the table."""
+    job, ours, best = row["job"], row["contestants"][OURS], row["contestants"][row["best"]]
+    middle, low, high = row["ratios"][row["best"]]
+    ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    cores = f"{ours['cores']:.1f} / {best['cores']:.1f}"
+    line = (
+        f"{job['net']:<18}{job['work']:<9}{job['batch_size']:>5}{1e3 * ours['seconds']:>10.1f}"
+        f"{1e3 * best['seconds']:>10.1f}  {ratio:<20}{ours['peak_bytes'] / best['peak_bytes']:>7.2f}{cores:>12}  "
+        f"{row['best']}"
+    )
+    for name, (middle, low, high) in row["ratios"].items():
+        if name.startswith("lucidrains"):
+            line += f"\n{'':<32}beside {name}: {middle:.2f} ({low:.2f} to {high:.2f})"
+    return line
+
+
+def write(args: argparse.Namespace, rows: list[dict]) -> None:
+    """All numbers so far."""
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    report = {"arguments": vars(args), "machine": machine, "python": platform.python_version(), "rows": rows}
+    Path(args.out).write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
