@@ -9,18 +9,20 @@ from typing import Any
 
 from ddpm_jax.atomic_files import check_folder, replace_file
 from ddpm_jax.commands import make_parser, run
+from ddpm_jax.configuration import changed
 from ddpm_jax.errors import UserError
 
 EXAMPLE = """\
 python -m ddpm_jax.benchmark --config=configs/celeba_hq_256.py --dry_run --devices=8 --config.mesh.fsdp=8
   python -m ddpm_jax.benchmark --config=configs/cifar10.py --dry_run --rows=given,remat,accum_4
-  python -m ddpm_jax.benchmark --config=configs/digits.py --what=train,forward,sample"""
+  python -m ddpm_jax.benchmark --config=configs/digits.py --what=train,forward,sample,data,compile"""
 PURPOSE = """\
 With --dry_run: parameters, FLOPs of a train step and of a sampler step, and bytes on each device, with and without
 each switch that saves memory: remat, bfloat16, gradient accumulation, FSDP. Nothing is trained and no array is made,
 and the devices need not be there. The rows that need a compilation come one after another.
 With --what: seconds of a train step, a network call and a sampler step on the devices that are there, pictures a
-second, the share of the peak of a matrix product, seconds of compilation and bytes."""
+second, the share of the peak of a matrix product, seconds of compilation and bytes; the rate of the data alone; and the
+seconds from the start of a process to its first train step, with and without compiled programs on disk."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of given, plain, remat, bfloat16, remat_bfloat16, accum_2, accum_4, accum_8, fsdp_1, fsdp_2, fsdp_4, "
         "fsdp_8; each is one compilation (default: all that fit)",
     )  # fmt: skip
-    parser.add_argument("--what", metavar="LIST", help="measure: any of train, forward, sample")
+    parser.add_argument("--what", metavar="LIST", help="measure: any of train, forward, sample, data, compile")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="of training and of sampling; else the config's")
+    parser.add_argument("--dtype", metavar="NAME", help="of the network, float32 or bfloat16; else the config's")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed calls of each (default 20)")
     parser.add_argument("--nocompile", action="store_true", help="only what needs no compilation: seconds")
     parser.add_argument("--out", metavar="FILE", help="writes the numbers as JSON too")
@@ -49,6 +53,9 @@ def _benchmark(args: argparse.Namespace) -> None:
     for flag, given in (("rows", args.rows), ("devices", args.devices is not None), ("nocompile", args.nocompile)):
         if given and not args.dry_run:
             raise UserError(f"--{flag} is a setting of --dry_run: leave it out")
+    changes = [f"{group}.batch_size={args.batch_size}" for group in ("train", "sample") if args.batch_size is not None]
+    changes += [f"model.dtype={args.dtype}"] if args.dtype else []
+    args.config = changed(args.config, changes)
     if args.out:
         check_folder("--out", os.path.dirname(os.path.abspath(args.out)))
     report = _predict(args) if args.dry_run else _measure(args)
@@ -61,7 +68,6 @@ def _benchmark(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.benchmarking.dry_run import dry_run
-    from ddpm_jax.benchmarking.variants import changed
     from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
 
     num_devices = args.config.train.num_devices or 1 if args.devices is None else args.devices

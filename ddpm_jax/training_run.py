@@ -117,7 +117,7 @@ class TrainingRun:
                     train.batch_size,
                     take_counts=batches.take_counts,
                     num_processes=jax.process_count(),
-                    step_flops=self._step_flops,
+                    step_flops=lambda: self._step_flops,
                     peak=lambda: self._peak,
                 ),
                 profiler=self._profiler,
@@ -132,7 +132,7 @@ class TrainingRun:
 
     @functools.cached_property
     def _step_flops(self) -> float:
-        return train_step_flops(self._parts)
+        return train_step_flops(self._parts, self._step_fn)
 
     @functools.cached_property
     def _peak(self) -> float:

@@ -10,8 +10,9 @@ from ddpm_jax import benchmark
 from ddpm_jax.benchmarking.programs import flops, sampler_step_flops, step_memory, train_step_flops
 from ddpm_jax.benchmarking.sizes import kept_bytes, residual_bytes, state_bytes
 from ddpm_jax.benchmarking.tables import counted, mebibytes
-from ddpm_jax.benchmarking.variants import build_variants, changed
+from ddpm_jax.benchmarking.variants import build_variants
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
+from ddpm_jax.configuration import changed
 from ddpm_jax.errors import UserError
 from ddpm_jax.parts import build_parts
 
@@ -162,8 +163,10 @@ def test_the_command_without_a_compilation(command):
         (("--dry_run", "--what=train"), "what to do? give either --dry_run"),
         (("--what=train", "--rows=given"), "--rows is a setting of --dry_run: leave it out"),
         (("--what=train", "--devices=2"), "--devices is a setting of --dry_run: leave it out"),
-        (("--what=",), "--what must name something to measure, of ['forward', 'sample', 'train']; got nothing"),
-        (("--what=data",), "--what must be one of ['forward', 'sample', 'train']; got 'data'"),
+        (("--what=",), "--what must name something to measure, of ['compile', 'data', 'forward', 'sample', 'train']; got nothing"),
+        (("--what=speed",), "--what must be one of ['compile', 'data', 'forward', 'sample', 'train']; got 'speed'"),
+        (("--what=train", "--dtype=half"), "model.dtype must be one of ['bfloat16', 'float32']; got 'half'"),
+        (("--what=train", "--batch_size=0"), "train.batch_size must be"),
         (("--what=train", "--repeats=2"), "--repeats must be at least 3, for a median with quartiles; got 2"),
         (("--dry_run", "--rows=remats"), "--rows must be one of"),
         (("--dry_run", "--devices=3"), "train.batch_size must be a multiple of 3 (3 devices); got 8: take 6"),

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import pytest
 
 from ddpm_jax import benchmark
+from ddpm_jax.benchmarking.startup import PHASES, startup
 from ddpm_jax.benchmarking.timing import product_peak, repeated, summary
 from ddpm_jax.devices import make_mesh
+from ddpm_jax.errors import UserError
 
 
 def test_a_summary_follows_from_the_seconds():
@@ -51,3 +53,27 @@ def test_the_command_measures_and_writes(tiny_flags, tmp_path, capfd):
     sample = report["rows"]["sample"]
     assert sample["samples_per_second"] == pytest.approx(sample["pictures_per_second"] / 20)
     assert "ancestral with 20 network calls" in text
+
+
+def test_the_rate_of_the_data(tiny_flags, tmp_path, capfd):
+    assert benchmark.main([*tiny_flags, "--what=data", "--repeats=3", f"--out={tmp_path}/data.json"]) == 0
+    found = json.loads((tmp_path / "data.json").read_text())["data"]
+    assert found["num_pictures"] > 0 and found["first_seconds"] > 0 and found["pictures_per_second"] > 0
+    assert f"{found['num_pictures']:,} pictures" in capfd.readouterr().out
+
+
+def test_the_second_start_finds_the_programs_of_the_first(tiny_config):
+    """Whatever else the machine does: the warm start writes no program that the cold one did not."""
+    found = startup(tiny_config())
+    assert found.keys() == {"cold", "warm"}
+    for seconds in found.values():
+        assert seconds.keys() == {"total", "programs", *PHASES}
+        assert seconds["total"] > sum(seconds[phase] for phase in PHASES[:-1])
+    assert found["cold"]["programs"] == found["warm"]["programs"] > 0
+
+
+def test_a_start_that_fails_is_told(tiny_config, monkeypatch):
+    config = tiny_config().copy_and_resolve_references().unlock()
+    config.train.batch_size = 0
+    with pytest.raises(UserError, match="--what=compile: the start failed: .*train.batch_size must be"):
+        startup(config)

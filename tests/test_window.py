@@ -69,7 +69,7 @@ def test_a_spike_is_told_from_noise():
 
 def test_rates():
     counts = LoaderCounts(images=30, load_seconds=0.5, wait_seconds=0.2)
-    rates = Rates(8, take_counts=lambda: counts, num_processes=2, step_flops=1e9, peak=lambda: 1e11)
+    rates = Rates(8, take_counts=lambda: counts, num_processes=2, step_flops=lambda: 1e9, peak=lambda: 1e11)
     numbers = rates(10, 2.0)
     assert numbers == pytest.approx({
         "images_per_second": 40, "seconds_per_step": 0.2, "data_wait": 0.1, "loader_images_per_second": 120,

@@ -44,7 +44,7 @@ def prepare_call(name: str, parts: Parts, *, num_rows: int = 1) -> Call:
 
 def _training(parts: Parts, step: Compiled) -> Callable[[], PyTree]:
     """A function that takes one train step further each time."""
-    batch, held = _random(abstract_batch(parts, parts.config.train.batch_size)), [parts.fresh_state()]
+    batch, held = random_inputs(abstract_batch(parts, parts.config.train.batch_size)), [parts.fresh_state()]
 
     def run() -> PyTree:
         held[0], metrics = step(held[0], batch, parts.keys.train)
@@ -58,11 +58,11 @@ def _calling(parts: Parts, program: Compiled) -> Callable[[], PyTree]:
     init = jax.jit(lambda key: parts.init(key).params, out_shardings=parts.state_sharding.params)
     x_t, keys, labels = sampled_batch(parts)
     keys = jax.device_put(jax.random.split(parts.keys.sample, keys.shape[0]), keys.sharding)
-    inputs = (init(parts.keys.init), _random(x_t), keys, _random(labels))
+    inputs = (init(parts.keys.init), random_inputs(x_t), keys, random_inputs(labels))
     return lambda: program(*inputs)
 
 
-def _random(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.Array]:
+def random_inputs(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.Array]:
     """Noise, random pixels, or labels of the first class, as the dtype asks, where the shapes say."""
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""A train step, a network call and a sampler step, timed on the devices that are there."""
+"""A train step, a network call, a sampler step, the data and the start of a process, timed on the devices there are."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import sampler_factory
 from ddpm_jax.benchmarking.calls import PROGRAMS, prepare_call
+from ddpm_jax.benchmarking.data_rate import data_rate
 from ddpm_jax.benchmarking.programs import countable, flops, lower_forward, lower_sampler_rows, train_step_flops
+from ddpm_jax.benchmarking.startup import PHASES, startup
 from ddpm_jax.benchmarking.tables import aligned, counted, mebibytes
-from ddpm_jax.benchmarking.timing import product_peak, repeated, summary
-from ddpm_jax.benchmarking.variants import changed
+from ddpm_jax.benchmarking.timing import peak_memory, product_peak, repeated, summary
+from ddpm_jax.configuration import changed
 from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.models.unet import num_params
 from ddpm_jax.parts import Parts, build_parts
@@ -25,24 +27,41 @@ program without remat; the peak is that of a matrix product in the same type on 
 is what the compiler plans on each device: arguments and temporaries."""
 
 
+WHAT = (*PROGRAMS, "data", "compile")
+
+
 def measure(
     config: ConfigDict, what: Sequence[str], *, repeats: int = 20, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Prints a line of the table for each of `what` as it is measured, and returns the numbers.
 
     Args:
-      what: of PROGRAMS.
-      repeats: timed calls of each, after two that are not.
+      what: of WHAT.
+      repeats: timed calls of each, after two that are not; batches of the data.
 
     Raises:
-      UserError: nothing to measure or no such program, too few repeats, or a config that does not fit.
+      UserError: nothing to measure or no such thing, too few repeats, or a config that does not fit.
     """
     for name in what:
-        check_one_of("--what", name, PROGRAMS)
+        check_one_of("--what", name, WHAT)
     if not what:
-        raise UserError(f"--what must name something to measure, of {sorted(PROGRAMS)}; got nothing")
+        raise UserError(f"--what must name something to measure, of {sorted(WHAT)}; got nothing")
     if repeats < 3:
         raise UserError(f"--repeats must be at least 3, for a median with quartiles; got {repeats}")
+    report: dict[str, Any] = {"jax": jax.__version__}
+    if "compile" in what:  # first: its processes need the devices, some of which serve one process alone
+        report["startup"] = startup(config)
+        _say_startup(report["startup"], say)
+    if "data" in what:
+        report["data"] = data_rate(config, repeats)
+        _say_data(report["data"], say)
+    programs = [name for name in what if name in PROGRAMS]
+    return report | (_measure_programs(config, programs, repeats, say) if programs else {})
+
+
+def _measure_programs(
+    config: ConfigDict, names: list[str], repeats: int, say: Callable[[str], None]
+) -> dict[str, Any]:
     parts = build_parts(config)
     peak = product_peak(parts.mesh, parts.model.dtype)
     device, rate = parts.mesh.devices.flat[0].device_kind, peak["flops_per_second"]
@@ -51,12 +70,32 @@ def measure(
     say(f"peak     {counted(rate)}FLOP/s, a product of {peak['side']} x {peak['side']} on each device\n")
     say(aligned(["", *COLUMNS]))
     rows = {}
-    for name in what:
+    for name in names:
         rows[name] = _measured(name, parts, repeats, rate)
         say(_line(name, rows[name]))
     _say_sampler(parts, rows, say)
+    memory = peak_memory(parts.mesh)
+    say("\n" + ", ".join(f"{where} memory at its peak {mebibytes(size)} MiB" for where, size in memory.items()))
     say("\n" + NOTE)
-    return {"num_params": size, "device": device, "devices": parts.mesh.size, "peak": peak, "rows": rows, "note": NOTE}
+    return {
+        "num_params": size, "device": device, "devices": parts.mesh.size, "peak": peak, "rows": rows,
+        "peak_memory": memory, "note": NOTE,
+    }  # fmt: skip
+
+
+def _say_startup(found: dict[str, dict[str, int | float]], say: Callable[[str], None]) -> None:
+    say("seconds to the end of the first train step, in a process of its own")
+    say(aligned(["", "total", *PHASES]))
+    for name, seconds in found.items():
+        say(aligned([name, *(f"{seconds[phase]:.2f}" for phase in ("total", *PHASES))]))
+    say("cold: no compiled program on disk; warm: started again. parameters, first: compiled and run.\n")
+
+
+def _say_data(found: dict[str, int | float], say: Callable[[str], None]) -> None:
+    say(
+        f"data     {found['num_pictures']:,} pictures; the first batch after {found['first_seconds']:.2f} s, then "
+        f"{found['pictures_per_second']:,.0f} pictures/s\n"
+    )
 
 
 def _measured(name: str, parts: Parts, repeats: int, peak: float) -> dict[str, float]:

@@ -16,17 +16,22 @@ from jax.stages import Compiled, Lowered
 from ddpm_jax import factories, sampler_factory
 from ddpm_jax.batch import label_args
 from ddpm_jax.benchmarking.sizes import abstract_batch
-from ddpm_jax.benchmarking.variants import changed
+from ddpm_jax.configuration import changed
 from ddpm_jax.devices import batch_sharded, compiler_options, quick_compile_options
 from ddpm_jax.parts import Parts, build_parts
 from ddpm_jax.samplers import begin_walk, walk_on
+from ddpm_jax.training.step import TrainStep
 
 
-def lower_step(parts: Parts) -> Lowered:
-    """The train step, traced and sharded over the mesh of `parts`."""
+def lower_step(parts: Parts, step_fn: TrainStep | None = None) -> Lowered:
+    """The train step, traced and sharded over the mesh of `parts`.
+
+    Args:
+      step_fn: of `parts.jitted_step`, which then need not be traced and lowered again to run.
+    """
     batch = abstract_batch(parts, parts.config.train.batch_size)
     key = jax.eval_shape(lambda: parts.keys.train)  # a shape, which belongs to no device
-    return parts.jitted_step().lower(parts.abstract_state, batch, key)
+    return (step_fn or parts.jitted_step()).lower(parts.abstract_state, batch, key)
 
 
 def sampled_batch(parts: Parts) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
@@ -94,12 +99,18 @@ def on_one_device(parts: Parts, device: jax.Device) -> Parts:
     return dataclasses.replace(parts, mesh=Mesh(np.array([[device]]), parts.mesh.axis_names))
 
 
-def train_step_flops(parts: Parts) -> float:
-    """Of one update, over all devices; with `model.remat` what is computed again is counted again."""
+def train_step_flops(parts: Parts, step_fn: TrainStep | None = None) -> float:
+    """Of one update, over all devices; with `model.remat` what is computed again is counted again.
+
+    Args:
+      step_fn: of `parts.jitted_step`, if there is one: its own program is counted where that will do.
+    """
+    counted = parts
     if parts.config.train.grad_accum_steps > 1 or parts.config.optim.clip_replicas:
         # In one part, since parts are a loop.
-        parts = build_parts(changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"]))
-    return flops(lower_step(countable(parts)))
+        counted = build_parts(changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"]))
+    counted = countable(counted)
+    return flops(lower_step(counted, step_fn if counted is parts else None))
 
 
 def sampler_step_flops(parts: Parts) -> float:

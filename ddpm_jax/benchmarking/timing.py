@@ -1,5 +1,7 @@
 """Seconds of a program, over many repeats, and what follows from them."""
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from ddpm_jax.devices import batch_sharded
+from ddpm_jax.devices import batch_sharded, local_mesh
 
 _SIDES = (512, 1024, 2048, 4096, 8192)
 _LONG_ENOUGH = 0.05  # seconds of a product, beside which its start does not count
@@ -60,3 +62,13 @@ def product_peak(mesh: Mesh, dtype: DTypeLike) -> dict[str, float]:
         if seconds > _LONG_ENOUGH:
             break
     return best
+
+
+def peak_memory(mesh: Mesh) -> dict[str, int]:
+    """The most bytes in use so far: "host", of this process, and "device", of its first one, where that counts them."""
+    per_unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, elsewhere in KiB
+    peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per_unit}
+    stats = local_mesh(mesh).devices.flat[0].memory_stats() or {}  # None on CPU
+    if "peak_bytes_in_use" in stats:
+        peaks["device"] = stats["peak_bytes_in_use"]
+    return peaks

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from ddpm_jax.configuration import changed
 from ddpm_jax.errors import UserError, check_one_of
-from ddpm_jax.overrides import apply_override
 from ddpm_jax.parts import Parts, build_parts
 
 # Name of a row -> what it changes.
@@ -32,14 +32,6 @@ class Variant:
     def changes(self) -> tuple[str, ...]:
         """`group.field=value`, of the fields that the row sets."""
         return SWITCHES[self.name]
-
-
-def changed(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
-    """A locked copy with `group.field=value` applied in order."""
-    copy = config.copy_and_resolve_references().unlock()
-    for change in changes:
-        apply_override(copy, change)
-    return copy.lock()
 
 
 def build_variants(config: ConfigDict, names: Sequence[str] = ()) -> tuple[list[Variant], dict[str, str]]:

@@ -12,8 +12,8 @@ class Rates:
       batch_size: pictures a step, over all devices.
       take_counts: of the `BatchLoader`.
       num_processes: that share the batch.
-      step_flops: of one update of the whole batch; 0 where it is not known.
-      peak: () -> FLOP/s of all devices, asked at each report; 0 where it is not known.
+      step_flops: () -> FLOPs of one update of the whole batch, asked at each report; 0 where that is not known.
+      peak: () -> FLOP/s of all devices, asked likewise; 0 where it is not known.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class Rates:
         *,
         take_counts: Callable[[], LoaderCounts] = LoaderCounts,
         num_processes: int = 1,
-        step_flops: float = 0.0,
+        step_flops: Callable[[], float] = lambda: 0.0,
         peak: Callable[[], float] = lambda: 0.0,
     ):
         self._batch_size, self._take_counts, self._num_processes = batch_size, take_counts, num_processes
@@ -38,6 +38,6 @@ class Rates:
         }
         if counts.load_seconds > 0:
             numbers["loader_images_per_second"] = counts.images * self._num_processes / counts.load_seconds
-        if self._step_flops and (peak := self._peak()):
-            numbers["share_of_peak"] = self._step_flops * num_steps / seconds / peak
+        if (step_flops := self._step_flops()) and (peak := self._peak()):
+            numbers["share_of_peak"] = step_flops * num_steps / seconds / peak
         return numbers
