@@ -17,8 +17,8 @@ from ddpm_jax.overrides import closest_field, flatten
 
 EXIT_OK, EXIT_INTERRUPTED = 0, 130  # 130 = 128 + SIGINT, as shells count
 
-# A step of a small model compiles in a second or more; shorter compilations are not worth a file.
-_CACHED_COMPILE_SECONDS = 0.5
+# All compilations are kept: the dozens of small ones make half a second of each start together.
+_CACHED_COMPILE_SECONDS = 0.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -203,6 +203,8 @@ def enable_compilation_cache(enabled: bool = True) -> None:
     if not enabled:
         jax.config.update("jax_enable_compilation_cache", False)
         return
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHED_COMPILE_SECONDS)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm_jax" / "xla"
@@ -215,4 +217,3 @@ def enable_compilation_cache(enabled: bool = True) -> None:
               "set JAX_COMPILATION_CACHE_DIR to a folder that can", file=sys.stderr, flush=True)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHED_COMPILE_SECONDS)

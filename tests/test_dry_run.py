@@ -163,7 +163,7 @@ def test_the_command_without_a_compilation(command):
         (("--dry_run", "--what=train"), "what to do? give either --dry_run"),
         (("--what=train", "--rows=given"), "--rows is a setting of --dry_run: leave it out"),
         (("--what=train", "--devices=2"), "--devices is a setting of --dry_run: leave it out"),
-        (("--what=",), "--what must name something to measure, of ['compile', 'data', 'forward', 'sample', 'train']; got nothing"),
+        (("--what=",), "--what must name something to measure, of ['compile', 'data', 'forward', 'sample', 'train']"),
         (("--what=speed",), "--what must be one of ['compile', 'data', 'forward', 'sample', 'train']; got 'speed'"),
         (("--what=train", "--dtype=half"), "model.dtype must be one of ['bfloat16', 'float32']; got 'half'"),
         (("--what=train", "--batch_size=0"), "train.batch_size must be"),

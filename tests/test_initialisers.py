@@ -24,10 +24,11 @@ def test_alone_it_is_flaxs(shape, scale):
     np.testing.assert_allclose(fan_avg_uniform(scale)(key, shape), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("first_draw", [64, 300, 10**6])
-def test_together_no_number_is_given_twice(first_draw, monkeypatch):
+@pytest.mark.parametrize("first_draw,longest", [(64, 128), (300, 10**6), (10**6, 10**6)])
+def test_together_no_number_is_given_twice(first_draw, longest, monkeypatch):
     """Draws too short for one tensor, for some, and long enough for all; each tensor fills its -l..l evenly."""
     monkeypatch.setattr(initialisers, "_FIRST_DRAW", first_draw)
+    monkeypatch.setattr(initialisers, "_LONGEST_DRAW", longest)
     key = jax.random.key(0)
 
     @jax.jit

@@ -18,6 +18,7 @@ from ddpm_jax.benchmarking.programs import (
     sampled_batch,
 )
 from ddpm_jax.benchmarking.sizes import abstract_batch
+from ddpm_jax.host_memory import release_unused
 from ddpm_jax.parts import Parts
 
 PROGRAMS = ("train", "forward", "sample")
@@ -36,9 +37,11 @@ def prepare_call(name: str, parts: Parts, *, num_rows: int = 1) -> Call:
     """Compiles one of PROGRAMS: a train step, a network call, or `num_rows` steps of the sampler."""
     if name == "train":
         compiled, costs = compiled_with_costs(lambda: lower_step(parts))
+        release_unused()
         return Call(_training(parts, compiled), parts.config.train.batch_size, costs)
     lower = lower_forward if name == "forward" else lambda parts: lower_sampler_rows(parts, num_rows)
     compiled, costs = compiled_with_costs(lambda: lower(parts))
+    release_unused()
     return Call(_calling(parts, compiled), parts.config.sample.batch_size, costs)
 
 

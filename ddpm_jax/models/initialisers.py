@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-_FIRST_DRAW = 2**18  # numbers; each draw after it is twice as long
+# Numbers in the first draw, each after which is twice as long, and in the longest, which bounds the memory for them.
+_FIRST_DRAW, _LONGEST_DRAW = 2**18, 2**22
 
 
 class _Reel:
@@ -29,7 +30,7 @@ class _Reel:
         """The next numbers; a draw too short for them is thrown away."""
         size = math.prod(shape)
         if self._taken + size > self._numbers.size:
-            length = max(size, _FIRST_DRAW * 2**self._num_draws)
+            length = max(size, min(_FIRST_DRAW * 2**self._num_draws, _LONGEST_DRAW))
             key = jax.random.fold_in(self._key, self._num_draws)
             self._numbers, self._taken = jax.random.uniform(key, (length,), minval=-1.0), 0
             self._num_draws += 1

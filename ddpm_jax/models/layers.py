@@ -66,19 +66,42 @@ def double(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
 RESIZES = {"": lambda x: x, "down": halve, "up": double}
 
 
+class GroupNorm(nn.Module):
+    """(x - mean)/sqrt(var + epsilon) * scale + bias, mean and variance of the pixels of a group of channels (Wu and
+    He 2018, equations 1 and 2), in float32.
+
+    Sums run over the pixels of a channel first, then over the channels of a group, which every compiler does faster
+    than both at once. The variance is of x - mean: E[x^2] - mean^2 is wrong in the first digit at mean 1000 and
+    deviation 1.
+    """
+
+    num_groups: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def mean_of_group(x: Array) -> Array:
+            means = x.mean(axis=(1, 2)).reshape(-1, self.num_groups, channels // self.num_groups).mean(axis=-1)
+            return jnp.repeat(means, channels // self.num_groups, axis=-1)[:, None, None, :]  # [B, 1, 1, C]
+
+        x = x - mean_of_group(x)
+        gain = jax.lax.rsqrt(mean_of_group(x * x) + self.epsilon) * scale[None, None, None, :]
+        return x * gain + bias[None, None, None, :]
+
+
 class Norm(nn.Module):
-    """GroupNorm over float32."""
+    """GroupNorm over float32, whatever x is."""
 
     num_groups: int
     epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # The two-pass variance: at mean 1000 and deviation 1 the fast one is wrong in the first digit.
-        norm = nn.GroupNorm(
-            self.num_groups, epsilon=self.epsilon, use_fast_variance=False, dtype=jnp.float32, name="norm"
-        )
-        return norm(x.astype(jnp.float32))
+        return GroupNorm(self.num_groups, self.epsilon, name="norm")(x.astype(jnp.float32))
 
 
 class ResBlock(nn.Module):
