@@ -88,11 +88,14 @@ def state_sharded(mesh: Mesh, shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Na
 def check_batch_size(field: str, batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
     """Raises UserError unless every device gets the same number of images in every part of the batch."""
     unit = mesh.size * num_parts
+    if batch_size < 1 and unit == 1:
+        raise UserError(f"{field} must be at least 1; got {batch_size}")
     if batch_size < 1 or batch_size % unit:
-        parts = f" times {num_parts} parts" if num_parts > 1 else ""
+        of = "1 device" if mesh.size == 1 else f"{mesh.size} devices"
+        of += f" times {num_parts} parts" if num_parts > 1 else ""
         remedy = max(unit, batch_size // unit * unit)
         raise UserError(
-            f"{field} must be a multiple of {unit} ({mesh.size} devices{parts}); got {batch_size}: "
+            f"{field} must be a multiple of {unit} ({of}); got {batch_size}: "
             f"take {remedy}, or another train.num_devices"
         )
 

@@ -70,8 +70,8 @@ def _say_end(args: argparse.Namespace, stopped_by: int | None) -> None:
         return
     print(f"done: pictures in {args.workdir}/samples")
     print(
-        f"next: python -m ddpm_jax.sample --workdir={args.workdir} --num_samples=64 --seed=1 "
-        f"--out={args.workdir}/samples/new"
+        f"next: python -m ddpm_jax.sample --workdir={args.workdir} "
+        f"--num_samples={args.config.sample.num_grid} --seed=1 --out={args.workdir}/samples/new"
     )
 
 

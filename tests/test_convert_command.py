@@ -101,7 +101,7 @@ def test_evaluating_an_import(folder, pictures, tmp_path, capsys):
     argv = [f"--workdir={tmp_path / 'run'}", "--what=bits", f"--out={tmp_path / 'out'}"]
     for more, match in (
         ([], "give --split, such as --split=train"),
-        (["--split=train"], "data.path must name a folder of images; got ''; add --config.data.path=DIR"),
+        (["--split=train"], "data.path must name a folder of images or a packed file; got ''; add"),
         (["--config.model.channels=8"], "a field after --config. must be one of ['data.data_dir'"),
         (["--config=digits"], "takes no --config=FILE"),
     ):

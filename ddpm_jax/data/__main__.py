@@ -59,8 +59,9 @@ def _pack(args: argparse.Namespace) -> None:
         print(f"note: {note}", file=sys.stderr)
     took = format_duration(time.monotonic() - start)
     print(f"packed {packed.num_images:,} pictures into {packed.path}: {packed.num_bytes / 1e6:,.1f} MB, in {took}")
-    print(f"next: --config.data.name=image_folder --config.data.path={packed.path} "
-          f"--config.data.image_size={args.image_size} --config.data.num_channels={args.num_channels}")  # fmt: skip
+    print(f"next: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path={packed.path} "
+          f"--config.data.image_size={args.image_size} --config.data.num_channels={args.num_channels} "
+          "--workdir=runs/packed")  # fmt: skip
 
 
 def _image_size(text: str) -> tuple[int, int]:

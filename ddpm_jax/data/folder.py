@@ -64,7 +64,7 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
         good = rows[listing.is_good[rows]]
     notes = listing.notes()
     if reasons:
-        notes += (skipped_note(reasons, len(rows)),)
+        notes += (skipped_note(reasons, len(rows), split),)
     if not len(good):
         raise UserError(f"data.path {listing.root!r}: no image could be read; {notes[-1]}")
     labels = None if labels is None else labels[good]

@@ -147,13 +147,13 @@ def checked_folder(path: str) -> Path:
     if path and folder.is_dir():
         return folder
     if not path:
-        raise UserError("data.path must name a folder of images; got ''; add --config.data.path=DIR")
+        raise UserError("data.path must name a folder of images or a packed file; got ''; add --config.data.path=DIR")
     if not folder.exists():
-        raise UserError(f"data.path must name a folder of images; got {path!r} (no such folder)")
+        raise UserError(f"data.path must name a folder of images or a packed file; got {path!r} (no such folder)")
     remedy = {".npz": "use data.name=array", ".npy": "use data.name=array"}.get(
         folder.suffix.lower(), "name the folder; unpack an archive first"
     )
-    raise UserError(f"data.path must name a folder of images; got {path!r} (a file); {remedy}")
+    raise UserError(f"data.path must name a folder of images or a packed file; got {path!r} (a file); {remedy}")
 
 
 def is_hidden(name: str) -> bool:
@@ -171,10 +171,11 @@ def class_labels(files: list[str]) -> np.ndarray | None:
     return np.array([rank[folder] for folder in folders], np.int64)
 
 
-def skipped_note(reasons: list[tuple[str, str]], num_files: int) -> str:
-    """One line about the (name, reason) of files that could not be read."""
+def skipped_note(reasons: list[tuple[str, str]], num_files: int, split: str = "") -> str:
+    """One line about the (name, reason) of files that could not be read, of all or of those of a split."""
+    part = f" of split {split!r}" if split else ""
     shown = first_of([f"{printable(name)} ({reason})" for name, reason in reasons])
-    return f"skipped {len(reasons)} of {num_files} image files that could not be read: {shown}"
+    return f"skipped {len(reasons)} of {num_files} image files{part} that could not be read: {shown}"
 
 
 def printable(name: str) -> str:

@@ -54,7 +54,7 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
     left_out = [row for row in rows.tolist() if row in unreadable and (in_memory or unreadable[row][0] == "header")]
     notes = _size_note(pack, shape)
     if left_out:
-        notes += (skipped_note([(files[row], unreadable[row][1]) for row in left_out], len(rows)),)
+        notes += (skipped_note([(files[row], unreadable[row][1]) for row in left_out], len(rows), split),)
     good = rows[~np.isin(rows, left_out)]
     if not len(good):
         raise UserError(f"data.path {path!r}: no image of data.split {split!r} could be read; {notes[-1]}")
