@@ -100,7 +100,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="of one contestant in one round")
     parser.add_argument("--keep_memory", action="store_true", help="malloc gives nothing back, on both sides")
     parser.add_argument("--out", metavar="FILE", help="writes all numbers as JSON")
+    parser.add_argument("--table", nargs="+", metavar="FILE", help="measures nothing: a Markdown table of such files")
     args = parser.parse_args()
+    if args.table:
+        print(markdown([row for name in args.table for row in json.loads(Path(name).read_text())["rows"]]))
+        return 0
     rows = []
     for net in args.nets:
         with prepared(net) as folder:
@@ -192,6 +196,22 @@ def line_of(row: dict) -> str:
         if name.startswith("lucidrains"):
             line += f"\n{'':<32}beside {name}: {middle:.2f} ({low:.2f} to {high:.2f})"
     return line
+
+
+def markdown(rows: list[dict]) -> str:
+    """The rows as a table of the docs, MB of 10^6 bytes."""
+    lines = ["| net | work | batch | ours, ms | best peer, ms | ratio | memory running, MB | at most, MB | cores |"]
+    lines += ["| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |"]
+    for row in rows:
+        job, (ours, best) = row["job"], (row["contestants"][name] for name in (OURS, row["best"]))
+        middle, low, high = row["ratios"][row["best"]]
+        pairs = [f"{ours[name] / 1e6:,.0f} / {best[name] / 1e6:,.0f}" for name in ("running_bytes", "start_bytes")]
+        lines.append(
+            f"| {job['net']} | {job['work']} | {job['batch_size']} | {1e3 * ours['seconds']:,.1f} | "
+            f"{1e3 * best['seconds']:,.1f} ({row['best'].split(':')[1]}) | {middle:.2f} ({low:.2f} to {high:.2f}) | "
+            f"{pairs[0]} | {pairs[1]} | {ours['cores']:.1f} / {best['cores']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def write(args: argparse.Namespace, rows: list[dict]) -> None:
