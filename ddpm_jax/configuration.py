@@ -97,7 +97,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Example: `load_config("digits", ["train.batch_size=64", "model.channel_mults=1,2,4"])`
     """
     if Path(name_or_path).suffix == ".json" and Path(name_or_path).is_file():
-        return changed(whole_config_from_json(Path(name_or_path).read_text("utf-8"), name_or_path), overrides)
+        return _with_overrides(whole_config_from_json(Path(name_or_path).read_text("utf-8"), name_or_path), overrides)
     module = _experiment_module(name_or_path)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(
@@ -110,19 +110,22 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         )
     for field, value in flatten(config).items():
         _check_storable(field, value)
-    return changed(config, overrides)
+    return _with_overrides(config, overrides)
+
+
+def _with_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    for override in overrides:
+        apply_override(config, override)
+    return config.lock()
 
 
 def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """A locked copy with `group.field=value` applied in order.
+    """A locked copy, whose references are values now, with `group.field=value` applied in order.
 
     Raises:
       UserError: a field that there is not, or a value that is not like its default.
     """
-    copy = config.copy_and_resolve_references().unlock()
-    for override in overrides:
-        apply_override(copy, override)
-    return copy.lock()
+    return _with_overrides(config.copy_and_resolve_references().unlock(), overrides)
 
 
 def _base_config() -> ConfigDict:

@@ -37,12 +37,13 @@ def prepare_call(name: str, parts: Parts, *, num_rows: int = 1) -> Call:
     """Compiles one of PROGRAMS: a train step, a network call, or `num_rows` steps of the sampler."""
     if name == "train":
         compiled, costs = compiled_with_costs(lambda: lower_step(parts))
-        release_unused()
-        return Call(_training(parts, compiled), parts.config.train.batch_size, costs)
-    lower = lower_forward if name == "forward" else lambda parts: lower_sampler_rows(parts, num_rows)
-    compiled, costs = compiled_with_costs(lambda: lower(parts))
+        call = Call(_training(parts, compiled), parts.config.train.batch_size, costs)
+    else:
+        lower = lower_forward if name == "forward" else lambda parts: lower_sampler_rows(parts, num_rows)
+        compiled, costs = compiled_with_costs(lambda: lower(parts))
+        call = Call(_calling(parts, compiled), parts.config.sample.batch_size, costs)
     release_unused()
-    return Call(_calling(parts, compiled), parts.config.sample.batch_size, costs)
+    return call
 
 
 def _training(parts: Parts, step: Compiled) -> Callable[[], PyTree]:
