@@ -145,9 +145,5 @@ def remat_options() -> dict[str, str]:
 
 
 def quick_compile_options() -> dict[str, str]:
-    """Options for a jit that runs once, such as drawing the parameters: on CPU, compile without optimising.
-
-    An initialiser a tensor makes hundreds of small loops, which take longer to optimise than to run. The
-    numbers drawn are the same, bit for bit.
-    """
+    """Options for a program that is compiled to learn its plan of memory, or runs once: on CPU, without optimising."""
     return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
