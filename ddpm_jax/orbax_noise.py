@@ -4,6 +4,7 @@ import functools
 import logging
 import sys
 import threading
+import warnings
 from typing import Any
 
 from ddpm_jax.disk_space import is_full
@@ -38,6 +39,8 @@ def wait_for_threads() -> None:
 @functools.cache
 def drop_late_callbacks() -> None:
     """Keeps off the screen what Orbax's other reads and writes say when the first one has failed."""
+    # Writes that had not begun, found by the garbage collector, often after the one line of the error.
+    warnings.filterwarnings("ignore", r"coroutine 'async_(de)?serialize\S*' was never awaited", RuntimeWarning)
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
