@@ -12,14 +12,14 @@ import argparse
 import collections
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jax.extend.core import Jaxpr, JaxprEqn
+from roofline import equations
 
 from ddpm_jax import factories
 from ddpm_jax.configuration import load_config
@@ -42,16 +42,6 @@ class Kind(NamedTuple):
         """Of the forward pass, borders as if they were whole; each gradient has as many."""
         batch, height, width, channels = self.picture
         return 2.0 * np.prod(self.kernel) * batch * height * width / np.prod(self.strides)
-
-
-def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """All of a program, those of inner functions too."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
 
 
 def kinds_of(experiment: str, batch_size: int) -> dict[Kind, int]:

@@ -1,13 +1,15 @@
-"""How step time and memory grow with batch, resolution, width, devices and samples: exponents, JSON and a plot.
+"""How step time and memory grow with batch, resolution, width, steps, samples and devices: exponents, JSON, a plot.
 
     python benchmarks/scaling.py --out=docs/images/scaling
 
-writes scaling.json and scaling.png and prints two Markdown tables; some ten minutes on two idle CPU cores. One small
-U-Net, of which one measure after the other is changed. Seconds are medians of several repeats, in each of which every
-point of a curve has its turn, so that what else the machine does meets all of them alike. Memory is that of the
-compiled step on one device (state, batch, temporaries); neither it nor the FLOPs depend on what else runs. Over devices
-it is memory alone, with the same batch over all of them and the state cut by FSDP: the devices are virtual. A sample is
-ten network calls, in batches of 8. Exponents are least squares of logarithms, with their standard errors.
+writes scaling.json and scaling.png and prints two Markdown tables; some twenty minutes on two idle CPU cores. One small
+U-Net, of which one measure after the other is changed; along the resolution in batches of 4. Seconds are medians of
+several repeats, in each of which every point of a curve has its turn, so that what else the machine does meets all of
+them alike. Memory is that of the compiled step on one device (state, batch, temporaries); neither it nor the FLOPs
+depend on what else runs. Over devices it is memory alone, since they are virtual: strong scaling, the same batch over
+all of them with the state cut by FSDP, and weak scaling, a batch that grows with them. Samples are drawn in batches of
+8, ten network calls each; along the steps 8 samples. Exponents are least squares of logarithms, with their standard
+errors.
 """
 
 import argparse
@@ -38,14 +40,28 @@ BASE = (
 )  # fmt: skip
 # Name of the axis -> its points and what each of them sets.
 AXES = {
-    "batch": ((8, 16, 32, 64), lambda n: [f"train.batch_size={n}"]),
-    "resolution": ((16, 32, 64), lambda n: [f"data.image_size={n},{n}", f"model.attention_resolutions={n // 4}"]),
+    "batch": ((1, 2, 4, 8, 16, 32, 64, 128, 256, 512), lambda n: [f"train.batch_size={n}"]),
+    "resolution": (
+        (8, 16, 32, 64, 128, 256),
+        lambda n: [f"data.image_size={n},{n}", f"model.attention_resolutions={n // 4}", "train.batch_size=4"],
+    ),
     "width": ((16, 32, 64, 128), lambda n: [f"model.channels={n}"]),
-    "devices": ((1, 2, 4, 8), lambda n: [f"train.num_devices={n}", f"mesh.fsdp={n}"]),
+    "steps": ((10, 20, 50, 100, 200), lambda n: [f"sample.num_sampler_steps={n}"]),
     "samples": ((8, 16, 32, 64), lambda n: []),
+    "devices": ((1, 2, 4, 8), lambda n: [f"train.num_devices={n}", f"mesh.fsdp={n}"]),
+    "weak": ((1, 2, 4, 8), lambda n: [f"train.num_devices={n}", f"train.batch_size={16 * n}"]),
 }
-UNITS = {"batch": "pictures a step", "resolution": "pixels a side", "width": "channels of the first level"}
-UNITS |= {"devices": "devices (FSDP)", "samples": "samples"}
+UNITS = {
+    "batch": "pictures a step",
+    "resolution": "pixels a side",
+    "width": "channels of the first level",
+    "steps": "sampler steps",
+    "samples": "samples",
+    "devices": "devices (one batch, FSDP)",
+    "weak": "devices (16 pictures each)",
+}
+OF_SAMPLING = ("steps", "samples")  # of which there is the time alone
+OVER_DEVICES = ("devices", "weak")  # of which there is the memory alone
 WHAT = {"seconds": "median seconds", "memory": "bytes on one device", "flops": "FLOPs of a step"}
 
 
@@ -55,11 +71,12 @@ def main() -> int:
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--notime", action="store_true", help="memory and FLOPs alone, on a machine that is busy")
-    parser.add_argument("--child", action="store_true", help="for this script alone: memory over devices, on stdout")
+    parser.add_argument("--child", metavar="NAME", help="for this script alone: memory over devices, on stdout")
     args = parser.parse_args()
     if args.child:
-        use_virtual_devices(max(AXES["devices"][0]))
-        print(json.dumps([_memory(parts_of("devices", n)) for n in AXES["devices"][0]]))
+        ns = AXES[args.child][0]
+        use_virtual_devices(max(ns))
+        print(json.dumps([_memory(parts_of(args.child, n)) for n in ns]))
         return 0
 
     report = {
@@ -68,13 +85,16 @@ def main() -> int:
         "axes": {},
     }
     for axis in args.axes:
-        if args.notime and axis == "samples":
-            continue  # of which there is the time alone: their number changes no program
+        if args.notime and axis in OF_SAMPLING:
+            continue
         print(f"{axis} ...", file=sys.stderr, flush=True)
         report["axes"][axis] = measured(axis, 0 if args.notime else args.repeats)
         report["load_average"] = os.getloadavg()[0]
     for curves in report["axes"].values():
         curves["fits"] = {what: fit_power_law(*points(curves, what)) for what in WHAT if what in curves}
+        if "seconds" in curves and len(curves["n"]) >= 6:  # where the work is, not the starting of it
+            n, seconds = points(curves, "seconds")
+            curves["upper_fit"] = fit_power_law(n[-3:], seconds[-3:])
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     Path(f"{args.out}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     plot(report).savefig(f"{args.out}.png", dpi=120)
@@ -95,12 +115,13 @@ def measured(axis: str, repeats: int) -> dict:
     """Of each point of an axis: seconds (where repeats > 0), memory, FLOPs; what there is of them."""
     ns = AXES[axis][0]
     curves = {"n": list(ns)}
-    if axis == "devices":
-        child = [sys.executable, __file__, "--out=-", "--child"]
+    if axis in OVER_DEVICES:
+        child = [sys.executable, __file__, "--out=-", f"--child={axis}"]
         done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
         return curves | {"memory": json.loads(done.stdout)}
-    if axis == "samples":
-        return curves | (timed({n: sampling(n) for n in ns}, repeats) if repeats else {})
+    if axis in OF_SAMPLING:
+        runs = {n: sampling(parts_of(axis, n), n if axis == "samples" else 8) for n in ns}
+        return curves | (timed(runs, repeats) if repeats else {})
     parts = {n: parts_of(axis, n) for n in ns}
     curves |= {"memory": [_memory(parts[n]) for n in ns], "flops": [train_step_flops(parts[n]) for n in ns]}
     return curves | (timed({n: training(parts[n]) for n in ns}, repeats) if repeats else {})
@@ -125,9 +146,8 @@ def training(parts: Parts) -> Callable[[], None]:
     return once
 
 
-def sampling(num_samples: int) -> Callable[[], None]:
-    """A function that draws so many samples, ten network calls each, from a network that is not trained."""
-    parts = parts_of("samples", num_samples)
+def sampling(parts: Parts, num_samples: int) -> Callable[[], None]:
+    """A function that draws so many samples from a network that is not trained."""
     table = sampler_factory.build_table(parts.config, parts.schedule)
     generator = factories.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
     params = parts.fresh_state().params
@@ -149,18 +169,20 @@ def timed(runs: dict[int, Callable[[], None]], repeats: int) -> dict[str, list]:
 
 
 def print_table(report: dict) -> None:
-    print("| against | points | " + " | ".join(f"{what}, exponent" for what in WHAT) + " |")
-    print("| --- | --- |" + " ---: |" * len(WHAT))
+    names = ["against", "points", "seconds, last three points", *(f"{what}, exponent" for what in WHAT)]
+    print(f"| {' | '.join(names)} |")
+    print("| --- | --- | ---: |" + " ---: |" * len(WHAT))
     for axis, curves in report["axes"].items():
         cells = [
             "{:.3f} +- {:.3f}".format(*curves["fits"][what][:2]) if what in curves["fits"] else "-" for what in WHAT
         ]
+        cells.insert(0, "{:.3f} +- {:.3f}".format(*curves["upper_fit"][:2]) if "upper_fit" in curves else "-")
         print(f"| {axis} | {', '.join(map(str, curves['n']))} {UNITS[axis]} | {' | '.join(cells)} |")
     print("\n| against | value | median seconds (quartiles) | MiB on one device | GFLOPs of a step |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for axis, curves in report["axes"].items():
         for i, n in enumerate(curves["n"]):
-            low, high = (side[i] for side in curves.get("seconds_quartiles", [[0] * 9] * 2))
+            low, high = (side[i] for side in curves.get("seconds_quartiles", [[0] * len(curves["n"])] * 2))
             seconds = f"{curves['seconds'][i]:.3f} ({low:.3f} to {high:.3f})" if "seconds" in curves else "-"
             memory = f"{curves['memory'][i] / 2**20:,.1f}" if "memory" in curves else "-"
             flops = f"{curves['flops'][i] / 1e9:,.2f}" if "flops" in curves else "-"
@@ -195,13 +217,16 @@ def draw(panel, axis: str, what: str, curves: dict) -> None:
         panel.plot(x, y, "o", color="#1f4e79", markersize=5)
     panel.plot(x, factor * x**law.exponent, color="#c0504d", linewidth=1.2)
     panel.set(xscale="log", yscale="log", xlabel=UNITS[axis])
-    seconds = "seconds" if axis == "samples" else "seconds a step"
+    seconds = "seconds" if axis in OF_SAMPLING else "seconds a step"
     panel.set_ylabel(seconds if what == "seconds" else "MiB on one device")
     panel.set_title(f"exponent {law.exponent:.2f} ± {law.standard_error:.2f}", fontsize=10)
-    panel.set_xticks(x, [f"{n:g}" for n in x])
+    every = 2 if len(x) > 6 else 1
+    panel.set_xticks(x[::every], [f"{n:g}" for n in x[::every]])
     panel.minorticks_off()
-    spread = np.geomspace(y.min(), y.max(), 4)
-    panel.set_yticks(spread, [f"{value:.3g}" for value in spread])
+    if y.max() < 1.5 * y.min():  # as good as constant: not to look like a slope
+        panel.set_ylim(y.min() / 2, 2 * y.max())
+    spread = np.geomspace(y.min(), y.max(), 4) if y.max() > 1.5 * y.min() else [y.mean()]
+    panel.set_yticks(spread, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in spread])
     panel.grid(True, linewidth=0.5, color="0.88")
     panel.spines[["top", "right"]].set_visible(False)
 

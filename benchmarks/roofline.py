@@ -1,0 +1,154 @@
+"""What a train step should take on an accelerator that is not here, from its FLOPs and bytes, and where it turns over.
+
+    python benchmarks/roofline.py --nets cifar10 celeba_hq_256 --peak=989e12 --bandwidth=4.8e12 --dtype=bfloat16
+
+The default device is an NVIDIA H200 by its data sheet: 989 TFLOP/s in bfloat16 without sparsity, 4.8 TB/s.
+
+Of each network two batch sizes are traced, not compiled, and FLOPs and bytes fitted as a + b * batch: b is the work of
+a picture, a what every step does whatever the batch (optimiser, EMA, norms of all parameters). FLOPs are XLA's count
+before compilation. Bytes have two bounds: `fused`, what convolutions and products read and write, all else between them
+free, and the state read and written once; and `apart`, where every operation reads and writes on its own, XLA's count
+before compilation. The truth is between them, near `fused` for a compiler that fuses well. Then
+
+    time(batch) = max(FLOPs / peak, bytes / bandwidth)
+
+and the step turns from the bandwidth's to the peak's where the two are equal, if ever: from there on a larger batch
+costs in proportion. Nothing of launches is in it, and no kernel reaches the peak: it is a bound, not a forecast.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from ddpm_jax.benchmarking.programs import flops, lower_step
+from ddpm_jax.benchmarking.sizes import abstract_batch
+from ddpm_jax.configuration import load_config
+from ddpm_jax.errors import UserError
+from ddpm_jax.parts import Parts, build_parts
+
+OF_TENSOR_CORES = ("conv_general_dilated", "dot_general")
+BATCH_SIZES = (8, 16)  # for the fit; any two would do
+
+
+class Line(NamedTuple):
+    """fixed + each * batch."""
+
+    fixed: float
+    each: float
+
+    def __call__(self, batch: float) -> float:
+        return self.fixed + self.each * batch
+
+
+class Costs(NamedTuple):
+    """Of a train step, against the batch."""
+
+    flops: Line
+    fused: Line  # bytes
+    apart: Line
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """All of a program, those of inner functions too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def num_bytes(avals) -> int:
+    return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals)
+
+
+def fused_bytes(parts: Parts) -> int:
+    """What convolutions and products read and write, and the state read and written once with its gradient."""
+    batch = abstract_batch(parts, parts.config.train.batch_size)
+    key = jax.eval_shape(lambda: parts.keys.train)
+    program = jax.make_jaxpr(parts.train_step)(parts.abstract_state, batch, key)
+    moved = sum(
+        num_bytes(var.aval for var in (*equation.invars, *equation.outvars))
+        for equation in equations(program.jaxpr)
+        if equation.primitive.name in OF_TENSOR_CORES
+    )
+    state = parts.abstract_state
+    # Convolutions have read the parameters and written the gradient: the optimiser reads both once more.
+    return moved + 2 * num_bytes(jax.tree.leaves((state.opt_state, state.ema_params, state.params)))
+
+
+def costs_of(net: str, dtype: str) -> Costs:
+    """Of the train step of an experiment on one device."""
+    counts = []
+    for batch_size in BATCH_SIZES:
+        own = [f"train.batch_size={batch_size}", "train.num_devices=1", "mesh.fsdp=1", "train.grad_accum_steps=1"]
+        parts = build_parts(load_config(net, [*own, "optim.clip_replicas=0", f"model.dtype={dtype}"]))
+        lowered = lower_step(parts)
+        counts.append((flops(lowered), fused_bytes(parts), lowered.cost_analysis()["bytes accessed"]))
+    one, other = np.array(counts, float)
+    each = (other - one) / (BATCH_SIZES[1] - BATCH_SIZES[0])
+    return Costs(*(Line(*line) for line in zip(one - BATCH_SIZES[0] * each, each, strict=True)))
+
+
+def turning_batch(costs: Costs, moved: Line, peak: float, bandwidth: float) -> str:
+    """From which batch on the FLOPs take longer than the bytes, in words."""
+    slope = costs.flops.each / peak - moved.each / bandwidth
+    if slope <= 0:
+        return "never"
+    return f"{max(1, math.ceil((moved.fixed / bandwidth - costs.flops.fixed / peak) / slope)):,}"
+
+
+def rows(net: str, costs: Costs, args: argparse.Namespace) -> Iterator[list[str]]:
+    """A line for each batch size."""
+    for batch in args.batch_sizes:
+        work = costs.flops(batch) / args.peak
+        cells = [net, f"{batch}", f"{1e3 * work:.2f}"]
+        for moved in (costs.fused, costs.apart):
+            seconds = moved(batch) / args.bandwidth
+            cells += [f"{1e3 * seconds:.2f}", f"{batch / max(work, seconds):,.0f}"]
+        yield cells
+
+
+def table(names: list[str], lines: list[list[str]]) -> str:
+    """Markdown."""
+    ruler = ["---"] + ["---:"] * (len(names) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, ruler, *lines))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", default=["fashion_mnist", "cifar10", "celeba_hq_256"], metavar="NAME")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32, 128, 512], metavar="N")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--peak", type=float, default=989e12, help="FLOPs a second in that dtype")
+    parser.add_argument("--bandwidth", type=float, default=4.8e12, help="bytes a second of the device's memory")
+    args = parser.parse_args()
+    try:
+        costs = {net: costs_of(net, args.dtype) for net in args.nets}
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"The peak is reached at {args.peak / args.bandwidth:.0f} FLOPs a byte or more.\n")
+    names = ["net", "GFLOPs a picture", "MB a picture, fused", "apart", "MB a step, whatever the batch",
+             "FLOPs a byte, fused", "apart", "turns at batch, fused", "apart"]  # fmt: skip
+    lines = []
+    for net, cost in costs.items():
+        intensities = (f"{cost.flops.each / moved.each:,.0f}" for moved in (cost.fused, cost.apart))
+        turns = (turning_batch(cost, moved, args.peak, args.bandwidth) for moved in (cost.fused, cost.apart))
+        sizes = (f"{cost.flops.each / 1e9:,.1f}", *(f"{n / 1e6:,.0f}" for n in
+                 (cost.fused.each, cost.apart.each, cost.fused.fixed)))  # fmt: skip
+        lines.append([net, *sizes, *intensities, *turns])
+    print(table(names, lines) + "\n")
+    names = ["net", "batch", "FLOPs, ms", "bytes fused, ms", "pictures/s at most", "bytes apart, ms", "pictures/s"]
+    print(table(names, [line for net, cost in costs.items() for line in rows(net, cost, args)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
