@@ -29,7 +29,7 @@ def test_equations_of_inner_functions_are_found(roofline):
 
 
 def test_costs_are_linear_in_the_batch(roofline, monkeypatch):
-    """So that two batch sizes are enough: two others give the same at a third, but for the operations of whole batches."""
+    """So that two batch sizes are enough: two others give the same at a third."""
     one = roofline.costs_of("digits", "bfloat16")
     monkeypatch.setattr(roofline, "BATCH_SIZES", (4, 12))
     other = roofline.costs_of("digits", "bfloat16")
