@@ -4,7 +4,8 @@
     python benchmarks/beside_peers.py --nets digits fashion_mnist --out=beside.json
 
 First every contestant computes a prediction, a gradient and a short walk of the sampler from the same weights and
-noise, and the numbers are compared. Then, for each row, all contestants are built, each in a process of its own, and
+noise, and the numbers are compared: who differs is left out, with other gradients alone of the train rows. Then, for
+each row, all contestants are built, each in a process of its own, and
 woken in turn, one at a time, in an order that turns from round to round. A ratio is ours over theirs of the medians
 within one round: below 1 ddpm_jax is faster. Its median over the rounds stands in the table with the lowest and the
 highest. The best peer is the one with the lowest median of its seconds. Memory is the most that the whole process holds
@@ -158,7 +159,8 @@ def check(job: Job, peers: list[str], dtype: str) -> dict[str, list[str]]:
         for work in WORKS:
             if not differs or (work != "train" and differs == {"gradient_norm"}):
                 agreeing[work].append(name)
-        verdict = f"DIFFERS in {', '.join(sorted(differs))} and is left out" if differs else "agrees"
+        rows = "train rows" if name in agreeing["forward"] else "all rows"
+        verdict = f"DIFFERS in {', '.join(sorted(differs))} and is left out of {rows}" if differs else "agrees"
         print(f"{job.net}: {name} {verdict}: " + ", ".join(f"{k} {v:.1g}" for k, v in errors.items()), flush=True)
     if dtype != "float32":
         print(f"(compared in float32; timed in {dtype})", flush=True)

@@ -224,9 +224,10 @@ def draw(panel, axis: str, what: str, curves: dict) -> None:
     every = 2 if len(x) > 6 else 1
     panel.set_xticks(x[::every], [f"{n:g}" for n in x[::every]])
     panel.minorticks_off()
+    spread = np.geomspace(y.min(), y.max(), 4)
     if y.max() < 1.5 * y.min():  # as good as constant: not to look like a slope
         panel.set_ylim(y.min() / 2, 2 * y.max())
-    spread = np.geomspace(y.min(), y.max(), 4) if y.max() > 1.5 * y.min() else [y.mean()]
+        spread = [y.mean()]
     panel.set_yticks(spread, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in spread])
     panel.grid(True, linewidth=0.5, color="0.88")
     panel.spines[["top", "right"]].set_visible(False)

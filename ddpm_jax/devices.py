@@ -145,5 +145,5 @@ def remat_options() -> dict[str, str]:
 
 
 def quick_compile_options() -> dict[str, str]:
-    """Options for a program that is compiled to learn its plan of memory, or runs once: on CPU, without optimising."""
+    """Options for a program that is compiled to learn its plan of memory alone: on CPU, without optimising."""
     return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}

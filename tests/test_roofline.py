@@ -33,8 +33,9 @@ def test_costs_are_linear_in_the_batch(roofline, monkeypatch):
     one = roofline.costs_of("digits", "bfloat16")
     monkeypatch.setattr(roofline, "BATCH_SIZES", (4, 12))
     other = roofline.costs_of("digits", "bfloat16")
-    for line, again in zip(one, other, strict=True):
-        assert line(64) == pytest.approx(again(64), rel=1e-3)
+    assert one.fused(64) == other.fused(64)
+    for line, again in ((one.flops, other.flops), (one.apart, other.apart)):
+        assert line(64) == pytest.approx(again(64), rel=2e-4)  # random bits come in whole blocks
     assert one.fused.each < one.apart.each and one.fused.fixed > 0
 
 
