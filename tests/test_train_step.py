@@ -230,6 +230,13 @@ def test_t_bins_count_all_images(images, num_parts):
         np.testing.assert_allclose(metrics["t_bin_sum"][i], np.asarray(losses)[inside].sum(), rtol=1e-5)
 
 
+def test_no_product_of_matrices_outside_of_the_network(images):
+    """A TPU would round what goes into it to bfloat16."""
+    state = jax.eval_shape(lambda: init_state(jax.tree.map(jnp.asarray, PARAMS), SGD))
+    program = jax.make_jaxpr(make(num_parts=2))(state, images, jax.eval_shape(lambda: jax.random.key(0)))
+    assert "dot_general" not in str(program)
+
+
 @pytest.mark.parametrize("num_devices,num_parts", [(1, 1), (8, 2)])
 def test_importance_sampling_weighs_the_loss_and_remembers_it(images, num_devices, num_parts):
     """One step from a history that prefers some t; the history after it is the same on eight devices."""

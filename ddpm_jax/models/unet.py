@@ -168,7 +168,7 @@ class UNet(nn.Module):
                 else:
                     h = Upsample(self.dtype, name=name)(h)  # [B, 2H, 2W, C]
 
-        h = nn.swish(Norm(self.num_groups, self.norm_eps, name="norm_out")(h))
+        h = nn.swish(Norm(self.num_groups, self.norm_eps, self.dtype, name="norm_out")(h))
         out = self.out_channels or x_t.shape[-1]
         # The head stays in float32: its rounding would be noise on the prediction.
         return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(h)

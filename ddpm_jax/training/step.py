@@ -36,8 +36,12 @@ def _t_bins(
     losses: Float[Array, "B"], weights: Float[Array, "B"], t: Int[Array, "B"], num_steps: int
 ) -> Metrics:
     """Sums of the loss and of the weights in quarters of 0..T-1; the host divides sums over many steps."""
+    # Sums, not products of matrices: a TPU rounds what goes into those to bfloat16.
     which = jax.nn.one_hot(t * NUM_T_BINS // num_steps, NUM_T_BINS)  # [B, 4]
-    return {"t_bin_sum": (weights * losses) @ which, "t_bin_count": weights @ which}
+    return {
+        "t_bin_sum": jnp.sum((weights * losses)[:, None] * which, axis=0),
+        "t_bin_count": jnp.sum(weights[:, None] * which, axis=0),
+    }
 
 
 def make_train_step(
