@@ -15,6 +15,7 @@ from ddpm_jax.errors import UserError
 EXAMPLE = """\
 python -m ddpm_jax.benchmark --config=configs/celeba_hq_256.py --dry_run --devices=8 --config.mesh.fsdp=8
   python -m ddpm_jax.benchmark --config=configs/cifar10.py --dry_run --rows=given,remat,accum_4
+  python -m ddpm_jax.benchmark --config=configs/cifar10.py --dry_run --rows=given --tpu=v5e:2x2 --dtype=bfloat16
   python -m ddpm_jax.benchmark --config=configs/digits.py --what=train,forward,sample,data,compile"""
 PURPOSE = """\
 With --dry_run: parameters, FLOPs of a train step and of a sampler step, and bytes on each device, with and without
@@ -34,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="plan for so many devices, which need not be there (default: train.num_devices, or 1)",
     )  # fmt: skip
     parser.add_argument(
+        "--tpu", metavar="SLICE",
+        help="plan for a TPU that need not be there, with its own compiler: a generation and chips along each axis, "
+        "as v5e:2x4; needs `pip install libtpu`, and minutes for a row",
+    )  # fmt: skip
+    parser.add_argument(
         "--rows", default="", metavar="LIST",
         help="of given, plain, remat, bfloat16, remat_bfloat16, accum_2, accum_4, accum_8, fsdp_1, fsdp_2, fsdp_4, "
         "fsdp_8; each is one compilation (default: all that fit)",
@@ -50,9 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _benchmark(args: argparse.Namespace) -> None:
     if args.dry_run == (args.what is not None):
         raise UserError("what to do? give either --dry_run, to predict, or --what=train,forward,sample, to measure")
-    for flag, given in (("rows", args.rows), ("devices", args.devices is not None), ("nocompile", args.nocompile)):
+    settings = {"rows": args.rows, "devices": args.devices is not None, "tpu": args.tpu, "nocompile": args.nocompile}
+    for flag, given in settings.items():
         if given and not args.dry_run:
             raise UserError(f"--{flag} is a setting of --dry_run: leave it out")
+    if args.tpu and args.devices is not None:
+        raise UserError(f"--tpu={args.tpu} says how many devices there are: leave out --devices={args.devices}")
     changes = [f"{group}.batch_size={args.batch_size}" for group in ("train", "sample") if args.batch_size is not None]
     changes += [f"model.dtype={args.dtype}"] if args.dtype else []
     args.config = changed(args.config, changes)
@@ -70,11 +79,20 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
     from ddpm_jax.benchmarking.dry_run import dry_run
     from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
 
-    num_devices = args.config.train.num_devices or 1 if args.devices is None else args.devices
-    use_virtual_devices(num_devices)
+    if args.tpu:
+        from ddpm_jax.benchmarking.absent_tpu import absent_tpu
+
+        use_virtual_devices(1)
+        devices = absent_tpu(args.tpu)
+        num_devices = len(devices)
+    else:
+        devices = None
+        num_devices = args.config.train.num_devices or 1 if args.devices is None else args.devices
+        use_virtual_devices(num_devices)
     return dry_run(
         changed(args.config, [f"train.num_devices={num_devices}"]),
         _names(args.rows),
+        devices=devices,
         compiles=not args.nocompile,
         say=_say,
         progress=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),

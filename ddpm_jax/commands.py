@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ddpm_jax.configuration import load_config, packaged_experiments
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, out_of_memory
 from ddpm_jax.host_flags import add_host_flags, joined
 from ddpm_jax.overrides import closest_field, flatten
 
@@ -19,6 +19,12 @@ EXIT_OK, EXIT_INTERRUPTED = 0, 130  # 130 = 128 + SIGINT, as shells count
 
 # All compilations are kept: the dozens of small ones make half a second of each start together.
 _CACHED_COMPILE_SECONDS = 0.0
+
+_LESS_MEMORY = (
+    "remedies: a smaller batch (train.batch_size, sample.batch_size, --batch_size), and in training "
+    "train.grad_accum_steps, model.remat=true, model.dtype=bfloat16 and mesh.fsdp, which "
+    "python -m ddpm_jax.benchmark --dry_run compares"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,8 +89,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         argv: Sequence[str] | None = None) -> int:
     """Parses `argv`, calls `main(args)`, and returns the exit code for `sys.exit`.
 
-    A UserError becomes one line on stderr and its code (2, or 74 where the disk is full), Ctrl-C one line and code
-    130. Any other exception is a defect of ours and keeps its traceback.
+    A UserError becomes one line on stderr and its code (2, or 74 where the disk is full), a device out of memory one
+    line and code 2, Ctrl-C one line and code 130. Any other exception is a defect of ours and keeps its traceback.
 
     Args:
       main: the command; returns an exit code, None for 0.
@@ -100,6 +106,12 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         return error.exit_code
+    except RuntimeError as error:
+        what = out_of_memory(error)
+        if what is None:
+            raise
+        print(f"error: the device's memory does not hold it: {what}; {_LESS_MEMORY}", file=sys.stderr, flush=True)
+        return UserError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED

@@ -6,6 +6,7 @@ has become.
 
 import functools
 import os
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -17,20 +18,22 @@ from ddpm_jax.errors import UserError
 _LEAST_SHARDED = 1024  # numbers in an array: less is not worth the communication
 
 
-def make_mesh(num_devices: int = 0, fsdp: int = 1) -> Mesh:
+def make_mesh(num_devices: int = 0, fsdp: int = 1, devices: Iterable[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes "data" and "fsdp" over the first `num_devices` devices (0: all).
 
     The batch is spread over both axes; what `state_sharded` cuts is spread over "fsdp" and copied along "data".
 
     Args:
       fsdp: length of the second axis; 0 for all devices.
+      devices: to choose from; None: those that there are.
 
     Raises:
       UserError: more devices asked for than there are, or not all of them where several processes share a run, or a
         number that `fsdp` does not divide.
     """
     # In the order of the processes, so that the rows of a batch are those of its processes joined in that order.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    there = jax.devices() if devices is None else devices
+    devices = sorted(there, key=lambda device: (device.process_index, device.id))
     if not 0 <= num_devices <= len(devices):
         raise UserError(f"train.num_devices must be in 0..{len(devices)} (0: all of them); got {num_devices}")
     if jax.process_count() > 1 and num_devices not in (0, len(devices)):
@@ -106,15 +109,23 @@ def put_batch(local: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), local)
 
 
+def platform_of(mesh: Mesh) -> str:
+    """ "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options(platform: str | None = None) -> dict[str, str]:
     """Options for the outermost jits: on CPU, convolutions on all cores; elsewhere none.
 
     jaxlib 0.10 hands CPU convolutions to a library that runs narrow ones on one core; this gives them back to
     the multi-threaded path and leaves it the matrix products and reductions. The option is experimental, so
     it is tried once on a tiny function. DDPM_JAX_CPU_OPTIONS=0 turns it off.
+
+    Args:
+      platform: that the program is compiled for; None: JAX's own choice.
     """
-    if jax.default_backend() != "cpu" or os.environ.get("DDPM_JAX_CPU_OPTIONS") == "0":
+    if not _takes_cpu_options(platform):
         return {}
     options = {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
@@ -126,15 +137,21 @@ def compiler_options() -> dict[str, str]:
     return options
 
 
+def _takes_cpu_options(platform: str | None) -> bool:
+    """Whether the program is for the CPU, and JAX runs there, so that an option can be tried."""
+    here = jax.default_backend()
+    return (platform or here) == here == "cpu" and os.environ.get("DDPM_JAX_CPU_OPTIONS") != "0"
+
+
 @functools.cache
-def remat_options() -> dict[str, str]:
+def remat_options(platform: str | None = None) -> dict[str, str]:
     """Options for a jit of the gradient of a network with `model.remat`: on CPU, keep its barriers; elsewhere none.
 
     A barrier holds what is computed over again until the backward pass needs it. XLA's CPU compiler removes the
     barriers before it orders the operations, so that all is computed over again at once and no memory is saved.
-    The option is tried as in `compiler_options`, and turned off by the same variable.
+    The option is tried as in `compiler_options`, and turned off by the same variable; `platform` as there.
     """
-    if jax.default_backend() != "cpu" or os.environ.get("DDPM_JAX_CPU_OPTIONS") == "0":
+    if not _takes_cpu_options(platform):
         return {}
     options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
     try:
@@ -144,6 +161,6 @@ def remat_options() -> dict[str, str]:
     return options
 
 
-def quick_compile_options() -> dict[str, str]:
+def quick_compile_options(platform: str | None = None) -> dict[str, str]:
     """Options for a program that is compiled to learn its plan of memory alone: on CPU, without optimising."""
-    return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
+    return {"xla_backend_optimization_level": "0"} if (platform or jax.default_backend()) == "cpu" else {}

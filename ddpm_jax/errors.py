@@ -12,6 +12,15 @@ class UserError(ValueError):
     exit_code = 2
 
 
+def out_of_memory(error: RuntimeError) -> str | None:
+    """What JAX says of a device whose memory does not hold a program, on one line; None for any other error."""
+    what = str(error).split("\n")[0]
+    if not what.startswith("RESOURCE_EXHAUSTED"):
+        return None
+    _, _, what = what.partition(": ")
+    return what[max(what.find("Ran out of memory"), 0) :].partition(" HLO module:")[0].rstrip(".")
+
+
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest of `allowed`, or an empty string."""
     close = difflib.get_close_matches(str(got), [str(a) for a in allowed], n=1, cutoff=0.6)

@@ -1,7 +1,7 @@
 """What a config builds for a training run: mesh, schedule, network, loss, optimiser, train step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -14,6 +14,7 @@ from ddpm_jax.devices import (
     check_batch_size,
     compiler_options,
     make_mesh,
+    platform_of,
     remat_options,
     replicated,
     state_sharded,
@@ -66,19 +67,24 @@ class Parts:
     def jitted_step(self) -> TrainStep:
         """The train step over the mesh; donates its state."""
         everywhere, batch, state = replicated(self.mesh), batch_sharded(self.mesh), self.state_sharding
+        platform = platform_of(self.mesh)
         return jax.jit(
             self.train_step,
             in_shardings=(state, batch, everywhere),
             out_shardings=(state, everywhere),
             donate_argnums=0,
-            compiler_options=compiler_options() | (remat_options() if self.model.remat else {}),
+            compiler_options=compiler_options(platform) | (remat_options(platform) if self.model.remat else {}),
         )
 
 
-def build_parts(config: ConfigDict) -> Parts:
-    """Everything that a config describes, but for the data; raises UserError for what does not fit."""
+def build_parts(config: ConfigDict, devices: Iterable[jax.Device] | None = None) -> Parts:
+    """Everything that a config describes, but for the data; raises UserError for what does not fit.
+
+    Args:
+      devices: for the mesh to choose from; None: those that there are.
+    """
     factories.check_numbers(config)
-    mesh = make_mesh(config.train.num_devices, config.mesh.fsdp)
+    mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
     schedule = factories.build_schedule(config)
     model = factories.build_model(config)
     loss_fn = training_factory.build_loss(config, schedule)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from ddpm_jax.commands import enable_compilation_cache, make_parser, run, split_config_flags
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, out_of_memory
 
 EXPERIMENT = """
 from ml_collections import ConfigDict
@@ -142,6 +142,23 @@ def test_errors_of_the_command(capsys):
     with pytest.raises(ZeroDivisionError):
         run(failing(ZeroDivisionError()), parser, argv)
     assert run(lambda args: 3, parser, argv) == 3
+
+
+def test_a_device_out_of_memory_is_one_line_with_remedies(capsys):
+    """What JAX itself raises where there is no room, here for 4 TiB; any other of its errors keeps its traceback."""
+    parser, argv = train_parser(takes_config=False), ["--workdir=W"]
+    assert run(lambda args: jax.numpy.zeros(2**40, "float32").block_until_ready(), parser, argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the device's memory does not hold it: Out of memory allocating 4398046511104 bytes;")
+    assert "train.grad_accum_steps" in err and len(err.splitlines()) == 1
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        run(failing(jax.errors.JaxRuntimeError("INTERNAL: a bug")), parser, argv)
+
+
+def test_what_a_compiler_says_of_a_program_that_is_too_large():
+    said = "RESOURCE_EXHAUSTED: E1: Oom: Ran out of memory on HBM, 79G exceeds 15G. HLO module: jit_f.\nSee https"
+    assert out_of_memory(RuntimeError(said)) == "Ran out of memory on HBM, 79G exceeds 15G"
+    assert out_of_memory(RuntimeError("INTERNAL: RESOURCE_EXHAUSTED")) is None
 
 
 def test_help(capsys):

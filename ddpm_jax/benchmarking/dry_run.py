@@ -1,7 +1,7 @@
 """Parameters, operations and bytes of a training run before it starts, with and without each switch of memory."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ from ddpm_jax.benchmarking.programs import sampler_step_flops, step_memory, trai
 from ddpm_jax.benchmarking.sizes import kept_bytes, state_bytes
 from ddpm_jax.benchmarking.tables import aligned, counted, mebibytes
 from ddpm_jax.benchmarking.variants import Variant, build_variants
+from ddpm_jax.devices import platform_of
+from ddpm_jax.errors import out_of_memory
 from ddpm_jax.models.unet import num_params
 from ddpm_jax.overrides import flatten
 from ddpm_jax.parts import Parts, build_parts
@@ -21,16 +23,22 @@ STEP_COLUMNS = ("arguments", "temporaries", "total")
 NOTE = """\
 All bytes are of one device. params, ema, optimizer, batch, gradients and kept follow from shapes and shardings and
 hold on any device; kept is what the forward pass leaves for the backward pass before the compiler fuses anything.
-temporaries is the plan of XLA's CPU compiler for all that comes and goes in a step: gradients, activations, and what
-FSDP gathers. total is arguments (params, ema, optimizer, batch) and temporaries. A GPU's or TPU's compiler fuses and
-orders otherwise: expect another number there, the same direction of each switch. Of bfloat16 both show less than a
-GPU or TPU gains: CPU convolutions compute in float32, and norms, which stay float32, leave much of what is kept."""
+temporaries is the compiler's plan for all that comes and goes in a step: gradients, activations, and what FSDP
+gathers. total is arguments (params, ema, optimizer, batch) and temporaries."""
+NOTE_ON_CPU = """
+The compiler is XLA's for this CPU. A GPU's or TPU's fuses and orders otherwise: expect another number there, the same
+direction of each switch. Of bfloat16 both kept and temporaries show less than a GPU or TPU gains: CPU convolutions
+compute in float32, and norms, which stay float32, leave much of what is kept."""
+NOTE_ON_TPU = """
+The compiler is the TPU's own; nothing has run there. It pads the last two axes of an array to whole tiles, of 8 x 128
+numbers, so that arguments are more than the sum above, the more so the narrower the network."""
 
 
 def dry_run(
     config: ConfigDict,
     names: tuple[str, ...] = (),
     *,
+    devices: Sequence[jax.Device] | None = None,
     compiles: bool = True,
     say: Callable[[str], None] = print,
     progress: Callable[[str], None] = lambda line: None,
@@ -39,6 +47,7 @@ def dry_run(
 
     Args:
       names: rows, of `variants.SWITCHES`; none for all that fit.
+      devices: that it is for; None: those that there are.
       compiles: False leaves out what only a compilation tells.
       say: takes a line of the report.
       progress: takes a line about what is being done.
@@ -46,9 +55,10 @@ def dry_run(
     Raises:
       UserError: no such row, or the config does not fit as given.
     """
-    parts = build_parts(config)
-    variants, left_out = build_variants(config, names)
-    report = {"config": flatten(config), "jax": jax.__version__, "devices": parts.mesh.size}
+    parts = build_parts(config, devices)
+    variants, left_out = build_variants(config, names, devices)
+    kind = parts.mesh.devices.flat[0].device_kind
+    report = {"config": flatten(config), "jax": jax.__version__, "devices": parts.mesh.size, "device": kind}
     report |= _introduce(parts, say)
     rows = {variant.name: {"changes": list(variant.changes), **state_bytes(variant.parts)} for variant in variants}
     say("\nMiB on each device, from shapes and shardings:")
@@ -63,15 +73,17 @@ def dry_run(
     report |= _count(parts, say, progress)
     if compiles:
         _compile(variants, rows, say, progress)
-    say("\n" + NOTE)
-    return report | {"rows": rows, "left_out": left_out, "note": NOTE}
+    note = NOTE + (NOTE_ON_CPU if platform_of(parts.mesh) == "cpu" else NOTE_ON_TPU)
+    say("\n" + note)
+    return report | {"rows": rows, "left_out": left_out, "note": note}
 
 
 def _introduce(parts: Parts, say: Callable[[str], None]) -> dict[str, Any]:
     config, mesh, size = parts.config, parts.mesh, num_params(parts.abstract_state.params)
     batch_size = config.train.batch_size
     say(f"model         {size:,} parameters")
-    say(f"mesh          {mesh.size} devices: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}")
+    of = "" if platform_of(mesh) == "cpu" else f" of {mesh.devices.flat[0].device_kind}"
+    say(f"mesh          {mesh.size} devices{of}: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}")
     say(f"batch         {batch_size} pictures, {batch_size // mesh.size} on each device")
     return {"num_params": size, "mesh": dict(mesh.shape), "batch_size": batch_size}
 
@@ -97,12 +109,21 @@ def _count(parts: Parts, say: Callable[[str], None], progress: Callable[[str], N
 def _compile(
     variants: list[Variant], rows: dict[str, Any], say: Callable[[str], None], progress: Callable[[str], None]
 ) -> None:
-    say("\nMiB on each device in a train step, as compiled for this CPU:")
+    mesh = variants[0].parts.mesh
+    where = "this CPU" if platform_of(mesh) == "cpu" else mesh.devices.flat[0].device_kind
+    say(f"\nMiB on each device in a train step, as compiled for {where}:")
     say(aligned(["row", *STEP_COLUMNS, "compile s"]))
     for number, variant in enumerate(variants, 1):
         progress(f"compiling {variant.name}, {number} of {len(variants)}")
-        memory = step_memory(variant.parts)
         row = rows[variant.name]
+        try:
+            memory = step_memory(variant.parts)
+        except jax.errors.JaxRuntimeError as error:
+            row["does_not_fit"] = out_of_memory(error)
+            if row["does_not_fit"] is None:
+                raise
+            say(aligned([variant.name]) + f"  does not fit: {row['does_not_fit']}")
+            continue
         row |= dataclasses.asdict(memory) | {"total": memory.arguments + memory.temporaries}
         seconds = f"{memory.trace_seconds + memory.compile_seconds:.1f}"
         say(aligned([variant.name, *(mebibytes(row[column]) for column in STEP_COLUMNS), seconds]))

@@ -17,7 +17,7 @@ from ddpm_jax import factories, sampler_factory
 from ddpm_jax.batch import label_args
 from ddpm_jax.benchmarking.sizes import abstract_batch
 from ddpm_jax.configuration import changed
-from ddpm_jax.devices import batch_sharded, compiler_options, quick_compile_options
+from ddpm_jax.devices import batch_sharded, compiler_options, platform_of, quick_compile_options
 from ddpm_jax.parts import Parts, build_parts
 from ddpm_jax.samplers import begin_walk, walk_on
 from ddpm_jax.training.step import TrainStep
@@ -56,7 +56,7 @@ def lower_sampler_rows(parts: Parts, num_rows: int = 1) -> Lowered:
     def advance(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
         return walk_on(denoiser_of(params, labels), table.rows(0, num_rows), begin_walk(table, x_t), keys).x_t
 
-    return jax.jit(advance, compiler_options=compiler_options()).lower(
+    return jax.jit(advance, compiler_options=compiler_options(platform_of(parts.mesh))).lower(
         parts.abstract_state.params, *sampled_batch(parts)
     )
 
@@ -68,7 +68,7 @@ def lower_forward(parts: Parts) -> Lowered:
         t = jnp.zeros(x_t.shape[:1], jnp.int32)
         return parts.model.apply({"params": params}, x_t, t, *label_args(labels))
 
-    return jax.jit(forward, compiler_options=compiler_options()).lower(
+    return jax.jit(forward, compiler_options=compiler_options(platform_of(parts.mesh))).lower(
         parts.abstract_state.params, *sampled_batch(parts)
     )
 
@@ -86,7 +86,7 @@ def flops(program: Lowered | Compiled) -> float:
 
 def countable(parts: Parts) -> Parts:
     """`parts`, for a CPU device where its own are others: XLA counts operations before compilation on CPU alone."""
-    if parts.mesh.devices.flat[0].platform == "cpu":
+    if platform_of(parts.mesh) == "cpu":
         return parts
     try:
         return on_one_device(parts, jax.local_devices(backend="cpu")[0])
@@ -108,7 +108,8 @@ def train_step_flops(parts: Parts, step_fn: TrainStep | None = None) -> float:
     counted = parts
     if parts.config.train.grad_accum_steps > 1 or parts.config.optim.clip_replicas:
         # In one part, since parts are a loop.
-        counted = build_parts(changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"]))
+        whole = changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"])
+        counted = build_parts(whole, parts.mesh.devices.flat)
     counted = countable(counted)
     return flops(lower_step(counted, step_fn if counted is parts else None))
 
@@ -146,4 +147,4 @@ def compiled_with_costs(lower: Callable[[], Lowered], **options: str) -> tuple[C
 
 def step_memory(parts: Parts) -> StepMemory:
     """Of the train step; on CPU compiled without optimising the code, which leaves the plan of its buffers as it is."""
-    return compiled_with_costs(lambda: lower_step(parts), **quick_compile_options())[1]
+    return compiled_with_costs(lambda: lower_step(parts), **quick_compile_options(platform_of(parts.mesh)))[1]

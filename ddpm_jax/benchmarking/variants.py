@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 from ddpm_jax.configuration import changed
@@ -34,15 +35,20 @@ class Variant:
         return SWITCHES[self.name]
 
 
-def build_variants(config: ConfigDict, names: Sequence[str] = ()) -> tuple[list[Variant], dict[str, str]]:
+def build_variants(
+    config: ConfigDict, names: Sequence[str] = (), devices: Sequence[jax.Device] | None = None
+) -> tuple[list[Variant], dict[str, str]]:
     """The variants of `names` (none: all) in that order, and why the others are left out, by name.
+
+    Args:
+      devices: for their meshes to choose from; None: those that there are.
 
     Raises:
       UserError: no such row, or the config does not fit as given.
     """
     for name in names:
         check_one_of("--rows", name, SWITCHES)
-    build_parts(config)
+    build_parts(config, devices)
     variants, left_out, seen = [], {}, {}
     for name in names or SWITCHES:
         variant_config = changed(config, SWITCHES[name])
@@ -51,7 +57,7 @@ def build_variants(config: ConfigDict, names: Sequence[str] = ()) -> tuple[list[
             left_out[name] = f"the same as {same}"
             continue
         try:
-            variants.append(Variant(name, build_parts(variant_config)))
+            variants.append(Variant(name, build_parts(variant_config, devices)))
         except UserError as error:
             left_out[name] = str(error)
     return variants, left_out
