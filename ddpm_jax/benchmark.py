@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tpu", metavar="SLICE",
         help="plan for a TPU that need not be there, with its own compiler: a generation and chips along each axis, "
-        "as v5e:2x4; needs `pip install libtpu`, and minutes for a row",
+        "as v5e:2x4; needs `pip install 'jax[tpu]'`, and minutes for a row",
     )  # fmt: skip
     parser.add_argument(
         "--rows", default="", metavar="LIST",

@@ -1,4 +1,9 @@
-"""Plans for a TPU that is not here: with its compiler where libtpu is installed, and without it."""
+"""Plans for a TPU that is not here: with its compiler where libtpu is, and without it.
+
+libtpu says things whenever JAX starts on a machine without a TPU, so it is best put where these tests alone find it:
+
+    pip install --no-deps --target=/tmp/libtpu libtpu && PYTHONPATH=/tmp/libtpu pytest tests/test_absent_tpu.py
+"""
 
 import importlib.util
 import json
@@ -30,7 +35,7 @@ def test_mistakes_are_one_line(tiny_flags, capfd, flags, message):
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--tpu needs the TPU's compiler, the package libtpu: pip install libtpu"):
+    with pytest.raises(UserError, match="--tpu needs the TPU's compiler, the package libtpu: pip install"):
         absent_tpu("v5e:2x2")
 
 
@@ -52,7 +57,7 @@ def test_the_train_step_compiles_for_a_slice(tiny_flags, tmp_path):
     flags = ["--dry_run", "--tpu=v5e:2x4", "--rows=given", "--config.mesh.fsdp=8", "--dtype=bfloat16", f"--out={out}"]
     command = [sys.executable, "-m", "ddpm_jax.benchmark", *tiny_flags, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "arning" not in done.stderr, done.stderr
     assert "8 devices of TPU v5 lite: data 1 x fsdp 8" in done.stdout
     report = json.loads(out.read_text())
     row = report["rows"]["given"]

@@ -21,7 +21,8 @@ _ON_ITS_OWN = {
 def absent_tpu(topology: str) -> list[jax.Device]:
     """The devices of a TPU slice, from its compiler alone (the package libtpu), which runs on any x86-64 Linux.
 
-    JAX itself must have been told to run on CPU.
+    JAX itself must have been told to run on CPU. Turns the cache of compiled programs off: JAX cannot write those of an
+    absent device, and would say so each time.
 
     Args:
       topology: generation and chips along each axis, as "v5e:2x4", "v6e:1x1" or "v4:2x2x1".
@@ -30,7 +31,8 @@ def absent_tpu(topology: str) -> list[jax.Device]:
       UserError: no libtpu, or no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("--tpu needs the TPU's compiler, the package libtpu: pip install libtpu")
+        raise UserError("--tpu needs the TPU's compiler, the package libtpu: pip install 'jax[tpu]'")
+    jax.config.update("jax_enable_compilation_cache", False)
     for name, value in _ON_ITS_OWN.items():
         os.environ.setdefault(name, value)
     try:
