@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from ddpm_jax.errors import UserError
 
-_LEAST_SHARDED = 1024  # numbers in an array: less is not worth the communication
+LEAST_SHARDED = 1024  # numbers in an array: less is not worth the communication
 
 
 def make_mesh(num_devices: int = 0, fsdp: int = 1, devices: Iterable[jax.Device] | None = None) -> Mesh:
@@ -80,7 +80,7 @@ def state_sharded(mesh: Mesh, shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Na
 
     def sharding(shape: jax.ShapeDtypeStruct) -> NamedSharding:
         axes = [i for i, length in enumerate(shape.shape) if length % fsdp == 0]
-        if fsdp == 1 or not axes or shape.size < _LEAST_SHARDED:
+        if fsdp == 1 or not axes or shape.size < LEAST_SHARDED:
             return replicated(mesh)
         longest = max(axes, key=lambda i: shape.shape[i])
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.training.global_norm import clip_by_global_norm
 
 StepFn = Callable[[Int[Array, ""]], Float[Array, ""]]
 
@@ -63,7 +64,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015) after clipping the gradient to global norm `grad_clip` (0: no clipping)."""
     adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
-    return optax.chain(optax.clip_by_global_norm(grad_clip), adam) if grad_clip > 0 else adam
+    return optax.chain(clip_by_global_norm(grad_clip), adam) if grad_clip > 0 else adam
 
 
 EMA_STARTS = ("warmup", "constant", "copy_first")

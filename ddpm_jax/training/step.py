@@ -12,6 +12,7 @@ from ddpm_jax.batch import Batch, images_and_labels, label_args
 from ddpm_jax.losses import LossFn
 from ddpm_jax.pixel_scale import to_model_scale
 from ddpm_jax.time_sampling import TimeSampler, make_time_sampler
+from ddpm_jax.training.global_norm import clip_by_global_norm, global_norm
 from ddpm_jax.training.state import StepFn, TrainState
 
 NUM_T_BINS = 4
@@ -98,7 +99,7 @@ def make_train_step(
     def part_gradient(params: PyTree, *part: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
         grads, losses = jax.grad(part_loss, has_aux=True)(params, *part)
         if clip_each_part > 0:
-            clip = optax.clip_by_global_norm(clip_each_part)
+            clip = clip_by_global_norm(clip_each_part)
             grads, _ = clip.update(grads, clip.init(params))
         return grads, losses
 
@@ -136,8 +137,8 @@ def make_train_step(
         ema_params = jax.tree.map(lambda ema, new: decay * ema + (1.0 - decay) * new, state.ema_params, params)
         metrics = {
             **{name: jnp.mean(weights * part) for name, part in losses.items()},
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
+            "grad_norm": global_norm(grads),
+            "param_norm": global_norm(params),
             **_t_bins(losses["loss"], weights, t, num_steps),
         }
         t_history = time_sampler.update(state.t_history, t, losses["loss"])
