@@ -80,6 +80,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             training = TrainingRun(parts, source, held_out, checkpoints, reporter, rewinds, profiler, workdir)
             with StopRequest() as stop:
                 _introduce(reporter, parts, source, held_out, workdir, first_step if resumed else None)
+                if missed := profiler.missed(first_step, config.train.num_steps):
+                    reporter.note(f"profile   {missed}")
                 state = training.run(state, stop)
                 checkpoints.wait()
                 if stopped_by := hosts.largest_everywhere(stop.signal_number or 0):

@@ -28,6 +28,13 @@ class StepProfiler:
                 raise UserError(f"--profile_steps must be FIRST:LAST with FIRST < LAST, such as 100:105; got {steps!r}")
             self._first, self._last = int(first), int(last)
 
+    def missed(self, first_step: int, num_steps: int) -> str | None:
+        """Why a run that goes on from `first_step` to `num_steps` traces nothing, where steps were asked for."""
+        if self._first < 0 or first_step <= self._first < num_steps:
+            return None
+        asked = f"--profile_steps={self._first}:{self._last}"
+        return f"{asked} traces nothing: this start takes the updates {first_step}:{num_steps}"
+
     def before(self, step: int) -> None:
         """To be called before the update from `step` to step + 1."""
         if step == self._first:
