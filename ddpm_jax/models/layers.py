@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.errors import check_one_of
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
+from ddpm_jax.models.upsampling import ConvOfDoubled, double
 
 EMBEDDING_ORDERS = ("sin_cos", "cos_sin")
 EMBEDDING_SPACINGS = ("half_minus_1", "half")
@@ -54,13 +55,6 @@ def halve(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     """The mean of every 2x2 pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
-
-
-def double(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
-    """Every pixel as 2x2 of the same (nearest neighbour)."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 RESIZES = {"": lambda x: x, "down": halve, "up": double}
@@ -144,8 +138,12 @@ class ResBlock(nn.Module):
     def __call__(self, x: Array, time: Array, *, train: bool) -> Array:
         resize = RESIZES[self.resize]
         h = nn.swish(Norm(self.num_groups, self.norm_eps, self.dtype, name="norm_1")(x))
-        x, h = resize(x), resize(h).astype(self.dtype)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_1")(h)
+        if self.resize == "up":
+            h = ConvOfDoubled(self.channels, self.dtype, name="conv_1")(h)
+        else:
+            h = resize(h).astype(self.dtype)
+            h = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_1")(h)
+        x = resize(x)
         width = 2 * self.channels if self.scale_shift_norm else self.channels
         by_time = nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name="time")(nn.swish(time))[:, None, None, :]
         norm_2 = Norm(self.num_groups, self.norm_eps, self.dtype, name="norm_2")
@@ -225,4 +223,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.Conv(x.shape[-1], (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv")(double(x))
+        return ConvOfDoubled(x.shape[-1], self.dtype, name="conv")(x)
