@@ -52,7 +52,7 @@ def kinds_of(experiment: str, batch_size: int) -> dict[Kind, int]:
     x_t, t = jnp.zeros((batch_size, *shape)), jnp.zeros(batch_size, jnp.int32)
     program = jax.make_jaxpr(lambda params, x_t: model.apply({"params": params}, x_t, t))(params, x_t)
     found = collections.Counter()
-    for equation in equations(program.jaxpr):
+    for equation in equations(program.jaxpr, "cpu"):
         if equation.primitive.name == "conv_general_dilated":
             picture, kernel = (var.aval.shape for var in equation.invars)
             strides, padding = equation.params["window_strides"], equation.params["padding"]

@@ -54,14 +54,20 @@ class Costs(NamedTuple):
     apart: Line
 
 
-def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """All of a program, those of inner functions too."""
+def equations(jaxpr: Jaxpr, platform: str) -> Iterator[JaxprEqn]:
+    """All of a program, those of inner functions too; of `jax.lax.platform_dependent` the choice for `platform`."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
+        inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        for branch, platforms in zip(
+            equation.params.get("branches", ()), equation.params.get("branches_platforms") or (), strict=False
+        ):
+            if platforms is None or platform in platforms:  # the default comes last
+                inner.append(branch.jaxpr)
+                break
+        for program in inner:
+            if hasattr(program, "eqns"):
+                yield from equations(program, platform)
 
 
 def num_bytes(avals) -> int:
@@ -75,7 +81,7 @@ def fused_bytes(parts: Parts) -> int:
     program = jax.make_jaxpr(parts.train_step)(parts.abstract_state, batch, key)
     moved = sum(
         num_bytes(var.aval for var in (*equation.invars, *equation.outvars))
-        for equation in equations(program.jaxpr)
+        for equation in equations(program.jaxpr, "cuda")
         if equation.primitive.name in OF_TENSOR_CORES
     )
     state = parts.abstract_state

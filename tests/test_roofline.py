@@ -23,9 +23,18 @@ def test_equations_of_inner_functions_are_found(roofline):
         return jax.lax.scan(lambda total, _: (total + jax.jit(inner)(x).sum(), None), 0.0, None, length=3)[0]
 
     program = jax.make_jaxpr(outer)(jnp.ones((2, 3, 8, 8)))
-    (conv,) = (eqn for eqn in roofline.equations(program.jaxpr) if eqn.primitive.name == "conv_general_dilated")
+    (conv,) = (
+        eqn for eqn in roofline.equations(program.jaxpr, "cpu") if eqn.primitive.name == "conv_general_dilated"
+    )
     floats = 2 * 3 * 8 * 8 + 4 * 3 * 3 * 3 + 2 * 4 * 8 * 8
     assert roofline.num_bytes(var.aval for var in (*conv.invars, *conv.outvars)) == 4 * floats
+
+
+@pytest.mark.parametrize("platform,taken,left", [("cpu", "sin", "cos"), ("cuda", "cos", "sin")])
+def test_of_a_choice_by_platform_one_is_counted(roofline, platform, taken, left):
+    program = jax.make_jaxpr(lambda x: jax.lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos))(1.0)
+    names = [equation.primitive.name for equation in roofline.equations(program.jaxpr, platform)]
+    assert taken in names and left not in names
 
 
 def test_costs_are_linear_in_the_batch(roofline, monkeypatch):
