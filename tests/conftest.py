@@ -4,7 +4,9 @@
 this file is read, and what was imported before it would run unchecked.
 """
 
+import importlib
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,14 @@ def pytest_configure(config):
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax_compilation")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.fixture(scope="module")
+def benchmark_module():
+    """name -> the module of benchmarks/."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,5 @@
 """benchmarks/compiled_for.py: what it reads from the text of a compiled program."""
 
-import importlib
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,10 +23,8 @@ metadata={op_name="jit(f)/jvp(UNet)/down_0_block_0/norm_1/norm/mul"}, backend_co
 
 
 @pytest.fixture(scope="module")
-def compiled_for():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-        yield importlib.import_module("compiled_for")
+def compiled_for(benchmark_module):
+    return benchmark_module("compiled_for")
 
 
 def test_operations_of_the_entry(compiled_for):

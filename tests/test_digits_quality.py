@@ -1,6 +1,5 @@
 """The digits benchmark: sets whose quality is known by construction get the numbers they must."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -11,17 +10,13 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def quality():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("digits_quality")
+def quality(benchmark_module):
+    return benchmark_module("digits_quality")
 
 
 @pytest.fixture(scope="module")
-def lucidrains(quality):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("digits_lucidrains")
+def lucidrains(benchmark_module):
+    return benchmark_module("digits_lucidrains")
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,13 @@
 """benchmarks/roofline.py: what it counts, and where the bytes' time meets the FLOPs'."""
 
-import importlib
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 
 @pytest.fixture(scope="module")
-def roofline():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-        yield importlib.import_module("roofline")
+def roofline(benchmark_module):
+    return benchmark_module("roofline")
 
 
 def test_equations_of_inner_functions_are_found(roofline):

@@ -1,4 +1,4 @@
-"""The convolution of a doubled picture, in both of its forms, against loops and against the plain way."""
+"""The convolution of a doubled picture, in each of its forms, against loops and against the plain way."""
 
 import flax.linen as nn
 import jax
