@@ -13,7 +13,7 @@ from ddpm_jax.pixel_scale import to_model_scale, to_uint8
 from ddpm_jax.schedules import make_schedule
 from ddpm_jax.time_sampling import make_time_sampler
 from ddpm_jax.training.state import init_state, make_ema_decay
-from ddpm_jax.training.step import _random_flip, make_eval_step, make_train_step
+from ddpm_jax.training.step import _random_flip, make_train_step
 
 T = 20
 LOSS_FN = make_loss_fn(make_schedule("cosine", num_steps=T))
@@ -297,31 +297,6 @@ def test_all_256_values_come_back():
     assert scaled[0] == -1 and scaled[255] == 1 and scaled.dtype == jnp.float32
     assert np.array_equal(to_uint8(scaled), x)
     assert to_uint8(jnp.array([-7.0, 7.0])).tolist() == [0, 255]
-
-
-def test_eval_step_has_fixed_t_and_noise(images):
-    def seen(model_fn, x_0, t, eps):
-        return {"loss": t + eps[:, 0, 0, 0]}
-
-    def only_t(model_fn, x_0, t, eps):
-        return {"loss": t.astype(jnp.float32)}
-
-    def only_eps(model_fn, x_0, t, eps):
-        return {"loss": eps[:, 0, 0, 0]}
-
-    params = jax.tree.map(jnp.asarray, PARAMS)
-    step_fn = jax.jit(make_eval_step(Line(), seen, num_steps=T))
-    ids, pixels = np.arange(16, dtype=np.int32), np.asarray(images)
-    whole = np.asarray(step_fn(params, pixels, ids, jax.random.key(0)))
-    assert np.array_equal(step_fn(params, pixels[5:9], ids[5:9], jax.random.key(0)), whole[5:9])
-    assert not np.array_equal(step_fn(params, pixels, ids, jax.random.key(1)), whole)
-    noise = jax.jit(make_eval_step(Line(), only_eps, num_steps=T))(params, pixels, ids, jax.random.key(0))
-    assert len(np.unique(noise)) == 16
-    # Stratified: of 1000 ids every t comes 50 times, give or take the few that a golden sequence allows.
-    many, blank = np.arange(1000, dtype=np.int32), np.zeros((1000, 1, 1, 1), np.uint8)
-    t = np.asarray(jax.jit(make_eval_step(Line(), only_t, num_steps=T))(params, blank, many, jax.random.key(0)))
-    counts = np.bincount(t.astype(int), minlength=T)
-    assert counts.shape == (T,) and counts.min() >= 47 and counts.max() <= 53
 
 
 def test_a_step_that_is_not_finite_is_skipped(images):

@@ -1,0 +1,36 @@
+"""The eval step: the same t and noise for a picture at every evaluation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.training.step import make_eval_step
+
+T = 20
+
+
+def test_t_and_noise_are_of_the_picture_and_the_key():
+    def seen(model_fn, x_0, t, eps):
+        return {"loss": t + eps[:, 0, 0, 0]}
+
+    def only_t(model_fn, x_0, t, eps):
+        return {"loss": t.astype(jnp.float32)}
+
+    def only_eps(model_fn, x_0, t, eps):
+        return {"loss": eps[:, 0, 0, 0]}
+
+    params, network = {}, nn.Dense(1)  # which no loss here asks
+    step_fn = jax.jit(make_eval_step(network, seen, num_steps=T))
+    ids = np.arange(16, dtype=np.int32)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
+    whole = np.asarray(step_fn(params, pixels, ids, jax.random.key(0)))
+    assert np.array_equal(step_fn(params, pixels[5:9], ids[5:9], jax.random.key(0)), whole[5:9])
+    assert not np.array_equal(step_fn(params, pixels, ids, jax.random.key(1)), whole)
+    noise = jax.jit(make_eval_step(network, only_eps, num_steps=T))(params, pixels, ids, jax.random.key(0))
+    assert len(np.unique(noise)) == 16
+    # Stratified: of 1000 ids every t comes 50 times, give or take the few that a golden sequence allows.
+    many, blank = np.arange(1000, dtype=np.int32), np.zeros((1000, 1, 1, 1), np.uint8)
+    t = np.asarray(jax.jit(make_eval_step(network, only_t, num_steps=T))(params, blank, many, jax.random.key(0)))
+    counts = np.bincount(t.astype(int), minlength=T)
+    assert counts.shape == (T,) and counts.min() >= 47 and counts.max() <= 53
