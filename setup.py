@@ -34,7 +34,7 @@ setup(
     ],
     extras_require={
         "test": [
-            "pytest", "pytest-xdist", "hypothesis", "beartype", "nbclient", "nbformat", "ipykernel", "ruff",
+            "pytest", "pytest-xdist", "filelock", "hypothesis", "beartype", "nbclient", "nbformat", "ipykernel", "ruff",
             "tensorboard",
         ],
         "notebook": ["jupyterlab"],

@@ -22,8 +22,8 @@ import torch
 from roofline import equations
 
 from ddpm_jax import factories
+from ddpm_jax.compilation import compiler_options
 from ddpm_jax.configuration import load_config
-from ddpm_jax.devices import compiler_options
 from ddpm_jax.models.unet import init_params
 
 PARTS = ("forward", "by picture", "by kernel")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import factories
-from ddpm_jax.devices import compiler_options
+from ddpm_jax.compilation import compiler_options
 from ddpm_jax.keys import sample_keys
 from ddpm_jax.pixel_scale import to_model_scale
 from ddpm_jax.respacing import spaced_steps

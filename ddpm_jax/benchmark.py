@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.atomic_files import check_folder, replace_file
-from ddpm_jax.commands import make_parser, run
+from ddpm_jax.command_line import run
+from ddpm_jax.config_flags import ConfigParser
 from ddpm_jax.configuration import changed
 from ddpm_jax.errors import UserError
 
@@ -28,7 +29,7 @@ seconds from the start of a process to its first train step, with and without co
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = make_parser("benchmark", PURPOSE, EXAMPLE, takes_config=True)
+    parser = ConfigParser("benchmark", PURPOSE, EXAMPLE)
     parser.add_argument("--dry_run", action="store_true", help="predict, run nothing")
     parser.add_argument(
         "--devices", type=int, metavar="N",

@@ -21,7 +21,7 @@ from ddpm_jax.checkpoint_manifest import MANIFEST, DamagedError, verify
 from ddpm_jax.errors import UserError
 from ddpm_jax.orbax_noise import drop_late_callbacks
 
-ARRAYS = ("params", "ema_params", "opt_state")  # and t_history, where the time sampler has one
+_NO_ARRAYS = ("config", "metrics")  # the items that are JSON
 
 # What Orbax raises for truncated, missing or foreign files, as found by damaging checkpoints.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError)
@@ -50,7 +50,8 @@ class CheckpointReader:
         self._checked_config(step, (item,))
         # NumPy targets of the saved shapes: without them Orbax wants the devices of the training run back.
         # For all items, since Orbax warns of those that it has no handler for.
-        handlers = {name: ocp.StandardCheckpointHandler() for name in (*ARRAYS, "t_history")}
+        items = [path.name for path in (Path(self.directory) / str(step)).iterdir() if path.is_dir()]
+        handlers = {name: ocp.StandardCheckpointHandler() for name in {item, *items} - set(_NO_ARRAYS)}
         with self._manager(item_handlers=handlers | {"config": ocp.JsonCheckpointHandler()}) as manager:
             saved = manager.item_metadata(step)[item]
         if saved is None:

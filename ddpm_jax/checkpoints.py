@@ -1,14 +1,15 @@
-"""Checkpoints by Orbax: parameters, EMA, optimiser state and config of a step as separate items.
+"""Checkpoints by Orbax: the fields of a train state and the config of a step as separate items.
 
-Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and t_history where the time sampler
-has one; beside them manifest.json, the digests of all these files. The newest and the best are kept.
+Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and whatever other fields the state has;
+beside them manifest.json, the digests of all these files. The newest and the best are kept.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,15 +19,23 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from ddpm_jax import hosts
 from ddpm_jax.checkpoint_format import config_item
 from ddpm_jax.checkpoint_manifest import write_manifest
-from ddpm_jax.checkpoint_reader import ARRAYS, CheckpointReader, check_metrics
+from ddpm_jax.checkpoint_reader import CheckpointReader, check_metrics
 from ddpm_jax.disk_space import MARGIN_BYTES, check_room, folder_bytes, full_error, is_full
 from ddpm_jax.errors import UserError
 from ddpm_jax.leftovers import delete_leftovers, move_aside
 from ddpm_jax.orbax_noise import keep_orbax_quiet, wait_for_threads
-from ddpm_jax.training.state import TrainState
 from ddpm_jax.workdir_lock import WorkdirLock
 
 BEST_METRIC = "eval_loss"
+
+
+class State(Protocol):
+    """A `flax.struct.dataclass`: its step, and trees of arrays by name, each an item; None is no item."""
+
+    step: jax.Array
+
+    def replace(self, **fields: Any) -> "State":
+        """A copy with other fields."""
 
 
 class Checkpoints:
@@ -87,7 +96,7 @@ class Checkpoints:
             )
         return step
 
-    def save(self, state: TrainState, config_json: str, metrics: dict[str, float] | None = None) -> None:
+    def save(self, state: State, config_json: str, metrics: dict[str, float] | None = None) -> None:
         """Starts saving `state` under its step, in the background.
 
         Args:
@@ -102,7 +111,7 @@ class Checkpoints:
         self._finish()
         self.check_room(state)
         step = int(state.step)
-        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _arrays_of(state)}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items_of(state).items()}
         items["config"] = ocp.args.JsonSave(config_item(config_json))
         with self._full_disk_named():
             saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
@@ -114,9 +123,9 @@ class Checkpoints:
         if hosts.is_first():
             self._manifest = self._background.submit(self._write_manifest, step)
 
-    def check_room(self, state: TrainState) -> None:
+    def check_room(self, state: State) -> None:
         """Raises DiskFullError where the disk has no room for a checkpoint of `state`: arrays, or their shapes."""
-        arrays = [leaf for name in _arrays_of(state) for leaf in jax.tree.leaves(getattr(state, name))]
+        arrays = jax.tree.leaves(_items_of(state))
         # Compressed they are somewhat smaller: random numbers in float32 by 8 percent.
         num_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays)
         last = self._last()
@@ -128,7 +137,7 @@ class Checkpoints:
         self._manager.wait_until_finished()  # on process 0 alone: it commits when all processes are done
         write_manifest(os.path.join(self.directory, str(step)))
 
-    def restore_state(self, abstract: TrainState) -> TrainState | None:
+    def restore_state(self, abstract: State) -> State | None:
         """The newest readable state, or None where nothing was saved, for training on from there.
 
         Newer checkpoints that cannot be read are moved into <workdir>/damaged_checkpoints, with a warning: their
@@ -140,11 +149,11 @@ class Checkpoints:
         Raises:
           UserError: checkpoints are there but none can be read.
         """
-        targets = {name: getattr(abstract, name) for name in _arrays_of(abstract)}
+        targets = _items_of(abstract)
 
-        def read(step: int) -> TrainState:
+        def read(step: int) -> State:
             arrays = self._reader.items(step, targets)
-            return TrainState(step=jax.device_put(np.int32(step), abstract.step.sharding), **arrays)
+            return abstract.replace(step=jax.device_put(np.int32(step), abstract.step.sharding), **arrays)
 
         if not self.steps():
             return None
@@ -230,8 +239,9 @@ class Checkpoints:
         self._manager.reload()
 
 
-def _arrays_of(state: TrainState) -> tuple[str, ...]:
-    return ARRAYS if state.t_history is None else (*ARRAYS, "t_history")
+def _items_of(state: State) -> dict[str, Any]:
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in fields.items() if name != "step" and tree is not None}
 
 
 def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:

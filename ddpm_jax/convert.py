@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.commands import make_parser, run
+from ddpm_jax.command_line import run
+from ddpm_jax.config_flags import OverridesParser
 from ddpm_jax.errors import UserError, check_one_of
 
 EXAMPLE = (
@@ -75,7 +76,7 @@ def _formats() -> dict[str, Format]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = make_parser("convert", PURPOSE, EXAMPLE, takes_overrides=True)
+    parser = OverridesParser("convert", PURPOSE, EXAMPLE)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; a new one with --from")
     parser.add_argument("--from", dest="source", metavar="PATH", help="what to import")
     parser.add_argument("--to", metavar="PATH", help="what to write: a new folder, FILE.safetensors or FILE.npz")

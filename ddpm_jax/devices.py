@@ -1,11 +1,9 @@
-"""The device mesh, the shardings, and the compile options of the outermost jits.
+"""The device mesh and the shardings.
 
 One program for one device and for many: `jit` over a `Mesh` with named shardings, which is what `jax.pmap`
 has become.
 """
 
-import functools
-import os
 from collections.abc import Iterable
 
 import jax
@@ -112,55 +110,3 @@ def put_batch(local: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
 def platform_of(mesh: Mesh) -> str:
     """ "cpu", "gpu" or "tpu"."""
     return mesh.devices.flat[0].platform
-
-
-@functools.cache
-def compiler_options(platform: str | None = None) -> dict[str, str]:
-    """Options for the outermost jits: on CPU, convolutions on all cores; elsewhere none.
-
-    jaxlib 0.10 hands CPU convolutions to a library that runs narrow ones on one core; this gives them back to
-    the multi-threaded path and leaves it the matrix products and reductions. The option is experimental, so
-    it is tried once on a tiny function. DDPM_JAX_CPU_OPTIONS=0 turns it off.
-
-    Args:
-      platform: that the program is compiled for; None: JAX's own choice.
-    """
-    if not _takes_cpu_options(platform):
-        return {}
-    options = {
-        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-    }
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0)).block_until_ready()
-    except jax.errors.JaxRuntimeError:
-        return {}  # a jaxlib without this option: its own default is all there is
-    return options
-
-
-def _takes_cpu_options(platform: str | None) -> bool:
-    """Whether the program is for the CPU, and JAX runs there, so that an option can be tried."""
-    here = jax.default_backend()
-    return (platform or here) == here == "cpu" and os.environ.get("DDPM_JAX_CPU_OPTIONS") != "0"
-
-
-@functools.cache
-def remat_options(platform: str | None = None) -> dict[str, str]:
-    """Options for a jit of the gradient of a network with `model.remat`: on CPU, keep its barriers; elsewhere none.
-
-    A barrier holds what is computed over again until the backward pass needs it. XLA's CPU compiler removes the
-    barriers before it orders the operations, so that all is computed over again at once and no memory is saved.
-    The option is tried as in `compiler_options`, and turned off by the same variable; `platform` as there.
-    """
-    if not _takes_cpu_options(platform):
-        return {}
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0)).block_until_ready()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
-
-
-def quick_compile_options(platform: str | None = None) -> dict[str, str]:
-    """Options for a program that is compiled to learn its plan of memory alone: on CPU, without optimising."""
-    return {"xla_backend_optimization_level": "0"} if (platform or jax.default_backend()) == "cpu" else {}

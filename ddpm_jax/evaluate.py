@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_jax.commands import make_parser, run
+from ddpm_jax.command_line import run
+from ddpm_jax.config_flags import OverridesParser
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
 
@@ -30,7 +31,7 @@ After Ctrl-C or a kill the same command goes on where it stopped, to the same nu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = make_parser("evaluate", PURPOSE, EXAMPLE, takes_overrides=True, takes_hosts=True)
+    parser = OverridesParser("evaluate", PURPOSE, EXAMPLE, takes_hosts=True)
     parser.add_argument("--workdir", metavar="DIR", help="folder of the training run")
     parser.add_argument("--what", default="bits,pictures", metavar="LIST", help="what to measure (default %(default)s)")
     parser.add_argument("--ode", action="store_true", help="adds ode to that list")

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ddpm_jax.compilation import compiler_options, release_unused_memory
 from ddpm_jax.denoiser import DenoiserOf
-from ddpm_jax.devices import AS_GIVEN, batch_sharded, compiler_options, replicated
-from ddpm_jax.host_memory import release_unused
+from ddpm_jax.devices import AS_GIVEN, batch_sharded, replicated
 from ddpm_jax.keys import sample_keys, seed_keys
 from ddpm_jax.pixel_scale import to_uint8
 from ddpm_jax.samplers import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
@@ -119,7 +119,7 @@ class Generator:
         for number, rows in enumerate(self._chunks):
             state = self._advance(params, rows, state, keys, labels)
             if first == number == 0:  # which was compiled before it ran
-                release_unused()
+                release_unused_memory()
             state = jax.block_until_ready(state)
             if watch:
                 watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(state.x_t)))

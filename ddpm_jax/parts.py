@@ -9,16 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import factories, sampler_factory, training_factory
-from ddpm_jax.devices import (
-    batch_sharded,
-    check_batch_size,
-    compiler_options,
-    make_mesh,
-    platform_of,
-    remat_options,
-    replicated,
-    state_sharded,
-)
+from ddpm_jax.compilation import compiler_options, remat_options
+from ddpm_jax.devices import batch_sharded, check_batch_size, make_mesh, platform_of, replicated, state_sharded
 from ddpm_jax.keys import SeedKeys, seed_keys
 from ddpm_jax.losses import LossFn
 from ddpm_jax.models.unet import UNet, init_params

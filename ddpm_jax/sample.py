@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.atomic_files import check_folder
-from ddpm_jax.commands import make_parser, run
+from ddpm_jax.command_line import run
+from ddpm_jax.config_flags import RunParser
 from ddpm_jax.errors import UserError, check_between
 from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
 
@@ -16,7 +17,7 @@ MAX_GRID = 100  # pictures in the PNG; the .npz holds all
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = make_parser(
+    parser = RunParser(
         "sample",
         "Draws pictures from a trained model. Model, schedule and sampler come from the checkpoint; the flags\n"
         "below choose how many pictures, from which weights, and may name another sampler.",

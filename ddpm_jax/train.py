@@ -5,7 +5,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax.commands import make_parser, run, split_config_flags
+from ddpm_jax.command_line import CommandParser, run
+from ddpm_jax.config_flags import ConfigParser, split_config_flags
 
 STATUS_EXAMPLE = "python -m ddpm_jax.train --status --workdir=runs/digits"
 EXAMPLE = "python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/digits"
@@ -14,11 +15,10 @@ EXAMPLE = "python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/di
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0 trained, 2 an error of the user's, 74 the disk is full, 128 + n
     stopped by signal n."""
-    parser = make_parser(
+    parser = ConfigParser(
         "train",
         "Trains a denoising diffusion model; run again, it goes on.",
         EXAMPLE,
-        takes_config=True,
         takes_hosts=True,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; made where missing")
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(_train, parser, argv)
 
 
-def _status_parser() -> argparse.ArgumentParser:
-    parser = make_parser("train", "Says where a run stands.", STATUS_EXAMPLE, compiles=False)
+def _status_parser() -> CommandParser:
+    parser = CommandParser("train", "Says where a run stands.", STATUS_EXAMPLE, compiles=False)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--status", action="store_true")
     return parser

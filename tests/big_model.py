@@ -13,8 +13,8 @@ import jax
 from ddpm_jax.benchmarking.programs import lower_step
 from ddpm_jax.benchmarking.sizes import state_bytes
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
+from ddpm_jax.compilation import quick_compile_options
 from ddpm_jax.configuration import load_config
-from ddpm_jax.devices import quick_compile_options
 from ddpm_jax.models.unet import num_params
 from ddpm_jax.parts import build_parts
 

@@ -1,10 +1,12 @@
-"""Eight virtual CPU devices, strict broadcasting, a compilation cache on disk, and one tiny shared U-Net.
+"""Eight virtual CPU devices, strict broadcasting, a compilation cache on disk, and what tests share: a tiny U-Net, and
+a run that is trained once for all workers.
 
 `ddpm_jax` is imported inside the fixtures alone: the type-checking hook of pyproject.toml is installed after
 this file is read, and what was imported before it would run unchecked.
 """
 
 import importlib
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filelock import FileLock
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -19,9 +22,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_configure(config):
     cache = getattr(config, "cache", None)  # absent under `-p no:cacheprovider`
-    if cache is not None:
+    # All workers and the processes that tests start share one cache: that of the caller, where there is one.
+    if cache is not None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax_compilation")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +103,34 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def straight_run(tiny_config, tmp_path_factory):
+def made_once(tmp_path_factory):
+    """(name, make) -> a folder that `make(folder)` fills, once for all workers of this session. Read it or copy it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+
+    def made_once(name, make):
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker whose `make` failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def straight_run(tiny_config, made_once):
     """The workdir of the small run, trained without a stop: checkpoints 2, 4, 6 and 8. Read it or copy it."""
     from ddpm_jax.experiment import train
 
-    workdir = tmp_path_factory.mktemp("straight")
-    assert train(tiny_config(), str(workdir)) is None
-    return workdir
+    def make(workdir):
+        assert train(tiny_config(), str(workdir)) is None
+
+    return made_once("straight", make)
 
 
 @pytest.fixture(scope="session")

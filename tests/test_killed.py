@@ -12,11 +12,11 @@ import jax
 import pytest
 
 from ddpm_jax.checkpoint_manifest import MANIFEST, verify
-from ddpm_jax.checkpoint_reader import ARRAYS
 from ddpm_jax.checkpoints import Checkpoints
 from ddpm_jax.parts import build_parts
 from ddpm_jax.training.report import read_metrics
 
+ITEMS = ("params", "ema_params", "opt_state", "config")
 CHILD = Path(__file__).parent / "killed_run.py"
 FEWER = ("data.eval_split=", "train.checkpoint_every_steps=2", "train.keep_checkpoints=2")
 
@@ -59,7 +59,7 @@ class KilledRun:
         """Starts, checks where it starts from, and returns the exit code; -9 is a kill."""
         before = self.committed()
         for step in before[-1:]:  # whatever was committed is whole, and its manifest is there whole or not at all
-            compared = verify(self.workdir / "checkpoints" / str(step), (*ARRAYS, "config"))
+            compared = verify(self.workdir / "checkpoints" / str(step), ITEMS)
             self.unchecked += not compared
         process = self.start(*kill)
         if self.straight is None:
@@ -101,7 +101,7 @@ class KilledRun:
         assert not [name for name in names if re.search(r"tmp|\.part$|\.lock$", name)]
         assert not (self.workdir / "damaged_checkpoints").exists()
         last = self.workdir / "checkpoints" / str(config.train.num_steps)
-        assert (last / MANIFEST).exists() and verify(last, (*ARRAYS, "config"))
+        assert (last / MANIFEST).exists() and verify(last, ITEMS)
 
 
 def test_killed_at_chosen_points(tiny_flags, tiny_config, tmp_path):

@@ -37,14 +37,12 @@ def test_the_commands_parse(command, monkeypatch):
     """Every flag and config field that the README types exists."""
     import importlib
 
-    from ddpm_jax import commands as edge
-
     module, *argv = shlex.split(command)[2:]
     module = {"ddpm_jax.data": "ddpm_jax.data.__main__"}.get(module, module)  # a package of sub-commands
     seen = {}
 
     def parse_only(main, parser, argv):
-        seen["args"] = edge._parse(parser, list(argv))
+        seen["args"] = parser.parse(list(argv))
         return 0
 
     command_module = importlib.import_module(module)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.compilation import quick_compile_options, remat_options
 from ddpm_jax.configuration import check_same_run, load_config
-from ddpm_jax.devices import quick_compile_options, remat_options
 from ddpm_jax.models.unet import UNet, init_params
 
 # Every kind of block: attention, shortcuts, resampling, and dropout of half of each activation.

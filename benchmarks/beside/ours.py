@@ -11,8 +11,8 @@ from nets import CHECKED_ROWS, NETS, Job
 
 from ddpm_jax import factories, sampler_factory
 from ddpm_jax.benchmarking.calls import prepare_call
+from ddpm_jax.compilation import compiler_options
 from ddpm_jax.configuration import load_config
-from ddpm_jax.devices import compiler_options
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.interchange.plain import read_npz
 from ddpm_jax.keys import sample_keys

@@ -18,7 +18,7 @@ from ddpm_jax.benchmarking.programs import (
     sampled_batch,
 )
 from ddpm_jax.benchmarking.sizes import abstract_batch
-from ddpm_jax.host_memory import release_unused
+from ddpm_jax.compilation import release_unused_memory
 from ddpm_jax.parts import Parts
 
 PROGRAMS = ("train", "forward", "sample")
@@ -42,7 +42,7 @@ def prepare_call(name: str, parts: Parts, *, num_rows: int = 1) -> Call:
         lower = lower_forward if name == "forward" else lambda parts: lower_sampler_rows(parts, num_rows)
         compiled, costs = compiled_with_costs(lambda: lower(parts))
         call = Call(_calling(parts, compiled), parts.config.sample.batch_size, costs)
-    release_unused()
+    release_unused_memory()
     return call
 
 

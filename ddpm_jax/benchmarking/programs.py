@@ -16,8 +16,9 @@ from jax.stages import Compiled, Lowered
 from ddpm_jax import factories, sampler_factory
 from ddpm_jax.batch import label_args
 from ddpm_jax.benchmarking.sizes import abstract_batch
+from ddpm_jax.compilation import compiler_options, quick_compile_options
 from ddpm_jax.configuration import changed
-from ddpm_jax.devices import batch_sharded, compiler_options, platform_of, quick_compile_options
+from ddpm_jax.devices import batch_sharded, platform_of
 from ddpm_jax.parts import Parts, build_parts
 from ddpm_jax.samplers import begin_walk, walk_on
 from ddpm_jax.training.step import TrainStep

@@ -64,7 +64,7 @@ def _first_steps(path: str) -> dict[str, Any]:
 
     from ddpm_jax.benchmarking.calls import random_inputs
     from ddpm_jax.benchmarking.sizes import abstract_batch
-    from ddpm_jax.commands import enable_compilation_cache
+    from ddpm_jax.compilation import enable_compilation_cache
     from ddpm_jax.experiment import train  # noqa: F401  all that the command imports
     from ddpm_jax.parts import build_parts
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ddpm_jax.commands import make_parser, run
+from ddpm_jax.command_line import CommandParser, run
 from ddpm_jax.errors import UserError, did_you_mean
 from ddpm_jax.progress import format_duration
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _pack_command(argv: Sequence[str]) -> int:
-    parser = make_parser("data pack", PURPOSE, EXAMPLE, compiles=False)
+    parser = CommandParser("data pack", PURPOSE, EXAMPLE, compiles=False)
     parser.usage = "python -m ddpm_jax.data pack DIR OUT --image_size=H,W [flags]"
     parser.add_argument("folder", metavar="DIR", help="the pictures, in any sub-folders")
     parser.add_argument("out", metavar="OUT", help="the file; .array_record is added where it is missing")

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import factories
 from ddpm_jax.batch import Batch, images_and_labels
+from ddpm_jax.compilation import compiler_options
 from ddpm_jax.data import ImageSource
 from ddpm_jax.denoiser import VARIANCES, DenoiserOf
-from ddpm_jax.devices import batch_sharded, compiler_options, replicated
+from ddpm_jax.devices import batch_sharded, replicated
 from ddpm_jax.errors import check_one_of
 from ddpm_jax.evaluation.batches import Batches, gather
 from ddpm_jax.evaluation.resume_point import ResumePoint

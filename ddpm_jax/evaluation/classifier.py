@@ -14,8 +14,8 @@ import optax
 from jaxtyping import Array, Float
 
 from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.compilation import compiler_options
 from ddpm_jax.data import ImageSource, batch_indices
-from ddpm_jax.devices import compiler_options
 from ddpm_jax.errors import UserError
 from ddpm_jax.pixel_scale import to_model_scale
 

@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ddpm_jax.devices import batch_sharded, compiler_options, put_batch, replicated
+from ddpm_jax.compilation import compiler_options
+from ddpm_jax.devices import batch_sharded, put_batch, replicated
 from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.evaluation.classifier import NUM_FEATURES, RECIPE, Classifier, TrainedClassifier
 from ddpm_jax.evaluation.inception_weights import load_inception

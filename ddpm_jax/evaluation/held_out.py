@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ddpm_jax.batch import Batch
+from ddpm_jax.compilation import compiler_options
 from ddpm_jax.data import ImageSource
-from ddpm_jax.devices import AS_GIVEN, batch_sharded, compiler_options, replicated
+from ddpm_jax.devices import AS_GIVEN, batch_sharded, replicated
 from ddpm_jax.evaluation.batches import Batches
 
 

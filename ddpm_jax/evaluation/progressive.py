@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import factories, sampler_factory
 from ddpm_jax.batch import Batch, images_and_labels
+from ddpm_jax.compilation import compiler_options
 from ddpm_jax.denoiser import DenoiserOf
-from ddpm_jax.devices import compiler_options, replicated
+from ddpm_jax.devices import replicated
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.keys import sample_keys, sample_noise, seed_keys
 from ddpm_jax.pixel_scale import to_model_scale, to_uint8

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from ddpm_jax.batch import Batch
-from ddpm_jax.host_memory import release_unused
+from ddpm_jax.compilation import release_unused_memory
 from ddpm_jax.hosts import MAX_AHEAD, Vote
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.report import Reporter
@@ -69,7 +69,7 @@ def run_loop(
         profiler.before(step)
         state, metrics = train_step(state, next(batches), key_of_step(step))
         if step == first_step:  # which was compiled before it ran
-            release_unused()
+            release_unused_memory()
         step += 1
         profiler.after(step, metrics)
         window.add(metrics)

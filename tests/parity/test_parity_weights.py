@@ -16,8 +16,8 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler,
 from hub_configs import CHURCH, CIFAR10, SCHEDULERS
 from unet_weights import peer_unet, randomise, run_peer
 
+from ddpm_jax.compilation import quick_compile_options
 from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.devices import quick_compile_options
 from ddpm_jax.factories import build_model, build_schedule
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
 from ddpm_jax.interchange.diffusers_scheduler import fields_of_scheduler, scheduler_of_fields

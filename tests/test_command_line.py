@@ -3,7 +3,9 @@
 import jax
 import pytest
 
-from ddpm_jax.commands import enable_compilation_cache, make_parser, run, split_config_flags
+from ddpm_jax.command_line import run
+from ddpm_jax.compilation import enable_compilation_cache
+from ddpm_jax.config_flags import ConfigParser, RunParser, split_config_flags
 from ddpm_jax.errors import UserError, out_of_memory
 
 EXPERIMENT = """
@@ -38,7 +40,7 @@ def experiment(tmp_path):
 
 def train_parser(takes_config=True):
     example = "python -m ddpm_jax.train --config=digits --workdir=W"
-    parser = make_parser("train", "Trains.", example, takes_config=takes_config)
+    parser = (ConfigParser if takes_config else RunParser)("train", "Trains.", example)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
     parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="how many")
     return parser

@@ -1,0 +1,101 @@
+"""How programs are compiled: the options of the outermost jits, the cache on disk, and the memory that is left over.
+
+JAX is imported inside the functions, so that `--help` and mistyped flags need not wait for it.
+"""
+
+import ctypes
+import functools
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# All compilations are kept: the dozens of small ones make half a second of each start together.
+_CACHED_COMPILE_SECONDS = 0.0
+
+
+def compiler_options(platform: str | None = None) -> dict[str, str]:
+    """Options for the outermost jits: on CPU, convolutions on all cores; elsewhere none.
+
+    jaxlib 0.10 hands CPU convolutions to a library that runs narrow ones on one core; this gives them back to
+    the multi-threaded path and leaves it the matrix products and reductions. The option is experimental, so
+    it is tried once on a tiny function. DDPM_JAX_CPU_OPTIONS=0 turns it off.
+
+    Args:
+      platform: that the program is compiled for; None: JAX's own choice.
+    """
+    libraries = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    return _if_taken("xla_cpu_experimental_ynn_fusion_type", libraries, platform)
+
+
+def remat_options(platform: str | None = None) -> dict[str, str]:
+    """Options for a jit of the gradient of a network with `model.remat`: on CPU, keep its barriers; elsewhere none.
+
+    A barrier holds what is computed over again until the backward pass needs it. XLA's CPU compiler removes the
+    barriers before it orders the operations, so that all is computed over again at once and no memory is saved.
+    The option is tried as in `compiler_options`, and turned off by the same variable; `platform` as there.
+    """
+    return _if_taken("xla_disable_hlo_passes", "cse_barrier_expander", platform)
+
+
+def quick_compile_options(platform: str | None = None) -> dict[str, str]:
+    """Options for a program that is compiled to learn its plan of memory alone: on CPU, without optimising."""
+    import jax
+
+    return {"xla_backend_optimization_level": "0"} if (platform or jax.default_backend()) == "cpu" else {}
+
+
+@functools.cache
+def _if_taken(option: str, value: str, platform: str | None) -> dict[str, str]:
+    """The option, where the program is for the CPU, JAX runs there, and its jaxlib has the option."""
+    import jax
+    import numpy as np
+
+    here = jax.default_backend()
+    if not (platform or here) == here == "cpu" or os.environ.get("DDPM_JAX_CPU_OPTIONS") == "0":
+        return {}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options={option: value})(np.float32(0)).block_until_ready()
+    except jax.errors.JaxRuntimeError:
+        return {}  # a jaxlib without this option: its own default is all there is
+    return {option: value}
+
+
+def enable_compilation_cache(enabled: bool = True) -> None:
+    """Keeps compiled programs on disk, so that the second start of a command is quick.
+
+    The folder is `JAX_COMPILATION_CACHE_DIR` where that is set, else `ddpm_jax/xla` in the user's cache
+    folder (`XDG_CACHE_HOME`, by default `~/.cache`). Where that cannot be written, a warning line says so
+    and every start compiles anew.
+    """
+    import jax
+
+    if not enabled:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _CACHED_COMPILE_SECONDS)
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm_jax" / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        print(f"warning: no compilation cache, since {folder} cannot be written ({error.strerror}); "
+              "set JAX_COMPILATION_CACHE_DIR to a folder that can", file=sys.stderr, flush=True)  # fmt: skip
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def release_unused_memory() -> None:
+    """Gives memory that is free, but kept by the C library, back to the system; on Linux with glibc, elsewhere nothing.
+
+    A compilation takes some hundred MB and frees them; glibc would keep them, beside what the steps then need.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
