@@ -31,11 +31,11 @@ import jax
 from jax.experimental import topologies
 from jax.stages import Compiled
 
-from ddpm_jax.benchmarking.absent_tpu import absent_tpu
-from ddpm_jax.benchmarking.programs import compiled_with_costs, lower_forward, lower_step
-from ddpm_jax.configuration import load_config
-from ddpm_jax.errors import UserError
-from ddpm_jax.parts import build_parts
+from ddpm_jax.benchmarking.tpu_topology import absent_tpu
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.program_costs import compiled_with_costs, lower_forward, lower_step
+from ddpm_jax.runtime.errors import UserError
 
 TPUS = {"v4": "v4:1x1x1", "v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}
 # Of the data sheets: multiprocessors, bytes of memory, bytes a second, bytes of cache, compute capability, GHz.

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data import BatchLoader, make_source, source
-from ddpm_jax.data.listing import list_images
-from ddpm_jax.data.packed import array_record_module
-from ddpm_jax.data.packing import pack_folder
+from ddpm_jax.data import BatchLoader, image_source, make_source
+from ddpm_jax.data.image_listing import list_images
+from ddpm_jax.data.pack_folder import pack_folder
+from ddpm_jax.data.packed_file import array_record_module
 
-IN_MEMORY = source.MEMORY_BUDGET_BYTES
+IN_MEMORY = image_source.MEMORY_BUDGET_BYTES
 BATCH = 128
 
 
@@ -48,7 +48,7 @@ def make_jpegs(pictures: str, folder: Path, num_pictures: int) -> None:
 
 def loader_rate(path: str, size: tuple[int, int], seconds: float, budget: int) -> float:
     """Images a second that `BatchLoader` makes."""
-    source.MEMORY_BUDGET_BYTES = budget
+    image_source.MEMORY_BUDGET_BYTES = budget
     images = make_source(name="image_folder", path=path, image_size=size, num_channels=3)
     if budget:
         images.load(np.arange(len(images)))  # the first epoch, which decodes
@@ -119,7 +119,7 @@ def measure_rates(args: argparse.Namespace, folder: Path) -> None:
         ("memory", packed, IN_MEMORY),
     ]:
         print(f"| {name} | {loader_rate(str(path), size, args.seconds, budget):,.0f} |", flush=True)
-    source.MEMORY_BUDGET_BYTES = IN_MEMORY
+    image_source.MEMORY_BUDGET_BYTES = IN_MEMORY
     images = make_source(name="image_folder", path=str(packed), image_size=size, num_channels=3)
     encodings(images.load(np.arange(len(images))), args.seconds)
 
@@ -138,7 +138,7 @@ def measure_start(num_files: int, folder: Path) -> None:
     path, stamp = str(folder / "set"), time.time() - 3600
     for place in (folder / "set", *(folder / "set").iterdir()):
         os.utime(place, (stamp, stamp))  # made some time ago, as a data set is
-    source.MEMORY_BUDGET_BYTES = 0
+    image_source.MEMORY_BUDGET_BYTES = 0
 
     def memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import factories
-from ddpm_jax.compilation import compiler_options
-from ddpm_jax.keys import sample_keys
-from ddpm_jax.pixel_scale import to_model_scale
-from ddpm_jax.respacing import spaced_steps
-from ddpm_jax.runs import open_run
-from ddpm_jax.samplers import ddim_table, walk
-from ddpm_jax.solvers import ddim_inversion_table
+from ddpm_jax.data.pixel_scale import to_model_scale
+from ddpm_jax.diffusion.rng import sample_keys
+from ddpm_jax.diffusion.samplers import ddim_inversion_table
+from ddpm_jax.diffusion.samplers.table import ddim_table, walk
+from ddpm_jax.diffusion.timestep_spacing import spaced_steps
+from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment.trained_run import open_run
+from ddpm_jax.runtime.compilation import compiler_options
 
 
 def main() -> int:
@@ -33,13 +33,13 @@ def main() -> int:
     args = parser.parse_args()
 
     trained = open_run(args.workdir)
-    config, model = trained.config, factories.build_model(trained.config)
-    schedule = factories.build_schedule(config)
-    source = factories.build_source(config, config.data.eval_split or config.data.split)
+    config, model = trained.config, model_factory.build_model(trained.config)
+    schedule = model_factory.build_schedule(config)
+    source = model_factory.build_source(config, config.data.eval_split or config.data.split)
     x_0 = to_model_scale(jnp.asarray(source.load(np.arange(min(args.num_images, len(source))))))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # no noise is drawn: sigma = 0 in every row
 
-    denoiser_of = factories.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0)
+    denoiser_of = model_factory.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0)
     go = jax.jit(
         lambda params, table, x: walk(denoiser_of(params, None), table, x, keys), compiler_options=compiler_options()
     )

@@ -40,8 +40,8 @@ from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.frechet import frechet_from_features
+from ddpm_jax.evaluation.frechet_distance import frechet_from_features
+from ddpm_jax.runtime.errors import UserError
 
 NUM_FOLDS = 10  # fold 0 is held out of training
 NUM_SPLITS = 20

@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ddpm_jax.benchmarking.calls import prepare_call
-from ddpm_jax.benchmarking.timing import repeated
-from ddpm_jax.configuration import load_config
+from ddpm_jax.benchmarking.timed_programs import prepare_call
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.models import layers
-from ddpm_jax.parts import build_parts
+from ddpm_jax.runtime.timing import repeated
 
 
 def flaxs(num_groups: int, epsilon: float, name: str) -> nn.Module:

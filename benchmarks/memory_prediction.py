@@ -20,10 +20,10 @@ import jax
 import jaxlib
 import numpy as np
 
-from ddpm_jax.benchmarking.programs import lower_step
-from ddpm_jax.benchmarking.sizes import state_bytes
-from ddpm_jax.configuration import load_config
-from ddpm_jax.parts import build_parts
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.program_costs import lower_step
+from ddpm_jax.experiment.state_sizes import state_bytes
 
 SIZES = {
     "digits, 64 pictures": ("digits", "train.batch_size=64"),

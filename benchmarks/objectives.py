@@ -17,12 +17,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ddpm_jax import factories, sampler_factory
-from ddpm_jax.devices import make_mesh, replicated
-from ddpm_jax.evaluation.bits import build_bits_per_dim
-from ddpm_jax.evaluation.frechet import frechet_from_features
-from ddpm_jax.pictures import save_npz
-from ddpm_jax.runs import Run, open_run
+from ddpm_jax.evaluation.elbo_bits_per_dim import build_bits_per_dim
+from ddpm_jax.evaluation.frechet_distance import frechet_from_features
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.trained_run import Run, open_run
+from ddpm_jax.runtime.devices import make_mesh, replicated
+from ddpm_jax.runtime.image_files import save_npz
 
 OBJECTIVES = {
     "L_simple, fixed_large": [],
@@ -72,7 +72,7 @@ def main() -> int:
             bits.append(measure.measure(params).summary()["total"][0])
             images = samples_of(trained, params, mesh, args.num_samples)
             save_npz(workdir / f"samples_{trained.config.diffusion.variance}.npz", images)
-            real = factories.build_source(trained.config, args.reference)
+            real = model_factory.build_source(trained.config, args.reference)
             real = real.load(np.arange(min(len(real), 10_000)))
             distances.append(frechet_from_features(to_features(real), to_features(images)))
             print(f"{workdir}: {bits[-1]:.3f} bits/dim, Frechet distance {distances[-1]:.4f}", file=sys.stderr)
@@ -84,9 +84,9 @@ def main() -> int:
 
 def samples_of(trained: Run, params: dict, mesh: jax.sharding.Mesh, num_samples: int) -> np.ndarray:
     """uint8 [N, H, W, C] by the run's sampler."""
-    config, schedule = trained.config, factories.build_schedule(trained.config)
-    table, model = sampler_factory.build_table(config, schedule), factories.build_model(config)
-    generator = factories.build_generator(config, schedule, table, model, mesh)
+    config, schedule = trained.config, model_factory.build_schedule(trained.config)
+    table, model = sampler_factory.build_table(config, schedule), model_factory.build_model(config)
+    generator = model_factory.build_generator(config, schedule, table, model, mesh)
     return generator.generate(params, seed=0, num_samples=num_samples)
 
 

@@ -26,11 +26,11 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from ddpm_jax.benchmarking.programs import flops, lower_step
-from ddpm_jax.benchmarking.sizes import abstract_batch
-from ddpm_jax.configuration import load_config
-from ddpm_jax.errors import UserError
-from ddpm_jax.parts import Parts, build_parts
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.program_costs import flops, lower_step
+from ddpm_jax.experiment.state_sizes import abstract_batch
+from ddpm_jax.runtime.errors import UserError
 
 OF_TENSOR_CORES = ("conv_general_dilated", "dot_general")
 BATCH_SIZES = (8, 16)  # for the fit; any two would do

@@ -17,12 +17,12 @@ import time
 import jax
 import numpy as np
 
-from ddpm_jax import factories, sampler_factory
-from ddpm_jax.atomic_files import replace_file
-from ddpm_jax.devices import make_mesh, replicated
-from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.frechet import frechet_from_features
-from ddpm_jax.runs import open_run
+from ddpm_jax.evaluation.frechet_distance import frechet_from_features
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.trained_run import open_run
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.devices import make_mesh, replicated
+from ddpm_jax.runtime.errors import UserError
 
 # name, settings of the group `sample`.
 ROWS = [
@@ -65,8 +65,8 @@ def main() -> int:
     trained = open_run(args.workdir)
     config, mesh = trained.config, make_mesh()
     params = jax.device_put(trained.params, replicated(mesh))
-    schedule, model = factories.build_schedule(config), factories.build_model(config)
-    source = factories.build_source(config, args.split or config.data.split)
+    schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
+    source = model_factory.build_source(config, args.split or config.data.split)
     real = features(source.load(np.arange(len(source))))
     facts = {"step": trained.step, "num_samples": args.num_samples, "seed": args.seed, "num_real": len(real)}
     path = os.path.join(args.workdir, "sampler_table.json")
@@ -95,7 +95,7 @@ def main() -> int:
                     print(f"{key}: {error}", file=sys.stderr)
                     row.append("-")
                     continue
-                generator = factories.build_generator(config, schedule, table, model, mesh)
+                generator = model_factory.build_generator(config, schedule, table, model, mesh)
                 start = time.monotonic()
                 images = generator.generate(params, seed=args.seed, num_samples=args.num_samples)
                 cells[key] = {

@@ -1,7 +1,7 @@
 """Every config field once, with its unit and its default. An experiment changes some and invents none.
 
 A field that is added later has the default that does what was done without it: runs from before have no such field,
-and go on with the default (`configuration.with_defaults`).
+and go on with the default (`experiment.config_files.with_defaults`).
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
 """Denoising diffusion probabilistic models in JAX and Flax.
 
 The pure core: a schedule, a network, a loss, a train step, a sampler's table. Whole runs from a config are in
-`ddpm_jax.experiment`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.checkpoints`.
+`ddpm_jax.experiment.training`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.workdir.checkpoints`.
 """
 
-from ddpm_jax.denoiser import Denoised, make_denoiser, p_log_var
-from ddpm_jax.diffusion import (
+from ddpm_jax.data.pixel_scale import to_model_scale, to_uint8
+from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser, p_log_var
+from ddpm_jax.diffusion.forward_process import (
     eps_from_x_0,
     q_posterior_mean,
     q_sample,
@@ -14,9 +15,7 @@ from ddpm_jax.diffusion import (
     x_0_from_mean,
     x_0_from_v,
 )
-from ddpm_jax.errors import UserError
-from ddpm_jax.keys import sample_keys, seed_keys
-from ddpm_jax.likelihood import (
+from ddpm_jax.diffusion.likelihood import (
     bits_per_dim,
     discretised_gaussian_log_likelihood,
     normal_kl,
@@ -24,24 +23,19 @@ from ddpm_jax.likelihood import (
     vlb_term,
     vlb_terms,
 )
-from ddpm_jax.losses import make_loss_fn
+from ddpm_jax.diffusion.loss_weights import loss_weights
+from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
+from ddpm_jax.diffusion.rng import sample_keys, seed_keys
+from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
+from ddpm_jax.diffusion.samplers.table import SamplerTable, ancestral_table, ddim_table, initial_noise, p_sample, walk
+from ddpm_jax.diffusion.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
+from ddpm_jax.diffusion.timestep_samplers import make_time_sampler
+from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced, spaced_steps
 from ddpm_jax.models.unet import UNet, init_params, num_params
-from ddpm_jax.ode_likelihood import ode_bits_per_dim
-from ddpm_jax.pixel_scale import to_model_scale, to_uint8
-from ddpm_jax.respacing import named_steps, respaced, spaced_steps
-from ddpm_jax.samplers import SamplerTable, ancestral_table, ddim_table, initial_noise, p_sample, walk
-from ddpm_jax.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
-from ddpm_jax.solvers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
-from ddpm_jax.time_sampling import make_time_sampler
-from ddpm_jax.training.state import (
-    TrainState,
-    init_state,
-    make_ema_decay,
-    make_learning_rate,
-    make_optimizer,
-)
-from ddpm_jax.training.step import make_train_step
-from ddpm_jax.weightings import loss_weights
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.train_state import TrainState, init_state, make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.train_step import make_train_step
 
 __all__ = [
     "Denoised",

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_jax.atomic_files import check_folder, replace_file
-from ddpm_jax.command_line import run
-from ddpm_jax.config_flags import ConfigParser
-from ddpm_jax.configuration import changed
-from ddpm_jax.errors import UserError
+from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.experiment.config_flags import ConfigParser
+from ddpm_jax.runtime.atomic_files import check_folder, replace_file
+from ddpm_jax.runtime.command_line import run
+from ddpm_jax.runtime.errors import UserError
 
 EXAMPLE = """\
 python -m ddpm_jax.benchmark --config=configs/celeba_hq_256.py --dry_run --devices=8 --config.mesh.fsdp=8
@@ -81,7 +81,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
     from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
 
     if args.tpu:
-        from ddpm_jax.benchmarking.absent_tpu import absent_tpu
+        from ddpm_jax.benchmarking.tpu_topology import absent_tpu
 
         use_virtual_devices(1)
         devices = absent_tpu(args.tpu)
@@ -101,7 +101,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    from ddpm_jax.benchmarking.measured import measure
+    from ddpm_jax.benchmarking.measurements import measure
 
     return measure(args.config, _names(args.what), repeats=args.repeats, say=_say)
 

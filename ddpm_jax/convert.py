@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.command_line import run
-from ddpm_jax.config_flags import OverridesParser
-from ddpm_jax.errors import UserError, check_one_of
+from ddpm_jax.experiment.config_flags import OverridesParser
+from ddpm_jax.runtime.command_line import run
+from ddpm_jax.runtime.errors import UserError, check_one_of
 
 EXAMPLE = (
     "python -m ddpm_jax.convert --from=ddpm-ema-church-256 --workdir=runs/church\n"
@@ -49,7 +49,7 @@ class Format:
 def _formats() -> dict[str, Format]:
     """The formats by name, in the order in which a path is tried."""
     # Here, so that --help need not wait for JAX.
-    from ddpm_jax.interchange import diffusers, openai, original, plain, tensor_files, tensorflow_checkpoint
+    from ddpm_jax.interchange import diffusers, ho_et_al, openai, own_files, tensor_files, tensorflow_checkpoint
 
     def is_openai(path: Path) -> bool:
         return path.suffix == ".pt" and path.stem in {*openai.MODELS, *openai.REFUSED}
@@ -62,15 +62,17 @@ def _formats() -> dict[str, Format]:
 
     def read_original(path: Path, model: str) -> Any:
         prefix = str(path).removesuffix(".index")
-        tensors = tensorflow_checkpoint.read_tensorflow_checkpoint(prefix, original.is_wanted)
-        return original.read_original(tensors, model)
+        tensors = tensorflow_checkpoint.read_tensorflow_checkpoint(prefix, ho_et_al.is_wanted)
+        return ho_et_al.read_original(tensors, model)
 
     return {
-        "npz": Format(plain.is_npz, plain.read_npz, plain.write_npz),
+        "npz": Format(own_files.is_npz, own_files.read_npz, own_files.write_npz),
         "diffusers": Format(diffusers.is_diffusers, diffusers.read_diffusers, diffusers.write_diffusers),
-        "safetensors": Format(plain.is_own_safetensors, plain.read_own_safetensors, plain.write_own_safetensors),
+        "safetensors": Format(
+            own_files.is_own_safetensors, own_files.read_own_safetensors, own_files.write_own_safetensors
+        ),
         "openai": Format(is_openai, read_openai, models=sorted(openai.MODELS), named=True),
-        "original": Format(is_original, read_original, models=sorted(original.MODELS)),
+        "original": Format(is_original, read_original, models=sorted(ho_et_al.MODELS)),
     }
 
 
@@ -106,7 +108,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
-    from ddpm_jax.interchange.workdir import with_overrides, write_workdir
+    from ddpm_jax.interchange.imported_workdir import with_overrides, write_workdir
 
     path = Path(args.source).expanduser()
     if not path.exists() and not Path(f"{path}.index").exists():  # the prefix of a TensorFlow checkpoint is no file
@@ -139,9 +141,9 @@ def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str,
 
 def _description(name: str, config: Any, imported: Any) -> list[str]:
     """What was imported, for a person to compare with what they expected."""
-    from ddpm_jax.factories import build_schedule, image_shape_of
+    from ddpm_jax.experiment.model_factory import build_schedule, image_shape_of
+    from ddpm_jax.experiment.sampler_factory import build_table
     from ddpm_jax.models.unet import num_params
-    from ddpm_jax.sampler_factory import build_table
 
     diffusion, sample, schedule = config.diffusion, config.sample, build_schedule(config)
     calls, betas = build_table(config, schedule).num_calls, schedule.betas
@@ -157,7 +159,7 @@ def _description(name: str, config: Any, imported: Any) -> list[str]:
 
 
 def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
-    from ddpm_jax.runs import open_run
+    from ddpm_jax.experiment.trained_run import open_run
 
     path = Path(args.to).expanduser()
     name = args.format or {".npz": "npz", ".safetensors": "safetensors", "": "diffusers"}.get(path.suffix)

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_jax.command_line import run
-from ddpm_jax.config_flags import OverridesParser
-from ddpm_jax.errors import UserError
-from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
+from ddpm_jax.experiment.config_flags import OverridesParser
+from ddpm_jax.experiment.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
+from ddpm_jax.runtime.command_line import run
+from ddpm_jax.runtime.errors import UserError
 
 EXAMPLE = """\
 python -m ddpm_jax.evaluate --workdir=runs/digits
@@ -104,8 +104,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     _check_sample_flags(args, what)
 
     # Here, so that --help and the errors above need not wait for JAX.
-    from ddpm_jax.evaluation.of_run import Evaluation, EvaluationSettings
-    from ddpm_jax.runs import open_run, with_data
+    from ddpm_jax.evaluation.run_evaluation import Evaluation, EvaluationSettings
+    from ddpm_jax.experiment.trained_run import open_run, with_data
 
     settings = EvaluationSettings(
         what=what,
@@ -149,9 +149,9 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
 
 def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
     """The `SampleMetrics` of a `Run`, or of files where it is None."""
-    from ddpm_jax.devices import make_mesh
-    from ddpm_jax.evaluation import of_samples
-    from ddpm_jax.evaluation.sample_settings import SampleSettings
+    from ddpm_jax.evaluation import sample_metrics as of_samples
+    from ddpm_jax.evaluation.metric_settings import SampleSettings
+    from ddpm_jax.runtime.devices import make_mesh
 
     names = ("extractor", "inception_weights", "resize", "reference", "num_reference", "num_samples", "data_path",
              "cache", "batch_size", "seed")  # fmt: skip
@@ -180,11 +180,11 @@ def _sample_folder(args: argparse.Namespace) -> str | None:
 
 def _measure_samples(metrics: Any, folder: str | None, report: Any, written: list[str]) -> str | None:
     """Measures, adds to the `Report` (None: a new one), and returns what is to be printed."""
-    from ddpm_jax import hosts
+    from ddpm_jax.evaluation.metric_values import numbers_table
     from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
-    from ddpm_jax.evaluation.sample_numbers import numbers_table
+    from ddpm_jax.runtime import multi_host
 
-    if metrics.warning and hosts.is_first():
+    if metrics.warning and multi_host.is_first():
         print(f"warning: {metrics.warning}", file=sys.stderr, flush=True)
     entry = metrics.measure()
     if entry is None:  # not the first process

@@ -5,11 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax.atomic_files import check_folder
-from ddpm_jax.command_line import run
-from ddpm_jax.config_flags import RunParser
-from ddpm_jax.errors import UserError, check_between
-from ddpm_jax.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
+from ddpm_jax.experiment.config_flags import RunParser
+from ddpm_jax.experiment.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
+from ddpm_jax.runtime.atomic_files import check_folder
+from ddpm_jax.runtime.command_line import run
+from ddpm_jax.runtime.errors import UserError, check_between
 
 EXAMPLE = "python -m ddpm_jax.sample --workdir=runs/digits --num_samples=64 --out=runs/digits/samples/new"
 MAX_GRID = 100  # pictures in the PNG; the .npz holds all
@@ -47,25 +47,26 @@ def _sample(args: argparse.Namespace) -> None:
     import jax
     import numpy as np
 
-    from ddpm_jax import factories, hosts, sampler_factory
-    from ddpm_jax.devices import make_mesh, replicated
-    from ddpm_jax.keys import check_seed
-    from ddpm_jax.pictures import save_grid, save_npz
-    from ddpm_jax.progress import ProgressBar
-    from ddpm_jax.runs import open_run
+    from ddpm_jax.diffusion.rng import check_seed
+    from ddpm_jax.experiment import model_factory, sampler_factory
+    from ddpm_jax.experiment.trained_run import open_run
+    from ddpm_jax.runtime import multi_host
+    from ddpm_jax.runtime.devices import make_mesh, replicated
+    from ddpm_jax.runtime.image_files import save_grid, save_npz
+    from ddpm_jax.runtime.progress import ProgressBar
 
     check_seed("--seed", args.seed)
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
     config = trained.config
     mesh = make_mesh()
     choose_sampler(config, given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)
-    schedule = factories.build_schedule(config)
+    schedule = model_factory.build_schedule(config)
     table = sampler_factory.build_table(config, schedule)
-    model = factories.build_model(config)
-    factories.check_params(config, model, trained.params)
-    generator = factories.build_generator(config, schedule, table, model, mesh)
+    model = model_factory.build_model(config)
+    model_factory.check_params(config, model, trained.params)
+    generator = model_factory.build_generator(config, schedule, table, model, mesh)
 
-    is_first = hosts.is_first()
+    is_first = multi_host.is_first()
     if is_first:
         print(
             f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), {config.sample.sampler} with "

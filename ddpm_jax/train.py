@@ -5,8 +5,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax.command_line import CommandParser, run
-from ddpm_jax.config_flags import ConfigParser, split_config_flags
+from ddpm_jax.experiment.config_flags import ConfigParser, split_config_flags
+from ddpm_jax.runtime.command_line import CommandParser, run
 
 STATUS_EXAMPLE = "python -m ddpm_jax.train --status --workdir=runs/digits"
 EXAMPLE = "python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/digits"
@@ -45,20 +45,20 @@ def _status_parser() -> CommandParser:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from ddpm_jax.status import status_lines
+    from ddpm_jax.training.run_status import status_lines
 
     print("\n".join(status_lines(args.workdir)))
 
 
 def _train(args: argparse.Namespace) -> int:
     # Here, so that --help need not wait for JAX.
-    from ddpm_jax import hosts
-    from ddpm_jax.disk_space import full_disk_ends_in_one_line
-    from ddpm_jax.experiment import train
+    from ddpm_jax.experiment.training import train
+    from ddpm_jax.runtime import multi_host
+    from ddpm_jax.runtime.disk_space import full_disk_ends_in_one_line
 
     with full_disk_ends_in_one_line(args.workdir):
         stopped_by = train(args.config, args.workdir, profile_steps=args.profile_steps)
-    if hosts.is_first():
+    if multi_host.is_first():
         _say_end(args, stopped_by)
     return 0 if stopped_by is None else 128 + stopped_by
 

@@ -10,13 +10,13 @@ import time
 
 import jax
 
-from ddpm_jax.benchmarking.programs import lower_step
-from ddpm_jax.benchmarking.sizes import state_bytes
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
-from ddpm_jax.compilation import quick_compile_options
-from ddpm_jax.configuration import load_config
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.program_costs import lower_step
+from ddpm_jax.experiment.state_sizes import state_bytes
 from ddpm_jax.models.unet import num_params
-from ddpm_jax.parts import build_parts
+from ddpm_jax.runtime.compilation import quick_compile_options
 
 
 def main(out: str, until: str, name: str, *overrides: str) -> None:

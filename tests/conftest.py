@@ -97,7 +97,7 @@ def tiny_overrides():
 @pytest.fixture(scope="session")
 def tiny_config():
     """Overrides -> the config of the small run with them."""
-    from ddpm_jax.configuration import load_config
+    from ddpm_jax.experiment.config_files import load_config
 
     return lambda *overrides: load_config("digits", [*TINY_RUN, *overrides])
 
@@ -125,7 +125,7 @@ def made_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def straight_run(tiny_config, made_once):
     """The workdir of the small run, trained without a stop: checkpoints 2, 4, 6 and 8. Read it or copy it."""
-    from ddpm_jax.experiment import train
+    from ddpm_jax.experiment.training import train
 
     def make(workdir):
         assert train(tiny_config(), str(workdir)) is None
@@ -150,8 +150,8 @@ def own_run(straight_run, tmp_path):
 @pytest.fixture(scope="session")
 def state_of(tiny_config):
     """(workdir, step) -> the NumPy leaves of params, EMA and optimiser state by path."""
-    from ddpm_jax.checkpoints import Checkpoints
-    from ddpm_jax.parts import build_parts
+    from ddpm_jax.experiment.build import build_parts
+    from ddpm_jax.workdir.checkpoints import Checkpoints
 
     abstract = build_parts(tiny_config()).abstract_state
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from ddpm_jax.interchange.diffusers_names import matches_of_unet
 from ddpm_jax.interchange.diffusers_unet import fields_of_unet
-from ddpm_jax.interchange.imported import config_of, shapes_of
-from ddpm_jax.interchange.matches import tensors_from
+from ddpm_jax.interchange.imported_model import config_of, shapes_of
 from ddpm_jax.interchange.tensor_files import write_safetensors
+from ddpm_jax.interchange.tensor_mapping import tensors_from
 
 UNET = {
     "_class_name": "UNet2DModel",

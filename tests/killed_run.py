@@ -48,7 +48,8 @@ def in_workdir(path, *others, dir_fd=None):
 
 
 def patch():
-    from ddpm_jax import checkpoint_manifest, checkpoints, parts
+    from ddpm_jax.experiment import build
+    from ddpm_jax.workdir import checkpoint_manifest, checkpoints
 
     for name in ("rename", "replace"):
         setattr(os, name, killing("rename", getattr(os, name), in_workdir))
@@ -58,7 +59,7 @@ def patch():
     checkpoint_manifest.os.fsync = killing("fsync", os.fsync)
     manager = checkpoints.ocp.CheckpointManager
     manager.save = killing("save", manager.save)
-    make_step = parts.Parts.jitted_step
+    make_step = build.Parts.jitted_step
 
     def jitted_step(self):
         step_fn = make_step(self)
@@ -66,7 +67,7 @@ def patch():
         wrapped.lower = step_fn.lower  # its operations are counted before it runs
         return wrapped
 
-    parts.Parts.jitted_step = jitted_step
+    build.Parts.jitted_step = jitted_step
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import sys
 import pytest
 
 from ddpm_jax import benchmark
-from ddpm_jax.benchmarking.absent_tpu import absent_tpu
-from ddpm_jax.compilation import compiler_options, quick_compile_options, remat_options
-from ddpm_jax.errors import UserError
+from ddpm_jax.benchmarking.tpu_topology import absent_tpu
+from ddpm_jax.runtime.compilation import compiler_options, quick_compile_options, remat_options
+from ddpm_jax.runtime.errors import UserError
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddpm_jax import factories, sampler_factory
-from ddpm_jax.benchmarking.sizes import abstract_batch
-from ddpm_jax.configuration import load_config
-from ddpm_jax.denoiser import PREDICTIONS, VARIANCES
-from ddpm_jax.devices import put_batch
-from ddpm_jax.errors import UserError
-from ddpm_jax.losses import LOSSES
-from ddpm_jax.overrides import flatten
-from ddpm_jax.parts import build_parts
-from ddpm_jax.sampler_factory import SAMPLERS
-from ddpm_jax.schedules import SCHEDULES
+from ddpm_jax.diffusion.denoiser import PREDICTIONS, VARIANCES
+from ddpm_jax.diffusion.losses import LOSSES
+from ddpm_jax.diffusion.schedules import SCHEDULES
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.sampler_factory import SAMPLERS
+from ddpm_jax.experiment.state_sizes import abstract_batch
+from ddpm_jax.runtime.devices import put_batch
+from ddpm_jax.runtime.errors import UserError
 
 # Fields with a list of names; anything else that is text gets nonsense.
 NAMES = {
@@ -68,9 +68,9 @@ def build(overrides):
     """All that a run builds before its first compilation; the config and its parts."""
     config = load_config("digits", overrides)
     parts = build_parts(config)
-    factories.build_source(config, config.data.split)
+    model_factory.build_source(config, config.data.split)
     if config.data.eval_split:
-        factories.build_source(config, config.data.eval_split, "data.eval_split")
+        model_factory.build_source(config, config.data.eval_split, "data.eval_split")
     sampler_factory.build_table(config, parts.schedule)
     return config, parts
 

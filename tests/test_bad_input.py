@@ -3,9 +3,9 @@
 import pytest
 
 from ddpm_jax import train as train_command
-from ddpm_jax.errors import UserError
-from ddpm_jax.overrides import flatten
-from ddpm_jax.parts import build_parts
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.runtime.errors import UserError
 
 
 def error_of(capfd, main, argv):
@@ -200,7 +200,7 @@ def test_workdir_without_permission(train_error, tmp_path, monkeypatch):
     def refuse(dir):
         raise PermissionError(13, "Permission denied", str(dir))
 
-    monkeypatch.setattr("ddpm_jax.experiment.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("ddpm_jax.experiment.training.tempfile.TemporaryFile", refuse)
     workdir = tmp_path / "run"
     assert train_error(workdir=workdir) == (
         f"--workdir {workdir} cannot be written (Permission denied: {workdir}): give another folder"

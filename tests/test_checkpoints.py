@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import experiment
 from ddpm_jax import train as train_command
-from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import train
-from ddpm_jax.parts import build_parts
+from ddpm_jax.experiment import training
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.training import train
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 def same_bits(one, other):
@@ -118,7 +118,7 @@ def test_damaged_metrics(own_run, tiny_flags, capfd):
 
 def test_newest_and_best_stay(tiny_config, sample_main, tmp_path, monkeypatch, capsys):
     results = iter([5.0, 1.0, 7.0, 6.0, 8.0])
-    monkeypatch.setattr(experiment.HeldOut, "mean_loss", lambda self, params: next(results))
+    monkeypatch.setattr(training.HeldOut, "mean_loss", lambda self, params: next(results))
     train(tiny_config("train.num_steps=10", "train.keep_checkpoints=2"), str(tmp_path))
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.steps() == [4, 8, 10] and checkpoints.best_step() == 4
@@ -165,6 +165,6 @@ def test_round_trip(straight_run, state_of, tiny_config):
         assert step == 8 and all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
         assert same_bits(leaves, {name: saved[name] for name in leaves})
     step, text = checkpoints.restore_config(4)
-    assert step == 4 and experiment.config_from_json(text) == tiny_config()
+    assert step == 4 and training.config_from_json(text) == tiny_config()
     with pytest.raises(UserError, match=r"^--step must be one of \[2, 4, 6, 8\]; got 5"):
         checkpoints.restore_config(5)

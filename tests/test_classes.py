@@ -9,21 +9,22 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import evaluate, factories
+from ddpm_jax import evaluate
 from ddpm_jax.data import BatchLoader, batch_indices, make_source
-from ddpm_jax.data.source import ArraySource
-from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.devices import make_mesh
-from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.bits import BitsPerDim
-from ddpm_jax.evaluation.ode_bits import OdeBits
-from ddpm_jax.experiment import train
-from ddpm_jax.generation import Generator
-from ddpm_jax.losses import make_loss_fn
-from ddpm_jax.samplers import ancestral_table
-from ddpm_jax.schedules import make_schedule
-from ddpm_jax.training.state import init_state, make_ema_decay
-from ddpm_jax.training.step import make_eval_step, make_train_step
+from ddpm_jax.data.image_source import ArraySource
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.samplers.table import ancestral_table
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim
+from ddpm_jax.evaluation.ode_bits_per_dim import OdeBits
+from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.training import train
+from ddpm_jax.runtime.devices import make_mesh
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.train_state import init_state, make_ema_decay
+from ddpm_jax.training.train_step import make_eval_step, make_train_step
 
 T = 20
 SCHEDULE = make_schedule("cosine", num_steps=T)
@@ -163,11 +164,11 @@ def test_a_class_that_is_none(run_with_classes, tmp_path, sample_main, capsys, c
 
 def test_errors(tiny_config, tmp_path):
     with pytest.raises(UserError, match=r"sample.classes=\(3,\) is for a network with classes; the run has "):
-        factories.sampled_classes(tiny_config("sample.classes=3"))
+        model_factory.sampled_classes(tiny_config("sample.classes=3"))
     with pytest.raises(UserError, match="num_classes must be above every label; got 5 for the labels 0..9 of digits"):
-        factories.build_source(tiny_config("model.num_classes=5"), "train")
+        model_factory.build_source(tiny_config("model.num_classes=5"), "train")
     np.save(tmp_path / "images.npy", IMAGES.repeat(4, 1).repeat(4, 2))
     with pytest.raises(UserError, match="model.num_classes=10 needs a label for every picture, and array 'train' has"):
-        factories.build_source(
+        model_factory.build_source(
             tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'images.npy'}"), "train"
         )

@@ -3,10 +3,10 @@
 import jax
 import pytest
 
-from ddpm_jax.command_line import run
-from ddpm_jax.compilation import enable_compilation_cache
-from ddpm_jax.config_flags import ConfigParser, RunParser, split_config_flags
-from ddpm_jax.errors import UserError, out_of_memory
+from ddpm_jax.experiment.config_flags import ConfigParser, RunParser, split_config_flags
+from ddpm_jax.runtime.command_line import run
+from ddpm_jax.runtime.compilation import enable_compilation_cache
+from ddpm_jax.runtime.errors import UserError, out_of_memory
 
 EXPERIMENT = """
 from ml_collections import ConfigDict

@@ -6,9 +6,9 @@ import re
 import jax
 import pytest
 
-from ddpm_jax.configuration import load_config, packaged_experiments
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.config_files import load_config, packaged_experiments
 from ddpm_jax.models.unet import num_params
-from ddpm_jax.parts import build_parts
 
 COUNTS = {
     "cifar10": 35_746_307,  # of the original code, as for 256x256

@@ -10,9 +10,15 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 import ddpm_jax
-from ddpm_jax import configuration, overrides
-from ddpm_jax.configuration import check_same_run, config_from_json, config_to_json, load_config, with_defaults
-from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import config_files, config_overrides
+from ddpm_jax.experiment.config_files import (
+    check_same_run,
+    config_from_json,
+    config_to_json,
+    load_config,
+    with_defaults,
+)
+from ddpm_jax.runtime.errors import UserError
 
 EXPERIMENT = """
 from ml_collections import ConfigDict, config_dict
@@ -52,7 +58,7 @@ def packaged(tmp_path, monkeypatch):
     spec.submodule_search_locations = [str(folder)]
     package = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, package)
-    monkeypatch.setattr(configuration, "_PACKAGE", name)
+    monkeypatch.setattr(config_files, "_PACKAGE", name)
     yield folder
     for module in [key for key in sys.modules if key.startswith(f"{name}.")]:
         del sys.modules[module]
@@ -111,7 +117,7 @@ def test_configs_are_importable_without_installing(monkeypatch):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.delattr(ddpm_jax, "configs", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda key: None if key == name else found(key))
-    assert "digits" in configuration.packaged_experiments()
+    assert "digits" in config_files.packaged_experiments()
     import ddpm_jax.configs as configs
 
     assert list(configs.__path__) == [str(folder)]
@@ -119,14 +125,14 @@ def test_configs_are_importable_without_installing(monkeypatch):
 
 
 def test_missing_packaged_experiments(monkeypatch, tmp_path):
-    monkeypatch.setattr(configuration, "_PACKAGE", "ddpm_jax.nowhere")
-    monkeypatch.setattr(configuration, "__file__", str(tmp_path / "ddpm_jax" / "configuration.py"))
+    monkeypatch.setattr(config_files, "_PACKAGE", "ddpm_jax.nowhere")
+    monkeypatch.setattr(config_files, "__file__", str(tmp_path / "ddpm_jax" / "configuration.py"))
     assert error_of(load_config, "digits") == (
         f"the packaged experiments are missing: no {tmp_path / 'configs'}; install ddpm_jax again"
     )
 
 
-@pytest.mark.parametrize("name", configuration.packaged_experiments())
+@pytest.mark.parametrize("name", config_files.packaged_experiments())
 def test_packaged_experiments_load_and_survive_json(name):
     config = load_config(name)
     assert config.is_locked
@@ -199,7 +205,7 @@ def test_default_that_cannot_be_kept(tmp_path):
     ],
 )
 def test_override(experiment, override, value):
-    got = overrides.flatten(load_config(experiment, [override]))[override.partition("=")[0]]
+    got = config_overrides.flatten(load_config(experiment, [override]))[override.partition("=")[0]]
     assert got == value and type(got) is type(value)
     if isinstance(value, tuple):
         assert [type(item) for item in got] == [type(item) for item in value]
@@ -262,8 +268,8 @@ def test_json_round_trip(experiment):
     config = load_config(experiment, ["data.path=a\"b\\ü", "optim.clip=inf", "optim.learning_rate=0.1"])
     text = config_to_json(config)
     restored = config_from_json(text)
-    assert overrides.flatten(restored) == overrides.flatten(config)
-    before, after = overrides.flatten(config), overrides.flatten(restored)
+    assert config_overrides.flatten(restored) == config_overrides.flatten(config)
+    before, after = config_overrides.flatten(config), config_overrides.flatten(restored)
     assert {field: repr(value) for field, value in after.items()} == {f: repr(v) for f, v in before.items()}
     assert config_to_json(restored) == text
     assert restored.is_locked
@@ -277,7 +283,7 @@ def test_json_is_one_field_a_line(experiment):
 
 def test_nested_and_empty_json():
     config = ConfigDict({"a": {"b": {"c": ((1, 2), (3,))}}, "e": {}})
-    assert overrides.flatten(config_from_json(config_to_json(config))) == {"a.b.c": ((1, 2), (3,))}
+    assert config_overrides.flatten(config_from_json(config_to_json(config))) == {"a.b.c": ((1, 2), (3,))}
 
 
 @pytest.mark.parametrize(
@@ -330,7 +336,7 @@ def test_fields_that_a_run_is_older_than_have_their_defaults():
     filled = with_defaults(old)
     assert filled.is_locked and config_to_json(old) == before
     assert (filled.model.num_heads, filled.model.time_scale, filled.eval.batch_size) == (1, 1.0, 256)
-    assert overrides.flatten(filled) == overrides.flatten(config) | {"eval.batch_size": 256}
+    assert config_overrides.flatten(filled) == config_overrides.flatten(config) | {"eval.batch_size": 256}
     assert with_defaults(config) == config
 
 

@@ -15,9 +15,11 @@ import pytest
 from diffusers_folders import SCHEDULER, UNET, write_folder
 from PIL import Image
 
-from ddpm_jax import checkpoints, configuration, convert, evaluate, experiment, runs, train
-from ddpm_jax.errors import UserError
-from ddpm_jax.interchange import diffusers, openai, original, workdir
+from ddpm_jax import convert, evaluate, train
+from ddpm_jax.experiment import config_files, trained_run, training
+from ddpm_jax.interchange import diffusers, ho_et_al, imported_workdir, openai
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.workdir import checkpoints
 
 ONE_LEVEL = UNET | dict(block_out_channels=[4], down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"])
 
@@ -66,10 +68,10 @@ def own_copy(imported_run, tmp_path):
 def test_an_import_is_a_workdir_at_step_0(folder, imported_run):
     imported = diffusers.read_diffusers(folder)
     for weights in ("ema", "raw"):
-        run = runs.open_run(str(imported_run), weights=weights)
+        run = trained_run.open_run(str(imported_run), weights=weights)
         assert run.step == 0
         jax.tree.map(np.testing.assert_array_equal, run.params, imported.params)
-    saved = configuration.config_from_json((imported_run / "config.json").read_text())
+    saved = config_files.config_from_json((imported_run / "config.json").read_text())
     assert saved == run.config and sorted(os.listdir(imported_run)) == ["checkpoints", "config.json"]
 
 
@@ -123,10 +125,10 @@ def train_on(run, *more):
 
 
 def test_training_goes_on_from_an_import(own_copy, capsys):
-    before = runs.open_run(str(own_copy)).params
+    before = trained_run.open_run(str(own_copy)).params
     assert train_on(own_copy) == 0  # another learning rate, and another optimiser than that of the import
     assert "from the imported weights" in capsys.readouterr().out
-    after = runs.open_run(str(own_copy), weights="raw")
+    after = trained_run.open_run(str(own_copy), weights="raw")
     assert after.step == 2
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before)
     assert 0 < max(jax.tree.leaves(change)) < 1e-4  # two updates of Adam with 1e-5
@@ -149,7 +151,7 @@ def test_weights_go_out_and_come_back(own_copy, tmp_path, capsys, name):
     assert run_convert(f"--workdir={own_copy}", f"--to={path}") == 0
     assert f"wrote {path} (ema weights of step 0)" in capsys.readouterr().out
     assert run_convert(f"--from={path}", f"--workdir={tmp_path / 'again'}") == 0
-    once, again = runs.open_run(str(own_copy)), runs.open_run(str(tmp_path / "again"))
+    once, again = trained_run.open_run(str(own_copy)), trained_run.open_run(str(tmp_path / "again"))
     assert once.config == again.config
     jax.tree.map(np.testing.assert_array_equal, once.params, again.params)
 
@@ -158,7 +160,7 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
     for weights in ("ema", "raw"):
         path = tmp_path / f"{weights}.npz"
         assert run_convert(f"--workdir={straight_run}", f"--to={path}", f"--weights={weights}", "--step=4") == 0
-        expected = runs.open_run(str(straight_run), step=4, weights=weights).params
+        expected = trained_run.open_run(str(straight_run), step=4, weights=weights).params
         np.testing.assert_array_equal(np.load(path)["conv_in/kernel"], expected["conv_in"]["kernel"])
     assert run_convert(f"--workdir={straight_run}", f"--to={path}", "--step=5") == 2
     assert "--step must be one of" in capsys.readouterr().err
@@ -212,8 +214,8 @@ def test_published_checkpoints_reach_their_readers(folder, tmp_path, monkeypatch
         return diffusers.read_diffusers(folder)
 
     monkeypatch.setattr(openai, "read_openai", reader)
-    monkeypatch.setattr(original, "read_original", reader)
-    monkeypatch.setattr(original, "is_wanted", lambda name: True)
+    monkeypatch.setattr(ho_et_al, "read_original", reader)
+    monkeypatch.setattr(ho_et_al, "is_wanted", lambda name: True)
     files = Path(__file__).parent / "tensorflow_files"
     argv = {
         "openai": [f"--from={tmp_path / 'lsun_cat.pt'}"],
@@ -228,7 +230,7 @@ def test_published_checkpoints_reach_their_readers(folder, tmp_path, monkeypatch
     tensors, model = read[0]
     assert model == ("lsun_cat" if "openai" in source else "cifar10")
     assert tensors or "openai" in source
-    assert runs.open_run(str(tmp_path / "run")).step == 0
+    assert trained_run.open_run(str(tmp_path / "run")).step == 0
 
 
 def test_no_run_is_overwritten(folder, own_copy, capsys):
@@ -255,11 +257,11 @@ def test_a_killed_import_leaves_nothing_that_looks_whole(folder, tmp_path, monke
     for target, name in ((checkpoints.Checkpoints, "save"), (checkpoints.Checkpoints, "wait"), (os, "replace")):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(target, name, killed_at(name))
-            workdir.write_workdir(imported, tmp_path / "run")
+            imported_workdir.write_workdir(imported, tmp_path / "run")
     assert len(seen) == 3 and not any("run" in names for names in seen)
     assert os.listdir(tmp_path) == []
-    workdir.write_workdir(imported, tmp_path / "run")
-    assert runs.open_run(str(tmp_path / "run")).step == 0
+    imported_workdir.write_workdir(imported, tmp_path / "run")
+    assert trained_run.open_run(str(tmp_path / "run")).step == 0
 
 
 def test_an_import_that_cannot_be_sampled_from_is_refused_before_it_is_written(folder, tmp_path):
@@ -267,13 +269,13 @@ def test_an_import_that_cannot_be_sampled_from_is_refused_before_it_is_written(f
     config = imported.config.copy_and_resolve_references()
     config.sample.num_sampler_steps = 21
     with pytest.raises(UserError, match="sample.num_sampler_steps must be in 1..20"):
-        workdir.write_workdir(dataclasses.replace(imported, config=config), tmp_path / "run")
+        imported_workdir.write_workdir(dataclasses.replace(imported, config=config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_runs_config_is_an_experiment(imported_run, tmp_path):
     path = imported_run / "config.json"
-    config = configuration.load_config(str(path), ["train.seed=3"])
+    config = config_files.load_config(str(path), ["train.seed=3"])
     assert config.train.seed == 3 and config.schedule.num_steps == 20
     other = tmp_path / "config.json"
     for text, match in (
@@ -283,12 +285,12 @@ def test_a_runs_config_is_an_experiment(imported_run, tmp_path):
     ):
         other.write_text(text)
         with pytest.raises(UserError, match=match):
-            configuration.load_config(str(other))
+            config_files.load_config(str(other))
     with pytest.raises(UserError, match="no experiment"):
-        configuration.load_config(str(tmp_path / "absent.json"))
+        config_files.load_config(str(tmp_path / "absent.json"))
 
 
 def test_only_an_import_may_change_the_optimiser(straight_run, tiny_config, tmp_path):
     run = shutil.copytree(straight_run, tmp_path / "run")
     with pytest.raises(UserError, match="optim.learning_rate was"):
-        experiment.train(tiny_config("optim.learning_rate=0.5"), str(run))
+        training.train(tiny_config("optim.learning_rate=0.5"), str(run))

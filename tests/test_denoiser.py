@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.denoiser import PREDICTIONS, VARIANCES, make_denoiser, p_log_var
-from ddpm_jax.diffusion import q_posterior_mean, q_sample, v_from_x_0
-from ddpm_jax.errors import UserError
-from ddpm_jax.schedules import make_schedule, rescale_zero_terminal_snr
+from ddpm_jax.diffusion.denoiser import PREDICTIONS, VARIANCES, make_denoiser, p_log_var
+from ddpm_jax.diffusion.forward_process import q_posterior_mean, q_sample, v_from_x_0
+from ddpm_jax.diffusion.schedules import make_schedule, rescale_zero_terminal_snr
+from ddpm_jax.runtime.errors import UserError
 
 LINEAR = make_schedule("linear")
 T = jnp.array([0, 1, 17, 500, 999])

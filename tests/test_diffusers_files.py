@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from diffusers_folders import SCHEDULER, UNET, tensors_of, write_folder
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
 from ddpm_jax.interchange.diffusers_scheduler import fields_of_scheduler
 from ddpm_jax.interchange.tensor_files import read_tensors, write_safetensors
+from ddpm_jax.runtime.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -204,7 +204,7 @@ def test_another_architecture_is_refused_by_name(tmp_path, tensors, change, matc
 def test_another_process_is_refused_by_name(tmp_path, tensors, change, match):
     write_folder(tmp_path / "hub", scheduler=SCHEDULER | change, tensors=tensors)
     with pytest.raises(UserError, match=match):
-        from ddpm_jax.interchange.workdir import check_imported
+        from ddpm_jax.interchange.imported_workdir import check_imported
 
         check_imported(read_diffusers(tmp_path / "hub").config)
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.denoiser import make_denoiser, p_log_var
-from ddpm_jax.diffusion import (
+from ddpm_jax.diffusion.denoiser import make_denoiser, p_log_var
+from ddpm_jax.diffusion.forward_process import (
     at_step,
     eps_from_x_0,
     q_posterior_mean,
@@ -15,8 +15,8 @@ from ddpm_jax.diffusion import (
     x_0_from_eps,
     x_0_from_v,
 )
-from ddpm_jax.errors import UserError
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.runtime.errors import UserError
 
 LINEAR, COSINE = make_schedule("linear"), make_schedule("cosine", num_steps=4000)
 SCHEDULES = pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine4000"])

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import disk_space, experiment, run_pictures
 from ddpm_jax import train as train_command
-from ddpm_jax.disk_space import DiskFullError, check_room, folder_bytes, full_disk_ends_in_one_line, is_full
-from ddpm_jax.event_file import EventFile
-from ddpm_jax.line_file import LineFile
-from ddpm_jax.training.report import Reporter, read_metrics
+from ddpm_jax.experiment import training, training_samples
+from ddpm_jax.runtime import disk_space
+from ddpm_jax.runtime.disk_space import DiskFullError, check_room, folder_bytes, full_disk_ends_in_one_line, is_full
+from ddpm_jax.training.jsonl_writer import LineFile
+from ddpm_jax.training.metrics_log import Reporter, read_metrics
+from ddpm_jax.training.tensorboard_events import EventFile
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "/disk/file")
 # Trains without asking for room first, so that Orbax's own threads find the disk full; or with a limit on the size of
@@ -167,9 +168,9 @@ def fail(*args, **kwargs):
 
 
 def test_pictures_in_between_are_left_out(tiny_config, tmp_path, monkeypatch, capsys, straight_run, state_of):
-    monkeypatch.setattr(run_pictures, "save_grid", fail)
-    monkeypatch.setattr(experiment, "_draw_final", lambda *args: None)
-    assert experiment.train(tiny_config("train.sample_every_steps=4"), str(tmp_path)) is None
+    monkeypatch.setattr(training_samples, "save_grid", fail)
+    monkeypatch.setattr(training, "_draw_final", lambda *args: None)
+    assert training.train(tiny_config("train.sample_every_steps=4"), str(tmp_path)) is None
     warning = "warning: the pictures of step_00000004 could not be written, since the disk is full; training goes on"
     assert warning in capsys.readouterr().err.splitlines()
     one, other = state_of(tmp_path, 8), state_of(straight_run, 8)
@@ -179,7 +180,7 @@ def test_pictures_in_between_are_left_out(tiny_config, tmp_path, monkeypatch, ca
 def test_the_last_pictures_are_drawn_by_the_next_start(own_run, tiny_flags, monkeypatch, capsys):
     (own_run / "samples" / "denoising.gif").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(run_pictures, "save_grid", fail)
+        patch.setattr(training_samples, "save_grid", fail)
         assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 74
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: no room on the disk: /disk/file could not be ")
     assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 0

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from ddpm_jax import benchmark
-from ddpm_jax.benchmarking.programs import flops, sampler_step_flops, step_memory, train_step_flops
-from ddpm_jax.benchmarking.sizes import kept_bytes, residual_bytes, state_bytes
-from ddpm_jax.benchmarking.tables import counted, mebibytes
-from ddpm_jax.benchmarking.variants import build_variants
+from ddpm_jax.benchmarking.memory_variants import build_variants
+from ddpm_jax.benchmarking.text_tables import counted, mebibytes
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
-from ddpm_jax.configuration import changed
-from ddpm_jax.errors import UserError
-from ddpm_jax.parts import build_parts
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.experiment.program_costs import flops, sampler_step_flops, step_memory, train_step_flops
+from ddpm_jax.experiment.state_sizes import kept_bytes, residual_bytes, state_bytes
+from ddpm_jax.runtime.errors import UserError
 
 WIDE = ("model.channels=16",)  # of the small run: arrays that are large enough to be cut by FSDP
 CUT = (*WIDE, "train.num_devices=8", "mesh.fsdp=4")

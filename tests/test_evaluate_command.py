@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import evaluate, factories, sampler_factory
-from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.devices import make_mesh
-from ddpm_jax.evaluation.bits import BitsPerDim, build_bits_per_dim
-from ddpm_jax.evaluation.ode_bits import build_ode_bits
-from ddpm_jax.keys import sample_keys, seed_keys
-from ddpm_jax.likelihood import bits_per_dim
-from ddpm_jax.ode_likelihood import ode_bits_per_dim
-from ddpm_jax.pixel_scale import to_model_scale
-from ddpm_jax.runs import open_run
-from ddpm_jax.schedules import schedule_from_betas
+from ddpm_jax import evaluate
+from ddpm_jax.data.pixel_scale import to_model_scale
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.likelihood import bits_per_dim
+from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
+from ddpm_jax.diffusion.rng import sample_keys, seed_keys
+from ddpm_jax.diffusion.schedules import schedule_from_betas
+from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim, build_bits_per_dim
+from ddpm_jax.evaluation.ode_bits_per_dim import build_ode_bits
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.trained_run import open_run
+from ddpm_jax.runtime.devices import make_mesh
 
 T = 20  # of the small run
 
@@ -31,8 +32,8 @@ def trained(straight_run):
 def whole_set(trained, num_images, *, clip_x_0):
     """(schedule, denoise_fn, x_0) of the first test pictures."""
     config = trained.config
-    schedule, model = factories.build_schedule(config), factories.build_model(config)
-    images = factories.build_source(config, "test").load(np.arange(num_images))
+    schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
+    images = model_factory.build_source(config, "test").load(np.arange(num_images))
     denoise_fn = make_denoiser(
         schedule, lambda x_t, t: model.apply({"params": trained.params}, x_t, t), clip_x_0=clip_x_0
     )
@@ -73,7 +74,7 @@ def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
     """Against the respaced process written out: alpha-bar of the kept steps, the network asked at those."""
     kept = np.array([2, 5, 12, 19])
     schedule, _, x_0 = whole_set(trained, 4, clip_x_0=True)
-    model, variance = factories.build_model(trained.config), trained.config.diffusion.variance
+    model, variance = model_factory.build_model(trained.config), trained.config.diffusion.variance
     alphas_bar = schedule.host_alphas_bar[kept]
     process = schedule_from_betas(1 - alphas_bar / np.append(1.0, alphas_bar[:-1]))
     denoise_fn = make_denoiser(
@@ -142,11 +143,11 @@ def test_the_command_writes_tables_curves_and_pictures(straight_run, tmp_path, c
 
 def test_the_pictures_end_in_the_original_and_in_the_sample(trained):
     """The last estimate is the network's at t = 0, and the walk in parts makes the samples of `sample`."""
-    from ddpm_jax.evaluation.progressive import build_progressive
+    from ddpm_jax.evaluation.progressive_images import build_progressive
 
     config = trained.config
     progressive = build_progressive(config, make_mesh(2))
-    images = factories.build_source(config, "test").load(np.arange(3))
+    images = model_factory.build_source(config, "test").load(np.arange(3))
     t, frames = progressive.decode(trained.params, images, seed=0, num_moments=4)
     np.testing.assert_array_equal(t, [19, 13, 6, 0])
     assert frames.shape == (4, *images.shape)
@@ -155,9 +156,9 @@ def test_the_pictures_end_in_the_original_and_in_the_sample(trained):
     measured = measure(trained, batch_size=3, max_images=3, num_devices=1)
     np.testing.assert_allclose(mse, measured.x_0_mse.T[t], rtol=0.02)
 
-    table = sampler_factory.build_table(config, factories.build_schedule(config))
-    model = factories.build_model(config)
-    generator = factories.build_generator(config, factories.build_schedule(config), table, model, make_mesh(1))
+    table = sampler_factory.build_table(config, model_factory.build_schedule(config))
+    model = model_factory.build_model(config)
+    generator = model_factory.build_generator(config, model_factory.build_schedule(config), table, model, make_mesh(1))
     samples = generator.generate(trained.params, seed=4, num_samples=3)
     t, frames = progressive.generate(trained.params, seed=4, num_samples=3, num_moments=5)
     np.testing.assert_array_equal(t, [19, 15, 11, 7, 3, -1])

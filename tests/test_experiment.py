@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import experiment
 from ddpm_jax import train as train_command
-from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.experiment import train
-from ddpm_jax.parts import Parts, build_parts
-from ddpm_jax.runs import open_run
-from ddpm_jax.training.report import read_metrics
+from ddpm_jax.experiment import training
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.trained_run import open_run
+from ddpm_jax.experiment.training import train
+from ddpm_jax.training.metrics_log import read_metrics
+from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 def same_bits(one, other):
@@ -121,7 +121,7 @@ def test_missing_last_pictures_are_drawn(own_run, straight_run, tiny_config):
 
 def test_old_last_pictures_go_when_a_longer_run_begins(own_run, tiny_config, monkeypatch):
     """Else a run that is stopped before its end would pass them off as its own."""
-    monkeypatch.setattr(experiment, "_draw_final", lambda *args: pytest.fail("stopped before"))
+    monkeypatch.setattr(training, "_draw_final", lambda *args: pytest.fail("stopped before"))
     stop_at(monkeypatch, 9, signal.SIGTERM)
     assert train(tiny_config("train.num_steps=12"), str(own_run)) == signal.SIGTERM
     assert not (own_run / "samples" / "denoising.gif").exists()
@@ -202,7 +202,7 @@ def diverge(monkeypatch, where):
 def test_divergence(where, message, tiny_flags, state_of, tmp_path, monkeypatch, capsys):
     diverge(monkeypatch, where)
     if where.endswith("params"):  # the loss stays finite; only what is saved is looked at
-        monkeypatch.setattr("ddpm_jax.training.window.Window._is_finite", lambda self, step, metrics: True)
+        monkeypatch.setattr("ddpm_jax.training.metrics_window.Window._is_finite", lambda self, step, metrics: True)
     assert train_command.main([*tiny_flags, f"--workdir={tmp_path}"]) == 2
     err = capsys.readouterr().err
     assert err == (
@@ -216,15 +216,15 @@ def test_divergence(where, message, tiny_flags, state_of, tmp_path, monkeypatch,
 
 def test_divergence_before_the_first_checkpoint(tiny_config, tmp_path, monkeypatch):
     wrap_step(monkeypatch, lambda step, state, metrics: (state, metrics | {"loss": jnp.float32(np.inf)}))
-    with pytest.raises(experiment.UserError, match="^loss became inf at step 1; nothing was saved yet in "):
+    with pytest.raises(training.UserError, match="^loss became inf at step 1; nothing was saved yet in "):
         train(tiny_config(), str(tmp_path))
     assert Checkpoints(str(tmp_path)).steps() == []
 
 
 def test_eval_loss_that_is_not_finite_is_not_saved(tiny_config, tmp_path, monkeypatch):
     results = iter([1.0, float("nan")])
-    monkeypatch.setattr(experiment.HeldOut, "mean_loss", lambda self, params: next(results))
-    with pytest.raises(experiment.UserError, match="^eval_loss became nan at step 4; the last good .* step 2 in "):
+    monkeypatch.setattr(training.HeldOut, "mean_loss", lambda self, params: next(results))
+    with pytest.raises(training.UserError, match="^eval_loss became nan at step 4; the last good .* step 2 in "):
         train(tiny_config(), str(tmp_path))
     assert Checkpoints(str(tmp_path)).steps() == [2]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from ddpm_jax.benchmarking.fits import fit_power_law
-from ddpm_jax.errors import UserError
+from ddpm_jax.benchmarking.power_law import fit_power_law
+from ddpm_jax.runtime.errors import UserError
 
 
 def test_a_power_law_is_found_exactly():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.frechet import frechet_distance, frechet_from_features
+from ddpm_jax.evaluation.frechet_distance import frechet_distance, frechet_from_features
+from ddpm_jax.runtime.errors import UserError
 
 
 def random_gaussian(rng, num_dims, rank=None):

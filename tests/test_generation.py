@@ -1,17 +1,17 @@
-"""The generator beside `samplers.sample`: chunks, batches, what a watcher sees."""
+"""The generator beside `diffusion.samplers.table.sample`: chunks, batches, what a watcher sees."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.devices import make_mesh
-from ddpm_jax.generation import Generator
-from ddpm_jax.keys import seed_keys
-from ddpm_jax.pixel_scale import to_uint8
-from ddpm_jax.samplers import ancestral_table, p_sample
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.data.pixel_scale import to_uint8
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.rng import seed_keys
+from ddpm_jax.diffusion.samplers.table import ancestral_table, p_sample
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.runtime.devices import make_mesh
 
 SHAPE = (2, 3, 1)
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.data.source import ArraySource
-from ddpm_jax.devices import make_mesh
-from ddpm_jax.evaluation.held_out import HeldOut
+from ddpm_jax.data.image_source import ArraySource
+from ddpm_jax.runtime.devices import make_mesh
+from ddpm_jax.training.eval_loss import HeldOut
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), dtype=np.uint8)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from host_processes import HostProcesses
 
-from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import train
-from ddpm_jax.host_flags import _how_to_join
-from ddpm_jax.training.report import read_metrics
+from ddpm_jax.experiment.training import train
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.multi_host_flags import _how_to_join
+from ddpm_jax.training.metrics_log import read_metrics
+from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")

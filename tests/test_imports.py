@@ -1,4 +1,4 @@
-"""What an import brings along, and the one way in which the modules may import each other."""
+"""What an import brings along, and the one way in which the folders of the package may import each other."""
 
 import ast
 import json
@@ -10,15 +10,22 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ddpm_jax"
 
-# A module may import from those left of it alone; those of one entry may not import each other.
-ORDER = [
-    ("errors",),
-    ("keys", "schedules", "time_sampling"),
-    ("diffusion", "respacing"),
-    ("denoiser",),
-    ("likelihood", "samplers", "weightings"),
-    ("losses", "ode_likelihood"),
-]
+# Folder -> the folders (or modules) that its modules may import besides their own. An order, so no cycle can form.
+ALLOWED = {
+    "runtime": (),
+    "diffusion": ("runtime.errors",),
+    "models": ("runtime.errors",),
+    "data": ("runtime",),
+    "workdir": ("runtime",),
+    "training": ("runtime", "diffusion", "data", "workdir"),
+    "experiment": ("runtime", "diffusion", "models", "data", "workdir", "training"),
+    "interchange": ("runtime", "diffusion", "models", "workdir", "training", "experiment"),
+    "evaluation": ("runtime", "diffusion", "data", "experiment", "interchange"),
+    "benchmarking": ("runtime", "diffusion", "models", "data", "training", "experiment"),
+}
+# The commands `python -m ddpm_jax.<verb>`, each of which may import what it needs, and no other command.
+COMMANDS = {"train", "sample", "evaluate", "convert", "benchmark"}
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
 
 
 def imports_of(path):
@@ -34,7 +41,7 @@ def imports_of(path):
 
 
 def ours(names):
-    """The parts after "ddpm_jax.": {"models.unet", "schedules", ...}."""
+    """The parts after "ddpm_jax.": {"models.unet", "diffusion.schedules", ...}."""
     return {name.removeprefix("ddpm_jax.") for name in names if name.startswith("ddpm_jax.")}
 
 
@@ -44,9 +51,9 @@ def loaded_by(module):
     return set(json.loads(out.stdout))
 
 
+@pytest.mark.processes
 def test_importing_the_package_brings_no_heavy_library():
-    core = ("schedules", "diffusion", "likelihood", "losses", "samplers", "models.unet")
-    loaded = loaded_by("ddpm_jax, " + ", ".join(f"ddpm_jax.{name}" for name in core))
+    loaded = loaded_by("ddpm_jax, ddpm_jax.diffusion.samplers, ddpm_jax.models.unet")
     for name in ("tensorflow", "tensorflow_datasets", "matplotlib", "absl.app", "ml_collections", "torch"):
         assert name not in loaded, name
     # Flax loads absl.flags for its own logging: no flag may be ours.
@@ -55,48 +62,44 @@ def test_importing_the_package_brings_no_heavy_library():
     assert not any("pyplot" in name for path in PACKAGE.rglob("*.py") for name in imports_of(path))
 
 
-@pytest.mark.parametrize("level", range(len(ORDER)))
-def test_the_core_imports_one_way(level):
-    left = {name for names in ORDER[:level] for name in names}
-    for module in ORDER[level]:
-        used = {name.split(".")[0] for name in ours(imports_of(PACKAGE / f"{module}.py"))}
-        assert used <= left, f"{module} imports {sorted(used - left)}"
+def test_every_module_is_a_command_or_lies_in_a_folder_of_the_table():
+    top = {module.name for module in MODULES if len(module.parts) == 1}
+    assert top == COMMANDS | {"__init__"}
+    assert {module.parts[0] for module in MODULES if len(module.parts) > 1} == ALLOWED.keys()
 
 
-def test_solvers_stand_on_the_samplers():
-    for path in (PACKAGE / "solvers").glob("*.py"):
-        used = {name.split(".")[0] for name in ours(imports_of(path))}
-        assert used <= {"errors", "respacing", "samplers", "schedules", "solvers"}, path
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_folders_import_one_way(folder):
+    modules = [module for module in MODULES if module.parts[0] == folder]
+    for module in modules:
+        for name in ours(imports_of(PACKAGE / module.with_suffix(".py"))):
+            allowed = (folder, *ALLOWED[folder])
+            assert any(name == one or name.startswith(f"{one}.") for one in allowed), f"{module} imports {name}"
 
 
-CORE = {name for names in ORDER for name in names}
-COMMANDS = {"train", "sample", "evaluate", "convert", "benchmark", "benchmarking", "commands"}
+def test_the_table_is_an_order():
+    folders = list(ALLOWED)
+    for folder, allowed in ALLOWED.items():
+        assert {name.partition(".")[0] for name in allowed} <= set(folders[: folders.index(folder)])
 
 
-def test_the_core_is_pure():
-    for module in CORE:
-        libraries = {name.split(".")[0] for name in imports_of(PACKAGE / f"{module}.py")}
-        standard = {"collections", "dataclasses", "difflib", "typing", "math"}
-        assert libraries <= standard | {"flax", "jax", "jaxtyping", "numpy", "ddpm_jax"}, module
+def test_samplers_stand_on_the_rest_of_the_mathematics():
+    for path in (PACKAGE / "diffusion").glob("*.py"):
+        assert not any(name.startswith("diffusion.samplers") for name in ours(imports_of(path))), path
 
 
-def test_models_are_a_leaf():
-    for path in (PACKAGE / "models").glob("*.py"):
-        used = imports_of(path)
-        assert {name.split(".")[0] for name in ours(used)} <= {"models", "errors"}, path
-        assert not any(name.startswith("ml_collections") for name in used), path
+def test_no_command_imports_another():
+    for name in COMMANDS:
+        used = {name.partition(".")[0] for name in ours(imports_of(PACKAGE / f"{name}.py"))}
+        assert used <= ALLOWED.keys(), f"{name} imports {sorted(used - ALLOWED.keys())}"
 
 
-def test_nothing_below_imports_what_stands_above():
-    """core, models <- training <- factories <- evaluation <- commands: no arrow the other way."""
-    above = {
-        "training": {"factories", "sampler_factory", "training_factory", "evaluation"} | COMMANDS,
-        "factories": {"evaluation"} | COMMANDS,
-        "evaluation": COMMANDS,
-    }
-    for part, forbidden in above.items():
-        paths = [*(PACKAGE / part).glob("*.py"), *PACKAGE.glob(f"{part}.py")]
-        assert paths, part
-        for path in paths:
-            used = {name.split(".")[0] for name in ours(imports_of(path))}
-            assert not used & forbidden, f"{path.name} imports {sorted(used & forbidden)}"
+def test_the_mathematics_and_the_networks_are_pure():
+    """No config, no file, and in the mathematics no Linen."""
+    standard = {"collections", "contextlib", "contextvars", "dataclasses", "math", "typing"}
+    libraries = {"flax", "jax", "jaxtyping", "numpy", "ddpm_jax"}
+    for folder in ("diffusion", "models"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            names = imports_of(path)
+            assert {name.split(".")[0] for name in names} <= standard | libraries, path
+            assert folder == "models" or not any(name.startswith("flax.linen") for name in names), path

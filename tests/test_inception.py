@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.extractors import inception_extractor, resize_clean
+from ddpm_jax.evaluation.feature_extractors import inception_extractor, resize_clean
+from ddpm_jax.evaluation.inception import Inception, average_pool, resize_tf_bilinear, to_input_range
 from ddpm_jax.evaluation.inception_weights import leaves_from_torch, load_inception, save_inception
-from ddpm_jax.models.inception import Inception, average_pool, resize_tf_bilinear, to_input_range
+from ddpm_jax.runtime.errors import UserError
 
 
 @functools.cache
@@ -201,7 +201,7 @@ def test_what_is_not_inception_is_one_line(tmp_path):
 
 
 def test_features_of_a_picture_do_not_depend_on_the_others_or_the_devices(random_weights):
-    from ddpm_jax.devices import make_mesh
+    from ddpm_jax.runtime.devices import make_mesh
 
     extractor = inception_extractor(random_weights)
     images = np.random.default_rng(3).integers(0, 256, (3, 16, 12, 1)).astype(np.uint8)

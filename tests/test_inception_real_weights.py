@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
-from ddpm_jax.devices import make_mesh
-from ddpm_jax.evaluation.extractors import inception_extractor
-from ddpm_jax.evaluation.frechet import frechet_from_features
+from ddpm_jax.evaluation.feature_extractors import inception_extractor
+from ddpm_jax.evaluation.frechet_distance import frechet_from_features
+from ddpm_jax.evaluation.inception import Conv, Inception, to_input_range
 from ddpm_jax.evaluation.inception_weights import load_inception
-from ddpm_jax.models.inception import Conv, Inception, to_input_range
+from ddpm_jax.runtime.devices import make_mesh
 
 FILE = os.environ.get("DDPM_JAX_INCEPTION", "")
 pytestmark = [

@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from ddpm_jax.checkpoint_manifest import MANIFEST, verify
-from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.parts import build_parts
-from ddpm_jax.training.report import read_metrics
+from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.training.metrics_log import read_metrics
+from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, verify
+from ddpm_jax.workdir.checkpoints import Checkpoints
 
 ITEMS = ("params", "ema_params", "opt_state", "config")
 CHILD = Path(__file__).parent / "killed_run.py"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.special import log_ndtr
 
-from ddpm_jax.denoiser import LEARNED_VARIANCES, VARIANCES, make_denoiser, p_log_var
-from ddpm_jax.keys import sample_keys, sample_noise
-from ddpm_jax.likelihood import bits_per_dim
-from ddpm_jax.losses import make_loss_fn
-from ddpm_jax.respacing import respaced, spaced_steps
-from ddpm_jax.samplers import ancestral_table, p_sample, walk
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, VARIANCES, make_denoiser, p_log_var
+from ddpm_jax.diffusion.likelihood import bits_per_dim
+from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.rng import sample_keys, sample_noise
+from ddpm_jax.diffusion.samplers.table import ancestral_table, p_sample, walk
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.timestep_spacing import respaced, spaced_steps
 
 LEARNED = pytest.mark.parametrize("variance", LEARNED_VARIANCES)
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import log_ndtr
 
-from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.diffusion import q_sample
-from ddpm_jax.keys import sample_keys, sample_noise
-from ddpm_jax.likelihood import (
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.forward_process import q_sample
+from ddpm_jax.diffusion.likelihood import (
     bits_per_dim,
     discretised_gaussian_log_likelihood,
     normal_kl,
@@ -17,8 +16,9 @@ from ddpm_jax.likelihood import (
     vlb_term,
     vlb_terms,
 )
-from ddpm_jax.losses import make_loss_fn
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.rng import sample_keys, sample_noise
+from ddpm_jax.diffusion.schedules import make_schedule
 
 ULP = 2.0**-23
 PIXELS = np.arange(256) / 127.5 - 1

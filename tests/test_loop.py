@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.devices import make_mesh
+from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.training.loop import LoopSettings, run_loop
+from ddpm_jax.training.metrics_log import Reporter, read_metrics
+from ddpm_jax.training.metrics_window import Window
+from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.rates import Rates
-from ddpm_jax.training.report import Reporter, read_metrics
-from ddpm_jax.training.rewinds import NonFiniteError
-from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.stop import StopRequest
-from ddpm_jax.training.window import Window
+from ddpm_jax.training.stop_signal import StopRequest
+from ddpm_jax.training.throughput import Rates
+from ddpm_jax.training.train_state import TrainState
 
 
 def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=None, stop=None):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import q_posterior_mean, q_sample
-from ddpm_jax.errors import UserError
-from ddpm_jax.losses import BOUNDS, make_loss_fn
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.diffusion.forward_process import q_posterior_mean, q_sample
+from ddpm_jax.diffusion.losses import BOUNDS, make_loss_fn
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.runtime.errors import UserError
 
 SCHEDULE = make_schedule("linear", num_steps=100)
 T = np.array([0, 3, 50, 99])

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import checkpoint_manifest, checkpoints
-from ddpm_jax.checkpoint_format import FORMAT_VERSION, MIGRATIONS
-from ddpm_jax.checkpoint_manifest import DamagedError, file_digest, verify, write_manifest
-from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.errors import UserError
-from ddpm_jax.training.state import init_state
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.train_state import init_state
+from ddpm_jax.workdir import checkpoint_manifest, checkpoints
+from ddpm_jax.workdir.checkpoint_format import FORMAT_VERSION, MIGRATIONS
+from ddpm_jax.workdir.checkpoint_manifest import DamagedError, file_digest, verify, write_manifest
+from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 def small_state(step):

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import pytest
 
 from ddpm_jax import benchmark
-from ddpm_jax.benchmarking.startup import PHASES, startup
-from ddpm_jax.benchmarking.timing import product_peak, repeated, summary
-from ddpm_jax.devices import make_mesh
-from ddpm_jax.errors import UserError
+from ddpm_jax.benchmarking.startup_time import PHASES, startup
+from ddpm_jax.runtime.devices import make_mesh
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.timing import product_peak, repeated, summary
 
 
 def test_a_summary_follows_from_the_seconds():
@@ -27,7 +27,7 @@ def test_warm_up_is_not_counted():
 
 
 def test_the_peak_is_of_a_product_on_every_device(monkeypatch):
-    from ddpm_jax.benchmarking import timing
+    from ddpm_jax.runtime import timing
 
     monkeypatch.setattr(timing, "_SIDES", (8, 16))
     monkeypatch.setattr(timing, "repeated", lambda run, repeats: [1.0 if run().shape[1] == 8 else 2.0] * repeats)

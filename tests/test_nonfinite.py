@@ -8,24 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import factories
-from ddpm_jax.benchmarking import programs
-from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.configuration import config_to_json
 from ddpm_jax.data import batch_indices
-from ddpm_jax.data.source import load_rows
-from ddpm_jax.devices import put_batch
-from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import train
-from ddpm_jax.parts import Parts, build_parts
-from ddpm_jax.training.report import read_metrics
-from ddpm_jax.training.rewinds import Rewind, Rewinds
-from ddpm_jax.training_run import TrainingRun
+from ddpm_jax.data.image_source import load_rows
+from ddpm_jax.experiment import model_factory, program_costs
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.config_files import config_to_json
+from ddpm_jax.experiment.trainer import TrainingRun
+from ddpm_jax.experiment.training import train
+from ddpm_jax.runtime.devices import put_batch
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.metrics_log import read_metrics
+from ddpm_jax.training.nonfinite import Rewind, Rewinds
+from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 def batch_of(config, number):
     """(indices, pictures) of a batch of the run."""
-    source = factories.build_source(config, config.data.split)
+    source = model_factory.build_source(config, config.data.split)
     train_config = config.train
     indices = batch_indices(
         seed=train_config.seed, step=number, batch_size=train_config.batch_size, num_examples=len(source)
@@ -174,7 +173,7 @@ def test_rewind_to_imported_weights(tiny_config, own_run, tmp_path, monkeypatch)
 
 
 def test_what_is_found_between_updates_cannot_be_skipped(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm_jax.evaluation.held_out.HeldOut.mean_loss", lambda self, params: float("nan"))
+    monkeypatch.setattr("ddpm_jax.training.eval_loss.HeldOut.mean_loss", lambda self, params: float("nan"))
     with pytest.raises(UserError, match="^eval_loss became nan at step 2; .*leaves out updates, and this was found"):
         train(tiny_config("train.nonfinite=skip"), str(tmp_path))
 
@@ -190,7 +189,7 @@ def test_a_device_without_room_for_the_peak(tiny_config, tmp_path, monkeypatch):
     def no_room(mesh, dtype):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr("ddpm_jax.training_run.product_peak", no_room)
+    monkeypatch.setattr("ddpm_jax.experiment.trainer.product_peak", no_room)
     train(tiny_config("train.num_steps=4"), str(tmp_path))
     lines = read_metrics(tmp_path)
     assert "seconds_per_step" in lines[-1] and "share_of_peak" not in lines[-1]
@@ -198,11 +197,11 @@ def test_a_device_without_room_for_the_peak(tiny_config, tmp_path, monkeypatch):
 
 def test_operations_are_those_of_any_mesh(tiny_config, monkeypatch):
     parts = build_parts(tiny_config("train.num_devices=8", "mesh.fsdp=2"))
-    assert programs.countable(parts) is parts
-    counted = programs.train_step_flops(parts)
-    moved = programs.on_one_device(parts, jax.devices("cpu")[3])
+    assert program_costs.countable(parts) is parts
+    counted = program_costs.train_step_flops(parts)
+    moved = program_costs.on_one_device(parts, jax.devices("cpu")[3])
     assert moved.mesh.shape == {"data": 1, "fsdp": 1}
-    assert programs.train_step_flops(moved) == pytest.approx(counted, rel=1e-3) and counted > 1e5
+    assert program_costs.train_step_flops(moved) == pytest.approx(counted, rel=1e-3) and counted > 1e5
 
 
 class TestRewinds:

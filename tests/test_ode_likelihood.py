@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.diffusion import signal_and_noise
-from ddpm_jax.errors import UserError
-from ddpm_jax.keys import sample_keys
-from ddpm_jax.ode_likelihood import bits_of_density, dequantise, ode_bits_per_dim, ode_grid
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.forward_process import signal_and_noise
+from ddpm_jax.diffusion.ode_likelihood import bits_of_density, dequantise, ode_bits_per_dim, ode_grid
+from ddpm_jax.diffusion.rng import sample_keys
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.runtime.errors import UserError
 
 MEAN = np.array([0.2, -0.1, 0.05, 0.3])
 ROOT = np.array([[0.5, 0.0, 0.0, 0.0], [0.3, 0.2, 0.0, 0.0], [-0.1, 0.1, 0.4, 0.0], [0.2, -0.2, 0.1, 0.05]])

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.configuration import load_config
-from ddpm_jax.errors import UserError
-from ddpm_jax.factories import build_model, image_shape_of
-from ddpm_jax.interchange.matches import leaf_shapes, tensors_from
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.model_factory import build_model, image_shape_of
 from ddpm_jax.interchange.openai import MODELS, REFUSED, openai_matches, read_openai, read_openai_as
+from ddpm_jax.interchange.tensor_mapping import leaf_shapes, tensors_from
 from ddpm_jax.models.unet import init_params
+from ddpm_jax.runtime.errors import UserError
 
 SMALL = [
     "model.channels=8", "model.num_groups=4", "model.num_res_blocks=1", "model.attention_resolutions=4",

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from original_unet import Variables, original_unet
 
-from ddpm_jax.configuration import load_config
-from ddpm_jax.errors import UserError
-from ddpm_jax.factories import build_model, image_shape_of
-from ddpm_jax.interchange.matches import leaf_shapes
-from ddpm_jax.interchange.original import MODELS, is_wanted, read_original, read_original_as
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.model_factory import build_model, image_shape_of
+from ddpm_jax.interchange.ho_et_al import MODELS, is_wanted, read_original, read_original_as
+from ddpm_jax.interchange.tensor_mapping import leaf_shapes
 from ddpm_jax.models.unet import init_params, num_params
+from ddpm_jax.runtime.errors import UserError
 
 SMALL = [
     "model.channels=8", "model.channel_mults=1,2", "model.num_res_blocks=1", "model.attention_resolutions=4",

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import pictures
-from ddpm_jax.errors import UserError
-from ddpm_jax.pictures import image_grid, save_gif, save_grid, save_npz, save_strip
+from ddpm_jax.runtime import image_files
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.image_files import image_grid, save_gif, save_grid, save_npz, save_strip
 
-GAP = pictures._GAP
+GAP = image_files._GAP
 
 
 def batch(*shape):
@@ -37,7 +37,7 @@ def test_each_image_is_in_its_place(num_channels):
     for index in range(7):
         shown = cell(picture, index // 3, index % 3, 4, 6, 2)
         np.testing.assert_array_equal(shown.reshape(4, 6, num_channels), images[index])
-    assert (cell(picture, 2, 1, 4, 6, 2) == pictures._PAPER).all()  # an empty place
+    assert (cell(picture, 2, 1, 4, 6, 2) == image_files._PAPER).all()  # an empty place
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_default_size(shape, size):
 
 def test_small_grids_stay_within_the_limit():
     for num_images in (1, 10, 100, 300, 1000):
-        assert max(image_grid(batch(num_images, 8, 8, 1)).shape) <= pictures._MAX_SIDE
+        assert max(image_grid(batch(num_images, 8, 8, 1)).shape) <= image_files._MAX_SIDE
 
 
 def test_more_channels_show_the_first_three():

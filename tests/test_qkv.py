@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.interchange.fused_qkv import split_fused_qkv
 from ddpm_jax.models.layers import SelfAttention
-from ddpm_jax.models.qkv import split_fused_qkv
+from ddpm_jax.runtime.errors import UserError
 
 
 def attend(q, k, v):

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation.bits import Bits
+from ddpm_jax.evaluation.elbo_bits_per_dim import Bits
 from ddpm_jax.evaluation.rate_distortion import rate_distortion, table_steps
 
 

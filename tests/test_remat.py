@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.compilation import quick_compile_options, remat_options
-from ddpm_jax.configuration import check_same_run, load_config
+from ddpm_jax.experiment.config_files import check_same_run, load_config
 from ddpm_jax.models.unet import UNet, init_params
+from ddpm_jax.runtime.compilation import quick_compile_options, remat_options
 
 # Every kind of block: attention, shortcuts, resampling, and dropout of half of each activation.
 UNET = UNet(16, (1, 2), 1, (8,), dropout=0.5, num_groups=4, head_channels=8, resample_in_blocks=True)

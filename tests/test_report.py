@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import progress
-from ddpm_jax.atomic_files import replace_file
-from ddpm_jax.progress import ProgressBar, format_duration
-from ddpm_jax.training.report import Reporter, read_metrics
+from ddpm_jax.runtime import progress
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.progress import ProgressBar, format_duration
+from ddpm_jax.training.metrics_log import Reporter, read_metrics
 
 
 class Clock:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import signal_and_noise
-from ddpm_jax.errors import UserError
-from ddpm_jax.respacing import (
+from ddpm_jax.diffusion.forward_process import signal_and_noise
+from ddpm_jax.diffusion.schedules import make_schedule, schedule_from_betas
+from ddpm_jax.diffusion.timestep_spacing import (
     SPACINGS,
     host_half_log_snr,
     named_steps,
@@ -16,7 +16,7 @@ from ddpm_jax.respacing import (
     step_at_half_log_snr,
     time_grid,
 )
-from ddpm_jax.schedules import make_schedule, schedule_from_betas
+from ddpm_jax.runtime.errors import UserError
 
 LINEAR = make_schedule("linear")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation import resume_point
-from ddpm_jax.evaluation.resume_point import ResumePoint, fingerprint
+from ddpm_jax.evaluation import resume_file
+from ddpm_jax.evaluation.resume_file import ResumePoint, fingerprint
 
 
 def fill(prefix, facts, *, stop_after=4, error=KeyboardInterrupt):
@@ -41,7 +41,7 @@ def test_a_kill_loses_what_came_after_the_last_period(prefix, monkeypatch):
     point.arrays["rows"][0] = 7
     point.advance()  # within the period: nothing is written
     assert ResumePoint(prefix, {}, {"rows": np.zeros(3)}).num_done == 0
-    monkeypatch.setattr(resume_point, "KEEP_EVERY_SECONDS", 0)
+    monkeypatch.setattr(resume_file, "KEEP_EVERY_SECONDS", 0)
     point.arrays["rows"][1] = 8
     point.advance()
     found = ResumePoint(prefix, {}, {"rows": np.zeros(3)})
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_no_start(prefix, tmp_path, capsys):
 
 def test_nothing_is_kept_without_a_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(resume_point, "KEEP_EVERY_SECONDS", 0)
+    monkeypatch.setattr(resume_file, "KEEP_EVERY_SECONDS", 0)
     fill(None, {})[1].finish()
     assert not list(tmp_path.iterdir())
 

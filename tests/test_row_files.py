@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation import row_files
-from ddpm_jax.evaluation.row_files import RowFiles
+from ddpm_jax.evaluation import resumable_arrays
+from ddpm_jax.evaluation.resumable_arrays import RowFiles
 
 ROWS = {"a": ((3,), np.float32), "b": ((2, 2), np.uint8)}
 
@@ -75,10 +75,10 @@ def test_after_a_stop_they_go_on_and_do_not_begin_anew(tmp_path):
 
 def test_a_kill_loses_what_was_not_kept_and_nothing_else(tmp_path, monkeypatch):
     """The file on disk says 4 rows, whatever lies behind them."""
-    monkeypatch.setattr(row_files, "KEEP_EVERY_SECONDS", 0)
+    monkeypatch.setattr(resumable_arrays, "KEEP_EVERY_SECONDS", 0)
     files = open_files(tmp_path)
     files.write(make(0))  # kept
-    monkeypatch.setattr(row_files, "KEEP_EVERY_SECONDS", 1000)
+    monkeypatch.setattr(resumable_arrays, "KEEP_EVERY_SECONDS", 1000)
     files.write({name: np.full_like(rows, 77) for name, rows in make(4).items()})  # not kept, and wrong
     del files
     files = open_files(tmp_path)

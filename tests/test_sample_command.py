@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.checkpoints import Checkpoints
+from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_one_device_draws_what_eight_do(draw, straight_run, tmp_path):
 
 def test_weights_of_eight_devices_on_one(tiny_config, tmp_path):
     """A checkpoint asks for no device: what eight wrote is read as NumPy."""
-    from ddpm_jax.devices import make_mesh, replicated
-    from ddpm_jax.parts import build_parts
+    from ddpm_jax.experiment.build import build_parts
+    from ddpm_jax.runtime.devices import make_mesh, replicated
 
     parts = build_parts(tiny_config("train.num_devices=8"))
     state = jax.tree.map(
@@ -73,7 +73,7 @@ def test_weights_of_eight_devices_on_one(tiny_config, tmp_path):
     checkpoints.save(state, "{}")
     checkpoints.close()
     code = (
-        "from ddpm_jax.checkpoints import Checkpoints; import jax; assert jax.device_count() == 1;"
+        "from ddpm_jax.workdir.checkpoints import Checkpoints; import jax; assert jax.device_count() == 1;"
         f"print(type(jax.tree.leaves(Checkpoints({str(tmp_path)!r}).restore_params('params')[1])[0]).__name__)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -107,9 +107,9 @@ def test_out(sample_main, straight_run, tmp_path, extension):
 
 
 def test_weights_that_do_not_fit(sample_main, straight_run, tmp_path, monkeypatch, capfd):
-    from ddpm_jax import runs
+    from ddpm_jax.experiment import trained_run
 
-    real = runs.config_from_json
+    real = trained_run.config_from_json
 
     def wider(text):
         config = real(text)
@@ -117,7 +117,7 @@ def test_weights_that_do_not_fit(sample_main, straight_run, tmp_path, monkeypatc
             config.model.channels = 8
         return config
 
-    monkeypatch.setattr(runs, "config_from_json", wider)
+    monkeypatch.setattr(trained_run, "config_from_json", wider)
     assert sample_main([f"--workdir={straight_run}", f"--out={tmp_path}/x", "--nocompilation_cache"]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: the checkpoint does not fit the network of its config: ['conv_in']['bias'] is (4,) ")

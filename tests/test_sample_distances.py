@@ -7,12 +7,12 @@ import pytest
 import scipy.spatial
 import scipy.special
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import kid, precision_recall
 from ddpm_jax.evaluation.gaussian import fit_gaussian
 from ddpm_jax.evaluation.inception_score import inception_score, softmax
 from ddpm_jax.evaluation.kid import kernel_distance, kernel_distance_of_subsets, num_blocks
 from ddpm_jax.evaluation.precision_recall import precision_recall as p_and_r
+from ddpm_jax.runtime.errors import UserError
 
 
 def features(seed, num_rows, num_dims, scale=1.0, mean=0.0):

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import evaluate, factories, sampler_factory
+from ddpm_jax import evaluate
 from ddpm_jax.data import make_source
-from ddpm_jax.devices import make_mesh
-from ddpm_jax.evaluation import classifier, extractors
-from ddpm_jax.evaluation.frechet import frechet_from_features
+from ddpm_jax.evaluation import feature_classifier, feature_extractors
+from ddpm_jax.evaluation.frechet_distance import frechet_from_features
 from ddpm_jax.evaluation.kid import kernel_distance
+from ddpm_jax.evaluation.metric_values import numbers_table, warning_of
 from ddpm_jax.evaluation.precision_recall import precision_recall
 from ddpm_jax.evaluation.report import Report
-from ddpm_jax.evaluation.sample_numbers import numbers_table, warning_of
-from ddpm_jax.generation import Generator
-from ddpm_jax.runs import open_run
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.trained_run import open_run
+from ddpm_jax.runtime.devices import make_mesh
 
 FLAGS = ["--what=samples", "--num_samples=20", "--batch_size=8", "--sampler=ddim", "--num_sampler_steps=4"]
 
@@ -62,9 +63,9 @@ def test_a_run_is_measured_on_the_samples_that_sample_draws(straight_run, tmp_pa
     run = open_run(str(straight_run))
     with run.config.unlocked():
         run.config.sample.update(sampler="ddim", num_sampler_steps=4, batch_size=8)
-    schedule, model = factories.build_schedule(run.config), factories.build_model(run.config)
+    schedule, model = model_factory.build_schedule(run.config), model_factory.build_model(run.config)
     table = sampler_factory.build_table(run.config, schedule)
-    generator = factories.build_generator(run.config, schedule, table, model, make_mesh())
+    generator = model_factory.build_generator(run.config, schedule, table, model, make_mesh())
     drawn = generator.generate(run.params, seed=0, num_samples=20)
     np.testing.assert_array_equal(np.load(pictures), drawn)
     # The numbers are the functions' own.
@@ -91,9 +92,9 @@ def test_nothing_is_drawn_or_extracted_twice(straight_run, tmp_path, cache, monk
     assert measure(straight_run, tmp_path / "out", cache, *flags) == 0
     first = entries(tmp_path / "out")
     seen = []
-    real = extractors.Extractor.on_devices
+    real = feature_extractors.Extractor.on_devices
     monkeypatch.setattr(Generator, "draw", lambda *a, **k: pytest.fail("drawn twice"))
-    monkeypatch.setattr(extractors.Extractor, "on_devices", lambda *a: seen.append(1) or real(*a))
+    monkeypatch.setattr(feature_extractors.Extractor, "on_devices", lambda *a: seen.append(1) or real(*a))
     assert measure(straight_run, tmp_path / "out", cache, *flags) == 0
     assert entries(tmp_path / "out") == first and not seen
     # Other real pictures: their features are taken, the samples stay, and both results stand in the report.
@@ -101,7 +102,7 @@ def test_nothing_is_drawn_or_extracted_twice(straight_run, tmp_path, cache, monk
     assert len(seen) == 1 and [e["protocol"]["reference"]["num_images"] for e in entries(tmp_path / "out")] == [30, 180]
     # The same from another place with the same cache: the features of the real pictures are there.
     monkeypatch.undo()
-    monkeypatch.setattr(extractors.Extractor, "on_devices", lambda *a: seen.append(1) or real(*a))
+    monkeypatch.setattr(feature_extractors.Extractor, "on_devices", lambda *a: seen.append(1) or real(*a))
     assert measure(straight_run, tmp_path / "elsewhere", cache, *flags) == 0
     assert len(seen) == 2  # of the samples alone
     assert entries(tmp_path / "elsewhere") == first
@@ -176,8 +177,9 @@ def test_a_changed_file_is_measured_anew(tmp_path, cache, digits, capsys):
 
 def test_the_classifier_learns_the_data_and_is_never_called_fid(tmp_path, cache, digits, capsys, monkeypatch):
     steps = []
-    real = classifier.train_classifier
-    monkeypatch.setattr(classifier, "train_classifier", lambda *a, **k: steps.append(1) or real(*a, num_steps=120, **k))
+    real = feature_classifier.train_classifier
+    shorter = lambda *a, **k: steps.append(1) or real(*a, num_steps=120, **k)  # noqa: E731
+    monkeypatch.setattr(feature_classifier, "train_classifier", shorter)
     mine = save(tmp_path / "mine.npz", digits.load(np.arange(100)))
     noise = save(tmp_path / "noise.npz", np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1)).astype(np.uint8))
     flags = [f"--cache={cache}", "--num_reference=200", f"--out={tmp_path / 'out'}"]
@@ -197,8 +199,8 @@ def test_the_classifier_learns_the_data_and_is_never_called_fid(tmp_path, cache,
     assert good["numbers"]["precision"] > 0.9 > 0.2 > bad["numbers"]["precision"]
     assert 5 < good["numbers"]["score"]["mean"] <= 10
     # Its features have mean square 1 over held-out pictures.
-    trained = classifier.load_classifier(str(next(cache.glob("classifier_*.npz"))))
-    extractor = extractors.classifier_extractor(trained, {})
+    trained = feature_classifier.load_classifier(str(next(cache.glob("classifier_*.npz"))))
+    extractor = feature_extractors.classifier_extractor(trained, {})
     found = extractor.on_devices(make_mesh(1), 162)(digits.load(np.arange(0, 1617, 10)), (8, 8, 1))
     assert (found["main"].astype(np.float64) ** 2).mean() == pytest.approx(1, rel=1e-4)
     read = found["logits"].argmax(axis=1) == digits.labels[::10]

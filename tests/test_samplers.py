@@ -5,15 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.denoiser import Denoised
-from ddpm_jax.errors import UserError
-from ddpm_jax.respacing import spaced_steps
-from ddpm_jax.samplers import (
-    ancestral_table,
-    ddim_table,
-    p_sample,
-)
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.diffusion.denoiser import Denoised
+from ddpm_jax.diffusion.samplers.table import ancestral_table, ddim_table, p_sample
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.timestep_spacing import spaced_steps
+from ddpm_jax.runtime.errors import UserError
 
 LINEAR, COSINE = make_schedule("linear"), make_schedule("cosine", num_steps=4000)
 SCHEDULES = pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine4000"])
@@ -92,7 +88,7 @@ def test_ddim_rows_keep_the_marginals(schedule, eta):
 @SCHEDULES
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_strided_ancestral_rows_are_the_process_of_the_kept_steps(schedule, variance):
-    from ddpm_jax.schedules import schedule_from_betas
+    from ddpm_jax.diffusion.schedules import schedule_from_betas
 
     steps = spaced_steps(schedule.num_steps, 40)
     bar = schedule.host_alphas_bar[steps[::-1]]

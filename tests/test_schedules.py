@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.schedules import SCHEDULES, make_schedule, schedule_from_betas
+from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule, schedule_from_betas
+from ddpm_jax.runtime.errors import UserError
 
 NAMES = sorted(SCHEDULES)
 SETTINGS = [(name, T) for name in NAMES for T in (50, 1000)] + [("cosine", 4000), ("linear", 4000)]

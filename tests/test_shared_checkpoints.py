@@ -4,8 +4,8 @@ import jax
 import pytest
 from host_processes import HostProcesses
 
-from ddpm_jax.checkpoint_manifest import MANIFEST, verify
-from ddpm_jax.workdir_lock import LOCK_FILE, WorkdirLock
+from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, verify
+from ddpm_jax.workdir.lock import LOCK_FILE, WorkdirLock
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ddpm_jax import train as train_command
-from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import train
+from ddpm_jax.experiment.training import train
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.log_sinks import check_wandb
+from ddpm_jax.training.metrics_log import Reporter
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.report import Reporter
-from ddpm_jax.training.sinks import check_wandb
 
 
 @pytest.fixture

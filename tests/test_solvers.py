@@ -5,15 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import samplers
-from ddpm_jax.denoiser import Denoised
-from ddpm_jax.diffusion import signal_and_noise
-from ddpm_jax.errors import UserError
-from ddpm_jax.keys import sample_keys
-from ddpm_jax.respacing import host_half_log_snr, spaced_steps
-from ddpm_jax.samplers import ancestral_table, begin_walk, ddim_table, p_sample, walk, walk_on
-from ddpm_jax.schedules import make_schedule
-from ddpm_jax.solvers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, rows, unipc_table
+from ddpm_jax.diffusion.denoiser import Denoised
+from ddpm_jax.diffusion.forward_process import signal_and_noise
+from ddpm_jax.diffusion.rng import sample_keys
+from ddpm_jax.diffusion.samplers import (
+    ddim_inversion_table,
+    dpmpp_table,
+    heun_table,
+    plms_table,
+    solver_rows,
+    unipc_table,
+)
+from ddpm_jax.diffusion.samplers import table as samplers
+from ddpm_jax.diffusion.samplers.table import ancestral_table, begin_walk, ddim_table, p_sample, walk, walk_on
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.timestep_spacing import host_half_log_snr, spaced_steps
+from ddpm_jax.runtime.errors import UserError
 
 LINEAR = make_schedule("linear")
 FLOWS = {  # the deterministic ones
@@ -164,7 +171,7 @@ def test_order_of_one_step_with_an_exact_past(name, order, monkeypatch):
         exact_columns.update(columns)
         return real(t, s, **columns)
 
-    for module in (samplers, rows):
+    for module in (samplers, solver_rows):
         monkeypatch.setattr(module, "make_table", make_table)
     errors = []
     for num_steps in (33, 65, 129, 257):

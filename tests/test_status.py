@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from ddpm_jax import train as train_command
-from ddpm_jax.status import status_lines
+from ddpm_jax.training.run_status import status_lines
 
 
 def said(workdir, **kwargs):

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.interchange.crc32c import crc32c, unmasked
 from ddpm_jax.interchange.tensorflow_checkpoint import read_tensorflow_checkpoint
+from ddpm_jax.runtime.errors import UserError
 
 REAL = Path(__file__).parent / "tensorflow_files"
 TYPES = ("float64", "int32", "uint8", "int16", "int8", "int64", "bool", "bfloat16", "float16", "uint16")

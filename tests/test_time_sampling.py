@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.time_sampling import HISTORY, TIME_SAMPLERS, UNIFORM_PART, make_time_sampler
+from ddpm_jax.diffusion.timestep_samplers import HISTORY, TIME_SAMPLERS, UNIFORM_PART, make_time_sampler
+from ddpm_jax.runtime.errors import UserError
 
 
 def test_uniform_and_stratified_draw_every_step_equally():

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.interchange.torch_files import read_torch_file
+from ddpm_jax.runtime.errors import UserError
 
 
 class Global:

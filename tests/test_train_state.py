@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.training.state import init_state, make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.train_state import init_state, make_ema_decay, make_learning_rate, make_optimizer
 
 
 def test_learning_rate():

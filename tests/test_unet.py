@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.models.checks import check_unet
 from ddpm_jax.models.unet import UNet, init_params, num_params
+from ddpm_jax.models.unet_checks import check_unet
+from ddpm_jax.runtime.errors import UserError
 
 SMALL = dict(channels=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(4,), num_groups=4)
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.configuration import load_config
-from ddpm_jax.errors import UserError
+from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.models.layers import Downsample, Norm, ResBlock, SelfAttention, halve, time_embedding
 from ddpm_jax.models.unet import UNet, init_params, num_params
-from ddpm_jax.models.upsampling import double
+from ddpm_jax.models.upsample_conv import double
+from ddpm_jax.runtime.errors import UserError
 
 SMALL = dict(channels=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(8, 4), num_groups=4)
 MINI = dict(channels=4, channel_mults=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=2, dropout=0.0)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models.upsampling import ConvOfDoubled, conv_of_doubled, double
+from ddpm_jax.models.upsample_conv import ConvOfDoubled, conv_of_doubled, double
 
 PLATFORMS = ("cpu", "tpu", "default")
 NUMBERS = ("NHWC", "HWIO", "NHWC")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.denoiser import Denoised, make_denoiser
-from ddpm_jax.errors import UserError
-from ddpm_jax.keys import sample_keys
-from ddpm_jax.respacing import spaced_steps
-from ddpm_jax.samplers import ddim_table, frame_ends, initial_noise, p_sample, walk
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser
+from ddpm_jax.diffusion.rng import sample_keys
+from ddpm_jax.diffusion.samplers.table import ddim_table, frame_ends, initial_noise, p_sample, walk
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.timestep_spacing import spaced_steps
+from ddpm_jax.runtime.errors import UserError
 
 LINEAR = make_schedule("linear")
 

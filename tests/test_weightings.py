@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import q_posterior_mean, q_sample, v_from_x_0
-from ddpm_jax.errors import UserError
-from ddpm_jax.losses import make_loss_fn
-from ddpm_jax.schedules import make_schedule
-from ddpm_jax.weightings import loss_weights
+from ddpm_jax.diffusion.forward_process import q_posterior_mean, q_sample, v_from_x_0
+from ddpm_jax.diffusion.loss_weights import loss_weights
+from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.runtime.errors import UserError
 
 SCHEDULE = make_schedule("cosine", num_steps=50)
 SNR = SCHEDULE.host_alphas_bar / (1 - SCHEDULE.host_alphas_bar)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from diffusers_folders import UNET, tensors_of, write_folder
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
 from ddpm_jax.interchange.diffusers_unet import fields_of_unet, unet_of_fields
-from ddpm_jax.interchange.imported import config_of
-from ddpm_jax.interchange.plain import read_npz, read_own_safetensors, write_npz, write_own_safetensors
+from ddpm_jax.interchange.imported_model import config_of
+from ddpm_jax.interchange.own_files import read_npz, read_own_safetensors, write_npz, write_own_safetensors
 from ddpm_jax.interchange.tensor_files import write_safetensors
+from ddpm_jax.runtime.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

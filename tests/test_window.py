@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.data.loader import LoaderCounts
-from ddpm_jax.training.rates import Rates
-from ddpm_jax.training.rewinds import NonFiniteError
-from ddpm_jax.training.window import SPIKE_LEAST, Window
+from ddpm_jax.data.batch_loader import LoaderCounts
+from ddpm_jax.training.metrics_window import SPIKE_LEAST, Window
+from ddpm_jax.training.nonfinite import NonFiniteError
+from ddpm_jax.training.throughput import Rates
 
 
 def metrics(loss, grad_norm=1.0):

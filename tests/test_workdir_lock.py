@@ -12,10 +12,10 @@ import sys
 import pytest
 
 from ddpm_jax import train as train_command
-from ddpm_jax import workdir_lock
-from ddpm_jax.checkpoints import Checkpoints
-from ddpm_jax.errors import UserError
-from ddpm_jax.workdir_lock import LOCK_FILE, WorkdirLock
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.workdir import lock as workdir_lock
+from ddpm_jax.workdir.checkpoints import Checkpoints
+from ddpm_jax.workdir.lock import LOCK_FILE, WorkdirLock
 
 pytest.importorskip("fcntl")
 

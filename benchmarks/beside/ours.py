@@ -9,15 +9,15 @@ import numpy as np
 from contestant import serve
 from nets import CHECKED_ROWS, NETS, Job
 
-from ddpm_jax import factories, sampler_factory
-from ddpm_jax.benchmarking.calls import prepare_call
-from ddpm_jax.compilation import compiler_options
-from ddpm_jax.configuration import load_config
-from ddpm_jax.diffusion import q_sample
-from ddpm_jax.interchange.plain import read_npz
-from ddpm_jax.keys import sample_keys
-from ddpm_jax.parts import Parts, build_parts
-from ddpm_jax.samplers import walk
+from ddpm_jax.benchmarking.timed_programs import prepare_call
+from ddpm_jax.diffusion.forward_process import q_sample
+from ddpm_jax.diffusion.rng import sample_keys
+from ddpm_jax.diffusion.samplers.table import walk
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.interchange.own_files import read_npz
+from ddpm_jax.runtime.compilation import compiler_options
 
 VARIANTS = ("ddpm_jax",)
 
@@ -45,7 +45,7 @@ def _check(job: Job, parts: Parts) -> None:
     table = sampler_factory.build_table(parts.config, parts.schedule)
     middle = table.num_calls // 2
     table = table.rows(middle, middle + CHECKED_ROWS).replace(sigma=jnp.zeros(CHECKED_ROWS))
-    denoiser_of = factories.build_denoiser(parts.config, parts.schedule, parts.model)
+    denoiser_of = model_factory.build_denoiser(parts.config, parts.schedule, parts.model)
 
     def predict(params: dict, x_t: jax.Array) -> jax.Array:
         return parts.model.apply({"params": params}, x_t, t)

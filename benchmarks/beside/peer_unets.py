@@ -63,7 +63,7 @@ def openai_weights(config: ConfigDict) -> dict[str, np.ndarray]:
     """Random weights of that network, by OpenAI's names."""
     from openai_unet import Weights, openai_unet
 
-    from ddpm_jax.overrides import flatten
+    from ddpm_jax.experiment.config_overrides import flatten
 
     weights, side = Weights(), config.data.image_size[0]
     picture = torch.zeros(1, config.data.num_channels, side, side)

@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from nets import NETS, NUM_ROWS
 from peer_unets import openai_weights
 
-from ddpm_jax import factories, sampler_factory
-from ddpm_jax.configuration import load_config
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.interchange.diffusers import write_diffusers
 from ddpm_jax.interchange.openai import read_openai_as
-from ddpm_jax.interchange.plain import write_npz
+from ddpm_jax.interchange.own_files import write_npz
 from ddpm_jax.models.unet import init_params, num_params
-from ddpm_jax.overrides import flatten
 
 CHECKED = 2  # pictures
 
@@ -25,7 +25,7 @@ def main() -> None:
     net, folder = sys.argv[1], Path(sys.argv[2])
     experiment, changes = NETS[net]
     config = load_config(experiment, [*changes, "train.num_devices=1"])
-    schedule, image_shape = factories.build_schedule(config), factories.image_shape_of(config)
+    schedule, image_shape = model_factory.build_schedule(config), model_factory.image_shape_of(config)
     params = _openai_params(config, folder) if net.startswith("improved") else _random_params(config)
     if not net.startswith("improved"):
         write_diffusers(folder / "diffusers", config, params)
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _random_params(config: ConfigDict) -> dict:
     """Numbers at which every layer matters, those that start at zero too."""
-    model, image_shape = factories.build_model(config), factories.image_shape_of(config)
+    model, image_shape = model_factory.build_model(config), model_factory.image_shape_of(config)
     shapes = jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0))
     rng = np.random.default_rng(1)
 

@@ -7,16 +7,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax import sampler_factory
-from ddpm_jax.benchmarking.programs import sampler_step_flops, step_memory, train_step_flops
-from ddpm_jax.benchmarking.sizes import kept_bytes, state_bytes
-from ddpm_jax.benchmarking.tables import aligned, counted, mebibytes
-from ddpm_jax.benchmarking.variants import Variant, build_variants
-from ddpm_jax.devices import platform_of
-from ddpm_jax.errors import out_of_memory
+from ddpm_jax.benchmarking.memory_variants import Variant, build_variants
+from ddpm_jax.benchmarking.text_tables import aligned, counted, mebibytes
+from ddpm_jax.experiment import sampler_factory
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.program_costs import sampler_step_flops, step_memory, train_step_flops
+from ddpm_jax.experiment.state_sizes import kept_bytes, state_bytes
 from ddpm_jax.models.unet import num_params
-from ddpm_jax.overrides import flatten
-from ddpm_jax.parts import Parts, build_parts
+from ddpm_jax.runtime.devices import platform_of
+from ddpm_jax.runtime.errors import out_of_memory
 
 STATE_COLUMNS = ("params", "ema", "optimizer", "batch", "gradients", "kept")
 STEP_COLUMNS = ("arguments", "temporaries", "total")

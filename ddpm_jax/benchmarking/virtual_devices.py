@@ -2,7 +2,7 @@
 
 import jax
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 MAX_DEVICES = 1024
 

@@ -4,9 +4,9 @@ Importing this package is cheap: TensorFlow Datasets, scikit-learn and Pillow ar
 that needs them, TensorFlow never for reading.
 """
 
-from ddpm_jax.data.loader import BatchLoader, LoaderCounts
-from ddpm_jax.data.named import make_source
-from ddpm_jax.data.order import batch_indices
-from ddpm_jax.data.source import ImageSource
+from ddpm_jax.data.batch_loader import BatchLoader, LoaderCounts
+from ddpm_jax.data.datasets import make_source
+from ddpm_jax.data.image_source import ImageSource
+from ddpm_jax.data.shuffling import batch_indices
 
 __all__ = ["BatchLoader", "ImageSource", "LoaderCounts", "batch_indices", "make_source"]

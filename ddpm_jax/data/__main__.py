@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ddpm_jax.command_line import CommandParser, run
-from ddpm_jax.errors import UserError, did_you_mean
-from ddpm_jax.progress import format_duration
+from ddpm_jax.runtime.command_line import CommandParser, run
+from ddpm_jax.runtime.errors import UserError, did_you_mean
+from ddpm_jax.runtime.progress import format_duration
 
 USAGE = "usage: python -m ddpm_jax.data COMMAND ..."
 EXAMPLE = "python -m ddpm_jax.data pack pictures pictures64.array_record --image_size=64,64"
@@ -45,7 +45,7 @@ def _pack_command(argv: Sequence[str]) -> int:
 def _pack(args: argparse.Namespace) -> None:
     import time
 
-    from ddpm_jax.data.packing import pack_folder  # here, so that --help need not wait for Pillow
+    from ddpm_jax.data.pack_folder import pack_folder  # here, so that --help need not wait for Pillow
 
     start = time.monotonic()
     packed = pack_folder(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ddpm_jax.data.source import ImageSource, fit_images
-from ddpm_jax.data.split import check_split, split_rows
+from ddpm_jax.data.image_source import ImageSource, fit_images
+from ddpm_jax.data.splits import check_split, split_rows
 
 SPLITS = ("train", "test", "all")
 

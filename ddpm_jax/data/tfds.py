@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data.pixels import decode_image, fit_array
-from ddpm_jax.data.prepare import prepare
-from ddpm_jax.data.source import DecodedSource, ImageSource, ThreadMap
-from ddpm_jax.errors import UserError, did_you_mean
+from ddpm_jax.data.image_decoding import decode_image, fit_array
+from ddpm_jax.data.image_source import DecodedSource, ImageSource, ThreadMap
+from ddpm_jax.data.tfds_prepare import prepare
+from ddpm_jax.runtime.errors import UserError, did_you_mean
 
 
 def make_tfds(

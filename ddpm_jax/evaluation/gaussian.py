@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Num
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 _BLOCK_ROWS = 4096
 

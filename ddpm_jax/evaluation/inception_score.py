@@ -4,7 +4,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float, Num
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 NUM_SPLITS = 10
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.models.inception import Inception
+from ddpm_jax.evaluation.inception import Inception
+from ddpm_jax.runtime.errors import UserError
 
 _EPSILON = 1e-3  # of the graph's batch norms
 # pytorch-fid's and torchvision's names of blocks and branches, and the graph's.

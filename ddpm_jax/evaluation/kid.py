@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Num
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 NUM_SUBSETS, SUBSET_SIZE = 100, 1000  # of Binkowski et al.'s and later codes
 _BLOCK_ROWS = 2048

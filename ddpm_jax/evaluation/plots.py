@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.runtime.atomic_files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

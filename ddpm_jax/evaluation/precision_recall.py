@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Num
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 NUM_NEIGHBOURS = 3
 _BLOCK_VALUES = 2**23  # of a block of distances, 64 MB in float64

@@ -5,7 +5,7 @@ Ho et al. 2020, section 4.3, algorithms 3 and 4, figure 5, table 4.
 
 import numpy as np
 
-from ddpm_jax.evaluation.bits import Bits, mean_and_error
+from ddpm_jax.evaluation.elbo_bits_per_dim import Bits, mean_and_error
 
 PIXEL_UNITS = 127.5  # one unit of the network's scale [-1, 1] on the scale 0..255
 

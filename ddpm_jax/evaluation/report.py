@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.atomic_files import replace_file
+from ddpm_jax.evaluation.metric_values import numbers_table
 from ddpm_jax.evaluation.rate_distortion import table_steps
-from ddpm_jax.evaluation.sample_numbers import numbers_table
+from ddpm_jax.runtime.atomic_files import replace_file
 
 JSON_NAME, TABLE_NAME = "evaluation.json", "evaluation.md"
 

@@ -7,15 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.atomic_files import new_folder
-from ddpm_jax.configuration import config_to_json, whole_config_from_json
-from ddpm_jax.errors import UserError
+from ddpm_jax.experiment.config_files import config_to_json, whole_config_from_json
 from ddpm_jax.interchange.diffusers_names import matches_of_unet, with_new_names
 from ddpm_jax.interchange.diffusers_scheduler import fields_of_scheduler, scheduler_of_fields
 from ddpm_jax.interchange.diffusers_unet import fields_of_unet, unet_of_fields
-from ddpm_jax.interchange.imported import OWN_CONFIG, Imported, config_of, shapes_of
-from ddpm_jax.interchange.matches import leaf_shapes, params_from, tensors_from
+from ddpm_jax.interchange.imported_model import OWN_CONFIG, Imported, config_of, shapes_of
 from ddpm_jax.interchange.tensor_files import Tensors, read_json, read_tensors, write_safetensors
+from ddpm_jax.interchange.tensor_mapping import leaf_shapes, params_from, tensors_from
+from ddpm_jax.runtime.atomic_files import new_folder
+from ddpm_jax.runtime.errors import UserError
 
 CONFIG, SCHEDULER, PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
 WEIGHTS = tuple(

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from ddpm_jax.interchange.matches import CONV, DENSE, POINT_2D, SAME, Layout, Match, Path
+from ddpm_jax.interchange.tensor_mapping import CONV, DENSE, POINT_2D, SAME, Layout, Match, Path
 
 _TOP = {
     "time_1": "time_embedding.linear_1",

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.errors import UserError, check_one_of
-from ddpm_jax.respacing import spaced_steps
-from ddpm_jax.schedules import SCHEDULES, make_schedule, rescale_zero_terminal_snr
+from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule, rescale_zero_terminal_snr
+from ddpm_jax.diffusion.timestep_spacing import spaced_steps
+from ddpm_jax.runtime.errors import UserError, check_one_of
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 # fixed_small_log is the same number by another way.

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ddpm_jax.errors import UserError, check_one_of
 from ddpm_jax.models.unet import level_widths
+from ddpm_jax.runtime.errors import UserError, check_one_of
 
 # A setting that its config.json lacks has the default of their class.
 _DEFAULTS: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 Of Nichol and Dhariwal 2021 and of Dhariwal and Nichol 2021. Their U-Net is ours by other names. Its blocks are numbered
 in the order in which data pass them, so that the number of a block depends on everything before it; q, k and v are one
-layer, in one of two orders (`models.qkv`).
+layer, in one of two orders (`interchange.fused_qkv`).
 """
 
 from dataclasses import dataclass
@@ -10,23 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.configuration import load_config
-from ddpm_jax.errors import UserError, check_one_of
-from ddpm_jax.factories import build_model
-from ddpm_jax.interchange.imported import Imported, shapes_of
-from ddpm_jax.interchange.matches import (
-    CONV,
-    DENSE,
-    POINT_1D,
-    POINT_2D,
-    SAME,
-    Layout,
-    Match,
-    Path,
-    params_from,
-)
-from ddpm_jax.models.qkv import split_fused_qkv
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.model_factory import build_model
+from ddpm_jax.interchange.fused_qkv import split_fused_qkv
+from ddpm_jax.interchange.imported_model import Imported, shapes_of
+from ddpm_jax.interchange.tensor_mapping import CONV, DENSE, POINT_1D, POINT_2D, SAME, Layout, Match, Path, params_from
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.runtime.errors import UserError, check_one_of
 
 # Our layer of a residual block, an attention or a resampling -> theirs.
 _LAYERS = {

@@ -10,9 +10,9 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from ddpm_jax.atomic_files import replace_file
-from ddpm_jax.errors import UserError
 from ddpm_jax.interchange.torch_files import read_torch_file
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.errors import UserError
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX_SUFFIX = ".index.json"

@@ -12,9 +12,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.interchange.crc32c import crc32c, unmasked
-from ddpm_jax.interchange.table_file import DamagedFile, read_varint, table_items
+from ddpm_jax.interchange.leveldb_table import DamagedFile, read_varint, table_items
+from ddpm_jax.runtime.errors import UserError
 
 # Their numbers of the types; 7 is text.
 _TEXT = 7

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.interchange.torch_pickle import DAMAGE, Storage, Tensor, load_pickle
+from ddpm_jax.runtime.errors import UserError
 
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6

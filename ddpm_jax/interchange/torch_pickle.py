@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 # torch's name of a storage and of a dtype -> NumPy's dtype.
 STORAGES = {

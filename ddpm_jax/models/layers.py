@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.errors import check_one_of
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
-from ddpm_jax.models.upsampling import ConvOfDoubled, double
+from ddpm_jax.models.upsample_conv import ConvOfDoubled, double
+from ddpm_jax.runtime.errors import check_one_of
 
 EMBEDDING_ORDERS = ("sin_cos", "cos_sin")
 EMBEDDING_SPACINGS = ("half_minus_1", "half")

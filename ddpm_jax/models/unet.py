@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT, drawn_together
 from ddpm_jax.models.layers import Downsample, Norm, ResBlock, SelfAttention, Upsample, time_embedding
+from ddpm_jax.runtime.errors import UserError
 
 
 class UNet(nn.Module):

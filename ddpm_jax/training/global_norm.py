@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ddpm_jax.devices import LEAST_SHARDED
+from ddpm_jax.runtime.devices import LEAST_SHARDED
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ddpm_jax.batch import Batch
-from ddpm_jax.compilation import release_unused_memory
-from ddpm_jax.hosts import MAX_AHEAD, Vote
+from ddpm_jax.data.batch import Batch
+from ddpm_jax.runtime.compilation import release_unused_memory
+from ddpm_jax.runtime.multi_host import MAX_AHEAD, Vote
+from ddpm_jax.training.metrics_log import Reporter
+from ddpm_jax.training.metrics_window import Window
+from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.report import Reporter
-from ddpm_jax.training.rewinds import NonFiniteError
-from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import TrainStep
-from ddpm_jax.training.stop import StopRequest
-from ddpm_jax.training.window import Window
+from ddpm_jax.training.stop_signal import StopRequest
+from ddpm_jax.training.train_state import TrainState
+from ddpm_jax.training.train_step import TrainStep
 
 
 @dataclass(frozen=True)

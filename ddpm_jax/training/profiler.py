@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 PROFILE_FOLDER = "profile"
 

@@ -34,8 +34,8 @@ def real_data() -> Path:
 @pytest.fixture(params=["in memory", "on demand"])
 def either_way(request, monkeypatch):
     """Runs a test twice: with a set that is decoded at once, and with one that is too large for that."""
-    from ddpm_jax.data import source  # here: see tests/conftest.py
+    from ddpm_jax.data import image_source
 
     if request.param == "on demand":
-        monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
+        monkeypatch.setattr(image_source, "MEMORY_BUDGET_BYTES", 0)
     return request.param

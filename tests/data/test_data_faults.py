@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import BatchLoader, batch_indices, make_source, pixels, replacing, source
-from ddpm_jax.errors import UserError
+from ddpm_jax.data import BatchLoader, batch_indices, image_source, make_source, unreadable_images
+from ddpm_jax.data import image_decoding as pixels
+from ddpm_jax.runtime.errors import UserError
 
 
 def _make(path, split="train", image_size=(8, 8)):
@@ -49,7 +50,7 @@ def _declared_png(width, height, data=b""):
 @pytest.fixture(params=["in memory", "on demand"])
 def either_way(request, monkeypatch):
     if request.param == "on demand":
-        monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
+        monkeypatch.setattr(image_source, "MEMORY_BUDGET_BYTES", 0)
     return request.param
 
 
@@ -239,7 +240,7 @@ def test_an_unreadable_file_and_folder(tmp_path, either_way):
 
 @pytest.fixture
 def on_demand(monkeypatch):
-    monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
+    monkeypatch.setattr(image_source, "MEMORY_BUDGET_BYTES", 0)
 
 
 def test_a_file_that_disappears_or_shrinks_while_it_trains(tmp_path, on_demand, caplog):
@@ -286,7 +287,7 @@ def test_all_files_disappear(tmp_path, on_demand, caplog):
 
 
 def test_very_many_missing_in_a_row_are_an_error(tmp_path, on_demand, monkeypatch):
-    monkeypatch.setattr(replacing, "MAX_IN_A_ROW", 4)
+    monkeypatch.setattr(unreadable_images, "MAX_IN_A_ROW", 4)
     _flat(tmp_path, range(10))
     images = _make(tmp_path)
     for value in (2, 3, 4):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data import make_source
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import ImageSource, make_source, source
-from ddpm_jax.errors import UserError
+from ddpm_jax.data import ImageSource, image_source, make_source
+from ddpm_jax.runtime.errors import UserError
 
 
 def _make(path, split="train", image_size=(8, 8), num_channels=3) -> ImageSource:
@@ -96,7 +96,7 @@ def test_a_long_list_of_broken_files_is_cut(tmp_path):
 
 
 def test_a_file_found_broken_later_is_replaced_by_the_next_of_its_class(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
+    monkeypatch.setattr(image_source, "MEMORY_BUDGET_BYTES", 0)
     _flat(tmp_path / "a", [1, 3])
     _flat(tmp_path / "b", [7])
     whole = (tmp_path / "a" / "003.png").read_bytes()
@@ -111,7 +111,7 @@ def test_a_file_found_broken_later_is_replaced_by_the_next_of_its_class(tmp_path
 
 
 def test_nothing_left_to_replace_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
+    monkeypatch.setattr(image_source, "MEMORY_BUDGET_BYTES", 0)
     _flat(tmp_path, [1])
     whole = (tmp_path / "001.png").read_bytes()
     (tmp_path / "001.png").write_bytes(whole[:44])
@@ -124,7 +124,7 @@ def test_in_memory_and_on_demand_are_equal(tmp_path, picture, monkeypatch):
     for i, (height, width) in enumerate([(20, 30), (64, 64), (5, 9), (8, 8), (100, 40)]):
         picture(height, width).save(tmp_path / f"{i}.jpg")
     kept = _all(_make(tmp_path, num_channels=1))
-    monkeypatch.setattr(source, "MEMORY_BUDGET_BYTES", 0)
+    monkeypatch.setattr(image_source, "MEMORY_BUDGET_BYTES", 0)
     np.testing.assert_array_equal(_all(_make(tmp_path, num_channels=1)), kept)
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import folder as folder_lib
-from ddpm_jax.data import listing as listing_lib
+from ddpm_jax.data import image_folder as folder_lib
+from ddpm_jax.data import image_listing as listing_lib
 from ddpm_jax.data import make_source
-from ddpm_jax.data.listing import Listing, list_folder
-from ddpm_jax.data.source import ThreadMap
+from ddpm_jax.data.image_listing import Listing, list_folder
+from ddpm_jax.data.image_source import ThreadMap
 
 
 def _make(path, split="train", size=8):

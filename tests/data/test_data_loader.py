@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data import BatchLoader, LoaderCounts, batch_indices
-from ddpm_jax.data.source import ArraySource
-from ddpm_jax.errors import UserError
+from ddpm_jax.data.image_source import ArraySource
+from ddpm_jax.runtime.errors import UserError
 
 
 class Counting:
@@ -220,7 +220,7 @@ def test_an_error_of_the_transform_arrives_at_its_batch():
 
 
 def test_batches_put_on_the_devices_in_the_background_are_those_of_the_loop():
-    from ddpm_jax.devices import batch_sharded, make_mesh, put_batch
+    from ddpm_jax.runtime.devices import batch_sharded, make_mesh, put_batch
 
     mesh = make_mesh(4)
     source = Counting()

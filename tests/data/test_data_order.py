@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data import batch_indices
-from ddpm_jax.data.split import split_rows
-from ddpm_jax.errors import UserError
+from ddpm_jax.data.splits import split_rows
+from ddpm_jax.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10, 24, 25])

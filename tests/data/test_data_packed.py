@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import BatchLoader, make_source, packing
+from ddpm_jax.data import BatchLoader, make_source, pack_folder
 from ddpm_jax.data import __main__ as command
-from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.errors import UserError
 
 array_record = pytest.importorskip("array_record.python.array_record_module")
 
@@ -60,7 +60,7 @@ SPLITS = ["train", "test", "all", "train[:70%]", "train[70%:]", "train[5:9]", "a
 
 
 def test_every_split_is_that_of_the_folder(pictures, tmp_path, either_way, monkeypatch):
-    monkeypatch.setattr(packing, "_BLOCK_BYTES", 0)  # the smallest blocks, so that there are several
+    monkeypatch.setattr(pack_folder, "_BLOCK_BYTES", 0)  # the smallest blocks, so that there are several
     assert _pack(pictures, tmp_path / "packed") == 0
     packed_path = tmp_path / "packed.array_record"
     for split in SPLITS:
@@ -175,7 +175,7 @@ def test_an_interrupted_pack_leaves_nothing(pictures, tmp_path, monkeypatch):
     def write_images(*unused):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing, "_write_images", write_images)
+    monkeypatch.setattr(pack_folder, "_write_images", write_images)
     (tmp_path / "place").mkdir()
     assert _pack(pictures, tmp_path / "place" / "packed") == 130
     assert not list((tmp_path / "place").iterdir())
@@ -203,7 +203,7 @@ def test_what_was_written_is_read_before_it_counts(pictures, tmp_path, monkeypat
     class Module:
         ArrayRecordWriter = Forgetful
 
-    monkeypatch.setattr(packing, "array_record_module", lambda: Module)
+    monkeypatch.setattr(pack_folder, "array_record_module", lambda: Module)
     (tmp_path / "place").mkdir()
     assert _pack(pictures, tmp_path / "place" / "packed") == 2
     assert "of something else, or damaged" in capsys.readouterr().err and not list((tmp_path / "place").iterdir())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data.pixels import decode_image, fit_array
+from ddpm_jax.data.image_decoding import decode_image, fit_array
 
 
 def _encoded(image: Image.Image, fmt: str = "PNG", **options) -> bytes:

@@ -12,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ddpm_jax.data import ImageSource, make_source, prepare
-from ddpm_jax.errors import UserError
+from ddpm_jax.data import ImageSource, make_source, tfds_prepare
+from ddpm_jax.runtime.errors import UserError
 
 NUM_IMAGES = 12
 PIXELS = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 6, 9, 3), dtype=np.uint8)
@@ -109,7 +109,7 @@ def test_images_stored_as_tensors(data_dir):
 
 def test_on_demand_equals_in_memory(data_dir, monkeypatch):
     kept = _all(_make("tiny_pictures", data_dir))
-    monkeypatch.setattr("ddpm_jax.data.source.MEMORY_BUDGET_BYTES", 0)
+    monkeypatch.setattr("ddpm_jax.data.image_source.MEMORY_BUDGET_BYTES", 0)
     np.testing.assert_array_equal(_all(_make("tiny_pictures", data_dir)), kept)
 
 
@@ -161,27 +161,27 @@ def test_no_network_is_said_before_any_download(tmp_path, monkeypatch, with_tens
         assert address == ("storage.googleapis.com", 443)
         raise OSError("no route")
 
-    monkeypatch.setattr(prepare.socket, "create_connection", connect)
+    monkeypatch.setattr(tfds_prepare.socket, "create_connection", connect)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", pytest.fail)
     _refused("storage.googleapis.com does not answer; check the network, or", "mnist", tmp_path)
 
 
 def test_a_name_look_up_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr(prepare, "_PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(tfds_prepare, "_PROBE_SECONDS", 0.05)
     release = threading.Event()
 
     def connect(*unused, **also_unused):
         release.wait(10)
         raise OSError("at last")
 
-    monkeypatch.setattr(prepare.socket, "create_connection", connect)
-    assert not prepare._reachable("example.invalid", 443)
+    monkeypatch.setattr(tfds_prepare.socket, "create_connection", connect)
+    assert not tfds_prepare._reachable("example.invalid", 443)
     release.set()
 
 
 def test_a_host_that_answers_is_reachable():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert prepare._reachable("127.0.0.1", server.getsockname()[1])
+        assert tfds_prepare._reachable("127.0.0.1", server.getsockname()[1])
 
 
 def test_a_set_without_downloads_is_prepared(tmp_path, with_tensorflow):

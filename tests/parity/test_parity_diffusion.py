@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.diffusion import q_posterior_mean, q_sample, x_0_from_eps
-from ddpm_jax.respacing import spaced_steps
-from ddpm_jax.samplers import ancestral_table, ddim_table
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.forward_process import q_posterior_mean, q_sample, x_0_from_eps
+from ddpm_jax.diffusion.samplers.table import ancestral_table, ddim_table
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")
 

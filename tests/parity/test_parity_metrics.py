@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.devices import make_mesh
-from ddpm_jax.evaluation.extractors import Extractor, inception_extractor
-from ddpm_jax.evaluation.frechet import frechet_from_features
+from ddpm_jax.evaluation.feature_extractors import Extractor, inception_extractor
+from ddpm_jax.evaluation.frechet_distance import frechet_from_features
+from ddpm_jax.evaluation.inception import resize_tf_bilinear
 from ddpm_jax.evaluation.inception_score import inception_score, softmax
 from ddpm_jax.evaluation.inception_weights import leaves_from_torch, save_inception
 from ddpm_jax.evaluation.kid import kernel_distance, kernel_distance_of_subsets
 from ddpm_jax.evaluation.precision_recall import precision_recall
-from ddpm_jax.models.inception import resize_tf_bilinear
+from ddpm_jax.runtime.devices import make_mesh
 
 torch = pytest.importorskip("torch")
 
@@ -95,7 +95,7 @@ def test_the_resize_is_torch_fidelitys():
 
 def test_the_clean_resize_is_clean_fids():
     resize = pytest.importorskip("cleanfid.resize")
-    from ddpm_jax.evaluation.extractors import resize_clean
+    from ddpm_jax.evaluation.feature_extractors import resize_clean
 
     images = np.random.default_rng(8).integers(0, 256, (2, 40, 28, 3)).astype(np.uint8)
     want = np.stack([resize.build_resizer("clean")(image) for image in images])

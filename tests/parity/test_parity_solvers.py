@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.keys import sample_keys, sample_noise
-from ddpm_jax.respacing import spaced_steps
-from ddpm_jax.samplers import ancestral_table, ddim_table, walk
-from ddpm_jax.schedules import make_schedule
-from ddpm_jax.solvers import dpmpp_table, heun_table, plms_table, unipc_table
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.rng import sample_keys, sample_noise
+from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
+from ddpm_jax.diffusion.samplers.table import ancestral_table, ddim_table, walk
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")
 
@@ -139,7 +139,7 @@ def test_one_ancestral_step_with_a_learned_variance(diffusers, monkeypatch, vari
         LINEAR, lambda x_t, t: jnp.concatenate([last(eps_hat), last(values)], -1), variance=variance
     )
     row = ancestral_table(LINEAR, variance=variance).rows(999 - t, 1000 - t)
-    monkeypatch.setattr("ddpm_jax.samplers.sample_noise", lambda *args: last(z))
+    monkeypatch.setattr("ddpm_jax.diffusion.samplers.table.sample_noise", lambda *args: last(z))
     got = np.moveaxis(np.asarray(walk(denoise_fn, row, last(X_T), KEYS)), -1, 1)
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-4)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UserError
 from ddpm_jax.interchange.torch_files import read_torch_file
+from ddpm_jax.runtime.errors import UserError
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")
 

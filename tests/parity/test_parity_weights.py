@@ -16,15 +16,15 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler,
 from hub_configs import CHURCH, CIFAR10, SCHEDULERS
 from unet_weights import peer_unet, randomise, run_peer
 
-from ddpm_jax.compilation import quick_compile_options
-from ddpm_jax.denoiser import make_denoiser
-from ddpm_jax.factories import build_model, build_schedule
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.samplers.table import ddim_table
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.timestep_spacing import spaced_steps
+from ddpm_jax.experiment.model_factory import build_model, build_schedule
+from ddpm_jax.experiment.sampler_factory import build_table
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
 from ddpm_jax.interchange.diffusers_scheduler import fields_of_scheduler, scheduler_of_fields
-from ddpm_jax.respacing import spaced_steps
-from ddpm_jax.sampler_factory import build_table
-from ddpm_jax.samplers import ddim_table
-from ddpm_jax.schedules import make_schedule
+from ddpm_jax.runtime.compilation import quick_compile_options
 
 T = np.array([0, 17, 999])
 torch.set_num_threads(1)  # small convolutions wait for a second thread longer than they take

@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ddpm_jax.interchange.diffusers_names import matches_of_unet
-from ddpm_jax.interchange.matches import leaf_shapes, params_from
+from ddpm_jax.interchange.tensor_mapping import leaf_shapes, params_from
 from ddpm_jax.models.unet import init_params
 
 

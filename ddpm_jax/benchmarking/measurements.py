@@ -1,0 +1,129 @@
+"""A train step, a network call, a sampler step, the data and the start of a process, timed on the devices there are."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ddpm_jax.benchmarking.data_throughput import data_rate
+from ddpm_jax.benchmarking.startup_time import PHASES, startup
+from ddpm_jax.benchmarking.text_tables import aligned, counted, mebibytes
+from ddpm_jax.benchmarking.timed_programs import PROGRAMS, prepare_call
+from ddpm_jax.experiment import sampler_factory
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.experiment.program_costs import countable, flops, lower_forward, lower_sampler_rows, train_step_flops
+from ddpm_jax.models.unet import num_params
+from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.timing import peak_memory, product_peak, repeated, summary
+
+COLUMNS = ("seconds", "quartiles", "pictures/s", "FLOP/s", "of peak", "compile s", "MiB")
+NOTE = """\
+A row is one program: train a whole update, forward a network call, sample a step of the sampler (a call and what is
+around it), each on random pictures that lie on the device already. Seconds are the median. FLOPs are XLA's count of the
+program without remat; the peak is that of a matrix product in the same type on all devices, measured just before. MiB
+is what the compiler plans on each device: arguments and temporaries."""
+
+
+WHAT = (*PROGRAMS, "data", "compile")
+
+
+def measure(
+    config: ConfigDict, what: Sequence[str], *, repeats: int = 20, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Prints a line of the table for each of `what` as it is measured, and returns the numbers.
+
+    Args:
+      what: of WHAT.
+      repeats: timed calls of each, after two that are not; batches of the data.
+
+    Raises:
+      UserError: nothing to measure or no such thing, too few repeats, or a config that does not fit.
+    """
+    for name in what:
+        check_one_of("--what", name, WHAT)
+    if not what:
+        raise UserError(f"--what must name something to measure, of {sorted(WHAT)}; got nothing")
+    if repeats < 3:
+        raise UserError(f"--repeats must be at least 3, for a median with quartiles; got {repeats}")
+    report: dict[str, Any] = {"jax": jax.__version__}
+    if "compile" in what:  # first: its processes need the devices, some of which serve one process alone
+        report["startup"] = startup(config)
+        _say_startup(report["startup"], say)
+    if "data" in what:
+        report["data"] = data_rate(config, repeats)
+        _say_data(report["data"], say)
+    programs = [name for name in what if name in PROGRAMS]
+    return report | (_measure_programs(config, programs, repeats, say) if programs else {})
+
+
+def _measure_programs(
+    config: ConfigDict, names: list[str], repeats: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    parts = build_parts(config)
+    peak = product_peak(parts.mesh, parts.model.dtype)
+    device, rate = parts.mesh.devices.flat[0].device_kind, peak["flops_per_second"]
+    size = num_params(parts.abstract_state.params)
+    say(f"model    {size:,} parameters, {config.model.dtype}, on {parts.mesh.size} x {device}, jax {jax.__version__}")
+    say(f"peak     {counted(rate)}FLOP/s, a product of {peak['side']} x {peak['side']} on each device\n")
+    say(aligned(["", *COLUMNS]))
+    rows = {}
+    for name in names:
+        rows[name] = _measured(name, parts, repeats, rate)
+        say(_line(name, rows[name]))
+    _say_sampler(parts, rows, say)
+    memory = peak_memory(parts.mesh)
+    say("\n" + ", ".join(f"{where} memory at its peak {mebibytes(size)} MiB" for where, size in memory.items()))
+    say("\n" + NOTE)
+    return {
+        "num_params": size, "device": device, "devices": parts.mesh.size, "peak": peak, "rows": rows,
+        "peak_memory": memory, "note": NOTE,
+    }  # fmt: skip
+
+
+def _say_startup(found: dict[str, dict[str, int | float]], say: Callable[[str], None]) -> None:
+    say("seconds to the end of the first train step, in a process of its own")
+    say(aligned(["", "total", *PHASES]))
+    for name, seconds in found.items():
+        say(aligned([name, *(f"{seconds[phase]:.2f}" for phase in ("total", *PHASES))]))
+    say("cold: no compiled program on disk; warm: started again. parameters, first: compiled and run.\n")
+
+
+def _say_data(found: dict[str, int | float], say: Callable[[str], None]) -> None:
+    say(
+        f"data     {found['num_pictures']:,} pictures; the first batch after {found['first_seconds']:.2f} s, then "
+        f"{found['pictures_per_second']:,.0f} pictures/s\n"
+    )
+
+
+def _measured(name: str, parts: Parts, repeats: int, peak: float) -> dict[str, float]:
+    call = prepare_call(name, parts)
+    if name == "train":
+        useful = train_step_flops(build_parts(changed(parts.config, ["model.remat=false"])))
+    else:
+        useful = flops((lower_forward if name == "forward" else lower_sampler_rows)(countable(parts)))
+    seconds = repeated(call.run, repeats)
+    return summary(seconds, pictures=call.pictures, flops=useful, peak=peak) | dataclasses.asdict(call.costs)
+
+
+def _line(name: str, row: dict[str, float]) -> str:
+    return aligned([
+        name,
+        f"{row['seconds']:.4f}",
+        f"{row['seconds_low']:.4f}-{row['seconds_high']:.4f}",
+        f"{row['pictures_per_second']:,.1f}",
+        counted(row["flops_per_second"]).strip(),
+        f"{100 * row['share_of_peak']:.1f} %",
+        f"{row['trace_seconds'] + row['compile_seconds']:.1f}",
+        mebibytes(row["arguments"] + row["temporaries"]),
+    ])  # fmt: skip
+
+
+def _say_sampler(parts: Parts, rows: dict[str, dict], say: Callable[[str], None]) -> None:
+    """What the time of a sampler step makes of a whole sample."""
+    if "sample" in rows:
+        calls = sampler_factory.build_table(parts.config, parts.schedule).num_calls
+        rate = rows["sample"]["samples_per_second"] = rows["sample"]["pictures_per_second"] / calls
+        say(f"\n{parts.config.sample.sampler} with {calls} network calls: {rate:.4g} samples a second")

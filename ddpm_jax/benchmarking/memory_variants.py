@@ -1,0 +1,63 @@
+"""The rows of a dry run: a config as given, and with one switch of memory after the other set otherwise."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.runtime.errors import UserError, check_one_of
+
+# Name of a row -> what it changes.
+SWITCHES = {
+    "given": (),
+    "plain": ("model.remat=false", "model.dtype=float32", "train.grad_accum_steps=1", "mesh.fsdp=1"),
+    "remat": ("model.remat=true",),
+    "bfloat16": ("model.dtype=bfloat16",),
+    "remat_bfloat16": ("model.remat=true", "model.dtype=bfloat16"),
+    **{f"accum_{n}": (f"train.grad_accum_steps={n}",) for n in (2, 4, 8)},
+    **{f"fsdp_{n}": (f"mesh.fsdp={n}",) for n in (1, 2, 4, 8)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A config with the switches of one row."""
+
+    name: str
+    parts: Parts
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """`group.field=value`, of the fields that the row sets."""
+        return SWITCHES[self.name]
+
+
+def build_variants(
+    config: ConfigDict, names: Sequence[str] = (), devices: Sequence[jax.Device] | None = None
+) -> tuple[list[Variant], dict[str, str]]:
+    """The variants of `names` (none: all) in that order, and why the others are left out, by name.
+
+    Args:
+      devices: for their meshes to choose from; None: those that there are.
+
+    Raises:
+      UserError: no such row, or the config does not fit as given.
+    """
+    for name in names:
+        check_one_of("--rows", name, SWITCHES)
+    build_parts(config, devices)
+    variants, left_out, seen = [], {}, {}
+    for name in names or SWITCHES:
+        variant_config = changed(config, SWITCHES[name])
+        same = seen.setdefault(variant_config.to_json(), name)
+        if same != name:
+            left_out[name] = f"the same as {same}"
+            continue
+        try:
+            variants.append(Variant(name, build_parts(variant_config, devices)))
+        except UserError as error:
+            left_out[name] = str(error)
+    return variants, left_out

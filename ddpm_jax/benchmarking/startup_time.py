@@ -1,0 +1,88 @@
+"""From the start of a process to the end of its first train step: without compiled programs on disk, and with them.
+
+Each start is a process of its own, `python -m ddpm_jax.benchmarking.startup_time CONFIG`, on random pictures.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.experiment.config_files import config_from_json, config_to_json
+from ddpm_jax.runtime.errors import UserError
+
+# What takes time, in its order, after Python's own start; "second" is the second step, which compiles nothing.
+PHASES = ("imports", "build", "parameters", "first", "second")
+
+
+def startup(config: ConfigDict) -> dict[str, dict[str, int | float]]:
+    """Seconds of each of PHASES, and "total": from the start of the process to the end of its first step.
+
+    "programs" is how many compiled programs are on disk after it.
+
+    Of "cold", with an empty cache of compiled programs, and of "warm", started again. This process must not yet use
+    a device that only one process can, such as a TPU.
+
+    Raises:
+      UserError: a start that failed, with its last line.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "config.json")
+        with open(path, "w") as file:
+            file.write(config_to_json(config))
+        return {name: _started(path, os.path.join(folder, "compiled")) for name in ("cold", "warm")}
+
+
+def _started(path: str, cache: str) -> dict[str, int | float]:
+    since = time.time()
+    command = [sys.executable, "-m", "ddpm_jax.benchmarking.startup_time", path]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"--what=compile: the start failed: {lines[-1]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    programs = sum(name.endswith("-cache") for name in os.listdir(cache))
+    return {"total": found.pop("first_step_at") - since, "programs": programs, **found}
+
+
+def _first_steps(path: str) -> dict[str, Any]:
+    """What `python -m ddpm_jax.train` does until its second step, but for data, checkpoints and the workdir."""
+    marks = []
+
+    def mark() -> None:
+        marks.append(time.perf_counter())
+
+    mark()
+    import jax
+
+    from ddpm_jax.benchmarking.timed_programs import random_inputs
+    from ddpm_jax.experiment.build import build_parts
+    from ddpm_jax.experiment.state_sizes import abstract_batch
+    from ddpm_jax.experiment.training import train  # noqa: F401  all that the command imports
+    from ddpm_jax.runtime.compilation import enable_compilation_cache
+
+    enable_compilation_cache()
+    mark()
+    with open(path) as file:
+        parts = build_parts(config_from_json(file.read()))
+    mark()
+    state = jax.block_until_ready(parts.fresh_state())
+    mark()
+    batch, step_fn = random_inputs(abstract_batch(parts, parts.config.train.batch_size)), parts.jitted_step()
+    state, _ = jax.block_until_ready(step_fn(state, batch, parts.keys.train))
+    first_step_at = time.time()
+    mark()
+    jax.block_until_ready(step_fn(state, batch, parts.keys.train))
+    mark()
+    return dict(zip(PHASES, np.diff(marks).tolist(), strict=True)) | {"first_step_at": first_step_at}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_first_steps(sys.argv[1])))

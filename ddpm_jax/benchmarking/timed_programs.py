@@ -1,0 +1,80 @@
+"""The programs of a config ready to run, on random pictures that lie on the device."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.stages import Compiled
+from jaxtyping import PyTree
+
+from ddpm_jax.experiment.build import Parts
+from ddpm_jax.experiment.program_costs import (
+    StepMemory,
+    compiled_with_costs,
+    lower_forward,
+    lower_sampler_rows,
+    lower_step,
+    sampled_batch,
+)
+from ddpm_jax.experiment.state_sizes import abstract_batch
+from ddpm_jax.runtime.compilation import release_unused_memory
+
+PROGRAMS = ("train", "forward", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A compiled program with its inputs."""
+
+    run: Callable[[], PyTree]  # makes the call; its outputs may not be there yet
+    pictures: int  # of a call
+    costs: StepMemory
+
+
+def prepare_call(name: str, parts: Parts, *, num_rows: int = 1) -> Call:
+    """Compiles one of PROGRAMS: a train step, a network call, or `num_rows` steps of the sampler."""
+    if name == "train":
+        compiled, costs = compiled_with_costs(lambda: lower_step(parts))
+        call = Call(_training(parts, compiled), parts.config.train.batch_size, costs)
+    else:
+        lower = lower_forward if name == "forward" else lambda parts: lower_sampler_rows(parts, num_rows)
+        compiled, costs = compiled_with_costs(lambda: lower(parts))
+        call = Call(_calling(parts, compiled), parts.config.sample.batch_size, costs)
+    release_unused_memory()
+    return call
+
+
+def _training(parts: Parts, step: Compiled) -> Callable[[], PyTree]:
+    """A function that takes one train step further each time."""
+    batch, held = random_inputs(abstract_batch(parts, parts.config.train.batch_size)), [parts.fresh_state()]
+
+    def run() -> PyTree:
+        held[0], metrics = step(held[0], batch, parts.keys.train)
+        return held[0], metrics
+
+    return run
+
+
+def _calling(parts: Parts, program: Compiled) -> Callable[[], PyTree]:
+    """A function that makes the same network call each time, with fresh parameters."""
+    init = jax.jit(lambda key: parts.init(key).params, out_shardings=parts.state_sharding.params)
+    x_t, keys, labels = sampled_batch(parts)
+    keys = jax.device_put(jax.random.split(parts.keys.sample, keys.shape[0]), keys.sharding)
+    inputs = (init(parts.keys.init), random_inputs(x_t), keys, random_inputs(labels))
+    return lambda: program(*inputs)
+
+
+def random_inputs(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.Array]:
+    """Noise, random pixels, or labels of the first class, as the dtype asks, where the shapes say."""
+    rng = np.random.default_rng(0)
+
+    def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        if shape.dtype == jnp.uint8:
+            return jax.device_put(rng.integers(0, 256, shape.shape, np.uint8), shape.sharding)
+        if jnp.issubdtype(shape.dtype, jnp.integer):
+            return jax.device_put(np.zeros(shape.shape, shape.dtype), shape.sharding)
+        return jax.device_put(rng.standard_normal(shape.shape, np.float32), shape.sharding)
+
+    return jax.tree.map(draw, shapes)

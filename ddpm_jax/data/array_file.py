@@ -1,0 +1,183 @@
+"""One array file, `.npz` or `.npy`, of uint8 images."""
+
+import os
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax.data.image_source import ImageSource, fit_images
+from ddpm_jax.data.splits import check_split, split_rows
+from ddpm_jax.runtime.errors import UserError
+
+_IMAGE_KEYS = {"train": ("arr_0", "images", "x_train"), "test": ("x_test",)}
+_LABEL_KEYS = {"train": ("labels", "arr_1", "y_train"), "test": ("y_test",)}
+
+# NumPy reads the head of an array as Python source, so a damaged one fails in the tokenizer or the parser; an archive
+# with a password is a RuntimeError.
+_READ_ERRORS = (
+    ValueError, TypeError, OSError, EOFError, KeyError, SyntaxError, tokenize.TokenError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def make_array(
+    *, split: str, image_size: tuple[int, int] | None, num_channels: int | None, path: str
+) -> ImageSource:
+    """The images of a `.npy` file (memory-mapped, so larger than memory is fine) or of one array of a `.npz`.
+
+    Args:
+        split: `train` or `all`: everything; `test`: `x_test`, where the file holds it; slices of them.
+        image_size: (H, W) in pixels; None for the array's own.
+        num_channels: 1 or 3, or as many as the array has; None for the array's own.
+        path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`,
+            `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`. What looks
+            wrong and may be meant (labels of another kind, pixels that are all 0 or 1) is said in `notes`.
+
+    Raises:
+        UserError: where the file is missing or damaged, or its array has another type or layout.
+    """
+    name = check_split(split, ("train", "test", "all"))
+    key = "test" if name == "test" else "train"
+    file = Path(path).expanduser()
+    if not path or not file.is_file() or file.suffix.lower() not in (".npz", ".npy"):
+        kind = "a folder" if path and file.is_dir() else "" if file.is_file() else "no such file"
+        raise UserError(
+            f"data.path must name a .npz or .npy file of images for data.name='array'; got {path!r}"
+            + (f" ({kind})" if kind and path else "")
+            + ("; read a folder of images by data.name=image_folder" if kind == "a folder" else "")
+        )
+    images, labels = _read(file, key)
+    images = _checked(images, file)
+    labels, notes = _class_numbers(labels, file)
+    notes += _range_note(images, file)
+    image_size = image_size or images.shape[1:3]
+    num_channels = num_channels or images.shape[-1]
+    if num_channels != images.shape[-1] and not {num_channels, images.shape[-1]} <= {1, 3}:
+        raise UserError(
+            f"data.num_channels must be {images.shape[-1]}, as in {str(file)!r}; got {num_channels} "
+            "(only 1 and 3 are converted into each other)"
+        )
+    if labels is not None and len(labels) != len(images):
+        raise UserError(f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one for each image")
+    rows = split_rows(split, num_examples=len(images))
+    if len(rows) < len(images):
+        # A part of a memory-mapped file is copied into memory.
+        images, labels = images[rows], None if labels is None else labels[rows]
+    source = fit_images(images, labels, image_size=image_size, num_channels=num_channels)
+    source.notes += notes
+    return source
+
+
+def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        if file.suffix.lower() == ".npy":
+            if key == "test":
+                raise UserError("data.split must be 'train' for a .npy file (it holds one array); got 'test'")
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise UserError(f"{str(file)!r} is a .npz file by its content; rename it")
+            return array, None
+        if not zipfile.is_zipfile(file):
+            raise UserError(
+                f"{str(file)!r} cannot be read as a NumPy file (it is no .npz by its content); "
+                "rename it to what it is, or save it again with np.savez"
+            )
+        with np.load(file, allow_pickle=False) as arrays:
+            names = list(arrays)
+            image_key = next((k for k in _IMAGE_KEYS[key] if k in names), None)
+            if image_key is None and key == "train" and len(names) == 1:
+                image_key = names[0]
+            if image_key is None:
+                wanted = ", ".join(_IMAGE_KEYS[key])
+                raise UserError(
+                    f"{str(file)!r} must hold its images as {wanted}"
+                    + (" or as its only array" if key == "train" else "")
+                    + f" for data.split={key!r}; it holds {', '.join(names) or 'nothing'}"
+                )
+            label_key = next((k for k in _LABEL_KEYS[key] if k in names and k != image_key), None)
+            _check_size(arrays, image_key, file)
+            return arrays[image_key], arrays[label_key] if label_key else None
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{str(file)!r} does not fit in memory ({error}); save the images alone as .npy") from None
+    except _READ_ERRORS as error:
+        raise UserError(
+            f"{str(file)!r} cannot be read as a NumPy file ({' '.join(str(error).split())}); "
+            "save it again with np.save or np.savez (no object arrays)"
+        ) from None
+
+
+def _check_size(arrays: np.lib.npyio.NpzFile, key: str, file: Path) -> None:
+    """Raises UserError where the array, unpacked, is larger than the machine: a small file may say anything."""
+    entries = {entry.filename: entry.file_size for entry in arrays.zip.infolist()}
+    size, memory = entries.get(f"{key}.npy", entries.get(key, 0)), _memory_bytes()
+    if memory is not None and size > memory:
+        raise UserError(
+            f"{str(file)!r}: {key!r} takes {size / 1e9:.1f} GB unpacked, and the machine has {memory / 1e9:.1f} GB of "
+            "memory; save the images alone with np.save as .npy, which is read piece by piece"
+        )
+
+
+def _memory_bytes() -> int | None:
+    """Of the whole machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _class_numbers(labels: np.ndarray | None, file: Path) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """int64 [N] of integers [N] or [N, 1]; None, and a note, for anything else."""
+    if labels is None:
+        return None, ()
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        got = f"{labels.dtype} {list(labels.shape)}"
+        return None, (f"the labels in {str(file)!r} are not read: they must be integers [N], and are {got}",)
+    return labels.astype(np.int64), ()
+
+
+def _range_note(images: np.ndarray, file: Path) -> tuple[str, ...]:
+    """A note where the pixels, by a look at some images from all over, are 0..1 in a place of 0..255."""
+    if images[:: max(len(images) // 256, 1)].max() > 1:
+        return ()
+    return (f"the pixels in {str(file)!r} are all 0 or 1 of 255, nearly black; save 255 * x if 0..1 was meant",)
+
+
+def _checked(images: np.ndarray, file: Path) -> np.ndarray:
+    """uint8 [N, H, W, C], or a UserError that says how to get there."""
+    got = f"{images.dtype} {list(images.shape)}"
+    want = f"{str(file)!r} must hold uint8 images [N, H, W] or [N, H, W, C]; got {got}"
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise UserError(f"{want}; reshape it")
+    channels_first = images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4)
+    if channels_first:
+        raise UserError(f"{want}, which looks like [N, C, H, W]; save x.transpose(0, 2, 3, 1)")
+    if images.dtype != np.uint8:
+        raise UserError(f"{want}{_to_uint8_remedy(images)}")
+    if not len(images):
+        raise UserError(f"{want}: no images")
+    return images
+
+
+def _to_uint8_remedy(images: np.ndarray) -> str:
+    """` with values LOW..HIGH; save ...`, from a look at the first images."""
+    part = np.asarray(images[:256])
+    if part.dtype.kind not in "iuf" or not part.size:
+        return "; save it as uint8, 0..255"
+    low, high = part.min(), part.max()
+    remedy = "scale it to 0..255 and save it as uint8"
+    if 1 < high <= 255 and low >= 0:
+        remedy = "save x.round().astype('uint8')" if part.dtype.kind == "f" else "save x.astype('uint8')"
+    elif 0 <= low and high <= 1:
+        remedy = "save (255 * x).round().astype('uint8')"
+    elif -1 <= low and high <= 1:
+        remedy = "save ((x + 1) * 127.5).round().astype('uint8')"
+    return f" with values {low:g}..{high:g}; {remedy}"

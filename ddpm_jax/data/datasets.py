@@ -1,0 +1,73 @@
+"""The sources by name: what `data.name` may be."""
+
+from ddpm_jax.data.image_source import ImageSource
+from ddpm_jax.runtime.errors import UserError
+
+_BUILT_IN = ("digits", "mnist", "fashion_mnist", "cifar10", "image_folder", "array")
+
+
+def make_source(
+    *,
+    name: str,
+    split: str = "train",
+    image_size: tuple[int, int],
+    num_channels: int,
+    path: str = "",
+    data_dir: str = "",
+) -> ImageSource:
+    """The images of a named set, each brought to uint8 [H, W, C].
+
+    Images of another size are resized to cover image_size, antialiased, and cut to their centre.
+
+    Args:
+        name: `digits` (embedded); `image_folder` (the folder `path`, or the file that one was packed into); `array`
+            (the file `path`); `mnist`, `fashion_mnist`, `cifar10` (original files in `path`, else TFDS); any other
+            name is one of TFDS, such as `celeb_a`.
+        split: `train`, `test`, ... and slices of them: `train[:95%]`, `train[95%:]`.
+        image_size: (H, W) in pixels.
+        num_channels: 1 or 3; for `array` also as many as its images have.
+        path: a folder or a file of one's own; `~` is the home folder.
+        data_dir: where TFDS keeps prepared sets (its default where empty), or one prepared set itself.
+
+    Raises:
+        UserError: one line with the remedy, where anything above is missing, unknown or damaged.
+
+    Example:
+        >>> import numpy as np
+        >>> source = make_source(name="digits", split="test", image_size=(8, 8), num_channels=1)
+        >>> len(source), source.image_shape, source.load(np.arange(2)).dtype
+        (180, (8, 8, 1), dtype('uint8'))
+    """
+    image_size = tuple(image_size)
+    if len(image_size) != 2 or not all(isinstance(n, int) and n >= 1 for n in image_size):
+        raise UserError(f"data.image_size must be (H, W) in pixels, each 1 or more; got {image_size}")
+    if name != "array" and num_channels not in (1, 3):
+        raise UserError(f"data.num_channels must be 1 (grey) or 3 (colour) for {name!r}; got {num_channels}")
+    common = dict(split=split, image_size=image_size, num_channels=num_channels)
+    if name in ("image_folder", "array") and data_dir:
+        raise UserError(f"data.data_dir belongs to TFDS; {name!r} reads data.path; got data_dir {data_dir!r}")
+    if name == "image_folder":
+        from ddpm_jax.data.image_folder import make_folder
+        from ddpm_jax.data.packed_file import is_packed, make_packed
+
+        return (make_packed if is_packed(path) else make_folder)(path=path, **common)
+    if name == "array":
+        from ddpm_jax.data.array_file import make_array
+
+        return make_array(path=path, **common)
+    if name in ("mnist", "fashion_mnist", "cifar10") and path:
+        from ddpm_jax.data.original_files import make_originals
+
+        return make_originals(name=name, path=path, **common)
+    if path:
+        raise UserError(
+            f"data.path is not read for {name!r} and must be ''; got {path!r}; for a folder of pictures set "
+            "data.name=image_folder, for an array file data.name=array, for a prepared TFDS set data.data_dir"
+        )
+    if name == "digits":
+        from ddpm_jax.data.digits import make_digits
+
+        return make_digits(**common)
+    from ddpm_jax.data.tfds import make_tfds
+
+    return make_tfds(name=name, data_dir=data_dir, built_in=_BUILT_IN, **common)

@@ -1,0 +1,50 @@
+"""The pictures of a source in batches of one shape, over all devices."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ddpm_jax.data import ImageSource
+from ddpm_jax.data.batch import Batch
+from ddpm_jax.data.image_source import load_rows
+from ddpm_jax.runtime.devices import put_batch
+
+
+class Batches:
+    """The first pictures of a source; the last batch is filled up with repeats, which `rows` leaves out.
+
+    Args:
+      batch_size: pictures at a time; rounded up to a multiple of the number of devices.
+      max_images: the most that are used; 0 for all.
+      labelled: with the labels of the source.
+    """
+
+    def __init__(
+        self, source: ImageSource, mesh: Mesh, *, batch_size: int, max_images: int = 0, labelled: bool = False
+    ):
+        self.num_images = min(len(source), max_images) if max_images else len(source)
+        self.batch_size = -(-min(batch_size, self.num_images) // mesh.size) * mesh.size
+        self.num_devices = mesh.size
+        self._source, self._mesh, self._labelled = source, mesh, labelled
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def load(self, index: int) -> tuple[Batch, jax.Array]:
+        """Batch 0..len-1, of uint8 [B, H, W, C], and its ids int32 [B], over the mesh."""
+        ids = np.arange(index * self.batch_size, (index + 1) * self.batch_size, dtype=np.int32)
+        share = np.split(ids, jax.process_count())[jax.process_index()]
+        batch = load_rows(self._source, np.minimum(share, self.num_images - 1), self._labelled)
+        return put_batch(batch, self._mesh), put_batch(share, self._mesh)
+
+    def rows(self, index: int) -> slice:
+        """Where the pictures of the batch stand among all."""
+        return slice(index * self.batch_size, min((index + 1) * self.batch_size, self.num_images))
+
+
+def gather(array: jax.Array) -> np.ndarray:
+    """The global array on this host."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)

@@ -1,0 +1,152 @@
+"""What a source of images is, and the two ways to be one: all in memory, or decoded on demand."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+# Sets up to this size are decoded once and kept; larger ones are decoded for each batch.
+MEMORY_BUDGET_BYTES = 2 * 2**30
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Random access to uint8 images of one shape."""
+
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    labels: np.ndarray | None  # int64 [N], or None
+    notes: tuple[str, ...]  # lines worth telling the person once; usually ()
+
+    def __len__(self) -> int: ...
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """indices int [B], 0..N-1 -> uint8 [B, H, W, C]; safe to call from a background thread."""
+        ...
+
+
+def load_rows(
+    source: ImageSource, indices: np.ndarray, labelled: bool
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """uint8 [B, H, W, C]; if labelled, the pair of it and the labels, int32 [B]."""
+    images = source.load(indices)
+    return (images, np.asarray(source.labels[indices], np.int32)) if labelled else images
+
+
+class ArraySource:
+    """Images that lie in memory (or in a memory-mapped file) in their final shape."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, notes: tuple[str, ...] = ()):
+        self._images = images  # [N, H, W, C]
+        self.image_shape = tuple(int(n) for n in images.shape[1:])
+        self.labels = labels
+        self.notes = notes
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """images[indices]; uint8 [B, H, W, C]."""
+        return np.ascontiguousarray(self._images[np.asarray(indices)])
+
+
+class RowsSource(ArraySource):
+    """Some rows of images that other splits share."""
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None, notes: tuple[str, ...] = ()):
+        super().__init__(images, labels, notes)
+        self._rows = rows  # int64 [n]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """images[rows[indices]]; uint8 [B, H, W, C]."""
+        return super().load(self._rows[np.asarray(indices)])
+
+
+class DecodedSource:
+    """Images that `decode_many` makes when asked for, each once where the whole set fits in memory."""
+
+    def __init__(
+        self,
+        decode_many: Callable[[list[int]], Iterable[np.ndarray]],
+        *,
+        num_examples: int,
+        image_shape: tuple[int, int, int],
+        labels: np.ndarray | None = None,
+    ):
+        self._decode_many = decode_many  # n indices -> n images uint8 [H, W, C]
+        self._num_examples = num_examples
+        self.image_shape = image_shape
+        self.labels = labels
+        self.notes: tuple[str, ...] = ()
+        self._kept = None
+        if fits_in_memory(num_examples, image_shape):
+            # The system hands out the pages of `_kept` as they are written, so an unused part costs nothing.
+            self._kept = np.empty((num_examples, *image_shape), np.uint8)
+            self._is_kept = np.zeros(num_examples, bool)
+
+    def __len__(self) -> int:
+        return self._num_examples
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, C]. Two threads may decode the same image; both write the same bytes."""
+        indices = np.asarray(indices)
+        if self._kept is None:
+            return np.stack(list(self._decode_many(indices.tolist())))
+        missing = np.unique(indices[~self._is_kept[indices]]).tolist()
+        for index, image in zip(missing, self._decode_many(missing), strict=True):
+            self._kept[index] = image
+            self._is_kept[index] = True
+        return self._kept[indices]
+
+
+class ThreadMap:
+    """`map` over threads, in order: Pillow lets go of the interpreter while it decodes and resizes.
+
+    Args:
+        function: called with one item.
+        num_threads: 0 for one a core, up to 16.
+    """
+
+    _MOST_AT_A_TIME = 32  # items handed to a thread at once: handing over costs as much as reading a header
+
+    def __init__(self, function: Callable[..., object], num_threads: int = 0):
+        self._function = function
+        self._num_threads = num_threads or min(os.cpu_count() or 1, 16)
+        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="ddpm_jax-decode")
+
+    def __call__(self, items: Iterable[object]) -> list:
+        items = list(items)
+        if self._num_threads == 1 or len(items) < 4:
+            return self._run(items)
+        size = min(max(len(items) // (4 * self._num_threads), 1), self._MOST_AT_A_TIME)
+        parts = self._pool.map(self._run, (items[i : i + size] for i in range(0, len(items), size)))
+        return [result for part in parts for result in part]
+
+    def _run(self, items: list) -> list:
+        return [self._function(item) for item in items]
+
+
+def fits_in_memory(num_examples: int, image_shape: tuple[int, int, int]) -> bool:
+    """N * H * W * C bytes <= the budget."""
+    return num_examples * int(np.prod(image_shape, dtype=np.int64)) <= MEMORY_BUDGET_BYTES
+
+
+def fit_images(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    image_size: tuple[int, int],
+    num_channels: int,
+) -> ImageSource:
+    """A source of `images`, uint8 [N, h, w, c], brought to image_size and num_channels where they differ."""
+    shape = (*image_size, num_channels)
+    if images.shape[1:] == shape:
+        return ArraySource(images, labels)
+    from ddpm_jax.data.image_decoding import fit_array  # imports Pillow, which equal sizes do not need
+
+    fit = ThreadMap(lambda i: fit_array(images[i], image_size=image_size, num_channels=num_channels))
+    return DecodedSource(fit, num_examples=len(images), image_shape=shape, labels=labels)

@@ -1,0 +1,188 @@
+"""A folder of pictures packed into one file at one size: what `python -m ddpm_jax.data pack` writes.
+
+The file is an array_record of N + 2 records: the pixels of each image file of the folder, H * W * C bytes in the order
+of the names (none for a file that could not be read); the names; and a header in JSON. Each record has a checksum.
+"""
+
+import bisect
+import importlib
+import json
+import os
+import sys
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data import image_source as source_lib
+from ddpm_jax.data.image_decoding import fit_array
+from ddpm_jax.data.image_listing import class_labels, is_hidden, printable, skipped_note
+from ddpm_jax.data.image_source import ImageSource
+from ddpm_jax.data.splits import split_name, split_rows
+from ddpm_jax.data.unreadable_images import ReplacingSource
+from ddpm_jax.runtime.errors import UserError, did_you_mean
+
+ENDING = ".array_record"
+FORMAT = "pictures packed by ddpm_jax"
+VERSION = 1
+
+
+def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
+    """The pictures of a packed file: at the size that they were packed at, the same as `make_folder` gives.
+
+    Args:
+        split: as of the folder: the name of a first-level sub-folder; otherwise `train` or `all`; slices of them.
+        image_size: (H, W) in pixels; another than that of the file is resized to, and said in `notes`.
+        num_channels: 1 or 3.
+        path: the file.
+
+    Raises:
+        UserError: where the file is damaged or something else, or there is no such split.
+    """
+    pack = open_pack(path)
+    start, files = _part(pack, split)
+    rows = split_rows(split, num_examples=len(files))
+    labels = class_labels(files)
+    shape = (*image_size, num_channels)
+    # As of the folder: what fits in memory was read whole, and lacks every damaged file; of a larger set only the
+    # headers were looked at, and another picture takes the place of one whose rest is damaged.
+    in_memory = source_lib.fits_in_memory(len(files), shape)
+    unreadable = {index - start: fault for index, fault in pack.unreadable.items()}
+    left_out = [row for row in rows.tolist() if row in unreadable and (in_memory or unreadable[row][0] == "header")]
+    notes = _size_note(pack, shape)
+    if left_out:
+        notes += (skipped_note([(files[row], unreadable[row][1]) for row in left_out], len(rows), split),)
+    good = rows[~np.isin(rows, left_out)]
+    if not len(good):
+        raise UserError(f"data.path {path!r}: no image of data.split {split!r} could be read; {notes[-1]}")
+
+    def fit(image: np.ndarray | Exception) -> np.ndarray | Exception:
+        if isinstance(image, Exception):
+            return image
+        return fit_array(image, image_size=image_size, num_channels=num_channels)
+
+    def attempt_many(indices: list[int]) -> list[np.ndarray | Exception]:
+        return [fit(image) for image in pack.read([start + int(good[index]) for index in indices])]
+
+    return ReplacingSource(
+        attempt_many,
+        lambda index: printable(files[good[index]]),
+        place=pack.path,
+        num_examples=len(good),
+        image_shape=shape,
+        labels=None if labels is None else labels[good],
+        notes=notes,
+    )
+
+
+def is_packed(path: str) -> bool:
+    """Whether `path` means a packed file and no folder."""
+    return path.endswith(ENDING) and not Path(path).expanduser().is_dir()
+
+
+@dataclass
+class Pack:
+    """An open packed file."""
+
+    path: str
+    image_shape: tuple[int, int, int]
+    names: list[str]  # of the N image files of the folder, with "/", sorted
+    unreadable: dict[int, tuple[str, str]]  # number -> "header" or "body", and the reason
+    _reader: Any
+    _lock: threading.Lock
+
+    def read(self, indices: list[int]) -> list[np.ndarray | Exception]:
+        """n numbers -> n images uint8 [H, W, C], or what is wrong with them."""
+        with self._lock:
+            try:
+                records = self._reader.read(indices)
+            except Exception:  # one of them is damaged: which?
+                records = [self._read_one(index) for index in indices]
+        return [
+            OSError(self.unreadable[index][1]) if record == b""
+            else record if isinstance(record, Exception)
+            else np.frombuffer(record, np.uint8).reshape(self.image_shape)
+            for index, record in zip(indices, records, strict=True)
+        ]  # fmt: skip
+
+    def _read_one(self, index: int) -> bytes | Exception:
+        try:
+            return self._reader.read([index])[0]
+        except Exception as error:  # RuntimeError today; the library does not say
+            return error
+
+
+def open_pack(path: str) -> Pack:
+    """The packed file at `path`, its names and header read.
+
+    Raises:
+        UserError: where it is damaged, truncated, or another kind of file.
+    """
+    file = str(Path(path).expanduser())
+    if not os.path.isfile(file):
+        raise UserError(f"data.path must name a folder of images or a packed file; got {path!r} (no such file)")
+    reader = array_record_module().ArrayRecordReader(file)
+    num_records = reader.num_records()  # 0 for whatever has no proper end
+    if num_records == 0:
+        raise UserError(f"data.path {path!r} is damaged, truncated or no array_record file; pack the folder again")
+    try:
+        names, header = reader.read([num_records - 2, num_records - 1]) if num_records > 1 else (b"", b"")
+        facts = json.loads(header)
+        if facts["format"] != FORMAT:
+            raise ValueError("another format")
+        names = os.fsdecode(zlib.decompress(names)).split("\0")
+    except (RuntimeError, ValueError, KeyError, TypeError, zlib.error):
+        raise UserError(
+            f"data.path {path!r} is an array_record file of something else, or damaged; "
+            "give one that python -m ddpm_jax.data pack made"
+        ) from None
+    if facts["version"] != VERSION:
+        raise UserError(
+            f"data.path {path!r} is of version {facts['version']}, and this ddpm_jax reads {VERSION}; pack it again"
+        )
+    return Pack(
+        file,
+        tuple(facts["image_shape"]),
+        names,
+        {index: (kind, reason) for index, kind, reason in facts["unreadable"]},
+        reader,
+        threading.Lock(),
+    )
+
+
+def array_record_module():
+    """`array_record.python.array_record_module`, or a UserError where there is none that works."""
+    try:
+        return importlib.import_module("array_record.python.array_record_module")
+    except ImportError as error:  # missing, or one of the old packages that were made for Linux and install anywhere
+        remedy = "there is none for Windows" if sys.platform == "win32" else "pip install -U array_record"
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(
+            f"packed pictures need the package array_record ({reason}): {remedy}; or read the folder itself"
+        ) from None
+
+
+def _part(pack: Pack, split: str) -> tuple[int, list[str]]:
+    """The first file of the split and the names from there on: of the sub-folder of that name, else of everything."""
+    name = split_name(split)
+    start, stop = (bisect.bisect_left(pack.names, name + mark) for mark in ("/", "0"))  # "0" comes after "/"
+    if start < stop and not is_hidden(name):
+        return start, [file[len(name) + 1 :] for file in pack.names[start:stop]]
+    if name in ("train", "all"):
+        return 0, pack.names
+    allowed = sorted({file.split("/", 1)[0] for file in pack.names if "/" in file})
+    shown = ", ".join(allowed[:8]) + (", ..." if len(allowed) > 8 else "")
+    raise UserError(
+        "data.split must be 'train' (all images), a slice such as 'train[:95%]', or a sub-folder that was packed into "
+        f"{pack.path!r} ({shown or 'it had none'}); got {split!r}{did_you_mean(name, allowed)}"
+    )
+
+
+def _size_note(pack: Pack, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    if shape == pack.image_shape:
+        return ()
+    packed, wanted = ("x".join(map(str, sizes)) for sizes in (pack.image_shape, shape))
+    return (f"packed as {packed} and resized to {wanted}: pack at that size for the pictures that the folder gives",)

@@ -1,0 +1,76 @@
+"""Downloading and preparing a TFDS set, or saying at once why that cannot work here."""
+
+import importlib.util
+import socket
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ddpm_jax.runtime.errors import UserError
+
+_ORIGINALS = ("mnist", "fashion_mnist", "cifar10")
+_PROBE_SECONDS = 3.0
+
+
+def prepare(builder, *, name: str, data_dir: str):
+    """The builder of `name` once its array_record files lie under data_dir; download and conversion by TFDS.
+
+    Args:
+        builder: a TFDS builder that `is_prepared()` denies.
+        name: what the person typed as data.name.
+        data_dir: what the person typed as data.data_dir.
+
+    Raises:
+        UserError: at once where TensorFlow is missing or the host of the files does not answer; later where
+            TFDS fails.
+    """
+    here = f"data.name {name!r} is not prepared in {str(builder.data_path)!r}"
+    remedies = ["prepare it on another machine with file_format='array_record' and set data.data_dir"]
+    if builder.name in _ORIGINALS:
+        remedies.append("put the original files into a folder and set --config.data.path=DIR")
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{here}, and preparing needs TensorFlow; " + ", or ".join(["pip install -e '.[tfds-prepare]'", *remedies])
+        )
+    host = _download_host(builder)
+    if host and not _reachable(*host):
+        raise UserError(f"{here}, and {host[0]} does not answer; " + ", or ".join(["check the network", *remedies]))
+    import tensorflow_datasets as tfds
+
+    try:
+        # The default format, tfrecord, has no random access.
+        builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:  # a manual download that is missing, a wrong checksum, no disk space, ...
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{here}, and preparing it failed ({reason}); {', or '.join(remedies)}") from error
+    return builder
+
+
+def _download_host(builder) -> tuple[str, int] | None:
+    """Host and port of the set's first file; None where nothing may have to be downloaded."""
+    downloads = Path(builder._data_dir_root).expanduser() / "downloads"
+    if downloads.is_dir() and any(downloads.iterdir()):
+        return None  # files of an earlier attempt, or put into downloads/manual by hand
+    for url in builder.url_infos or {}:
+        parts = urlsplit(url)
+        if parts.hostname:
+            return parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)
+    return None
+
+
+def _reachable(host: str, port: int) -> bool:
+    """Whether a connection opens within the limit. In a thread, since looking up a name has no time-out."""
+    answers = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
+            answers.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return bool(answers)

@@ -1,0 +1,60 @@
+"""Weights of L_simple by step: min-SNR-gamma and P2, for whatever the network predicts."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ddpm_jax.diffusion.denoiser import PREDICTIONS
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.runtime.errors import UserError, check_one_of
+
+WEIGHTINGS = ("none", "min_snr", "p2")
+
+
+def loss_weights(
+    schedule: Schedule,
+    weighting: str,
+    *,
+    prediction: str = "eps",
+    min_snr_gamma: float = 5.0,
+    p2_gamma: float = 1.0,
+    p2_k: float = 1.0,
+) -> Float[Array, "T"] | None:
+    """The factor on the square of the prediction's error at every step, or None for "none".
+
+    "min_snr": min(SNR, gamma) on the error of x_0, SNR_t = alpha-bar_t / (1 - alpha-bar_t) (Hang et al. 2023,
+    equation 8). "p2": 1/(k + SNR)^gamma on the error of eps (Choi et al. 2022, equation 8). Both are carried
+    over to the prediction at hand: at a given x_t an error of x_0 of size e is one of eps of e sqrt(SNR), one
+    of v of e sqrt(SNR + 1), and one of the previous mean of e times its coefficient (Ho et al. 2020, eq. 7).
+
+    Args:
+      prediction: "eps", "x_0", "v" or "mean".
+      min_snr_gamma, p2_k: > 0.
+      p2_gamma: >= 0; 0 is no weighting.
+
+    Raises:
+      UserError: an unknown name, a number out of its range, or a weight that is infinite at some step.
+    """
+    check_one_of("diffusion.weighting", weighting, WEIGHTINGS)
+    check_one_of("diffusion.prediction", prediction, PREDICTIONS)
+    for name, value, least in (("min_snr_gamma", min_snr_gamma, "above 0"), ("p2_k", p2_k, "above 0")):
+        if not value > 0:
+            raise UserError(f"diffusion.{name} must be {least}; got {value}")
+    if not p2_gamma >= 0:
+        raise UserError(f"diffusion.p2_gamma must be at least 0; got {p2_gamma}")
+    if weighting == "none":
+        return None
+    snr = schedule.host_alphas_bar / schedule.host_one_minus_alphas_bar
+    if weighting == "min_snr":
+        on_x_0 = np.minimum(snr, min_snr_gamma)
+    else:
+        on_x_0 = snr / (p2_k + snr) ** p2_gamma
+    coef = np.asarray(schedule.posterior_mean_coef_x_0, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = on_x_0 / {"eps": snr, "x_0": np.ones_like(snr), "v": snr + 1, "mean": coef**2}[prediction]
+    if not np.all(np.isfinite(weights)):
+        raise UserError(
+            f"diffusion.weighting={weighting!r} with diffusion.prediction={prediction!r} is infinite where "
+            "alpha-bar falls to 0: predict 'x_0' or 'v', or take another schedule"
+        )
+    return jnp.asarray(weights, jnp.float32)

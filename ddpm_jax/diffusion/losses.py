@@ -1,0 +1,138 @@
+"""Training losses, [B] each: L_simple (L2, L1, Huber), the terms of the variational bound, and L_hybrid."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, ModelFn, make_denoiser, split_output
+from ddpm_jax.diffusion.forward_process import at_step, q_posterior_mean, q_sample, v_from_x_0
+from ddpm_jax.diffusion.likelihood import vlb_term
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.runtime.errors import UserError, check_one_of
+
+LOSSES = ("simple", "l1", "huber", "vlb", "rescaled_vlb", "hybrid")
+BOUNDS = ("vlb", "rescaled_vlb")
+
+LossFn = Callable[..., dict[str, Float[Array, "B"]]]
+
+
+def _mean_over_dims(values: Float[Array, "B *D"]) -> Float[Array, "B"]:
+    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
+
+
+def _huber(error: Float[Array, "B *D"], delta: float) -> Float[Array, "B *D"]:
+    """error^2 inside +-delta, 2 delta |error| - delta^2 outside: L2 for small errors, L1 for large."""
+    size = jnp.abs(error)
+    return jnp.where(size <= delta, error**2, 2 * delta * size - delta**2)
+
+
+def make_loss_fn(
+    schedule: Schedule,
+    *,
+    loss: str = "simple",
+    prediction: str = "eps",
+    variance: str = "fixed_large",
+    huber_delta: float = 1.0,
+    vlb_lambda: float = 0.001,
+    weights: Float[Array, "T"] | None = None,
+) -> LossFn:
+    """loss_fn(model_fn, x_0=, t=, eps=) -> {"loss": [B], and its parts by name}.
+
+    "simple": mean over dimensions of (target - output)^2 (Ho et al. 2020, equation 14), where the target is
+    what the network predicts. "l1" and "huber": the same with |.| and Huber's function. "vlb": the term L_t
+    of the bound in bits/dim (equation 5), with the discretised-Gaussian decoder at t=0. "rescaled_vlb":
+    T L_t, whose mean over uniform t, plus the prior term, is the bound. "hybrid": simple + vlb_lambda * vlb
+    (Nichol and Dhariwal 2021, equation 16), where the part "vlb" is T L_t and its gradient reaches the
+    variance alone: the mean in it is frozen. Nothing is clipped in training.
+
+    Args:
+      loss: one of `LOSSES`.
+      prediction: what the network predicts: "eps", "x_0", "v" or "mean".
+      variance: of p, for the bounds; a learned one makes the network's output twice as wide.
+      huber_delta: > 0, where "huber" turns from the square to the absolute value.
+      vlb_lambda: > 0, lambda of "hybrid", on the bound in bits/dim summed over t. The papers' code with
+        "rescaled" losses has 0.001, without them 1/T.
+      weights: [T], a factor on the part "simple", "l1" or "huber" of step t; see `weightings`.
+
+    Raises:
+      UserError: an unknown loss, prediction or variance; huber_delta or vlb_lambda not above 0; weights on a
+        bound; a learned variance that no part of the loss trains, or "hybrid" without one.
+
+    Example:
+      >>> from ddpm_jax.diffusion.schedules import make_schedule
+      >>> loss_fn = make_loss_fn(make_schedule("linear"))
+      >>> x_0, eps, t = jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.array([0, 999])
+      >>> loss_fn(lambda x_t, t: 0 * x_t, x_0=x_0, t=t, eps=eps)["loss"]
+      Array([1., 1.], dtype=float32)
+    """
+    check_one_of("diffusion.loss", loss, LOSSES)
+    check_one_of("diffusion.prediction", prediction, PREDICTIONS)
+    check_one_of("diffusion.variance", variance, VARIANCES)
+    for name, value in (("huber_delta", huber_delta), ("vlb_lambda", vlb_lambda)):
+        if not value > 0:
+            raise UserError(f"diffusion.{name} must be above 0; got {value}")
+    if loss in BOUNDS and weights is not None:
+        raise UserError(f"diffusion.weighting must be 'none' with diffusion.loss={loss!r}, whose weights are given")
+    if variance in LEARNED_VARIANCES and loss not in (*BOUNDS, "hybrid"):
+        raise UserError(
+            f"diffusion.variance={variance!r} is not trained by diffusion.loss={loss!r}: "
+            "take 'hybrid', 'vlb' or 'rescaled_vlb', or a fixed variance"
+        )
+    if loss == "hybrid" and variance not in LEARNED_VARIANCES:
+        raise UserError(
+            f"diffusion.loss='hybrid' trains a learned variance; got diffusion.variance={variance!r}: "
+            "take 'learned_range', or diffusion.loss='simple'"
+        )
+
+    def regression(
+        model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
+    ) -> dict[str, Float[Array, "B"]]:
+        x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
+        output, _ = split_output(model_fn(x_t, t), variance=variance, num_channels=x_0.shape[-1])
+        error = _target(schedule, prediction, x_0=x_0, x_t=x_t, t=t, eps=eps) - output
+        values = {"l1": jnp.abs, "huber": lambda error: _huber(error, huber_delta)}.get(loss, jnp.square)(error)
+        losses = _mean_over_dims(values)
+        return {"loss": losses if weights is None else at_step(weights, t, 1) * losses}
+
+    def bound(
+        model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
+    ) -> dict[str, Float[Array, "B"]]:
+        denoise_fn = make_denoiser(
+            schedule, model_fn, prediction=prediction, variance=variance, clip_x_0=False
+        )
+        x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
+        term, _ = vlb_term(schedule, denoise_fn, x_0=x_0, x_t=x_t, t=t, variance=variance)
+        return {"loss": term if loss == "vlb" else schedule.num_steps * term}
+
+    def hybrid(
+        model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
+    ) -> dict[str, Float[Array, "B"]]:
+        output = model_fn(q_sample(schedule, x_0=x_0, t=t, eps=eps), t)  # called once for both parts
+        mean, var_values = split_output(output, variance=variance, num_channels=x_0.shape[-1])
+        frozen = jnp.concatenate([jax.lax.stop_gradient(mean), var_values], axis=-1)
+        simple = regression(lambda x_t, t: output, x_0=x_0, t=t, eps=eps)["loss"]
+        term = bound(lambda x_t, t: frozen, x_0=x_0, t=t, eps=eps)["loss"]
+        return {"loss": simple + vlb_lambda * term, "simple": simple, "vlb": term}
+
+    return bound if loss in BOUNDS else hybrid if loss == "hybrid" else regression
+
+
+def _target(
+    schedule: Schedule,
+    prediction: str,
+    *,
+    x_0: Float[Array, "B *D"],
+    x_t: Float[Array, "B *D"],
+    t: Int[Array, "B"],
+    eps: Float[Array, "B *D"],
+) -> Float[Array, "B *D"]:
+    """What the network is asked for."""
+    if prediction == "eps":
+        return eps
+    if prediction == "x_0":
+        return x_0
+    if prediction == "v":
+        return v_from_x_0(schedule, x_0=x_0, t=t, eps=eps)
+    return q_posterior_mean(schedule, x_0=x_0, x_t=x_t, t=t)

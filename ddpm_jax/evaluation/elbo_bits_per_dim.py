@@ -1,0 +1,199 @@
+"""Bits per dimension of a whole source of pictures, streamed in batches over all devices."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax.data import ImageSource
+from ddpm_jax.data.batch import Batch, images_and_labels
+from ddpm_jax.data.eval_batches import Batches, gather
+from ddpm_jax.data.pixel_scale import to_model_scale
+from ddpm_jax.diffusion.denoiser import VARIANCES, DenoiserOf
+from ddpm_jax.diffusion.likelihood import prior_term, vlb_terms
+from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced
+from ddpm_jax.evaluation.resume_file import ResumePoint
+from ddpm_jax.experiment import model_factory
+from ddpm_jax.runtime.compilation import compiler_options
+from ddpm_jax.runtime.devices import batch_sharded, replicated
+from ddpm_jax.runtime.errors import check_one_of
+
+MAX_CHUNKS = 50
+NAMES = ("terms", "x_0_mse", "eps_mse")
+
+
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over the pictures, axis 0, and its standard error s/sqrt(N), NaN for one picture; float64."""
+    mean = np.asarray(values.mean(axis=0, dtype=np.float64))
+    if len(values) < 2:
+        return mean, np.full_like(mean, np.nan)
+    return mean, np.asarray(values.std(axis=0, ddof=1, dtype=np.float64) / np.sqrt(len(values)))
+
+
+@dataclass(frozen=True)
+class Bits:
+    """The bound of N pictures in bits/dim (Ho et al. 2020, equation 5), one x_t a step."""
+
+    terms: np.ndarray  # [N, T]: L_t; t = 0 is the decoder's
+    prior: np.ndarray  # [N]
+    x_0_mse: np.ndarray  # [N, T]
+    eps_mse: np.ndarray  # [N, T]
+
+    @property
+    def total(self) -> np.ndarray:
+        """The bound of each picture, [N]."""
+        return self.terms.sum(axis=1, dtype=np.float64) + self.prior
+
+    def summary(self) -> dict[str, tuple[float, float]]:
+        """(mean, standard error) over the pictures in bits/dim: total = prior + kl + decoder."""
+        parts = {
+            "total": self.total,
+            "prior": self.prior,
+            "kl": self.terms[:, 1:].sum(axis=1, dtype=np.float64),
+            "decoder": self.terms[:, 0],
+        }
+        return {name: tuple(map(float, mean_and_error(values))) for name, values in parts.items()}
+
+    def by_step(self) -> dict[str, np.ndarray]:
+        """t, and the mean and the standard error of L_t and of the errors of x_0_hat and eps_hat, each [T]."""
+        columns = {"t": np.arange(self.terms.shape[1])}
+        for name in NAMES:
+            columns[name], columns[f"{name}_standard_error"] = mean_and_error(getattr(self, name))
+        return columns
+
+
+class BitsPerDim:
+    """measure(params) over the first pictures of a source.
+
+    Args:
+      denoiser_of: (params, labels or None) -> denoise_fn.
+      variance: of p, one of `diffusion.denoiser.VARIANCES`.
+      key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
+      batch_size: pictures at a time; rounded up to a multiple of the number of devices.
+      labelled: the network takes the labels of the source.
+    """
+
+    def __init__(
+        self,
+        denoiser_of: DenoiserOf,
+        schedule: Schedule,
+        source: ImageSource,
+        *,
+        variance: str,
+        key: jax.Array,
+        mesh: Mesh,
+        batch_size: int,
+        max_images: int = 0,
+        labelled: bool = False,
+    ):
+        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
+        self.num_steps = schedule.num_steps
+        self._key = key
+        # Chunks of equal length, or of two lengths, so that one or two compilations serve all.
+        steps = np.arange(self.num_steps, dtype=np.int32)
+        self._chunks = np.array_split(steps, min(MAX_CHUNKS, self.num_steps))
+
+        def terms_of(params: dict, data: Batch, ids: jax.Array, key: jax.Array, steps: jax.Array):
+            images, labels = images_and_labels(data)
+            return vlb_terms(
+                schedule,
+                denoiser_of(params, labels),
+                x_0=to_model_scale(images),
+                keys=sample_keys(key, ids),
+                steps=steps,
+                variance=variance,
+            )
+
+        everywhere, batch = replicated(mesh), batch_sharded(mesh)
+        self._terms_of = jax.jit(
+            terms_of,
+            in_shardings=(everywhere, batch, batch, everywhere, everywhere),
+            out_shardings=batch_sharded(mesh, axis=1),
+            compiler_options=compiler_options(),
+        )
+        self._prior_of = jax.jit(
+            lambda data: prior_term(schedule, to_model_scale(images_and_labels(data)[0])),
+            in_shardings=batch,
+            out_shardings=batch,
+        )
+
+    @property
+    def num_calls(self) -> int:
+        """Steps of all batches, for a progress bar."""
+        return len(self.batches) * self.num_steps
+
+    def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumePoint:
+        """Where `measure` goes on from: a file of the same facts, else the start."""
+        shape = (self.batches.num_images, self.num_steps)
+        arrays = {name: np.zeros(shape, np.float32) for name in NAMES}
+        arrays["prior"] = np.zeros(shape[0], np.float32)
+        # The last digits depend on the shape of the batches.
+        shapes = {"batch_size": self.batches.batch_size, "num_devices": self.batches.num_devices}
+        return ResumePoint(prefix, (facts or {}) | shapes, arrays)
+
+    def calls_done(self, point: ResumePoint) -> int:
+        """How many of `num_calls` are done."""
+        num_batches, num_chunks = divmod(point.num_done, len(self._chunks))
+        return num_batches * self.num_steps + sum(len(steps) for steps in self._chunks[:num_chunks])
+
+    def measure(
+        self,
+        params: dict,
+        *,
+        on_chunk: Callable[[int], None] = lambda num_new: None,
+        point: ResumePoint | None = None,
+    ) -> Bits:
+        """The bound of every picture.
+
+        Args:
+          on_chunk: called with the number of steps that were just done for a batch.
+          point: of `resume_point`; what it holds is not measured again.
+        """
+        point = point or self.resume_point()
+        arrays, num_chunks = point.arrays, len(self._chunks)
+        for index in range(point.num_done // num_chunks, len(self.batches)):
+            data, ids = self.batches.load(index)
+            rows = self.batches.rows(index)
+            num_rows = rows.stop - rows.start
+            arrays["prior"][rows] = gather(self._prior_of(data))[:num_rows]
+            for chunk in range(point.num_done % num_chunks, num_chunks):
+                steps = self._chunks[chunk]
+                measured = self._terms_of(params, data, ids, self._key, jnp.asarray(steps))
+                for name in NAMES:
+                    arrays[name][rows, steps[0] : steps[-1] + 1] = gather(measured[name].T)[:num_rows]
+                point.advance()
+                on_chunk(len(steps))
+        return Bits(**arrays)
+
+
+def build_bits_per_dim(
+    config: ConfigDict, split: str, mesh: Mesh, *, seed: int, batch_size: int, max_images: int, respacing: str = ""
+) -> BitsPerDim:
+    """Bits/dim of a split under the config's network and variance.
+
+    Args:
+      respacing: of `timestep_spacing.named_steps`: the bound of the process of these steps alone; "" for all T.
+    """
+    check_seed("--seed", seed)
+    check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
+    schedule, model, steps = model_factory.build_schedule(config), model_factory.build_model(config), None
+    if respacing:
+        steps = named_steps(schedule.num_steps, respacing)[::-1]
+        schedule = respaced(schedule, steps)
+    return BitsPerDim(
+        model_factory.build_denoiser(config, schedule, model, dynamic_threshold=0.0, steps=steps),
+        schedule,
+        model_factory.build_source(config, split),
+        variance=config.diffusion.variance,
+        key=seed_keys(seed).eval,
+        mesh=mesh,
+        batch_size=batch_size,
+        max_images=max_images,
+        labelled=config.model.num_classes > 0,
+    )

@@ -1,0 +1,83 @@
+"""The samples of a run that metrics are taken of: drawn batch by batch into a file, which goes on where it stopped."""
+
+import os
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.data.image_source import ArraySource
+from ddpm_jax.diffusion.rng import check_seed
+from ddpm_jax.evaluation.image_sets import PictureSet
+from ddpm_jax.evaluation.resumable_arrays import RowFiles
+from ddpm_jax.evaluation.resume_file import fingerprint
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.config_files import config_to_json
+from ddpm_jax.experiment.trained_run import Run
+from ddpm_jax.runtime.devices import replicated
+
+
+class RunSamples:
+    """Samples 0..N-1 of a run as `pictures.npy` in a folder of their own.
+
+    Args:
+      run: its config says the sampler.
+      weights: the name of the run's weights, for the protocol.
+      folder: of the evaluation.
+
+    Raises:
+      UserError: what does not fit in the run or its sampler.
+    """
+
+    def __init__(self, run: Run, *, weights: str, num_samples: int, seed: int, mesh: Mesh, folder: str):
+        check_seed("--seed", seed)
+        config = run.config
+        schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
+        model_factory.check_params(config, model, run.params)
+        table = sampler_factory.build_table(config, schedule)
+        self._generator = model_factory.build_generator(config, schedule, table, model, mesh)
+        self._params = jax.device_put(run.params, replicated(mesh))
+        self._seed, self.num_images, self._folder = seed, num_samples, folder
+        self.image_shape = model_factory.image_shape_of(config)
+        self.facts = {
+            "name": f"a {config.data.name} run",
+            "num_images": num_samples,
+            "image_shape": list(self.image_shape),
+            "step": run.step,
+            "weights": weights,
+            "sampler": config.sample.sampler,
+            "num_calls": table.num_calls,
+            "seed": seed,
+            "settings": {name: config.sample[name] for name in sorted(config.sample)},
+            "batch_size": self._generator.batch_of(num_samples),
+            "fingerprint": fingerprint(run.params, config_to_json(config)),
+        }
+        self.facts["settings"]["classes"] = list(config.sample.classes)
+
+    def draw(self, progress: Callable[[str, int, int], Callable[[int], None]], environment: dict) -> PictureSet:
+        """Draws what is missing.
+
+        Args:
+          progress: (description, total, done before) -> a function that counts sampler steps.
+          environment: what else the last digits depend on.
+        """
+        prefix = os.path.join(self._folder, f"samples_step_{self.facts['step']}")
+        rows = {"pictures": (self.image_shape, np.uint8)}
+        files = RowFiles(prefix, self.facts | environment, rows, self.num_images)
+        if not files.complete:
+            generator = self._generator
+            batch_size = generator.batch_of(self.num_images)
+            total = generator.num_batches(self.num_images) * generator.num_rows
+            count = progress("sampling", total, files.num_done // batch_size * generator.num_rows)
+
+            def make(first: int) -> dict[str, np.ndarray]:
+                pictures = generator.draw(
+                    self._params, seed=self._seed, first=first, num_samples=self.num_images, on_chunk=count
+                )
+                return {"pictures": pictures}
+
+            files.fill(make)
+        pictures = files.arrays.get("pictures", np.zeros((0, *self.image_shape), np.uint8))
+        self.pictures_folder = files.folder
+        return PictureSet(ArraySource(pictures), self.num_images, self.facts, {})

@@ -1,0 +1,59 @@
+"""What a person may choose of sample metrics, checked before anything is read."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_jax.diffusion.rng import check_seed
+from ddpm_jax.evaluation.feature_extractors import EXTRACTORS, RESIZES
+from ddpm_jax.runtime.errors import UserError, check_between, check_one_of
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What a person may choose, by the names of the flags.
+
+    Raises:
+      UserError: an unknown name, a number that is too small, or settings that belong to another extractor.
+    """
+
+    extractor: str | None = None  # of EXTRACTORS; None: inception where weights are given, else classifier
+    inception_weights: str | None = None
+    resize: str | None = None  # of RESIZES; None: tf_bilinear
+    reference: str | None = None  # None: the training data of the run
+    num_reference: int = 0  # 0: all
+    num_samples: int = 0  # 0: as many as the reference has, at most 50,000; of a file: all
+    image_size: tuple[int, int] | None = None
+    data_path: str = ""
+    cache: str | None = None  # None: ddpm_jax/features in the user's cache folder
+    batch_size: int = 0  # pictures at a time through the extractor; 0: 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_reference", "num_samples", "batch_size"):
+            check_between(f"--{name}", getattr(self, name), 0)
+        check_seed("--seed", self.seed)
+        if self.extractor is not None:
+            check_one_of("--extractor", self.extractor, EXTRACTORS)
+        if self.resize is not None:
+            check_one_of("--resize", self.resize, RESIZES)
+        if self.extractor_name == "inception":
+            if self.inception_weights is None:
+                raise UserError(
+                    "--extractor=inception needs --inception_weights=FILE, which docs/metrics.md says where to get; "
+                    "without it take --extractor=classifier or --extractor=pixels"
+                )
+        elif self.inception_weights is not None or self.resize is not None:
+            flag = "--inception_weights" if self.inception_weights is not None else "--resize"
+            raise UserError(f"{flag} belongs to --extractor=inception; got --extractor={self.extractor_name}")
+
+    @property
+    def extractor_name(self) -> str:
+        """Which, where none was typed too."""
+        return self.extractor or ("inception" if self.inception_weights else "classifier")
+
+    @property
+    def cache_folder(self) -> str:
+        """Where features of real pictures and trained classifiers are kept."""
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return os.path.abspath(self.cache or os.path.join(base, "ddpm_jax", "features"))

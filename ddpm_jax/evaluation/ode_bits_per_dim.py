@@ -1,0 +1,173 @@
+"""Bits per dimension of the probability flow over a whole source of pictures, on all devices."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax.data import ImageSource
+from ddpm_jax.data.batch import Batch, images_and_labels
+from ddpm_jax.data.eval_batches import Batches, gather
+from ddpm_jax.data.pixel_scale import to_model_scale
+from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.ode_likelihood import (
+    FlowState,
+    begin_flow,
+    bits_of_density,
+    dequantise,
+    directions,
+    end_flow,
+    flow_on,
+    ode_grid,
+)
+from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.evaluation.resume_file import ResumePoint
+from ddpm_jax.experiment import model_factory
+from ddpm_jax.runtime.compilation import compiler_options
+from ddpm_jax.runtime.devices import batch_sharded, replicated
+from ddpm_jax.runtime.errors import UserError
+
+MAX_CHUNKS = 50
+
+
+class OdeBits:
+    """measure(params) over the first pictures of a source; see `diffusion.ode_likelihood.ode_bits_per_dim`.
+
+    Args:
+      denoiser_of: (params, labels or None) -> denoise_fn, without a clip; called with t float32.
+      key: image i is dequantised and probed with fold_in(key, i).
+      num_ode_steps: Runge-Kutta steps, four network calls each.
+      num_probes: of the divergence; 0: exact.
+      labelled: the network takes the labels of the source.
+    """
+
+    def __init__(
+        self,
+        denoiser_of: DenoiserOf,
+        schedule: Schedule,
+        source: ImageSource,
+        *,
+        key: jax.Array,
+        mesh: Mesh,
+        batch_size: int,
+        num_ode_steps: int,
+        num_probes: int,
+        max_images: int = 0,
+        labelled: bool = False,
+    ):
+        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
+        self.num_ode_steps, self.num_probes = num_ode_steps, num_probes
+        self._key = key
+        grid = ode_grid(schedule, num_ode_steps).astype(np.float32)
+        # Chunks of equal length, or of two lengths, so that one or two compilations serve all.
+        parts = np.array_split(np.arange(num_ode_steps), min(MAX_CHUNKS, num_ode_steps))
+        self._chunks = [grid[2 * part[0] : 2 * part[-1] + 3] for part in parts]
+        shape = tuple(source.image_shape)
+
+        def begin(data: Batch, ids: jax.Array, key: jax.Array) -> FlowState:
+            images, _ = images_and_labels(data)
+            return begin_flow(schedule, dequantise(to_model_scale(images), sample_keys(key, ids)))
+
+        def advance(
+            params: dict, state: FlowState, data: Batch, ids: jax.Array, key: jax.Array, t: jax.Array
+        ) -> FlowState:
+            denoise_fn = denoiser_of(params, images_and_labels(data)[1])
+            num_directions, direction_fn = directions(sample_keys(key, ids), shape, num_probes)
+            return flow_on(schedule, denoise_fn, state, t, num_directions=num_directions, direction_fn=direction_fn)
+
+        everywhere, batch = replicated(mesh), batch_sharded(mesh)
+        self._begin = jax.jit(begin, in_shardings=(batch, batch, everywhere), out_shardings=batch)
+        self._advance = jax.jit(
+            advance,
+            in_shardings=(everywhere, batch, batch, batch, everywhere, everywhere),
+            out_shardings=batch,
+            donate_argnums=1,
+            compiler_options=compiler_options(),
+        )
+        self._end = jax.jit(
+            lambda state: bits_of_density(end_flow(schedule, state), math.prod(shape)),
+            in_shardings=batch,
+            out_shardings=batch,
+        )
+
+    @property
+    def num_calls(self) -> int:
+        """Runge-Kutta steps of all batches, for a progress bar."""
+        return len(self.batches) * self.num_ode_steps
+
+    def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumePoint:
+        """Where `measure` goes on from, batch by batch: a file of the same facts, else the start."""
+        own = {
+            "batch_size": self.batches.batch_size,
+            "num_devices": self.batches.num_devices,
+            "num_ode_steps": self.num_ode_steps,
+            "num_probes": self.num_probes,
+        }
+        return ResumePoint(prefix, (facts or {}) | own, {"bits": np.zeros(self.batches.num_images, np.float32)})
+
+    def calls_done(self, point: ResumePoint) -> int:
+        """How many of `num_calls` are done."""
+        return point.num_done * self.num_ode_steps
+
+    def measure(
+        self,
+        params: dict,
+        *,
+        on_chunk: Callable[[int], None] = lambda num_new: None,
+        point: ResumePoint | None = None,
+    ) -> np.ndarray:
+        """Bits/dim of every picture, [N].
+
+        Args:
+          on_chunk: called with the number of steps that were just done for a batch.
+          point: of `resume_point`; what it holds is not measured again.
+        """
+        point = point or self.resume_point()
+        for index in range(point.num_done, len(self.batches)):
+            data, ids = self.batches.load(index)
+            state = self._begin(data, ids, self._key)
+            for t in self._chunks:
+                state = jax.block_until_ready(self._advance(params, state, data, ids, self._key, jnp.asarray(t)))
+                on_chunk(len(t) // 2)
+            rows = self.batches.rows(index)
+            point.arrays["bits"][rows] = gather(self._end(state))[: rows.stop - rows.start]
+            point.advance()
+        return point.arrays["bits"]
+
+
+def build_ode_bits(
+    config: ConfigDict,
+    split: str,
+    mesh: Mesh,
+    *,
+    seed: int,
+    batch_size: int,
+    max_images: int,
+    num_ode_steps: int,
+    num_probes: int,
+) -> OdeBits:
+    """The probability flow's bits/dim of a split under the config's network."""
+    check_seed("--seed", seed)
+    if config.diffusion.prediction == "mean":
+        raise UserError(
+            "the probability flow needs a network that predicts eps, x_0 or v at any noise level; the run's "
+            "diffusion.prediction='mean' belongs to whole steps: leave out --ode"
+        )
+    schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
+    return OdeBits(
+        model_factory.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0),
+        schedule,
+        model_factory.build_source(config, split),
+        key=seed_keys(seed).eval,
+        mesh=mesh,
+        batch_size=batch_size,
+        num_ode_steps=num_ode_steps,
+        num_probes=num_probes,
+        max_images=max_images,
+        labelled=config.model.num_classes > 0,
+    )

@@ -1,0 +1,121 @@
+"""What the network takes x_0 to be along the way: of held-out pictures (decoding) and of samples (generation).
+
+Ho et al. 2020, section 4.3: the receiver's x_0_hat at falling t, and figure 6.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax.data.batch import Batch, images_and_labels
+from ddpm_jax.data.pixel_scale import to_model_scale, to_uint8
+from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.forward_process import q_sample
+from ddpm_jax.diffusion.rng import sample_keys, sample_noise, seed_keys
+from ddpm_jax.diffusion.samplers.table import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.runtime.compilation import compiler_options
+from ddpm_jax.runtime.devices import replicated
+
+
+class Progressive:
+    """x_0_hat as pictures. Few pictures are looked at, so that every device holds all of them.
+
+    Args:
+      decoder_of, generator_of: (params, labels or None) -> denoise_fn. Decoding shows what was measured, with the
+        clip alone; generation may have a dynamic threshold.
+      table: of `ddpm_jax.diffusion.samplers.table`, for generation.
+      classes: for a network with classes: sample n is of classes[n mod len(classes)].
+    """
+
+    def __init__(
+        self,
+        decoder_of: DenoiserOf,
+        generator_of: DenoiserOf,
+        schedule: Schedule,
+        table: SamplerTable,
+        *,
+        image_shape: tuple[int, int, int],
+        mesh: Mesh,
+        classes: Sequence[int] = (),
+    ):
+        self._schedule, self._table, self._image_shape = schedule, table, image_shape
+        self._classes = np.asarray(classes, np.int32)
+
+        def decode(params: dict, data: Batch, key: jax.Array, steps: jax.Array) -> jax.Array:
+            images, labels = images_and_labels(data)
+            x_0, keys = to_model_scale(images), sample_keys(key, jnp.arange(len(images)))
+            denoise_fn = decoder_of(params, labels)
+
+            def at_step(step: jax.Array) -> jax.Array:
+                t = jnp.full(x_0.shape[:1], step)
+                x_t = q_sample(schedule, x_0=x_0, t=t, eps=sample_noise(keys, step, x_0.shape[1:]))
+                return to_uint8(denoise_fn(x_t, t).x_0_hat)
+
+            return jax.lax.map(at_step, steps)
+
+        def generate(
+            params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array, labels: jax.Array | None
+        ) -> tuple[jax.Array, WalkState]:
+            denoise_fn = generator_of(params, labels)
+            estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
+            return to_uint8(estimate), walk_on(denoise_fn, rows, state, keys)
+
+        options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
+        self._decode = jax.jit(decode, **options)
+        self._generate = jax.jit(generate, **options)
+
+    def decode(
+        self, params: dict, data: np.ndarray | tuple[np.ndarray, np.ndarray], *, seed: int, num_moments: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(t falling [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]), with x_t as in the measurement of the bound.
+
+        Args:
+          data: uint8 [N, H, W, C], the first N of the source; with their labels for a network with classes.
+        """
+        t = np.unique(np.rint(np.linspace(0, self._schedule.num_steps - 1, num_moments)).astype(np.int32))[::-1]
+        return t, np.asarray(self._decode(params, data, seed_keys(seed).eval, t.copy()))
+
+    def generate(
+        self, params: dict, *, seed: int, num_samples: int, num_moments: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(t falling [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]) on the way to samples 0..N-1 of the seed.
+
+        The last t is -1, the finished sample.
+        """
+        num_rows = self._table.num_calls
+        starts = np.unique(np.rint(np.linspace(0, num_rows, min(num_moments, num_rows) + 1)).astype(int))
+        keys = sample_keys(seed_keys(seed).sample, jnp.arange(num_samples))
+        labels = self._classes[np.arange(num_samples) % len(self._classes)] if len(self._classes) else None
+        state = begin_walk(self._table, initial_noise(keys, self._image_shape))
+        t, frames = [], []
+        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+            rows = self._table.rows(int(start), int(stop))
+            estimate, state = self._generate(params, rows, state, keys, labels)
+            t.append(float(rows.t[0]))
+            frames.append(np.asarray(estimate))
+        return np.array([*t, -1]), np.stack([*frames, np.asarray(to_uint8(state.x_t))])
+
+
+def build_progressive(config: ConfigDict, mesh: Mesh) -> Progressive:
+    """For the config's network and sampler."""
+    schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
+    return Progressive(
+        model_factory.build_denoiser(config, schedule, model, dynamic_threshold=0.0),
+        model_factory.build_denoiser(config, schedule, model),
+        schedule,
+        sampler_factory.build_table(config, schedule),
+        image_shape=model_factory.image_shape_of(config),
+        mesh=mesh,
+        classes=model_factory.sampled_classes(config),
+    )
+
+
+def step_labels(t: np.ndarray) -> list[str]:
+    """`t=499`, and `t=12.5` for a fractional step."""
+    return [f"t={step:.0f}" if step == round(step) else f"t={step:.1f}" for step in t.tolist()]

@@ -1,0 +1,113 @@
+"""Large arrays that are filled row by row into files: pictures, features. After Ctrl-C or a kill they go on."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ddpm_jax.evaluation.resume_file import KEEP_EVERY_SECONDS, fingerprint
+from ddpm_jax.runtime.atomic_files import replace_file
+
+_PROGRESS = "progress.json"
+
+
+class RowFiles:
+    """Arrays of equal length as memory-mapped `.npy` files in a folder of their own, filled from the first row on.
+
+    While rows are missing the files end in `.partial.npy`. In a `with` block: an exception in it, such as Ctrl-C,
+    keeps what is done; a kill loses what came after the last `KEEP_EVERY_SECONDS`. The first process alone has the
+    files; the others know how many rows are done.
+
+    Args:
+      prefix: the beginning of the folder's path, which ends in a name of the facts.
+      facts: all that the rows depend on, as JSON; another fact is another folder.
+      rows: name -> (shape of a row, dtype).
+      num_rows: of every array in the end.
+    """
+
+    def __init__(self, prefix: str, facts: dict, rows: dict[str, tuple[tuple[int, ...], type]], num_rows: int):
+        self._facts = json.loads(json.dumps(facts | {"num_rows": num_rows}))
+        self.folder = f"{prefix}_{fingerprint(json.dumps(self._facts, sort_keys=True))}"
+        self.num_rows, self.num_done = num_rows, 0
+        self._is_first = jax.process_index() == 0
+        self.arrays: dict[str, np.ndarray] = {}
+        if self._is_first:
+            os.makedirs(self.folder, exist_ok=True)
+            self.num_done = self._done_before()
+            for name, (shape, dtype) in rows.items():
+                self.arrays[name] = self._open(name, (num_rows, *shape), np.dtype(dtype))
+        if jax.process_count() > 1:
+            self.num_done = int(multihost_utils.broadcast_one_to_all(np.int32(self.num_done)))
+        self._num_kept, self._last_kept = self.num_done, time.monotonic()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there."""
+        return self.num_done == self.num_rows
+
+    def write(self, rows: dict[str, np.ndarray]) -> None:
+        """Appends rows to every array; those beyond the end are left out."""
+        num_new = min(len(next(iter(rows.values()))), self.num_rows - self.num_done)
+        for name, array in self.arrays.items():
+            array[self.num_done : self.num_done + num_new] = rows[name][:num_new]
+        self.num_done += num_new
+        if self.complete or time.monotonic() - self._last_kept >= KEEP_EVERY_SECONDS:
+            self.keep()
+
+    def fill(
+        self, make: Callable[[int], dict[str, np.ndarray]], on_rows: Callable[[int], None] = lambda num_new: None
+    ) -> None:
+        """Writes make(first row) until every row is there."""
+        with self:
+            while not self.complete:
+                before = self.num_done
+                self.write(make(before))
+                on_rows(self.num_done - before)
+
+    def keep(self) -> None:
+        """Makes what was written last, whatever happens; gives complete arrays their final names."""
+        if not self._is_first or self.num_done == self._num_kept:
+            return
+        for name, array in self.arrays.items():
+            array.flush()
+            if self.complete and os.path.exists(self._path(name, ".partial.npy")):
+                os.replace(self._path(name, ".partial.npy"), self._path(name, ".npy"))
+        with replace_file(os.path.join(self.folder, _PROGRESS), "w") as file:
+            json.dump({"num_done": self.num_done, "facts": self._facts}, file, indent=1)
+        self._num_kept, self._last_kept = self.num_done, time.monotonic()
+
+    def __enter__(self) -> "RowFiles":
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        if kind is not None:
+            self.keep()
+
+    def _path(self, name: str, ending: str) -> str:
+        return os.path.join(self.folder, name + ending)
+
+    def _done_before(self) -> int:
+        try:
+            with open(os.path.join(self.folder, _PROGRESS), encoding="utf-8") as file:
+                found = json.load(file)
+            return int(found["num_done"]) if found["facts"] == self._facts else 0
+        except (OSError, ValueError, KeyError):
+            return 0  # a new folder, or one that was left before anything was kept
+
+    def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        for ending in (".npy", ".partial.npy"):
+            path = self._path(name, ending)
+            try:
+                array = np.lib.format.open_memmap(path, mode="r+")
+            except (OSError, ValueError):
+                continue
+            if self.num_done and array.shape == shape and array.dtype == dtype:
+                return array
+        self.num_done = 0  # a file is missing or damaged: all begin anew
+        if os.path.exists(self._path(name, ".npy")):
+            os.remove(self._path(name, ".npy"))
+        return np.lib.format.open_memmap(self._path(name, ".partial.npy"), mode="w+", dtype=dtype, shape=shape)

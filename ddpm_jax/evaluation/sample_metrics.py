@@ -1,0 +1,210 @@
+"""Sample metrics of a run or of anyone's pictures against real ones: from pictures to an entry of a report."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.evaluation import feature_classifier
+from ddpm_jax.evaluation.feature_extractors import (
+    Extractor,
+    classifier_extractor,
+    inception_extractor,
+    pixels_extractor,
+)
+from ddpm_jax.evaluation.generated_samples import RunSamples
+from ddpm_jax.evaluation.image_sets import PictureSet, open_pictures, picture_set
+from ddpm_jax.evaluation.metric_settings import SampleSettings
+from ddpm_jax.evaluation.metric_values import check_counts, sample_numbers, warning_of
+from ddpm_jax.evaluation.resumable_arrays import RowFiles
+from ddpm_jax.evaluation.resume_file import fingerprint
+from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment.trained_run import Run
+from ddpm_jax.runtime.atomic_files import check_folder
+from ddpm_jax.runtime.devices import make_mesh
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.progress import ProgressBar
+
+MAX_SAMPLES = 50_000  # drawn where no number is given: what papers take
+DEFAULT_BATCH_SIZE = 64  # through the extractor
+
+
+class SampleMetrics:
+    """Builds and checks everything, the extractor apart, before a picture is drawn.
+
+    Args:
+      settings: what was typed.
+      samples: a set, or those of a run, not yet drawn.
+      reference: real pictures.
+      out: the folder that results will go to, to see whether they can.
+
+    Raises:
+      UserError: sets or an extractor that do not fit, or a folder that cannot be written.
+    """
+
+    def __init__(
+        self,
+        settings: SampleSettings,
+        samples: PictureSet | RunSamples,
+        reference: PictureSet,
+        *,
+        out: str | None = None,
+    ):
+        self._settings, self._samples, self._reference = settings, samples, reference
+        self._is_first, self._bar = jax.process_index() == 0, None
+        if self._is_first:
+            check_folder("--cache", settings.cache_folder)
+            if out is not None:
+                check_folder("--out", out)
+        self._mesh = make_mesh()
+        size = settings.batch_size or DEFAULT_BATCH_SIZE
+        self._batch_size = -(-size // self._mesh.size) * self._mesh.size
+        self._check_shapes(settings.extractor_name)
+        self._num_classes = 0
+        if settings.extractor_name == "classifier":
+            name = f"--reference={reference.facts['name']}"
+            self._num_classes = feature_classifier.check_labels(reference.source, name)
+        has_logits = settings.extractor_name != "pixels"
+        if problem := check_counts(samples.num_images, reference.num_images, has_logits):
+            raise UserError(f"the pictures {problem}")
+        self.warning = warning_of(settings.extractor_name, samples.num_images, reference.num_images)
+
+    def _check_shapes(self, extractor: str) -> None:
+        shapes = [tuple(pictures.image_shape) for pictures in (self._samples, self._reference)]
+        if extractor == "inception":
+            for shape in shapes:
+                if shape[2] not in (1, 3):
+                    raise UserError(f"Inception sees grey and colour pictures; got {shape[2]} channels")
+        elif shapes[0] != shapes[1]:
+            raise UserError(
+                f"--extractor={extractor} compares pictures of one shape; the samples have {shapes[0]} and the "
+                f"reference {shapes[1]}: give --image_size=H,W, or files of equal channels"
+            )
+
+    def measure(self) -> dict[str, Any] | None:
+        """{"protocol", "numbers", "warning"}, on the first process."""
+        extractor = self._build_extractor()
+        environment = {"num_devices": self._mesh.size, "jax": jax.__version__, "backend": jax.default_backend()}
+        samples, folder = self._samples, self._settings.cache_folder
+        reference = self._features(extractor, self._reference, folder, environment, "real pictures")
+        if isinstance(samples, RunSamples):
+            samples = samples.draw(self._progress, environment)
+            folder = self._samples.pictures_folder
+        found = self._features(extractor, samples, folder, environment, "samples")
+        if not self._is_first:
+            return None
+        numbers = sample_numbers(
+            found.arrays, reference.arrays, progress=lambda what, total: self._progress(what, total, 0, "part")
+        )
+        self._close_bar()
+        protocol = {"extractor": extractor.facts, "samples": samples.facts, "reference": self._reference.facts}
+        return {"protocol": protocol, "numbers": numbers, "warning": self.warning}
+
+    def _features(
+        self, extractor: Extractor, pictures: PictureSet, folder: str, environment: dict, what: str
+    ) -> RowFiles:
+        facts = {"pictures": pictures.facts, "extractor": extractor.facts, "batch_size": self._batch_size}
+        rows = {name: ((width,), np.float32) for name, width in extractor.widths.items()}
+        prefix = os.path.join(folder, extractor.name)
+        files = RowFiles(prefix, facts | environment, rows, pictures.num_images)
+        if not files.complete:
+            extract = extractor.on_devices(self._mesh, self._batch_size)
+            description = f"{extractor.name} features of {what}"
+            count = self._progress(description, pictures.num_images, files.num_done, "picture")
+
+            def make(first: int) -> dict[str, np.ndarray]:
+                images = pictures.load(first, self._batch_size) if self._is_first else None
+                return extract(images, pictures.image_shape)
+
+            files.fill(make, on_rows=count)
+            self._close_bar()
+        return files
+
+    def _build_extractor(self) -> Extractor:
+        settings = self._settings
+        if settings.extractor_name == "inception":
+            return inception_extractor(settings.inception_weights, settings.resize or "tf_bilinear")
+        if settings.extractor_name == "pixels":
+            return pixels_extractor(self._reference.image_shape)
+        source = self._reference.source
+        whole = picture_set("--reference", source, self._reference.identity)
+        name = fingerprint(str(whole.facts), np.asarray(source.labels), feature_classifier.RECIPE)
+        path = os.path.join(settings.cache_folder, f"classifier_{name}.npz")
+        trained = feature_classifier.load_classifier(path)
+        if trained is None:
+            count = self._progress("training the classifier", feature_classifier.NUM_STEPS, 0)
+            trained = feature_classifier.train_classifier(source, self._num_classes, on_step=lambda: count(1))
+            self._close_bar()
+            if self._is_first:
+                feature_classifier.save_classifier(path, trained)
+        facts = {"name": whole.facts["name"], "num_images": whole.num_images}
+        return classifier_extractor(trained, facts)
+
+    def _progress(self, description: str, total: int, done: int, unit: str = "step") -> Callable[[int], None]:
+        """A bar, which takes the place of the one before."""
+        self._close_bar()
+        self._bar = ProgressBar(total, description, unit, initial=done, enabled=self._is_first)
+        if done:
+            self._bar.write(f"{description}: going on from {done} of {total}")
+        return self._bar.update
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def of_run(
+    settings: SampleSettings, run: Run, *, weights: str, mesh: Mesh, folder: str
+) -> tuple[RunSamples, PictureSet]:
+    """(the samples of a run, to be drawn into `folder`; the real pictures, by default what it was trained on)."""
+    config = run.config
+    shape = model_factory.image_shape_of(config)
+    if settings.image_size not in (None, shape[:2]):
+        raise UserError(f"--image_size must be that of the run's pictures, {shape[0]},{shape[1]}, or be left out")
+    if settings.reference is None:
+        data = config.data
+        if settings.data_path:
+            with config.unlocked():
+                data.path = settings.data_path  # the files have moved since, or lie elsewhere on this machine
+        identity = {"name": f"{data.name}:{data.split}", "path": data.path, "data_dir": data.data_dir}
+        try:
+            source = model_factory.build_source(config, data.split)
+        except UserError as error:
+            raise UserError(f"{error}; or name the real pictures by --reference or --data_path") from error
+        reference = picture_set("the training data", source, identity, settings.num_reference)
+    else:
+        reference = _open_reference(settings, shape)
+    num_samples = settings.num_samples or min(reference.num_images, MAX_SAMPLES)
+    samples = RunSamples(
+        run, weights=weights, num_samples=num_samples, seed=settings.seed, mesh=mesh, folder=folder
+    )
+    return samples, reference
+
+
+def of_files(settings: SampleSettings, given: str) -> tuple[PictureSet, PictureSet]:
+    """(the samples in a file or folder, the real pictures)."""
+    if settings.reference is None:
+        raise UserError("--samples needs real pictures to compare with: give --reference, such as digits:train")
+    samples = open_pictures(
+        "--samples",
+        given,
+        image_size=settings.image_size,
+        data_path=settings.data_path,
+        num_images=settings.num_samples,
+    )
+    return samples, _open_reference(settings, samples.image_shape)
+
+
+def _open_reference(settings: SampleSettings, shape: tuple[int, int, int]) -> PictureSet:
+    return open_pictures(
+        "--reference",
+        settings.reference,
+        image_size=settings.image_size,
+        shape_of_others=shape,
+        data_path=settings.data_path,
+        num_images=settings.num_reference,
+    )

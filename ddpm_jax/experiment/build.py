@@ -1,0 +1,95 @@
+"""What a config builds for a training run: mesh, schedule, network, loss, optimiser, train step."""
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.losses import LossFn
+from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.experiment import model_factory, sampler_factory, training_factory
+from ddpm_jax.models.unet import UNet, init_params
+from ddpm_jax.runtime.compilation import compiler_options, remat_options
+from ddpm_jax.runtime.devices import batch_sharded, check_batch_size, make_mesh, platform_of, replicated, state_sharded
+from ddpm_jax.training.train_state import TrainState, init_state
+from ddpm_jax.training.train_step import TrainStep
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a config builds, all checked, nothing computed yet."""
+
+    config: ConfigDict
+    mesh: Mesh
+    schedule: Schedule
+    model: UNet
+    loss_fn: LossFn
+    init: Callable[[jax.Array], TrainState]  # key -> a fresh state
+    train_step: TrainStep  # not jitted
+
+    @property
+    def keys(self) -> SeedKeys:
+        """The keys of the run's seed."""
+        return seed_keys(self.config.train.seed)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """The shapes of the state, with its shardings over the mesh."""
+        shapes = jax.eval_shape(self.init, self.keys.init)
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            state_sharded(self.mesh, shapes),
+        )
+
+    @property
+    def state_sharding(self) -> TrainState:
+        """Where each array of the state lies."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract_state)
+
+    def fresh_state(self) -> TrainState:
+        """The state that training starts from."""
+        init = jax.jit(self.init, out_shardings=self.state_sharding)
+        return init(self.keys.init)
+
+    def jitted_step(self) -> TrainStep:
+        """The train step over the mesh; donates its state."""
+        everywhere, batch, state = replicated(self.mesh), batch_sharded(self.mesh), self.state_sharding
+        platform = platform_of(self.mesh)
+        return jax.jit(
+            self.train_step,
+            in_shardings=(state, batch, everywhere),
+            out_shardings=(state, everywhere),
+            donate_argnums=0,
+            compiler_options=compiler_options(platform) | (remat_options(platform) if self.model.remat else {}),
+        )
+
+
+def build_parts(config: ConfigDict, devices: Iterable[jax.Device] | None = None) -> Parts:
+    """Everything that a config describes, but for the data; raises UserError for what does not fit.
+
+    Args:
+      devices: for the mesh to choose from; None: those that there are.
+    """
+    model_factory.check_numbers(config)
+    mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
+    schedule = model_factory.build_schedule(config)
+    model = model_factory.build_model(config)
+    loss_fn = training_factory.build_loss(config, schedule)
+    optimizer = training_factory.build_optimizer(config)
+    train_step = training_factory.build_train_step(config, mesh, model, loss_fn, optimizer)
+    time_sampler = training_factory.build_time_sampler(config)
+    # Built for their checks alone: a bad sampler must not come to light after days of training.
+    sampler_factory.build_table(config, schedule)
+    sampler_factory.build_preview_table(config, schedule)
+    check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
+    image_shape = model_factory.image_shape_of(config)
+
+    def init(key: jax.Array) -> TrainState:
+        return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())
+
+    return Parts(config, mesh, schedule, model, loss_fn, init, train_step)

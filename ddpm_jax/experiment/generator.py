@@ -1,0 +1,131 @@
+"""Pictures from a trained network, on all devices, in batches, with progress: the host side of sampling."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.data.pixel_scale import to_uint8
+from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.rng import sample_keys, seed_keys
+from ddpm_jax.diffusion.samplers.table import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.runtime.compilation import compiler_options, release_unused_memory
+from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
+
+MAX_CHUNKS = 50
+
+
+class Generator:
+    """Samples 0..N-1 of a network as uint8 pictures; sample n depends on the seed and n alone.
+
+    The table is walked in a few chunks, each one call of a jitted scan, so that the host can show
+    progress, react to Ctrl-C, and look at x_t in between.
+
+    Args:
+      denoiser_of: (params, labels or None) -> denoise_fn.
+      table: of `ddpm_jax.diffusion.samplers.table`.
+      image_shape: (H, W, C).
+      mesh: the batch is spread over its devices.
+      batch_size: pictures at a time, a multiple of the number of devices.
+      classes: for a network with classes: sample n is of classes[n mod len(classes)]. Empty: it has none.
+    """
+
+    def __init__(
+        self,
+        denoiser_of: DenoiserOf,
+        table: SamplerTable,
+        *,
+        image_shape: tuple[int, int, int],
+        mesh: Mesh,
+        batch_size: int,
+        classes: Sequence[int] = (),
+    ):
+        self._mesh, self._batch_size, self._classes = mesh, batch_size, np.asarray(classes, np.int32)
+        self.num_rows = table.num_calls
+        # Of equal length, or of two lengths, so that one or two compilations serve all.
+        chunks = np.array_split(np.arange(self.num_rows), min(MAX_CHUNKS, self.num_rows))
+        self._chunks = [table.rows(int(rows[0]), int(rows[-1]) + 1) for rows in chunks]
+        batch, everywhere = batch_sharded(mesh), replicated(mesh)
+
+        def begin(key: jax.Array, ids: jax.Array) -> tuple[WalkState, jax.Array]:
+            keys = sample_keys(key, ids)
+            return begin_walk(table, initial_noise(keys, image_shape)), keys
+
+        def advance(
+            params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array, labels: jax.Array | None
+        ) -> WalkState:
+            return walk_on(denoiser_of(params, labels), rows, state, keys)
+
+        self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
+        self._advance = jax.jit(
+            advance,
+            in_shardings=(AS_GIVEN, everywhere, batch, batch, batch),
+            out_shardings=batch,
+            donate_argnums=2,
+            compiler_options=compiler_options(),
+        )
+        # Pictures leave a mesh of several hosts whole, so that each host can write them.
+        self._to_uint8 = jax.jit(to_uint8, out_shardings=everywhere)
+
+    def labels(self, ids: np.ndarray) -> np.ndarray | None:
+        """The classes of samples by number, int32 [N]; None where the network has no classes."""
+        return self._classes[ids % len(self._classes)] if len(self._classes) else None
+
+    def num_batches(self, num_samples: int) -> int:
+        """How many batches make `num_samples` pictures."""
+        return -(-num_samples // self.batch_of(num_samples))
+
+    def generate(
+        self,
+        params: dict,
+        *,
+        seed: int,
+        num_samples: int,
+        on_chunk: Callable[[int], None] = lambda num_new: None,
+        watch: Callable[[int, int, np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """uint8 [num_samples, H, W, C].
+
+        Args:
+          on_chunk: called after each chunk of a batch with the number of sampler steps it made.
+          watch: called with (first sample of the batch, t, x_t as uint8 [B, H, W, C]) at the start of each
+            batch and after each chunk; t = -1 is x_0.
+        """
+        firsts = range(0, num_samples, self.batch_of(num_samples))
+        images = [
+            self.draw(params, seed=seed, first=first, num_samples=num_samples, on_chunk=on_chunk, watch=watch)
+            for first in firsts
+        ]
+        return np.concatenate(images)
+
+    def draw(
+        self,
+        params: dict,
+        *,
+        seed: int,
+        first: int,
+        num_samples: int,
+        on_chunk: Callable[[int], None] = lambda num_new: None,
+        watch: Callable[[int, int, np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """The batch of `generate` that begins with sample `first`, a multiple of `batch_of(num_samples)`."""
+        batch_size = self.batch_of(num_samples)
+        ids = np.arange(first, first + batch_size, dtype=np.int32)
+        ids, labels = jax.device_put((ids, self.labels(ids)), batch_sharded(self._mesh))
+        state, keys = self._begin(seed_keys(seed).sample, ids)
+        if watch:
+            watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(state.x_t)))
+        for number, rows in enumerate(self._chunks):
+            state = self._advance(params, rows, state, keys, labels)
+            if first == number == 0:  # which was compiled before it ran
+                release_unused_memory()
+            state = jax.block_until_ready(state)
+            if watch:
+                watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(state.x_t)))
+            on_chunk(rows.num_calls)
+        return np.asarray(self._to_uint8(state.x_t))[: num_samples - first]
+
+    def batch_of(self, num_samples: int) -> int:
+        """The batch size for so few samples: the next multiple of the number of devices."""
+        return min(self._batch_size, -(-num_samples // self._mesh.size) * self._mesh.size)

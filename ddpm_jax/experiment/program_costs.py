@@ -1,0 +1,151 @@
+"""The programs of a config as XLA sees them before they run: floating-point operations, bytes, seconds of compilation.
+
+All of it is of shapes: no parameter and no picture is made.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Compiled, Lowered
+
+from ddpm_jax.data.batch import label_args
+from ddpm_jax.diffusion.samplers.table import begin_walk, walk_on
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.experiment.state_sizes import abstract_batch
+from ddpm_jax.runtime.compilation import compiler_options, quick_compile_options
+from ddpm_jax.runtime.devices import batch_sharded, platform_of
+from ddpm_jax.training.train_step import TrainStep
+
+
+def lower_step(parts: Parts, step_fn: TrainStep | None = None) -> Lowered:
+    """The train step, traced and sharded over the mesh of `parts`.
+
+    Args:
+      step_fn: of `parts.jitted_step`, which then need not be traced and lowered again to run.
+    """
+    batch = abstract_batch(parts, parts.config.train.batch_size)
+    key = jax.eval_shape(lambda: parts.keys.train)  # a shape, which belongs to no device
+    return (step_fn or parts.jitted_step()).lower(parts.abstract_state, batch, key)
+
+
+def sampled_batch(parts: Parts) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
+    """The shapes of x_t, of the keys and of the labels (None where there are none) of `sample.batch_size` pictures."""
+    config, sharding = parts.config, batch_sharded(parts.mesh)
+    batch_size = config.sample.batch_size
+    keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), parts.keys.sample)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding) if config.model.num_classes else None
+    return (
+        jax.ShapeDtypeStruct((batch_size, *model_factory.image_shape_of(config)), jnp.float32, sharding=sharding),
+        jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
+        labels,
+    )
+
+
+def lower_sampler_rows(parts: Parts, num_rows: int = 1) -> Lowered:
+    """(params, x_t, keys, labels) -> x_s: the first rows of the config's sampler, each of which is a network call."""
+    config = parts.config
+    table = sampler_factory.build_table(config, parts.schedule)
+    denoiser_of = model_factory.build_denoiser(config, parts.schedule, parts.model)
+
+    def advance(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
+        return walk_on(denoiser_of(params, labels), table.rows(0, num_rows), begin_walk(table, x_t), keys).x_t
+
+    return jax.jit(advance, compiler_options=compiler_options(platform_of(parts.mesh))).lower(
+        parts.abstract_state.params, *sampled_batch(parts)
+    )
+
+
+def lower_forward(parts: Parts) -> Lowered:
+    """(params, x_t, keys, labels) -> the prediction at t = 0 without dropout; the keys are not used."""
+
+    def forward(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
+        t = jnp.zeros(x_t.shape[:1], jnp.int32)
+        return parts.model.apply({"params": params}, x_t, t, *label_args(labels))
+
+    return jax.jit(forward, compiler_options=compiler_options(platform_of(parts.mesh))).lower(
+        parts.abstract_state.params, *sampled_batch(parts)
+    )
+
+
+def flops(program: Lowered | Compiled) -> float:
+    """Floating-point operations as XLA counts them, a multiply-add as two; of all devices before compilation.
+
+    The body of a loop is counted once, however often it runs. 0 where the backend does not count: see `countable`.
+    """
+    costs = program.cost_analysis()
+    if costs is None:
+        return 0.0
+    return float((costs[0] if isinstance(costs, list) else costs)["flops"])
+
+
+def countable(parts: Parts) -> Parts:
+    """`parts`, for a CPU device where its own are others: XLA counts operations before compilation on CPU alone."""
+    if platform_of(parts.mesh) == "cpu":
+        return parts
+    try:
+        return on_one_device(parts, jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return parts
+
+
+def on_one_device(parts: Parts, device: jax.Device) -> Parts:
+    """The same program for a mesh of one device."""
+    return dataclasses.replace(parts, mesh=Mesh(np.array([[device]]), parts.mesh.axis_names))
+
+
+def train_step_flops(parts: Parts, step_fn: TrainStep | None = None) -> float:
+    """Of one update, over all devices; with `model.remat` what is computed again is counted again.
+
+    Args:
+      step_fn: of `parts.jitted_step`, if there is one: its own program is counted where that will do.
+    """
+    counted = parts
+    if parts.config.train.grad_accum_steps > 1 or parts.config.optim.clip_replicas:
+        # In one part, since parts are a loop.
+        whole = changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"])
+        counted = build_parts(whole, parts.mesh.devices.flat)
+    counted = countable(counted)
+    return flops(lower_step(counted, step_fn if counted is parts else None))
+
+
+def sampler_step_flops(parts: Parts) -> float:
+    """Of one network call for `sample.batch_size` pictures, over all devices."""
+    return flops(lower_sampler_rows(countable(parts)))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMemory:
+    """Bytes on one device of a compiled program, and what it took to compile it."""
+
+    arguments: int  # of a train step state and batch; the new state takes the place of the old one
+    temporaries: int  # of a train step the gradient, the activations, and what sums and convolutions need
+    trace_seconds: float
+    compile_seconds: float
+
+
+def compiled_with_costs(lower: Callable[[], Lowered], **options: str) -> tuple[Compiled, StepMemory]:
+    """Traces, lowers and compiles with the compile options given on top of the program's own."""
+    start = time.monotonic()
+    lowered = lower()
+    traced = time.monotonic()
+    compiled = lowered.compile(compiler_options=options or None)
+    compile_seconds = time.monotonic() - traced
+    memory = compiled.memory_analysis()
+    return compiled, StepMemory(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        trace_seconds=traced - start,
+        compile_seconds=compile_seconds,
+    )
+
+
+def step_memory(parts: Parts) -> StepMemory:
+    """Of the train step; on CPU compiled without optimising the code, which leaves the plan of its buffers as it is."""
+    return compiled_with_costs(lambda: lower_step(parts), **quick_compile_options(platform_of(parts.mesh)))[1]

@@ -1,0 +1,63 @@
+"""The flags that choose a sampler, for every command that draws samples from a run."""
+
+import argparse
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.experiment.config_overrides import apply_override
+
+_FIELDS = ("sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold")
+
+
+def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """--sampler and its settings; what is not given is the run's own."""
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="ancestral, ddim, euler, euler_ancestral, heun, dpmpp_1, dpmpp_2m, dpmpp_3m, dpmpp_3m_full, "
+        "dpmpp_sde, dpmpp_2m_sde, plms, unipc or unipc_3",
+    )
+    parser.add_argument("--num_sampler_steps", type=int, metavar="N", help="steps, a network call each; 0: all T")
+    parser.add_argument(
+        "--spacing",
+        metavar="NAME",
+        help="of the visited steps: uniform, quadratic, ddim_quadratic, leading, trailing, log_snr or karras",
+    )
+    parser.add_argument(
+        "--respacing", metavar="TEXT", help="instead of both: such as 250, 10,15,20, ddim50, or t=999,500,0"
+    )
+    parser.add_argument(
+        "--classes", metavar="LIST", help="of a network with classes: which, in turn, such as 3 or 0,1,2; default all"
+    )
+    parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
+    parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")
+    parser.add_argument("--dynamic_threshold", type=float, metavar="Q", help="a quantile such as 0.995; 0: none")
+
+
+def given_sampler_flags(args: argparse.Namespace) -> dict[str, object]:
+    """What was typed of the flags above, by name."""
+    return {name: getattr(args, name) for name in (*_FIELDS, "classes") if getattr(args, name) is not None}
+
+
+def choose_sampler(config: ConfigDict, given: dict[str, object], *, batch_size: int | None, num_devices: int) -> None:
+    """Changes the group `sample` of a run's config to what was given.
+
+    Args:
+      given: of `given_sampler_flags`.
+      batch_size: pictures at a time; None: the run's, rounded up to a multiple of the number of devices.
+
+    Raises:
+      UserError: classes that cannot be read; everything else is checked by the factories.
+    """
+    given = dict(given)
+    classes = given.pop("classes", None)
+    if classes is not None:
+        apply_override(config, f"sample.classes={classes}")
+    if "respacing" not in given and ("num_sampler_steps" in given or "spacing" in given):
+        given["respacing"] = ""  # what is typed takes the place of the run's own
+    with config.unlocked():
+        config.sample.update(given)
+        if batch_size is None:
+            # The run's batch suits the devices that it was trained on; these may be others.
+            batch_size = -(-config.sample.batch_size // num_devices) * num_devices
+        config.sample.batch_size = batch_size

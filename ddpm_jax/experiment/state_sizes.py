@@ -1,0 +1,77 @@
+"""Bytes on one device that follow from shapes and shardings alone: no compiler is asked, no array is made."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+from jaxtyping import PyTree
+
+from ddpm_jax.experiment.build import Parts
+from ddpm_jax.experiment.model_factory import image_shape_of
+from ddpm_jax.runtime.devices import batch_sharded
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Bytes that one device holds of arrays, or of shapes with a sharding; without one, of whole arrays."""
+
+    def leaf_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
+        sharding = getattr(leaf, "sharding", None)
+        shape = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
+        return leaf.dtype.itemsize * math.prod(shape)
+
+    return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def abstract_batch(parts: Parts, batch_size: int) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes of a batch over the mesh: uint8 pictures, with int32 labels where the network has classes."""
+    sharding = batch_sharded(parts.mesh)
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape_of(parts.config)), jnp.uint8, sharding=sharding)
+    if not parts.config.model.num_classes:
+        return images
+    return images, jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding)
+
+
+def state_bytes(parts: Parts) -> dict[str, int]:
+    """What a device holds before the first step: parameters, EMA, optimiser state, batch; and one gradient."""
+    state = parts.abstract_state
+    return {
+        "params": device_bytes(state.params),
+        "ema": device_bytes(state.ema_params),
+        "optimizer": device_bytes((state.step, state.opt_state, state.t_history)),
+        "batch": device_bytes(abstract_batch(parts, parts.config.train.batch_size)),
+        "gradients": device_bytes(state.params),  # a gradient is as large as what it is of
+    }
+
+
+def residual_bytes(function: Callable[..., jax.Array], params: PyTree, *inputs: Any) -> int:
+    """What `jax.vjp` of function(params, *inputs) by params keeps for the way back, without what it was given.
+
+    Exact in the program and the same for every compiler, and more than is kept in the end, since a compiler computes
+    cheap ones over again.
+    """
+
+    def residuals(params: PyTree, *inputs: Any) -> PyTree:
+        return jax.vjp(lambda params: function(params, *inputs), params)[1]
+
+    program = jax.make_jaxpr(residuals)(params, *inputs).jaxpr
+    # What is an input, such as a parameter, is there anyway; a constant is in the program.
+    outputs = {var for var in program.outvars if not isinstance(var, Literal)}
+    return sum(var.aval.dtype.itemsize * var.aval.size for var in outputs - set(program.invars))
+
+
+def kept_bytes(parts: Parts) -> int:
+    """What the forward pass keeps for the backward pass on one device: the residuals of one part of the batch."""
+    config, model = parts.config, parts.model
+    num_parts = config.optim.clip_replicas or config.train.grad_accum_steps
+    rows = config.train.batch_size // num_parts // parts.mesh.size
+    x_t = jax.ShapeDtypeStruct((rows, *image_shape_of(config)), jnp.float32)
+    t = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    labels = (t,) if config.model.num_classes else ()
+
+    def predict(params: PyTree, key: jax.Array, x_t: jax.Array, t: jax.Array, *labels: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})
+
+    return residual_bytes(predict, parts.abstract_state.params, parts.keys.train, x_t, t, *labels)

@@ -1,0 +1,212 @@
+"""The training of a run: the loop with its loader, saves and previews, and what becomes of a loss that is NaN."""
+
+import functools
+import gc
+import math
+import os
+
+import jax
+
+from ddpm_jax.data import BatchLoader, ImageSource
+from ddpm_jax.data.shuffling import batch_indices
+from ddpm_jax.experiment import model_factory, sampler_factory, training_factory
+from ddpm_jax.experiment.build import Parts
+from ddpm_jax.experiment.config_files import config_to_json
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.program_costs import train_step_flops
+from ddpm_jax.experiment.resume import saved_state
+from ddpm_jax.experiment.training_samples import draw_samples
+from ddpm_jax.runtime import multi_host
+from ddpm_jax.runtime.devices import local_mesh, put_batch
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.timing import product_peak
+from ddpm_jax.training.eval_loss import HeldOut
+from ddpm_jax.training.loop import LoopSettings, run_loop
+from ddpm_jax.training.metrics_log import Reporter
+from ddpm_jax.training.metrics_window import Window
+from ddpm_jax.training.nonfinite import NonFiniteError, Rewinds, write_record
+from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.stop_signal import StopRequest
+from ddpm_jax.training.throughput import Rates
+from ddpm_jax.training.train_state import TrainState
+from ddpm_jax.workdir.checkpoints import BEST_METRIC, Checkpoints
+
+
+class TrainingRun:
+    """run(state, stop): trains from a state to the end of the config, or until `stop`."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        source: ImageSource,
+        held_out: HeldOut | None,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+        rewinds: Rewinds,
+        profiler: StepProfiler,
+        workdir: str,
+    ):
+        self._parts, self._source, self._held_out = parts, source, held_out
+        self._checkpoints, self._reporter, self._rewinds = checkpoints, reporter, rewinds
+        self._profiler, self._workdir = profiler, workdir
+        self._config = parts.config
+        self._config_json = config_to_json(parts.config)
+        self._step_fn = parts.jitted_step()
+
+    def run(self, state: TrainState, stop: StopRequest) -> TrainState:
+        """The last state, which is saved.
+
+        Raises:
+          UserError: a loss that is not finite, where the policy is to stop or its limit is reached.
+        """
+        train = self._config.train
+        if int(state.step) >= train.num_steps:
+            return state
+        while True:
+            try:
+                return self._run_until_nonfinite(state, stop)
+            except NonFiniteError as error:
+                self._checkpoints.wait()
+                path = self._record(error)
+                if train.nonfinite != "rewind" or len(self._rewinds) >= train.nonfinite_limit:
+                    raise UserError(self._advice(error, path)) from error
+                # Anew: the traceback of the old one holds the whole state of the failed loop.
+                found = NonFiniteError(error.step, error.what)
+            finally:
+                self._profiler.close()
+            del state  # the restored one needs the room
+            gc.collect()  # frames of the failed loop, which hold its last state, may hold each other
+            state = self._rewound(found)
+
+    def _run_until_nonfinite(self, state: TrainState, stop: StopRequest) -> TrainState:
+        parts, train = self._parts, self._config.train
+        with BatchLoader(
+            self._source,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            first_step=int(state.step),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            labelled=self._config.model.num_classes > 0,
+            transform=lambda batch: put_batch(batch, parts.mesh),
+            batch_of_step=self._rewinds.batch_of_step,
+        ) as batches:
+            return run_loop(
+                state,
+                self._step_fn,
+                batches,
+                key_of_step=functools.partial(self._rewinds.key_of_step, parts.keys.train),
+                mesh=parts.mesh,
+                settings=LoopSettings(
+                    num_steps=train.num_steps,
+                    batch_size=train.batch_size,
+                    log_every_steps=train.log_every_steps,
+                    checkpoint_every_steps=train.checkpoint_every_steps,
+                    sample_every_steps=train.sample_every_steps,
+                ),
+                learning_rate=training_factory.build_learning_rate(self._config),
+                window=Window(
+                    skip_limit=train.nonfinite_limit if train.nonfinite == "skip" else 0,
+                    on_skip=self._note_skip,
+                    on_spike=self._note_spike,
+                ),
+                reporter=self._reporter,
+                stop=stop,
+                save=self._save,
+                preview=self._preview,
+                rates=Rates(
+                    train.batch_size,
+                    take_counts=batches.take_counts,
+                    num_processes=jax.process_count(),
+                    step_flops=lambda: self._step_flops,
+                    peak=lambda: self._peak,
+                ),
+                profiler=self._profiler,
+            )
+
+    def _save(self, state: TrainState) -> dict[str, float]:
+        metrics = {BEST_METRIC: self._held_out.mean_loss(state.ema_params)} if self._held_out else None
+        if metrics and not math.isfinite(metrics[BEST_METRIC]):
+            raise NonFiniteError(int(state.step), f"{BEST_METRIC} became {metrics[BEST_METRIC]}")
+        self._checkpoints.save(state, self._config_json, metrics)
+        return metrics or {}
+
+    @functools.cached_property
+    def _step_flops(self) -> float:
+        return train_step_flops(self._parts, self._step_fn)
+
+    @functools.cached_property
+    def _peak(self) -> float:
+        """FLOP/s of all devices: of those of this process, times the processes; 0 where there is no room to measure."""
+        try:
+            peak = product_peak(local_mesh(self._parts.mesh), self._parts.model.dtype)
+        except jax.errors.JaxRuntimeError:  # the run fills its devices: a figure is not worth its end
+            return 0.0
+        return peak["flops_per_second"] * jax.process_count()
+
+    @functools.cached_property
+    def _previewer(self) -> Generator:
+        parts = self._parts
+        table = sampler_factory.build_preview_table(self._config, parts.schedule)
+        return model_factory.build_generator(self._config, parts.schedule, table, parts.model, parts.mesh)
+
+    def _preview(self, state: TrainState) -> dict[str, float]:
+        name, num_samples = f"step_{int(state.step):08d}", self._config.sample.num_grid
+        path = os.path.join(self._workdir, "samples", name)
+        return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
+
+    # What is not finite
+
+    def _note_spike(self, step: int, loss: float, mean: float, deviation: float) -> None:
+        self._reporter.note(
+            f"step {step}: the loss is {loss:.5f}, a spike: it was {mean:.5f} +- {deviation:.5f} over the steps before"
+        )
+
+    def _note_skip(self, error: NonFiniteError) -> None:
+        path = self._record(error)
+        self._reporter.note(f"{error}: the update is skipped; its pictures are listed in {path}")
+
+    def _record(self, error: NonFiniteError) -> str:
+        """Writes which pictures the step saw; the path of the file."""
+        train, batch = self._config.train, self._rewinds.batch_of_step(error.step - 1)
+        indices = batch_indices(
+            seed=train.seed, step=batch, batch_size=train.batch_size, num_examples=len(self._source)
+        )
+        return write_record(self._workdir, error, train.nonfinite, batch, indices, write=multi_host.is_first())
+
+    def _advice(self, error: NonFiniteError, path: str) -> str:
+        saved = self._checkpoints.steps()
+        last = f"the last good checkpoint is step {saved[-1]}" if saved else "nothing was saved yet"
+        policy = self._config.train.nonfinite
+        if policy == "stop":
+            remedy = (
+                "train in a new --workdir with a lower optim.learning_rate, or go on here past these batches with "
+                "--config.train.nonfinite=rewind"
+            )
+        elif policy == "skip" and not error.is_of_an_update:
+            remedy = (
+                "train.nonfinite=skip leaves out updates, and this was found between them: train in a new --workdir "
+                "with a lower optim.learning_rate, or go on here with --config.train.nonfinite=rewind"
+            )
+        else:
+            limit = self._config.train.nonfinite_limit
+            remedy = (
+                f"train.nonfinite={policy} has reached train.nonfinite_limit={limit}: train in a new --workdir with a "
+                "lower optim.learning_rate"
+            )
+        return f"{error}; {last} in {self._workdir}; the pictures of that step are listed in {path}; {remedy}"
+
+    def _rewound(self, error: NonFiniteError) -> TrainState:
+        """The newest state that was saved, or the first one; from it on other batches are taken."""
+        state = saved_state(self._parts, self._checkpoints)
+        if state is None:
+            state = self._parts.fresh_state()
+        step = int(state.step)
+        self._rewinds.add(at=error.step, to=step, write=multi_host.is_first())
+        self._reporter.rewind(step)
+        left_out = error.step - step
+        self._reporter.note(
+            f"{error}: back to step {step}, and on without the {left_out} batch{'es' * (left_out > 1)} since "
+            f"(rewind {len(self._rewinds)} of at most {self._config.train.nonfinite_limit})"
+        )
+        return state

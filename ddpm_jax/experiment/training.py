@@ -1,0 +1,175 @@
+"""A whole training run from a config: data, state, loop, checkpoints, pictures."""
+
+import os
+import tempfile
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.data import ImageSource
+from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.config_files import CHANGEABLE_AT_IMPORT, check_same_run, config_from_json, config_to_json
+from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.resume import saved_state
+from ddpm_jax.experiment.trainer import TrainingRun
+from ddpm_jax.experiment.training_samples import LAST_PICTURE, draw_final
+from ddpm_jax.models.unet import num_params
+from ddpm_jax.runtime import multi_host
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.eval_loss import HeldOut
+from ddpm_jax.training.log_sinks import check_wandb
+from ddpm_jax.training.metrics_log import Reporter
+from ddpm_jax.training.nonfinite import Rewinds
+from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.stop_signal import StopRequest
+from ddpm_jax.training.train_state import TrainState
+from ddpm_jax.training.train_step import make_eval_step
+from ddpm_jax.workdir.checkpoints import Checkpoints
+
+
+def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int | None:
+    """Trains as `config` says, going on from the newest checkpoint in `workdir`.
+
+    Leaves in `workdir`: checkpoints/, config.json, metrics.jsonl, TensorBoard events, and in samples/ the grids
+    of raw and EMA weights, the strip and the animation of a batch being denoised.
+
+    Args:
+      profile_steps: "FIRST:LAST" writes a JAX profiler trace of these updates into <workdir>/profile.
+
+    Returns:
+      None at the end of training, or the number of the signal that stopped it (after saving).
+
+    Raises:
+      UserError: what does not fit in the config, the data or the workdir, or a loss that is not finite.
+      DiskFullError: no room for a checkpoint; those before it stay.
+    """
+    workdir = os.path.abspath(workdir)
+    parts = build_parts(config)
+    check_wandb(config.train.wandb_project)
+    profiler = StepProfiler(profile_steps, workdir)
+    source = model_factory.build_source(config, config.data.split)
+    held_out = _held_out(parts)
+    _check_writable(workdir)
+    rewinds = Rewinds(workdir)
+    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
+    try:
+        state = _restore(parts, checkpoints)
+        resumed = state is not None
+        if not resumed or int(state.step) < config.train.num_steps:
+            checkpoints.check_room(parts.abstract_state)  # before hours of work, not at the first save
+        if multi_host.is_first():
+            with replace_file(os.path.join(workdir, "config.json"), "w") as file:
+                file.write(config_to_json(config))
+        if state is None:
+            state = parts.fresh_state()
+        first_step = int(state.step)
+        drawn = _samples(workdir, LAST_PICTURE)
+        # As process 0 sees the file: all draw, or none.
+        draws = bool(multi_host.same_everywhere(first_step < config.train.num_steps or not os.path.exists(drawn)))
+        if multi_host.is_first() and draws and os.path.exists(drawn):
+            os.remove(drawn)  # of an earlier, shorter run: a stop below must not leave it as the final one
+        with Reporter(
+            workdir,
+            multi_host.is_first(),
+            start_step=first_step,
+            num_steps=config.train.num_steps,
+            checkpoint_every_steps=config.train.checkpoint_every_steps,
+            wandb_project=config.train.wandb_project,
+            config=flatten(config),
+        ) as reporter:
+            training = TrainingRun(parts, source, held_out, checkpoints, reporter, rewinds, profiler, workdir)
+            with StopRequest() as stop:
+                _introduce(reporter, parts, source, held_out, workdir, first_step if resumed else None)
+                if missed := profiler.missed(first_step, config.train.num_steps):
+                    reporter.note(f"profile   {missed}")
+                state = training.run(state, stop)
+                checkpoints.wait()
+                if stopped_by := multi_host.largest_everywhere(stop.signal_number or 0):
+                    return stopped_by
+            # All is saved: from here on a signal ends the process at once, and the next start draws.
+            if draws:
+                _draw_final(state, parts, reporter, workdir)
+        return None
+    finally:
+        checkpoints.close()
+
+
+def _check_writable(workdir: str) -> None:
+    """Makes the folder; raises UserError where that, or a file in it, is impossible."""
+    try:
+        os.makedirs(os.path.join(workdir, "checkpoints"), exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} cannot be written ({error.strerror}: {error.filename}): give another folder"
+        ) from error
+
+
+def _held_out(parts: Parts) -> HeldOut | None:
+    """The eval loss of the held-out split, or None where the config names none."""
+    config = parts.config
+    if not config.data.eval_split:
+        return None
+    return HeldOut(
+        model_factory.build_source(config, config.data.eval_split, "data.eval_split"),
+        make_eval_step(parts.model, parts.loss_fn, num_steps=config.schedule.num_steps),
+        key=parts.keys.eval,
+        mesh=parts.mesh,
+        batch_size=config.eval.batch_size,
+        max_images=config.eval.max_images,
+        labelled=config.model.num_classes > 0,
+    )
+
+
+def _restore(parts: Parts, checkpoints: Checkpoints) -> TrainState | None:
+    steps = checkpoints.steps()
+    if not steps:
+        return None
+    _, saved = checkpoints.restore_config()
+    if steps == [0]:  # training saves later steps alone: this one is of imported weights
+        check_same_run(config_from_json(saved), parts.config, CHANGEABLE_AT_IMPORT)
+    else:
+        check_same_run(config_from_json(saved), parts.config)
+    return saved_state(parts, checkpoints)
+
+
+def _introduce(
+    reporter: Reporter,
+    parts: Parts,
+    source: ImageSource,
+    held_out: HeldOut | None,
+    workdir: str,
+    resumed_from: int | None,
+) -> None:
+    config, shape = parts.config, "x".join(map(str, source.image_shape))
+    device = parts.mesh.devices.flat[0]
+    reporter.note(f"workdir   {workdir}")
+    held = f", {held_out.num_images} held out" if held_out else ""
+    reporter.note(f"data      {config.data.name}: {len(source)} pictures of {shape}{held}")
+    for note in dict.fromkeys((*source.notes, *(held_out.notes if held_out else ()))):
+        reporter.note(f"          {note}")
+    reporter.note(
+        f"model     {num_params(parts.abstract_state.params):,} parameters on {parts.mesh.size} x {device.device_kind}"
+    )
+    start = "from the start" if resumed_from is None else f"going on from step {resumed_from}"
+    if resumed_from == 0:
+        start = "from the imported weights"
+    if resumed_from is not None and resumed_from >= config.train.num_steps:
+        start = f"finished already at step {resumed_from}"
+    reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} pictures, {start}")
+    if not resumed_from:
+        reporter.note("          the first step compiles: that takes a moment")
+
+
+def _draw_final(state: TrainState, parts: Parts, reporter: Reporter, workdir: str) -> None:
+    config = parts.config
+    table = sampler_factory.build_table(config, parts.schedule)
+    generator = model_factory.build_generator(config, parts.schedule, table, parts.model, parts.mesh)
+    draw_final(generator, state, reporter, _samples(workdir), num_samples=config.sample.num_grid)
+
+
+def _samples(workdir: str, *name: str) -> str:
+    """<workdir>/samples/NAME."""
+    return os.path.join(workdir, "samples", *name)

@@ -1,0 +1,111 @@
+"""The groups `diffusion`, `optim` and `train` of a config -> loss, optimiser, train step.
+
+Like `factories`, this reads a ConfigDict and checks what a person typed, outside jit.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.loss_weights import loss_weights
+from ddpm_jax.diffusion.losses import LossFn, make_loss_fn
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.timestep_samplers import TimeSampler, make_time_sampler
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.runtime.devices import check_batch_size
+from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.training.train_state import make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.train_step import TrainStep, make_train_step
+
+NONFINITE = ("stop", "skip", "rewind")  # what becomes of a loss that is not finite
+
+
+def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
+    """The training loss."""
+    diffusion = config.diffusion
+    return make_loss_fn(
+        schedule,
+        loss=diffusion.loss,
+        prediction=diffusion.prediction,
+        variance=diffusion.variance,
+        huber_delta=diffusion.huber_delta,
+        vlb_lambda=diffusion.vlb_lambda,
+        weights=loss_weights(
+            schedule,
+            diffusion.weighting,
+            prediction=diffusion.prediction,
+            min_snr_gamma=diffusion.min_snr_gamma,
+            p2_gamma=diffusion.p2_gamma,
+            p2_k=diffusion.p2_k,
+        ),
+    )
+
+
+def build_time_sampler(config: ConfigDict) -> TimeSampler:
+    """Which t the images of a batch are trained at."""
+    return make_time_sampler(config.train.time_sampler, config.schedule.num_steps)
+
+
+def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Update number -> learning rate."""
+    optim = config.optim
+    for field in ("learning_rate", "eps"):
+        if optim[field] <= 0:
+            raise UserError(f"optim.{field} must be above 0; got {optim[field]}")
+    for field in ("warmup_steps", "decay_steps", "grad_clip", "clip_replicas"):
+        if optim[field] < 0:
+            raise UserError(f"optim.{field} must be at least 0; got {optim[field]}")
+    for field in ("b1", "b2"):
+        if not 0 <= optim[field] < 1:
+            raise UserError(f"optim.{field} must be in [0, 1); got {optim[field]}")
+    return make_learning_rate(
+        optim.learning_rate,
+        warmup_steps=optim.warmup_steps,
+        first_step_zero=optim.first_step_zero,
+        decay_steps=optim.decay_steps,
+    )
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam with warm-up and the global clip; a clip by replica is the train step's."""
+    optim, learning_rate = config.optim, build_learning_rate(config)
+    if optim.clip_replicas and optim.grad_clip:
+        raise UserError(
+            f"optim.clip_replicas={optim.clip_replicas} clips each part at 1; with it optim.grad_clip must be 0; "
+            f"got {optim.grad_clip}"
+        )
+    return make_optimizer(
+        learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps, grad_clip=optim.grad_clip
+    )
+
+
+def build_train_step(
+    config: ConfigDict, mesh: Mesh, model: UNet, loss_fn: LossFn, optimizer: optax.GradientTransformation
+) -> TrainStep:
+    """The pure train step, not jitted; refuses a batch that devices and parts do not divide."""
+    optim, train = config.optim, config.train
+    if train.grad_accum_steps < 1:
+        raise UserError(f"train.grad_accum_steps must be at least 1; got {train.grad_accum_steps}")
+    if optim.clip_replicas and train.grad_accum_steps > 1:
+        raise UserError(
+            f"optim.clip_replicas={optim.clip_replicas} takes the batch in parts already; with it "
+            f"train.grad_accum_steps must be 1; got {train.grad_accum_steps}"
+        )
+    check_one_of("train.nonfinite", train.nonfinite, NONFINITE)
+    num_parts = optim.clip_replicas or train.grad_accum_steps
+    check_batch_size("train.batch_size", train.batch_size, mesh, num_parts)
+    return make_train_step(
+        model,
+        loss_fn,
+        optimizer,
+        num_steps=config.schedule.num_steps,
+        ema_decay=make_ema_decay(optim.ema_decay, start=optim.ema_start),
+        time_sampler=build_time_sampler(config),
+        flip=config.data.flip,
+        num_parts=num_parts,
+        clip_each_part=1.0 if optim.clip_replicas else 0.0,
+        skip_nonfinite=train.nonfinite == "skip",
+    )

@@ -1,0 +1,83 @@
+"""The pictures of a training run: grids of raw and EMA weights, and a batch being denoised."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.runtime.disk_space import full_disk_is_a_warning
+from ddpm_jax.runtime.image_files import image_grid, save_gif, save_grid, save_strip
+from ddpm_jax.runtime.multi_host import is_first
+from ddpm_jax.runtime.progress import ProgressBar
+from ddpm_jax.training.metrics_log import Reporter
+from ddpm_jax.training.train_state import TrainState
+
+SEED = 0  # all grids of a run start from the same noise, so that they can be compared
+LAST_PICTURE = "denoising.gif"  # of draw_final: where it is, the others are
+NUM_STRIP_ROWS = 6
+NUM_STRIP_COLUMNS = 11
+NUM_GIF_IMAGES = 25
+GIF_FRAME_MS, GIF_HOLD_MS = 80, 2000
+
+
+def draw_samples(
+    generator: Generator, state: TrainState, reporter: Reporter, path: str, *, num_samples: int
+) -> dict[str, float]:
+    """Writes the grids PATH_ema.png and PATH_raw.png, and shows both to the reporter; a full disk is a warning.
+
+    Returns:
+      sample_mean_c1, ...: the mean of each channel of the EMA's samples in 0..255, which drifts where colours do.
+    """
+    weights = {"ema": state.ema_params, "raw": state.params}
+    # All network calls before anything is written: on a full disk process 0 must not leave the others in one.
+    grids = {name: _generate(generator, params, name, num_samples) for name, params in weights.items()}
+    with full_disk_is_a_warning(f"the pictures of {os.path.basename(path)}"):
+        for name, images in grids.items():
+            _write_grid(images, reporter, path, name, int(state.step))
+    means = grids["ema"].mean(axis=(0, 1, 2), dtype=np.float64)
+    return {f"sample_mean_c{i}": float(mean) for i, mean in enumerate(means, start=1)}
+
+
+def draw_final(
+    generator: Generator, state: TrainState, reporter: Reporter, folder: str, *, num_samples: int
+) -> None:
+    """Writes final_ema.png and final_raw.png, and the first batch of the former being denoised: denoising.png,
+    some pictures over t, and denoising.gif."""
+    frames, steps = [], []
+
+    def record(first: int, t: int, x_t: np.ndarray) -> None:
+        if first == 0:
+            frames.append(x_t[: min(NUM_GIF_IMAGES, num_samples)])
+            steps.append(t)
+
+    path, step = os.path.join(folder, "final"), int(state.step)
+    raw = _generate(generator, state.params, "raw", num_samples)
+    ema = _generate(generator, state.ema_params, "ema", num_samples, watch=record)
+    _write_grid(raw, reporter, path, "raw", step)
+    _write_grid(ema, reporter, path, "ema", step)
+    if is_first():
+        columns = np.unique(np.rint(np.linspace(0, len(steps) - 1, NUM_STRIP_COLUMNS)).astype(int))
+        labels = ["x_0" if steps[i] < 0 else f"t={steps[i]}" for i in columns]
+        save_strip(os.path.join(folder, "denoising.png"), np.stack(frames)[columns, :NUM_STRIP_ROWS], labels)
+        save_gif(os.path.join(folder, LAST_PICTURE), np.stack(frames), GIF_FRAME_MS, GIF_HOLD_MS)
+
+
+def _generate(
+    generator: Generator,
+    params: dict,
+    name: str,
+    num_samples: int,
+    watch: Callable[[int, int, np.ndarray], None] | None = None,
+) -> np.ndarray:
+    """The samples, uint8 [N, H, W, C], with progress."""
+    total = generator.num_batches(num_samples) * generator.num_rows
+    with ProgressBar(total, f"drawing {name} samples", enabled=is_first()) as bar:
+        return generator.generate(params, seed=SEED, num_samples=num_samples, on_chunk=bar.update, watch=watch)
+
+
+def _write_grid(images: np.ndarray, reporter: Reporter, path: str, name: str, step: int) -> None:
+    """PATH_NAME.png, by the first process."""
+    if is_first():
+        save_grid(f"{path}_{name}.png", images)
+        reporter.image(f"samples/{name}", image_grid(images), step)

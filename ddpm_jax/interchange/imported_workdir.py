@@ -1,0 +1,65 @@
+"""An imported network as the workdir of a run that has made no step yet."""
+
+import fnmatch
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ddpm_jax.experiment import model_factory, sampler_factory, training_factory
+from ddpm_jax.experiment.config_files import CHANGEABLE_AT_IMPORT, config_to_json
+from ddpm_jax.experiment.config_overrides import apply_override
+from ddpm_jax.interchange.imported_model import Imported
+from ddpm_jax.runtime.atomic_files import new_folder
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.train_state import TrainState
+from ddpm_jax.workdir.checkpoints import Checkpoints
+
+
+def with_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """`config` with `group.field=value` applied, for what the weights do not decide; locked.
+
+    Raises:
+      UserError: a field that the weights decide, an unknown one, or a value of a wrong type.
+    """
+    config = config.copy_and_resolve_references()
+    for override in overrides:
+        apply_override(config, override)
+        field = override.partition("=")[0]
+        if not any(fnmatch.fnmatchcase(field, pattern) for pattern in CHANGEABLE_AT_IMPORT):
+            raise UserError(f"--config.{field} cannot be chosen: the file that is imported decides about it")
+    return config.lock()
+
+
+def check_imported(config: ConfigDict) -> None:
+    """Raises UserError where the config's parts cannot be built or sampled from."""
+    model_factory.check_numbers(config)
+    model_factory.build_model(config)
+    sampler_factory.build_table(config, model_factory.build_schedule(config))
+
+
+def write_workdir(imported: Imported, workdir: str | os.PathLike) -> None:
+    """Writes checkpoints/0 and config.json into a new or empty folder, whole or not at all.
+
+    The optimiser's state is fresh; a run that goes on from step 0 may change its settings.
+
+    Raises:
+      UserError: the folder holds something or cannot be made, or the config cannot be built.
+    """
+    config = imported.config
+    check_imported(config)
+    optimizer = training_factory.build_optimizer(config)
+    time_sampler = training_factory.build_time_sampler(config)
+    with new_folder("--workdir", workdir) as folder:
+        params, ema_params = (jax.tree.map(jnp.asarray, tree) for tree in (imported.params, imported.ema_params))
+        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), time_sampler.init())
+        config_json = config_to_json(config)
+        checkpoints = Checkpoints(str(folder), create=True)
+        try:
+            checkpoints.save(state, config_json)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+        (folder / "config.json").write_text(config_json, encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Our own weights as plain files: .safetensors and .npz, arrays by path, and the config in them."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.experiment.config_files import config_to_json, whole_config_from_json
+from ddpm_jax.interchange.imported_model import OWN_CONFIG, Imported, shapes_of
+from ddpm_jax.interchange.tensor_files import Tensors, read_safetensors, write_safetensors
+from ddpm_jax.interchange.tensor_mapping import Match, leaf_shapes, params_from, tensors_from
+from ddpm_jax.interchange.tensor_mapping import Path as LeafPath
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.errors import UserError
+
+
+def is_own_safetensors(path: Path) -> bool:
+    """Whether a path is a .safetensors file."""
+    return path.suffix == ".safetensors" and path.is_file()
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a path is an .npz file."""
+    return path.suffix == ".npz" and path.is_file()
+
+
+def read_own_safetensors(path: str | os.PathLike) -> Imported:
+    """The network in a .safetensors file of ours; raises UserError for anything else."""
+    tensors, texts = read_safetensors(Path(path))
+    return _imported(tensors, texts.get(OWN_CONFIG), Path(path))
+
+
+def read_npz(path: str | os.PathLike) -> Imported:
+    """The network in an .npz file of ours; raises UserError for anything else. Pickled arrays are not read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is cut off or damaged, or no .npz file of numbers ({said}): get it again") from error
+    config = arrays.pop(OWN_CONFIG, None)
+    return _imported(arrays, None if config is None else str(config), Path(path))
+
+
+def write_own_safetensors(path: str | os.PathLike, config: ConfigDict, params: dict) -> None:
+    """Writes a .safetensors file of the leaves by path, such as `conv_in/kernel`."""
+    write_safetensors(path, tensors_from(_matches(leaf_shapes(params)), params), {OWN_CONFIG: config_to_json(config)})
+
+
+def write_npz(path: str | os.PathLike, config: ConfigDict, params: dict) -> None:
+    """Writes an .npz file of the leaves by path, such as `conv_in/kernel`."""
+    tensors = tensors_from(_matches(leaf_shapes(params)), params)
+    with replace_file(path) as file:
+        np.savez(file, **tensors, **{OWN_CONFIG: np.array(config_to_json(config))})
+
+
+def _imported(tensors: Tensors, config_json: str | None, path: Path) -> Imported:
+    if config_json is None:
+        raise UserError(
+            f"{path} holds no config of ddpm_jax, so that nothing says which network its tensors belong to: give the "
+            "folder that it came in, with its config.json and scheduler_config.json"
+        )
+    config = whole_config_from_json(config_json, str(path))
+    shapes = shapes_of(config)
+    params = params_from(_matches(shapes), tensors, shapes, str(path))
+    return Imported(config, params, params, ("it holds one set of weights, which are taken as the averaged ones too",))
+
+
+def _matches(shapes: dict[LeafPath, tuple[int, ...]]) -> list[Match]:
+    return [Match(path, "/".join(path)) for path in shapes]

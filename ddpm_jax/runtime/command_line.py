@@ -1,0 +1,117 @@
+"""What the commands `python -m ddpm_jax.<verb>` share: flags in, exit codes and one-line errors out."""
+
+import argparse
+import contextlib
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+
+from ddpm_jax.runtime.compilation import enable_compilation_cache
+from ddpm_jax.runtime.errors import UserError, out_of_memory
+from ddpm_jax.runtime.multi_host_flags import add_host_flags, joined
+
+EXIT_OK, EXIT_INTERRUPTED = 0, 130  # 130 = 128 + SIGINT, as shells count
+
+_LESS_MEMORY = (
+    "remedies: a smaller batch (train.batch_size, sample.batch_size, --batch_size), and in training "
+    "train.grad_accum_steps, model.remat=true, model.dtype=bfloat16 and mesh.fsdp, which "
+    "python -m ddpm_jax.benchmark --dry_run compares"
+)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command, whose complaints are `UserError`s."""
+
+    def __init__(self, verb: str, purpose: str, example: str, *, takes_hosts: bool = False, compiles: bool = True):
+        """Flags are added by the caller.
+
+        Args:
+          verb: the last part of the module's name.
+          purpose: one or two sentences for the top of `--help`.
+          example: a command line to copy.
+          takes_hosts: whether several processes may run it together; `run` then joins them.
+          compiles: whether it computes with JAX at all.
+        """
+        super().__init__(
+            prog=f"ddpm_jax.{verb}", description=purpose, epilog=f"example:\n  {example}", allow_abbrev=False,
+            usage=f"python -m ddpm_jax.{verb} [flags]",
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
+        )  # fmt: skip
+        self.takes_hosts = takes_hosts
+        if takes_hosts:
+            add_host_flags(self)
+        if compiles:
+            self.add_argument("--nocompilation_cache", action="store_true",
+                              help="do not keep compiled programs in the user's cache folder")  # fmt: skip
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see python -m {self.prog} --help")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The flags of a command line.
+
+        Raises:
+          UserError: what does not parse, or a flag that there is not.
+          SystemExit: --help.
+        """
+        try:
+            args, unknown = self.parse_known_args(argv)
+        except UserError:
+            # A mistyped flag is often why a required one is missing: name the mistyped one.
+            unknown = [argument for argument in argv if argument.startswith("--") and
+                       argument.partition("=")[0] not in self._option_string_actions]  # fmt: skip
+            if not unknown:
+                raise
+        if unknown:
+            raise self.unknown_flag(unknown[0])
+        return args
+
+    def unknown_flag(self, argument: str) -> UserError:
+        """The error for an argument that no flag takes."""
+        flag = argument.partition("=")[0]
+        if not flag.startswith("-"):
+            return UserError(f"unexpected argument {argument!r}; see python -m {self.prog} --help")
+        close = self.closest_flag(flag.lstrip("-").replace("-", "_"))
+        if close:
+            return UserError(f"unknown flag {flag!r}; did you mean {close!r}?")
+        return UserError(f"unknown flag {flag!r}; see python -m {self.prog} --help")
+
+    def closest_flag(self, name: str) -> str | None:
+        """The flag that a person who typed --NAME most likely meant."""
+        # The two forms in capitals are there for --help.
+        options = [option for option in self._option_string_actions if option[:2] == "--" and option.islower()]
+        return next(iter(difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.7)), None)
+
+
+def run(main: Callable[[argparse.Namespace], int | None], parser: CommandParser,
+        argv: Sequence[str] | None = None) -> int:
+    """Parses `argv`, calls `main(args)`, and returns the exit code for `sys.exit`.
+
+    A UserError becomes one line on stderr and its code (2, or 74 where the disk is full), a device out of memory one
+    line and code 2, Ctrl-C one line and code 130. Any other exception is a defect of ours and keeps its traceback.
+
+    Args:
+      main: the command; returns an exit code, None for 0.
+      parser: its flags.
+      argv: the command line without the program's name; None takes that of the process.
+    """
+    try:
+        args = parser.parse(list(sys.argv[1:] if argv is None else argv))
+        if "nocompilation_cache" in args:
+            enable_compilation_cache(not args.nocompilation_cache)
+        with joined(args) if parser.takes_hosts else contextlib.nullcontext():
+            return main(args) or EXIT_OK
+    except UserError as error:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
+        return error.exit_code
+    except RuntimeError as error:
+        what = out_of_memory(error)
+        if what is None:
+            raise
+        print(f"error: the device's memory does not hold it: {what}; {_LESS_MEMORY}", file=sys.stderr, flush=True)
+        return UserError.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+    except SystemExit as exit:  # --help
+        return exit.code if isinstance(exit.code, int) else EXIT_OK

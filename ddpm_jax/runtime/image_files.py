@@ -1,0 +1,207 @@
+"""Pictures of batches: a grid, a strip of a reverse process over time, an animation; and arrays as .npz.
+
+Images are uint8 [N, H, W, C] with C = 1 (grey) or 3 (RGB); of more channels the first 3 are shown.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.errors import UserError
+
+# In pixels of the picture.
+_CELL_SIDE = 64  # an image is enlarged to about this
+_MAX_SIDE = 1200  # but the whole picture not beyond this
+_GAP = 5  # between the images and around them
+_PAPER, _INK = 52, 235  # brightness of separators and text: apart from black and from white pixels
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+
+
+def image_grid(images: np.ndarray, num_columns: int | None = None, scale: int | None = None,
+               title: str | None = None) -> np.ndarray:
+    """The images of a batch, side by side, as one picture.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      num_columns: images in a row; None makes the picture about as high as wide.
+      scale: the side of the square that a pixel becomes, in pixels; None enlarges small images until
+        one sees them well.
+      title: a line of text above; None for none.
+
+    Returns:
+      uint8 [height, width] for grey images, else [height, width, 3].
+
+    Raises:
+      UserError: `images` is empty, not uint8, not [N, H, W, C], or has 2 channels; no positive
+        `num_columns` or `scale`.
+    """
+    images = _shown_channels(images)
+    num_images, height, width, _ = images.shape
+    if num_columns is None:
+        num_columns = min(math.ceil(math.sqrt(num_images * height / width)), num_images)
+    _check_positive("num_columns", num_columns)
+    num_rows = math.ceil(num_images / num_columns)
+    scale = _scale(height, width, num_rows, num_columns, scale)
+    picture = _tile(images, num_rows, num_columns, scale)
+    if title is None:
+        return picture
+    return np.concatenate([_text_row(picture, [title], picture.shape[1]), picture])
+
+
+def save_grid(path: str | os.PathLike, images: np.ndarray, num_columns: int | None = None,
+              scale: int | None = None, title: str | None = None) -> None:
+    """Writes `image_grid(images, ...)` to `path`; the end of its name decides the format.
+
+    Raises:
+      UserError: an unknown format, or what `image_grid` refuses.
+    """
+    _save(path, image_grid(images, num_columns, scale, title))
+
+
+def save_strip(path: str | os.PathLike, frames: np.ndarray, labels: Sequence[str],
+               scale: int | None = None) -> None:
+    """Writes a batch over time: one row an image, one column a moment, such as x_T on the left, x_0 right.
+
+    Args:
+      path: the file; the end of its name decides the format.
+      frames: uint8 [K, N, H, W, C], K moments of N images.
+      labels: K texts for above the columns, such as `t=999`.
+      scale: as in `image_grid`.
+
+    Raises:
+      UserError: another number of labels than K, an unknown format, or what `image_grid` refuses.
+    """
+    frames = _check_frames(frames)
+    num_moments, num_images = frames.shape[:2]
+    if len(labels) != num_moments:
+        raise UserError(f"a strip needs one label for each of its {num_moments} columns; got {len(labels)}")
+    rows = np.swapaxes(frames, 0, 1).reshape(num_images * num_moments, *frames.shape[2:])
+    picture = image_grid(rows, num_moments, scale)
+    column = (picture.shape[1] - _GAP) // num_moments
+    _save(path, np.concatenate([_text_row(picture, labels, column), picture]))
+
+
+def save_gif(path: str | os.PathLike, frames: np.ndarray, duration_ms: int = 60, hold_last_ms: int = 2000,
+             num_columns: int | None = None, scale: int | None = None) -> None:
+    """Writes an endless animation of a batch over time, each frame a grid.
+
+    Args:
+      path: the .gif file.
+      frames: uint8 [K, N, H, W, C], K moments of N images.
+      duration_ms: how long a frame stays, in milliseconds, at least 20 (browsers slow down less).
+      hold_last_ms: how long the last frame stays, in milliseconds.
+      num_columns: as in `image_grid`.
+      scale: as in `image_grid`.
+
+    Raises:
+      UserError: a shorter duration, another format than GIF, or what `image_grid` refuses.
+    """
+    if Path(path).suffix.lower() != ".gif":
+        raise UserError(f"an animation must be a .gif file; got {str(path)!r}")
+    if min(duration_ms, hold_last_ms) < 20:
+        raise UserError(f"a GIF frame must stay at least 20 ms; got {min(duration_ms, hold_last_ms)}")
+    frames = _check_frames(frames)
+    pages = [Image.fromarray(image_grid(images, num_columns, scale)) for images in frames]
+    if pages[0].mode == "RGB":  # a palette for each frame: noise and pictures share few colours
+        pages = [page.quantize(256) for page in pages]
+    durations = [duration_ms] * (len(pages) - 1) + [hold_last_ms]
+    with replace_file(path) as file:
+        pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
+
+
+def save_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Writes uint8 [N, H, W, C] as `arr_0` and labels [N] as `arr_1`, which is what the field's evaluators read.
+
+    Raises:
+      UserError: `images` is not uint8 [N, H, W, C], or the file is no .npz.
+    """
+    if Path(path).suffix != ".npz":
+        raise UserError(f"an array file must end in .npz; got {str(path)!r}")
+    images = np.asarray(images)
+    _check_images(images)
+    with replace_file(path) as file:
+        np.savez(file, images, *([] if labels is None else [np.asarray(labels, np.int64)]))
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(f"images must be uint8 [N, H, W, C]; got {images.dtype} {list(images.shape)}")
+
+
+def _check_frames(frames: np.ndarray) -> np.ndarray:
+    """`frames` as an array, checked to be uint8 [K, N, H, W, C] with K > 0."""
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 5 or not frames.size:
+        raise UserError(f"frames must be uint8 [K, N, H, W, C]; got {frames.dtype} {list(frames.shape)}")
+    return frames
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} must be at least 1; got {value}")
+
+
+def _shown_channels(images: np.ndarray) -> np.ndarray:
+    """`images` with the 1 or 3 channels that a picture can have."""
+    images = np.asarray(images)
+    _check_images(images)
+    num_channels = images.shape[-1]
+    if not images.size:
+        raise UserError(f"a picture needs at least one image; got an array of shape {list(images.shape)}")
+    if num_channels == 2:
+        raise UserError("a picture needs images with 1 channel (grey), or 3 and more (RGB first); got 2")
+    return images[..., :3]
+
+
+def _scale(height: int, width: int, num_rows: int, num_columns: int, scale: int | None) -> int:
+    """The enlargement of a pixel: `scale` where given, else so that cells are well seen."""
+    if scale is None:
+        wanted = math.ceil(_CELL_SIDE / min(height, width))
+        fitting = min((_MAX_SIDE - _GAP * (num_rows + 1)) // (num_rows * height),
+                      (_MAX_SIDE - _GAP * (num_columns + 1)) // (num_columns * width))
+        scale = max(min(wanted, fitting), 1)
+    _check_positive("scale", scale)
+    return scale
+
+
+def _tile(images: np.ndarray, num_rows: int, num_columns: int, scale: int) -> np.ndarray:
+    """The grid itself: [height, width] or [height, width, 3]."""
+    num_images, height, width, num_channels = images.shape
+    cell_height, cell_width = height * scale + _GAP, width * scale + _GAP
+    shape = (num_rows * cell_height + _GAP, num_columns * cell_width + _GAP, num_channels)
+    picture = np.full(shape, _PAPER, np.uint8)
+    for index in range(num_images):
+        top = index // num_columns * cell_height + _GAP
+        left = index % num_columns * cell_width + _GAP
+        # By repetition: interpolated, an 8x8 digit would look better than the model made it.
+        enlarged = images[index].repeat(scale, axis=0).repeat(scale, axis=1)
+        picture[top : top + height * scale, left : left + width * scale] = enlarged
+    return picture[..., 0] if num_channels == 1 else picture
+
+
+def _text_row(picture: np.ndarray, texts: Sequence[str], column: int) -> np.ndarray:
+    """A row as wide as `picture` with each text in the middle of its `column` pixels."""
+    size = 15
+    font = ImageFont.load_default(size)
+    while size > 8 and max(font.getlength(text) for text in texts) > column - 2:
+        size -= 1
+        font = ImageFont.load_default(size)
+    row = Image.new("L", (picture.shape[1], size + 10), _PAPER)
+    draw = ImageDraw.Draw(row)
+    for index, text in enumerate(texts):
+        draw.text((_GAP / 2 + (index + 0.5) * column, row.height / 2 + 1), text, _INK, font, anchor="mm")
+    row = np.asarray(row)
+    return row if picture.ndim == 2 else np.repeat(row[..., None], 3, axis=-1)
+
+
+def _save(path: str | os.PathLike, picture: np.ndarray) -> None:
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        raise UserError(f"a picture file must end in one of {sorted(_FORMATS)}; got {str(path)!r}")
+    with replace_file(path) as file:
+        Image.fromarray(picture).save(file, _FORMATS[suffix])

@@ -1,0 +1,64 @@
+"""Several processes that share one run: how they come to one mind.
+
+The engine is JAX's own `jax.distributed` (joined by `host_flags`); every process runs the same command, sees the same
+workdir, and holds some of the devices. Process 0 alone writes logs, pictures and tables.
+"""
+
+from collections import deque
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ddpm_jax.runtime.devices import batch_sharded, local_mesh, put_batch, replicated
+
+# Steps that the host may be ahead of the device: enough to hide the host, few enough for memory and Ctrl-C.
+MAX_AHEAD = 2
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def same_everywhere(number: int) -> int:
+    """`number` of process 0, on every process: for what one looks up and all must act on."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def largest_everywhere(number: int) -> int:
+    """The largest of the processes' numbers, on every process."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"ddpm_jax: {name}")
+
+
+class Vote:
+    """The largest of the processes' numbers, asked once a step and answered MAX_AHEAD steps later.
+
+    A signal reaches one process, at any moment; all must stop after the same step. Each asks with what it has seen,
+    and the devices take the maximum beside the train step, so that the host need not wait for an answer. A process
+    alone has its answer at once.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._mesh = mesh
+        self._asked: deque[jax.Array] = deque()
+        self._num_local = local_mesh(mesh).size
+        self._largest = jax.jit(jax.numpy.max, in_shardings=batch_sharded(mesh), out_shardings=replicated(mesh))
+
+    def ask(self, number: int) -> int:
+        """The answer to the question of MAX_AHEAD steps ago, 0 until there is one."""
+        if jax.process_count() == 1:
+            return number
+        self._asked.append(self._largest(put_batch(np.full(self._num_local, number, np.int32), self._mesh)))
+        return int(self._asked.popleft()) if len(self._asked) > MAX_AHEAD else 0

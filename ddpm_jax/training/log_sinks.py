@@ -1,0 +1,89 @@
+"""Where a run's numbers and pictures go beside its own file: TensorBoard, and Weights & Biases where asked for."""
+
+import importlib
+import importlib.util
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.tensorboard_events import EventFile
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes numbers and pictures of steps."""
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Scalars by name."""
+
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """A uint8 picture [H, W] or [H, W, C]."""
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+
+
+class WandbSink:
+    """A run of Weights & Biases, of the workdir's name, that goes on where an earlier process stopped.
+
+    Their rows are never taken back: after a rewind they ignore the steps that are there already.
+
+    Raises:
+      UserError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, workdir: str, config: Mapping[str, Any]):
+        check_wandb(project)
+        wandb = importlib.import_module("wandb")
+        name = os.path.basename(os.path.abspath(workdir))
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=project, name=name, id=_wandb_id(workdir), resume="allow", dir=workdir, config=dict(config)
+        )
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """One row of the run."""
+        self._run.log(dict(numbers), step=step)
+
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Beside the numbers of the step."""
+        self._run.log({name: self._image(image)}, step=step)
+
+    def close(self) -> None:
+        """Uploads what is left."""
+        self._run.finish()
+
+
+def _wandb_id(workdir: str) -> str:
+    """Drawn once and kept in <workdir>/wandb_id: names of workdirs are not unique."""
+    path = Path(workdir) / "wandb_id"
+    if not path.exists():
+        with replace_file(path, "w") as file:
+            file.write(uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8").strip()
+
+
+def open_sinks(
+    workdir: str, start_step: int, *, wandb_project: str, config: Mapping[str, Any], note: Callable[[str], None]
+) -> list[Sink]:
+    """TensorBoard where tensorboardX is installed, said by `note` where it is not; wandb where a project is named."""
+    sinks: list[Sink] = []
+    try:
+        sinks.append(EventFile(workdir, start_step))
+    except ImportError:
+        note("no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX")
+    if wandb_project:
+        sinks.append(WandbSink(wandb_project, workdir, config))
+    return sinks
+
+
+def check_wandb(project: str) -> None:
+    """Raises UserError where `project` is named and wandb is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"train.wandb_project={project!r} needs wandb: pip install wandb, or leave it empty")

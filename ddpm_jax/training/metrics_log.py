@@ -1,0 +1,197 @@
+"""What a run says while it trains: `metrics.jsonl`, TensorBoard events, and lines on the screen."""
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.progress import format_duration, format_rate
+from ddpm_jax.training.jsonl_writer import LineFile
+from ddpm_jax.training.log_sinks import open_sinks
+
+METRICS_FILE = "metrics.jsonl"
+# The columns that a line on the screen starts with: name in the file -> name and format on the screen.
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "loss": ("loss", lambda value: f"{value:7.5f}"),
+    "learning_rate": ("lr", lambda value: f"{value:.2e}"),
+    "grad_norm": ("grad norm", lambda value: f"{value:6.4f}"),
+    "images_per_second": ("images/s", lambda value: f"{format_rate(value):>5}"),
+}
+# The files alone have these: they would fill the line. So do the quarters of the loss by t and the samples' means.
+_FILE_ONLY = (
+    "loss_max", "param_norm", "seconds_per_step", "loader_images_per_second", "share_of_peak", "seconds_left",
+    "seconds_to_checkpoint",
+)  # fmt: skip
+_FILE_ONLY_PREFIXES = ("loss_t", "sample_mean_")
+LEAST_SHOWN_WAIT = 0.05  # of the time, for data: less is not worth a word
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, int | float]]:
+    """The lines of a run's `metrics.jsonl`, with NaN where it holds null; empty where there is none.
+
+    A line that the end of a process cut off is left out.
+    """
+    path = Path(workdir) / METRICS_FILE
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(values, dict) and "step" in values:
+            lines.append({name: math.nan if value is None else value for name, value in values.items()})
+    return lines
+
+
+class Reporter:
+    """Writes the numbers and pictures of a run into its workdir, and one line at a time on the screen.
+
+    Each line of `metrics.jsonl` is one strict JSON object: `step`, `seconds` (of training, summed over
+    all resumes) and the values by name; NaN and infinities, which JSON lacks, are null.
+
+    Args:
+      workdir: the folder of the run; made where it is missing.
+      enabled: False makes every method do nothing, as on every process but the first.
+      start_step: the step that the run continues from. What an earlier process wrote about later steps
+        is removed, since those steps are taken again.
+      num_steps: the last step of the run, for the time left; None says none.
+      checkpoint_every_steps: for the time to the next checkpoint; 0 says none.
+      wandb_project, config: of Weights & Biases, which then gets the numbers too, and what it shows as the config.
+      print_line: shows one line; `print` by default.
+      clock: seconds as a function, for tests.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        enabled: bool = True,
+        *,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        checkpoint_every_steps: int = 0,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
+        print_line: Callable[[str], None] | None = None,
+        clock: Callable[[], int | float] = time.monotonic,
+    ) -> None:
+        self._enabled, self._num_steps, self._clock = enabled, num_steps, clock
+        self._checkpoint_every_steps = checkpoint_every_steps
+        self._print_line = print_line or (lambda line: print(line, flush=True))
+        self._path = Path(workdir) / METRICS_FILE
+        self._wandb_project, self._config = wandb_project, config or {}
+        if enabled:
+            self._open(start_step)
+
+    def _open(self, start_step: int) -> None:
+        kept = _forget_later_steps(self._path, start_step)
+        self._start = self._clock() - kept  # training time goes on counting where it stood
+        self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
+        self._file = LineFile(self._path)
+        self._sinks = open_sinks(
+            str(self._path.parent),
+            start_step,
+            wandb_project=self._wandb_project,
+            config=self._config,
+            note=self.note,
+        )
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was reported of later steps, which are about to be taken again."""
+        if self._enabled:
+            self._close_files()
+            self._open(step)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records scalar `values` (numbers, NumPy or JAX scalars) at `step`, everywhere.
+
+        The names `loss`, `learning_rate`, `grad_norm` and `images_per_second` get columns on the screen; others follow
+        under their own name, but for those that only the files have.
+        """
+        if not self._enabled:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        now = self._clock()
+        numbers |= self._times_left(int(step), now)
+        line = {"step": int(step), "seconds": round(now - self._start, 3)}
+        line |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._file.append(json.dumps(line, allow_nan=False))
+        for sink in self._sinks:
+            sink.numbers(int(step), numbers)
+        self._print_line(self._screen_line(int(step), numbers))
+
+    def _times_left(self, step: int, now: int | float) -> dict[str, float]:
+        """Seconds to the end and to the next checkpoint, by the speed of late."""
+        times = {}
+        # Between reports, where there are two: the first steps compile.
+        if self._num_steps and self._recent and self._recent[0][0] < step < self._num_steps:
+            first_step, first_time = self._recent[0]
+            a_step = (now - first_time) / (step - first_step)
+            times["seconds_left"] = (self._num_steps - step) * a_step
+            if every := self._checkpoint_every_steps:
+                times["seconds_to_checkpoint"] = (min(every - step % every, self._num_steps - step)) * a_step
+        self._recent.append((step, now))
+        return times
+
+    def _screen_line(self, step: int, numbers: Mapping[str, int | float]) -> str:
+        """One aligned line: step, loss, learning rate, gradient norm, images/s, other values, time left."""
+        width = len(str(self._num_steps)) if self._num_steps else 7
+        parts = [f"step {step:>{width}}" + (f"/{self._num_steps}" if self._num_steps else "")]
+        for name, (label, shown) in _COLUMNS.items():
+            if name in numbers:
+                parts.append(f"{label} {shown(numbers[name])}")
+        for name, value in numbers.items():
+            if name == "data_wait":
+                if value >= LEAST_SHOWN_WAIT:
+                    parts.append(f"waiting for data {value:.0%}")
+            elif name not in (*_COLUMNS, *_FILE_ONLY) and not name.startswith(_FILE_ONLY_PREFIXES):
+                parts.append(f"{name.replace('_', ' ')} {value:.5f}")
+        if "seconds_left" in numbers:
+            parts.append(f"{format_duration(numbers['seconds_left'])} left")
+        return "  ".join(parts)
+
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Shows the sinks a uint8 picture [H, W] or [H, W, C]."""
+        if self._enabled:
+            for sink in self._sinks:
+                sink.image(name, np.asarray(image), int(step))
+
+    def note(self, text: str) -> None:
+        """Shows one line on the screen."""
+        if self._enabled:
+            self._print_line(text)
+
+    def close(self) -> None:
+        """Writes out what is buffered; a second call does nothing."""
+        if self._enabled:
+            self._close_files()
+            self._enabled = False
+
+    def _close_files(self) -> None:
+        self._file.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _forget_later_steps(path: Path, step: int) -> int | float:
+    """Drops the lines of `path` past `step` and those cut off; returns the seconds of the last one kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    if path.is_file():
+        with replace_file(path, "w") as file:
+            for line in kept:
+                values = {name: None if value != value else value for name, value in line.items()}
+                file.write(json.dumps(values, allow_nan=False) + "\n")
+    return kept[-1].get("seconds", 0) if kept else 0

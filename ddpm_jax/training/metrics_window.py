@@ -1,0 +1,91 @@
+"""The numbers of the steps since the last report: means, the largest loss, what is not finite, and spikes."""
+
+from collections import deque
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from ddpm_jax.training.nonfinite import NonFiniteError
+from ddpm_jax.training.train_step import NUM_T_BINS
+
+# A spike is a loss so many standard deviations above the mean of the losses before it.
+SPIKE_DEVIATIONS, SPIKE_MEMORY, SPIKE_LEAST = 8.0, 200, 50
+
+
+class Window:
+    """Metrics that are still on the device, one entry a step, until `numbers` fetches them.
+
+    Args:
+      skip_limit: steps in a row that the train step may skip for want of a finite loss; the next one is an error.
+      on_skip: called with the NonFiniteError of each skipped step.
+      on_spike: called with (step, loss, mean before, standard deviation before).
+    """
+
+    def __init__(
+        self,
+        *,
+        skip_limit: int = 0,
+        on_skip: Callable[[NonFiniteError], None] = lambda error: None,
+        on_spike: Callable[[int, float, float, float], None] = lambda *numbers: None,
+    ):
+        self._pending: list[dict] = []
+        self._skip_limit, self._on_skip, self._on_spike = skip_limit, on_skip, on_spike
+        self._skips_in_a_row = 0
+        self._earlier: deque[float] = deque(maxlen=SPIKE_MEMORY)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, metrics: dict) -> None:
+        """Of the next step."""
+        self._pending.append(metrics)
+
+    def wait(self, ahead: int) -> None:
+        """Blocks until the device is at most `ahead` steps behind."""
+        if len(self._pending) > ahead:
+            jax.block_until_ready(self._pending[-1 - ahead])
+
+    def numbers(self, step: int) -> dict[str, float]:
+        """Means over the steps of the window, the last of which is `step`; empties it.
+
+        Raises:
+          NonFiniteError: a loss or a gradient that is not finite, and was not skipped.
+        """
+        fetched, self._pending = jax.device_get(self._pending), []
+        used = []
+        for number, metrics in enumerate(fetched, start=step - len(fetched) + 1):
+            if self._is_finite(number, metrics):
+                used.append(metrics)
+                self._look_for_spike(number, float(metrics["loss"]))
+        numbers = {"skipped_steps": float(len(fetched) - len(used))} if len(used) < len(fetched) else {}
+        if not used:
+            return numbers
+        total = jax.tree.map(lambda *values: np.sum(values, axis=0), *used)
+        means = {name: float(value / len(used)) for name, value in total.items() if not name.startswith("t_bin")}
+        numbers = means | {"loss_max": float(max(metrics["loss"] for metrics in used))} | numbers
+        for i in range(NUM_T_BINS):
+            if total["t_bin_count"][i]:
+                numbers[f"loss_t{i + 1}of{NUM_T_BINS}"] = float(total["t_bin_sum"][i] / total["t_bin_count"][i])
+        return numbers
+
+    def _is_finite(self, step: int, metrics: dict) -> bool:
+        """Whether the step was taken; raises NonFiniteError where it was not and may not be skipped."""
+        for name in ("loss", "grad_norm"):
+            if np.isfinite(metrics[name]):
+                continue
+            error = NonFiniteError(step, f"{name} became {metrics[name]}")
+            self._skips_in_a_row += 1
+            if self._skips_in_a_row > self._skip_limit:
+                raise error
+            self._on_skip(error)
+            return False
+        self._skips_in_a_row = 0
+        return True
+
+    def _look_for_spike(self, step: int, loss: float) -> None:
+        if len(self._earlier) >= SPIKE_LEAST:
+            mean, deviation = float(np.mean(self._earlier)), float(np.std(self._earlier))
+            if loss > mean + SPIKE_DEVIATIONS * deviation:
+                self._on_spike(step, loss, mean, deviation)
+        self._earlier.append(loss)

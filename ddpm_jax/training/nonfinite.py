@@ -1,0 +1,105 @@
+"""What a run did about losses that were not finite: a record, and the batches that it left out by going back.
+
+<workdir>/rewinds.json lists the rewinds; with it the batch of a step stays a pure function of (seed, step, data).
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+import jax
+import numpy as np
+
+from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.errors import UserError
+
+REWINDS_FILE, RECORDS_FOLDER = "rewinds.json", "nonfinite"
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient or parameter that is NaN or infinite.
+
+    Args:
+      step: after which it was found; the update took batch step - 1.
+      what: such as "loss became nan".
+    """
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} at step {step}")
+        self.step, self.what = step, what
+
+    @property
+    def is_of_an_update(self) -> bool:
+        """Whether it is the loss or the gradient of one update, which can be left out."""
+        return self.what.startswith(("loss ", "grad_norm "))
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """At step `at` the run went back to the state of step `to`, and took batch number `batch` there, the first that
+    it had not yet taken."""
+
+    at: int
+    to: int
+    batch: int
+
+
+class Rewinds:
+    """The rewinds of a run, oldest first.
+
+    From step `to` of a rewind on, batches are counted from its `batch`, and the noise comes from another key: the same
+    batch with the same noise would end in the same loss. Of those that a step is past, the newest decides.
+    """
+
+    def __init__(self, workdir: str):
+        self._path = os.path.join(workdir, REWINDS_FILE)
+        self._rewinds: list[Rewind] = []
+        if os.path.exists(self._path):
+            try:
+                with open(self._path, encoding="utf-8") as file:
+                    entries = json.load(file)
+                self._rewinds = [Rewind(int(entry["at"]), int(entry["to"]), int(entry["batch"])) for entry in entries]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self._path} is damaged ({type(error).__name__}: {error}): which batches the run left out is "
+                    "written there; restore it from a copy, or train in another --workdir"
+                ) from error
+
+    def __len__(self) -> int:
+        return len(self._rewinds)
+
+    def batch_of_step(self, step: int) -> int:
+        """The number of the batch that the update from `step` to step + 1 takes."""
+        number = self._number(step)
+        if not number:
+            return step
+        rewind = self._rewinds[number - 1]
+        return rewind.batch + step - rewind.to
+
+    def key_of_step(self, key: jax.Array, step: int) -> jax.Array:
+        """The key of that update; `key` itself until the first rewind."""
+        number = self._number(step)
+        return jax.random.fold_in(key, np.uint32(2**32 - number)) if number else key
+
+    def add(self, at: int, to: int, write: bool) -> None:
+        """Notes a rewind; on disk before anything is trained from it, by the process that is to `write`."""
+        self._rewinds.append(Rewind(at, to, self.batch_of_step(at - 1) + 1))
+        if write:
+            with replace_file(self._path, "w") as file:
+                file.write(json.dumps([asdict(rewind) for rewind in self._rewinds]) + "\n")
+
+    def _number(self, step: int) -> int:
+        """Which rewind decides for a step, counted from 1; 0 for none."""
+        return max((i for i, rewind in enumerate(self._rewinds, start=1) if rewind.to <= step), default=0)
+
+
+def write_record(
+    workdir: str, error: NonFiniteError, policy: str, batch: int, indices: np.ndarray, write: bool
+) -> str:
+    """<workdir>/nonfinite/step_N.json: what became of which step, and which pictures it saw; returns the path."""
+    path = os.path.join(workdir, RECORDS_FOLDER, f"step_{error.step:08d}.json")
+    record = {"step": error.step, "what": error.what, "policy": policy, "batch": batch, "indices": indices.tolist()}
+    if write:
+        with replace_file(path, "w") as file:
+            file.write(json.dumps(record) + "\n")
+    return path

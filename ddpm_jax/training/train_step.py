@@ -1,0 +1,177 @@
+"""The pure train step: uint8 images in, the next state and a few numbers out."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ddpm_jax.data.batch import Batch, images_and_labels, label_args
+from ddpm_jax.data.pixel_scale import to_model_scale
+from ddpm_jax.diffusion.losses import LossFn
+from ddpm_jax.diffusion.timestep_samplers import TimeSampler, make_time_sampler
+from ddpm_jax.training.global_norm import clip_by_global_norm, global_norm
+from ddpm_jax.training.train_state import StepFn, TrainState
+
+NUM_T_BINS = 4
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+
+
+def _random_flip(key: Key[Array, ""], x_0: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    """Mirrors each image left-right with probability 1/2."""
+    flip = jax.random.bernoulli(key, 0.5, (x_0.shape[0], 1, 1, 1))
+    return jnp.where(flip, x_0[:, :, ::-1, :], x_0)
+
+
+def _split_batch(array: Array, num_parts: int) -> Array:
+    """[B, ...] -> [num_parts, B/num_parts, ...]; part p is every num_parts-th row, so that a batch that is
+    spread over devices stays spread over them in every part."""
+    return array.reshape(-1, num_parts, *array.shape[1:]).swapaxes(0, 1)
+
+
+def _t_bins(
+    losses: Float[Array, "B"], weights: Float[Array, "B"], t: Int[Array, "B"], num_steps: int
+) -> Metrics:
+    """Sums of the loss and of the weights in quarters of 0..T-1; the host divides sums over many steps."""
+    # Sums, not products of matrices: a TPU rounds what goes into those to bfloat16.
+    which = jax.nn.one_hot(t * NUM_T_BINS // num_steps, NUM_T_BINS)  # [B, 4]
+    return {
+        "t_bin_sum": jnp.sum((weights * losses)[:, None] * which, axis=0),
+        "t_bin_count": jnp.sum(weights[:, None] * which, axis=0),
+    }
+
+
+def make_train_step(
+    model: nn.Module,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    ema_decay: StepFn,
+    time_sampler: TimeSampler | None = None,
+    flip: bool = False,
+    num_parts: int = 1,
+    clip_each_part: float = 0.0,
+    skip_nonfinite: bool = False,
+) -> TrainStep:
+    """train_step(state, batch, key_train) -> (state, metrics) (Ho et al. 2020, algorithm 1).
+
+    The batch is images, uint8 [B, H, W, C], or for a network with classes (images, labels int [B]).
+
+    Step n draws flips, t, eps and dropout from fold_in(key_train, n) for the whole batch at once, so that the
+    result does not depend on how many devices share the batch or into how many parts it is cut (dropout
+    alone has a key a part). Not jitted: the caller jits it with shardings and donates the state.
+
+    Args:
+      model: called as model.apply({"params": p}, x_t, t, train=True, rngs={"dropout": key}), with labels after t
+        where the batch has some.
+      loss_fn: of `diffusion.losses.make_loss_fn`.
+      num_steps: T.
+      ema_decay: update number -> the decay.
+      time_sampler: of t on 0..T-1; None for the uniform one. Its history is in the state.
+      flip: mirror each image with probability 1/2.
+      num_parts: gradient accumulation: the batch is taken in this many equal parts, one after another, and
+        their gradients are averaged.
+      clip_each_part: > 0 clips each part's own gradient to this global norm before averaging (what Ho et
+        al.'s code does on each replica).
+      skip_nonfinite: where the loss or the gradient is not finite, only the step is counted: parameters, EMA,
+        optimiser and history stay as they were.
+
+    Metrics: loss and its parts, grad_norm (of the averaged gradient, before the optimiser's clip), param_norm (of the
+    new parameters), t_bin_sum and t_bin_count [4]. Where t is not uniform, all but the norms are weighted so that they
+    estimate the mean over uniform t.
+    """
+    time_sampler = time_sampler or make_time_sampler("uniform", num_steps)
+
+    def part_loss(
+        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array, *labels: Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "B"]]]:
+        def model_fn(x_t: Array, t: Array) -> Array:
+            return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})
+
+        losses = loss_fn(model_fn, x_0=x_0, t=t, eps=eps)
+        return jnp.mean(weights * losses["loss"]), losses
+
+    def part_gradient(params: PyTree, *part: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
+        grads, losses = jax.grad(part_loss, has_aux=True)(params, *part)
+        if clip_each_part > 0:
+            clip = clip_by_global_norm(clip_each_part)
+            grads, _ = clip.update(grads, clip.init(params))
+        return grads, losses
+
+    def gradient(params: PyTree, key: Key[Array, ""], *batch: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
+        if num_parts == 1:
+            return part_gradient(params, key, *batch)
+
+        def add_part(total: PyTree, part: tuple) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
+            grads, losses = part_gradient(params, *part)
+            return jax.tree.map(jnp.add, total, grads), losses
+
+        keys = jax.random.split(key, num_parts)
+        parts = (keys, *(_split_batch(array, num_parts) for array in batch))
+        total, losses = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
+        # Back to the batch's own order, undoing _split_batch.
+        losses = jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(-1), losses)
+        return jax.tree.map(lambda g: g / num_parts, total), losses
+
+    def train_step(
+        state: TrainState, batch: Batch, key_train: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key_train, state.step)
+        key_flip, key_t, key_eps, key_dropout = jax.random.split(key, 4)
+        images, labels = images_and_labels(batch)
+        x_0 = to_model_scale(images)
+        if flip:
+            x_0 = _random_flip(key_flip, x_0)
+        t, weights = time_sampler.sample(state.t_history, key_t, x_0.shape[0])
+        eps = jax.random.normal(key_eps, x_0.shape)
+
+        grads, losses = gradient(state.params, key_dropout, x_0, t, weights, eps, *label_args(labels))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step)
+        ema_params = jax.tree.map(lambda ema, new: decay * ema + (1.0 - decay) * new, state.ema_params, params)
+        metrics = {
+            **{name: jnp.mean(weights * part) for name, part in losses.items()},
+            "grad_norm": global_norm(grads),
+            "param_norm": global_norm(params),
+            **_t_bins(losses["loss"], weights, t, num_steps),
+        }
+        t_history = time_sampler.update(state.t_history, t, losses["loss"])
+        new = TrainState(state.step + 1, params, ema_params, opt_state, t_history)
+        if skip_nonfinite:
+            is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            new = jax.tree.map(lambda now, before: jnp.where(is_finite, now, before), new, state)
+            new = new.replace(step=state.step + 1)
+        return new, metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model: nn.Module, loss_fn: LossFn, *, num_steps: int
+) -> Callable[[PyTree, Array, Array, Array], Array]:
+    """eval_step(params, batch, ids int32 [B], key) -> the loss of each image, [B]; batches as in `make_train_step`.
+
+    Image i has the same t and eps at every evaluation: t is the i-th of a stratified sequence over 0..T-1
+    (the golden ratio's), eps comes from fold_in(key, i). Numbers at different steps can be compared.
+    """
+
+    def eval_step(params: PyTree, batch: Batch, ids: Int[Array, "B"], key: Key[Array, ""]) -> Float[Array, "B"]:
+        images, labels = images_and_labels(batch)
+        x_0 = to_model_scale(images)
+        # frac(i * 0.618...) by whole numbers: float32 would lose its digits at large i.
+        golden = (ids.astype(jnp.uint32) + 1) * jnp.uint32(2654435769)
+        t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
+        eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x_0.shape[1:]))(ids)
+
+        def model_fn(x_t: Array, t: Array) -> Array:
+            return model.apply({"params": params}, x_t, t, *label_args(labels))
+
+        return loss_fn(model_fn, x_0=x_0, t=t, eps=eps)["loss"]
+
+    return eval_step

@@ -1,0 +1,63 @@
+"""The version of what a checkpoint holds, kept with each, and the way from every earlier version to this one.
+
+It lies in the item `config` beside the config itself, so that it is committed together with the arrays:
+{"config": "...", "format_version": 2, "written_by": {"ddpm_jax": "0.1.0", "jax": "0.10.2", ...}}.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+
+from ddpm_jax.runtime.errors import UserError
+
+# 1: the config alone, without a version. 2: with the version and what wrote it.
+FORMAT_VERSION = 2
+
+# Version -> what makes its item `config` that of the next version.
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {
+    1: lambda item: item | {"written_by": {}},
+}
+
+_LIBRARIES = ("ddpm_jax", "jax", "flax", "optax", "orbax-checkpoint")
+
+
+def config_item(config_json: str) -> dict:
+    """What is saved as the item `config`: the JSON text of a config, the version, and what wrote it."""
+    return {"config": config_json, "format_version": FORMAT_VERSION, "written_by": installed_versions()}
+
+
+def installed_versions() -> dict[str, str]:
+    """Library -> version, of those that a checkpoint depends on; for a person to read, nothing is decided by it."""
+    return {name: _version(name) for name in _LIBRARIES}
+
+
+def migrated(item: dict, where: str) -> dict:
+    """An item `config` of any version so far, as one of FORMAT_VERSION.
+
+    Args:
+      where: names the checkpoint in the message, such as "the checkpoint of step 8 in DIR".
+
+    Raises:
+      UserError: a later version.
+      ValueError: no item of any version.
+    """
+    version = item.get("format_version", 1)
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"its format_version is {version!r}")
+    if version > FORMAT_VERSION:
+        writer = item.get("written_by", {}).get("ddpm_jax", "a later one")
+        raise UserError(
+            f"{where} has format {version}, written by ddpm_jax {writer}; this ddpm_jax "
+            f"{_version('ddpm_jax')} reads formats 1 to {FORMAT_VERSION}: upgrade ddpm_jax"
+        )
+    for earlier in range(version, FORMAT_VERSION):
+        item = MIGRATIONS[earlier](item)
+    if not isinstance(item.get("config"), str):
+        raise ValueError("its config is not text")
+    return item
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # such as a ddpm_jax that runs from its source folder

@@ -1,0 +1,85 @@
+"""The sizes and digests of a checkpoint's files: Orbax itself does not notice a flipped bit.
+
+A manifest is <workdir>/checkpoints/<step>/manifest.json. It lies in the folder of its step, so that whatever
+deletes, moves or copies the step takes it along, and Orbax, for which only folders are items, passes it over.
+It is written after the step is committed: a process that ends in between leaves a step without one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddpm_jax.runtime.atomic_files import replace_file
+
+MANIFEST = "manifest.json"
+ALGORITHM = "blake2b-128"  # about as fast on every processor, where SHA-256 leans on instructions that some lack
+_CHUNK_BYTES = 1 << 20
+
+
+class DamagedError(ValueError):
+    """Names the file of a checkpoint that is not what was written, and what is wrong with it."""
+
+
+def write_manifest(step_folder: str | os.PathLike) -> None:
+    """Writes the manifest of a committed step, whole or not at all."""
+    root = Path(step_folder)
+    # At the top, hidden names are of files being written.
+    paths = sorted(path for path in root.glob("[!.]*/**/*") if path.is_file())
+    paths += sorted(path for path in root.glob("[!.]*") if path.is_file() and path.name != MANIFEST)
+    files = {path.relative_to(root).as_posix(): [path.stat().st_size, file_digest(path)] for path in paths}
+    with replace_file(root / MANIFEST, "w") as file:
+        json.dump({"algorithm": ALGORITHM, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())  # an empty manifest after a power cut would condemn a good checkpoint
+
+
+def verify(step_folder: str | os.PathLike, items: Sequence[str]) -> bool:
+    """Compares the files of some items, and those that belong to no item, with the manifest.
+
+    Returns:
+      False where the step has no manifest: nothing was compared.
+
+    Raises:
+      DamagedError: the first difference, or a manifest that cannot be read.
+      OSError: a file that cannot be read.
+    """
+    root = Path(step_folder)
+    if not (root / MANIFEST).is_file():
+        return False
+    for name, (size, digest) in _read(root / MANIFEST).items():
+        folder, _, rest = name.partition("/")
+        if rest and folder not in items:
+            continue
+        path = root / name
+        if not path.is_file():
+            raise DamagedError(f"{name} is missing")
+        if path.stat().st_size != size:
+            raise DamagedError(f"{name} has {path.stat().st_size} bytes instead of {size}")
+        if file_digest(path) != digest:
+            raise DamagedError(f"{name} has another {ALGORITHM} digest than when it was saved")
+    return True
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """The blake2b digest of a file, of 128 bits, in hexadecimal; of any size in little memory."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, tuple[int, str]]:
+    """name -> (bytes, digest)."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        if manifest["algorithm"] != ALGORITHM:
+            raise DamagedError(f"its algorithm is {manifest['algorithm']!r}, not {ALGORITHM!r}")
+        files = {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
+        if not files:
+            raise DamagedError("it lists no file")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path.name} is damaged: {type(error).__name__}: {error}") from error
+    return files

@@ -1,0 +1,166 @@
+"""One checkpoint read back from disk, and the newest one that can be where some are damaged.
+
+Layout: see `ddpm_jax.workdir.checkpoints`.
+"""
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.workdir.checkpoint_format import migrated
+from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, DamagedError, verify
+from ddpm_jax.workdir.orbax_logging import drop_late_callbacks
+
+_NO_ARRAYS = ("config", "metrics")  # the items that are JSON
+
+# What Orbax raises for truncated, missing or foreign files, as found by damaging checkpoints.
+_DAMAGE = (ValueError, KeyError, TypeError, OSError)
+_MAX_BYTES = 512  # of a message that goes from process to process
+
+
+class CheckpointReader:
+    """Reads the checkpoints below one folder; remembers which it has warned of.
+
+    Args:
+      directory: the folder `checkpoints` of a workdir, absolute.
+    """
+
+    def __init__(self, directory: str):
+        self.directory = directory
+        self._warned: set[int] = set()  # steps
+        self._noted: set[int] = set()
+
+    def items(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+        """Some items of a step, on the devices of their targets, by name."""
+        self._checked_config(step, tuple(targets))
+        return self._restore(step, targets)
+
+    def arrays(self, step: int, item: str) -> Any:
+        """The NumPy tree of one item of a step."""
+        self._checked_config(step, (item,))
+        # NumPy targets of the saved shapes: without them Orbax wants the devices of the training run back.
+        # For all items, since Orbax warns of those that it has no handler for.
+        items = [path.name for path in (Path(self.directory) / str(step)).iterdir() if path.is_dir()]
+        handlers = {name: ocp.StandardCheckpointHandler() for name in {item, *items} - set(_NO_ARRAYS)}
+        with self._manager(item_handlers=handlers | {"config": ocp.JsonCheckpointHandler()}) as manager:
+            saved = manager.item_metadata(step)[item]
+        if saved is None:
+            raise FileNotFoundError(f"{item} is missing or has lost its metadata")
+        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved.tree)
+        return self._restore(step, {item: target})[item]
+
+    def config(self, step: int) -> str:
+        """The JSON text of the config of a step."""
+        return self._checked_config(step, ())
+
+    def one_of(self, steps: Sequence[int], step: int, read: Callable[[int], Any]) -> Any:
+        """`read(step)`; raises UserError where that is none of `steps`, or damaged."""
+        if step not in steps:
+            raise UserError(f"--step must be one of {steps}; got {step}")
+        try:
+            return read(step)
+        except UserError:
+            raise
+        except _DAMAGE as error:
+            raise UserError(f"{self._damaged(step, error)}; use another --step of {steps}") from error
+
+    def newest(self, steps: Sequence[int], read: Callable[[int], Any]) -> tuple[int, Any]:
+        """(step, read(step)) of the newest of the rising `steps` that can be read, with a warning for each other.
+
+        Raises:
+          UserError: none can.
+        """
+        for step in reversed(steps):
+            try:
+                return step, read(step)
+            except UserError:  # a later format: no damage, and an earlier step would lose work
+                raise
+            except _DAMAGE as error:
+                last = error
+                if step not in self._warned:
+                    print(f"warning: {self._damaged(step, error)}; trying the one before", file=sys.stderr, flush=True)
+                self._warned.add(step)
+        raise UserError(
+            f"no readable checkpoint in {self.directory}: none of {steps} can be read; restore the folder "
+            "from a copy, or train in another --workdir"
+        ) from last
+
+    def _restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+        drop_late_callbacks()
+        # A manager of its own: one that has saved or read an item with one kind of args refuses another kind.
+        with self._manager() as manager:
+            args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+            return dict(manager.restore(step, args=ocp.args.Composite(**args)))
+
+    def _checked_config(self, step: int, items: tuple[str, ...]) -> str:
+        """The JSON text of a step's config, after comparing it and the files of `items` with the manifest.
+
+        Raises:
+          UserError: a format of a later ddpm_jax.
+          DamagedError: a file is not what was written, or the config cannot be read: a step without one is of
+            no use.
+        """
+        folder = Path(self.directory) / str(step)
+        compared = _on_the_first_process(lambda: verify(folder, (*items, "config")))
+        try:
+            item = json.loads((folder / "config" / "metadata").read_bytes())
+            has_version = "format_version" in item
+            config = migrated(item, self._name(step))["config"]
+        except UserError:
+            raise
+        except (OSError, ValueError, AttributeError) as error:
+            raise DamagedError(f"its config: {error}") from error
+        if compared is False and has_version and step not in self._noted:  # earlier checkpoints never had one
+            print(f"note: {self._name(step)} has no {MANIFEST}: it is read as it is", file=sys.stderr, flush=True)
+            self._noted.add(step)
+        return config
+
+    def _manager(self, **kwargs: Any) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(create=False), **kwargs)
+
+    def _damaged(self, step: int, error: Exception) -> str:
+        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return f"{self._name(step)} cannot be read ({first_line})"
+
+    def _name(self, step: int) -> str:
+        return f"the checkpoint of step {step} in {self.directory}"
+
+
+def _on_the_first_process(check: Callable[[], bool]) -> bool | None:
+    """`check()` on process 0, None on the others; its error on all: else some would read and some fall back."""
+    error, result = None, None
+    if jax.process_index() == 0:
+        try:
+            result = check()
+        except (DamagedError, OSError) as raised:
+            error = raised
+    if jax.process_count() > 1:
+        text = np.frombuffer(str(error or "").encode()[:_MAX_BYTES].ljust(_MAX_BYTES), np.uint8)
+        text = bytes(multihost_utils.broadcast_one_to_all(text)).decode(errors="replace").strip()
+        error = DamagedError(text) if text else None
+    if error is not None:
+        raise error
+    return result
+
+
+def check_metrics(directory: str) -> None:
+    """Raises UserError for metrics that are no JSON: Orbax would not open the folder at all."""
+    for path in sorted(glob.glob(os.path.join(directory, "*", "metrics", "metrics"))):
+        try:
+            with open(path, encoding="utf-8") as file:
+                json.load(file)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}): delete the folder {os.path.dirname(path)}, which only says "
+                "which checkpoint is best"
+            ) from error

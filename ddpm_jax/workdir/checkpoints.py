@@ -1,0 +1,260 @@
+"""Checkpoints by Orbax: the fields of a train state and the config of a step as separate items.
+
+Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and whatever other fields the state has;
+beside them manifest.json, the digests of all these files. The newest and the best are kept.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from ddpm_jax.runtime import multi_host
+from ddpm_jax.runtime.disk_space import MARGIN_BYTES, check_room, folder_bytes, full_error, is_full
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.workdir.checkpoint_format import config_item
+from ddpm_jax.workdir.checkpoint_manifest import write_manifest
+from ddpm_jax.workdir.checkpoint_reader import CheckpointReader, check_metrics
+from ddpm_jax.workdir.lock import WorkdirLock
+from ddpm_jax.workdir.orbax_logging import keep_orbax_quiet, wait_for_threads
+from ddpm_jax.workdir.unfinished_files import delete_leftovers, move_aside
+
+BEST_METRIC = "eval_loss"
+
+
+class State(Protocol):
+    """A `flax.struct.dataclass`: its step, and trees of arrays by name, each an item; None is no item."""
+
+    step: jax.Array
+
+    def replace(self, **fields: Any) -> "State":
+        """A copy with other fields."""
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      workdir: holds, or will hold, the folder `checkpoints`.
+      keep: the number of newest checkpoints that stay; the one with the lowest eval loss stays too.
+      create: for writing: make the folder where it is missing, lock the workdir until `close`, and delete what an
+        earlier process left unfinished. False for reading, which changes nothing and needs no lock.
+
+    Raises:
+      UserError: another run trains in the workdir, or the metrics of a checkpoint are damaged.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 2, create: bool = False):
+        # Orbax reports a relative path only later, from its background thread.
+        self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+        self._manager = None
+        self._reader = CheckpointReader(self.directory)
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifest")
+        self._manifest: Future | None = None  # of the last save
+        self._lock = None
+        if create:
+            os.makedirs(self.directory, exist_ok=True)
+            self._lock = WorkdirLock(os.path.dirname(self.directory))  # before another run's work is cleared away
+        try:
+            self._open(keep, create)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, keep: int, create: bool) -> None:
+        if create:
+            delete_leftovers(os.path.dirname(self.directory))
+        if os.path.isdir(self.directory):
+            check_metrics(self.directory)
+            self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
+
+    def steps(self) -> list[int]:
+        """The steps that were saved completely, rising."""
+        return sorted(self._manager.all_steps()) if self._manager else []
+
+    def best_step(self) -> int | None:
+        """The step with the lowest eval loss, or None where there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints, but no eval loss was measured.
+        """
+        if not self.steps():
+            return None
+        step = self._manager.best_step()
+        if step is None or not self._manager.metrics(step):
+            raise UserError(
+                f"no checkpoint in {self.directory} has an eval loss to be the best by (data.eval_split was ''): "
+                "take the newest, or one of "
+                f"{self.steps()}"
+            )
+        return step
+
+    def save(self, state: State, config_json: str, metrics: dict[str, float] | None = None) -> None:
+        """Starts saving `state` under its step, in the background.
+
+        Args:
+          config_json: of `experiment.config_files.config_to_json`, kept with the arrays so that no flag can mismatch.
+          metrics: of the step; "eval_loss" decides which is best.
+
+        Raises:
+          UserError: this step or a later one is there already.
+          DiskFullError: there is no room for it, or there was none for the one before.
+        """
+        keep_orbax_quiet()
+        self._finish()
+        self.check_room(state)
+        step = int(state.step)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items_of(state).items()}
+        items["config"] = ocp.args.JsonSave(config_item(config_json))
+        with self._full_disk_named():
+            saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        if not saved:
+            raise UserError(
+                f"step {step} was not saved: {self.directory} holds step {self.steps()[-1]} already; "
+                "use a new --workdir"
+            )
+        if multi_host.is_first():
+            self._manifest = self._background.submit(self._write_manifest, step)
+
+    def check_room(self, state: State) -> None:
+        """Raises DiskFullError where the disk has no room for a checkpoint of `state`: arrays, or their shapes."""
+        arrays = jax.tree.leaves(_items_of(state))
+        # Compressed they are somewhat smaller: random numbers in float32 by 8 percent.
+        num_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays)
+        last = self._last()
+        if last is not None:
+            num_bytes = max(num_bytes, folder_bytes(os.path.join(self.directory, str(last))))
+        check_room(self.directory, num_bytes + MARGIN_BYTES, self._next())
+
+    def _write_manifest(self, step: int) -> None:
+        self._manager.wait_until_finished()  # on process 0 alone: it commits when all processes are done
+        write_manifest(os.path.join(self.directory, str(step)))
+
+    def restore_state(self, abstract: State) -> State | None:
+        """The newest readable state, or None where nothing was saved, for training on from there.
+
+        Newer checkpoints that cannot be read are moved into <workdir>/damaged_checkpoints, with a warning: their
+        steps will be taken and saved again.
+
+        Args:
+          abstract: `jax.ShapeDtypeStruct`s with the shardings wanted.
+
+        Raises:
+          UserError: checkpoints are there but none can be read.
+        """
+        targets = _items_of(abstract)
+
+        def read(step: int) -> State:
+            arrays = self._reader.items(step, targets)
+            return abstract.replace(step=jax.device_put(np.int32(step), abstract.step.sharding), **arrays)
+
+        if not self.steps():
+            return None
+        step, state = self._reader.newest(self.steps(), read)
+        self._move_aside([later for later in self.steps() if later > step])
+        return state
+
+    def restore_params(self, item: str, step: int | None = None) -> tuple[int, dict]:
+        """(step, the NumPy tree of one item), for sampling on any number of devices.
+
+        Args:
+          item: "ema_params" or "params".
+          step: None for the newest readable one.
+
+        Raises:
+          UserError: no checkpoint, not that step, or a damaged one.
+        """
+        return self._read(step, lambda step: self._reader.arrays(step, item))
+
+    def restore_config(self, step: int | None = None) -> tuple[int, str]:
+        """(step, the JSON text of its config); raises like `restore_params`."""
+        return self._read(step, self._reader.config)
+
+    def wait(self) -> None:
+        """Blocks until the save in the background is committed and has its manifest; raises what went wrong."""
+        self._finish()
+
+    def _finish(self) -> None:
+        manifest, self._manifest = self._manifest, None
+        with self._full_disk_named():
+            if self._manager:
+                self._manager.wait_until_finished()
+            if manifest:
+                manifest.result()
+
+    def close(self) -> None:
+        """Waits, then releases the threads and the lock."""
+        try:
+            self._finish()
+        finally:
+            self._background.shutdown()
+            try:
+                if self._manager:
+                    self._manager.close()
+            finally:
+                if self._lock:
+                    wait_for_threads()
+                    delete_leftovers(os.path.dirname(self.directory))
+                    self._lock.release()
+
+    @contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        """Makes what Orbax raises on a full disk a DiskFullError."""
+        try:
+            yield
+        except Exception as error:
+            if not is_full(error):
+                raise
+            raise full_error(self.directory, f"{self._next()} could not be saved") from error
+
+    def _last(self) -> int | None:
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def _next(self) -> str:
+        return "the first checkpoint" if self._last() is None else f"the checkpoint after step {self._last()}"
+
+    def _read(self, step: int | None, read: Callable[[int], Any]) -> tuple[int, Any]:
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no checkpoint in {self.directory}: train first, or give another --workdir")
+        if step is None:
+            return self._reader.newest(steps, read)
+        return step, self._reader.one_of(steps, step, read)
+
+    def _move_aside(self, steps: list[int]) -> None:
+        """Orbax would neither replace a checkpoint of these steps nor save one of an earlier step."""
+        if not steps:
+            return
+        if multi_host.is_first():
+            move_aside(self.directory, steps)
+        multi_host.barrier("damaged checkpoints are moved aside")
+        self._manager.reload()
+
+
+def _items_of(state: State) -> dict[str, Any]:
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in fields.items() if name != "step" and tree is not None}
+
+
+def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:
+    def lowest(metrics: dict) -> float:
+        return metrics[BEST_METRIC]
+
+    return ocp.CheckpointManagerOptions(
+        create=create,
+        # Not best_fn with max_to_keep: that deletes the newest checkpoint where it is not among the best.
+        # Those without an eval loss are no best ones: by default BestN keeps them all, until the disk is full.
+        preservation_policy=AnyPreservationPolicy(
+            [LatestN(keep), BestN(get_metric_fn=lowest, reverse=True, n=1, keep_checkpoints_without_metrics=False)]
+        ),
+        best_fn=lowest,
+        best_mode="min",
+    )

@@ -1,0 +1,39 @@
+"""What a workdir must be rid of: what a killed process was making, and damaged checkpoints."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddpm_jax.runtime import multi_host
+
+# Of Orbax, and of `replace_file`: names before they are the final ones. Only what training itself writes, since
+# others may be writing into the workdir meanwhile.
+_FOLDERS = "checkpoints/*.orbax-checkpoint-tmp*"
+_FILES = (".rewinds.json.*.part", "nonfinite/.step_*.part", ".wandb_id.*.part", ".config.json.*.part",
+          ".metrics.jsonl.*.part", "checkpoints/*/.manifest.json.*.part",
+          "samples/.step_*.part", "samples/.final_*.part", "samples/.denoising.*.part")  # fmt: skip
+
+
+def delete_leftovers(workdir: str | os.PathLike) -> None:
+    """Deletes what was in the making, on process 0; only under the workdir's lock, and while nothing is saved."""
+    if not multi_host.is_first():
+        return
+    for path in Path(workdir).glob(_FOLDERS):
+        # A thread of a save that failed may still be at work in it; the next start deletes what stays.
+        shutil.rmtree(path, ignore_errors=True)
+    for pattern in _FILES:
+        for path in Path(workdir).glob(pattern):
+            path.unlink()
+
+
+def move_aside(directory: str, steps: Sequence[int]) -> None:
+    """Moves damaged checkpoints out of the folder `checkpoints` into damaged_checkpoints beside it, and says so."""
+    folder = os.path.join(os.path.dirname(directory), "damaged_checkpoints")
+    os.makedirs(folder, exist_ok=True)
+    for step in steps:
+        taken = sum(name.split("_")[0] == str(step) for name in os.listdir(folder))
+        name = f"{step}_{taken}" if taken else str(step)
+        shutil.move(os.path.join(directory, str(step)), os.path.join(folder, name))
+    print(f"warning: moved the unreadable {steps} to {folder}", file=sys.stderr, flush=True)
