@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from roofline import equations
 
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import config_checks, model_factory
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.models.unet import init_params
 from ddpm_jax.runtime.compilation import compiler_options
@@ -47,7 +47,7 @@ class Kind(NamedTuple):
 def kinds_of(experiment: str, batch_size: int) -> dict[Kind, int]:
     """The convolutions of an experiment's network, and how many there are of each kind."""
     config = load_config(experiment)
-    model, shape = model_factory.build_model(config), model_factory.image_shape_of(config)
+    model, shape = model_factory.build_model(config), config_checks.image_shape_of(config)
     params = jax.eval_shape(lambda key: init_params(model, key, shape), jax.random.key(0))
     x_t, t = jnp.zeros((batch_size, *shape)), jnp.zeros(batch_size, jnp.int32)
     program = jax.make_jaxpr(lambda params, x_t: model.apply({"params": params}, x_t, t))(params, x_t)

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data.pixel_scale import to_model_scale
+from ddpm_jax.data.batch import to_model_scale
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.samplers import ddim_inversion_table
-from ddpm_jax.diffusion.samplers.table import ddim_table, walk
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
+from ddpm_jax.diffusion.samplers.sampling_loop import walk
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.experiment.trained_run import open_run
 from ddpm_jax.runtime.compilation import compiler_options
 
@@ -35,7 +36,7 @@ def main() -> int:
     trained = open_run(args.workdir)
     config, model = trained.config, model_factory.build_model(trained.config)
     schedule = model_factory.build_schedule(config)
-    source = model_factory.build_source(config, config.data.eval_split or config.data.split)
+    source = data_factory.build_source(config, config.data.eval_split or config.data.split)
     x_0 = to_model_scale(jnp.asarray(source.load(np.arange(min(args.num_images, len(source))))))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # no noise is drawn: sigma = 0 in every row
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ddpm_jax.evaluation.elbo_bits_per_dim import build_bits_per_dim
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.trained_run import Run, open_run
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.image_files import save_npz
@@ -72,7 +72,7 @@ def main() -> int:
             bits.append(measure.measure(params).summary()["total"][0])
             images = samples_of(trained, params, mesh, args.num_samples)
             save_npz(workdir / f"samples_{trained.config.diffusion.variance}.npz", images)
-            real = model_factory.build_source(trained.config, args.reference)
+            real = data_factory.build_source(trained.config, args.reference)
             real = real.load(np.arange(min(len(real), 10_000)))
             distances.append(frechet_from_features(to_features(real), to_features(images)))
             print(f"{workdir}: {bits[-1]:.3f} bits/dim, Frechet distance {distances[-1]:.4f}", file=sys.stderr)
@@ -86,7 +86,7 @@ def samples_of(trained: Run, params: dict, mesh: jax.sharding.Mesh, num_samples:
     """uint8 [N, H, W, C] by the run's sampler."""
     config, schedule = trained.config, model_factory.build_schedule(trained.config)
     table, model = sampler_factory.build_table(config, schedule), model_factory.build_model(config)
-    generator = model_factory.build_generator(config, schedule, table, model, mesh)
+    generator = sampler_factory.build_generator(config, schedule, table, model, mesh)
     return generator.generate(params, seed=0, num_samples=num_samples)
 
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.trained_run import open_run
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.devices import make_mesh, replicated
@@ -66,7 +66,7 @@ def main() -> int:
     config, mesh = trained.config, make_mesh()
     params = jax.device_put(trained.params, replicated(mesh))
     schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
-    source = model_factory.build_source(config, args.split or config.data.split)
+    source = data_factory.build_source(config, args.split or config.data.split)
     real = features(source.load(np.arange(len(source))))
     facts = {"step": trained.step, "num_samples": args.num_samples, "seed": args.seed, "num_real": len(real)}
     path = os.path.join(args.workdir, "sampler_table.json")
@@ -95,7 +95,7 @@ def main() -> int:
                     print(f"{key}: {error}", file=sys.stderr)
                     row.append("-")
                     continue
-                generator = model_factory.build_generator(config, schedule, table, model, mesh)
+                generator = sampler_factory.build_generator(config, schedule, table, model, mesh)
                 start = time.monotonic()
                 images = generator.generate(params, seed=args.seed, num_samples=args.num_samples)
                 cells[key] = {

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from ddpm_jax.benchmarking.power_law import PowerLaw, fit_power_law
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import config_checks, sampler_factory
 from ddpm_jax.experiment.build import Parts, build_parts
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import lower_step, step_memory, train_step_flops
@@ -135,7 +135,7 @@ def _memory(parts: Parts) -> int:
 def training(parts: Parts) -> Callable[[], None]:
     """A function that trains for one step."""
     config = parts.config
-    shape = (config.train.batch_size, *model_factory.image_shape_of(config))
+    shape = (config.train.batch_size, *config_checks.image_shape_of(config))
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     step, held = lower_step(parts).compile(), [parts.fresh_state()]
 
@@ -149,7 +149,7 @@ def training(parts: Parts) -> Callable[[], None]:
 def sampling(parts: Parts, num_samples: int) -> Callable[[], None]:
     """A function that draws so many samples from a network that is not trained."""
     table = sampler_factory.build_table(parts.config, parts.schedule)
-    generator = model_factory.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
+    generator = sampler_factory.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
     params = parts.fresh_state().params
     return lambda: generator.generate(params, seed=0, num_samples=num_samples)
 

@@ -4,7 +4,7 @@ The pure core: a schedule, a network, a loss, a train step, a sampler's table. W
 `ddpm_jax.experiment.training`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.workdir.checkpoints`.
 """
 
-from ddpm_jax.data.pixel_scale import to_model_scale, to_uint8
+from ddpm_jax.data.batch import to_model_scale, to_uint8
 from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser, p_log_var
 from ddpm_jax.diffusion.forward_process import (
     eps_from_x_0,
@@ -28,13 +28,17 @@ from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
-from ddpm_jax.diffusion.samplers.table import SamplerTable, ancestral_table, ddim_table, initial_noise, p_sample, walk
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
+from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise, p_sample, walk
+from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
 from ddpm_jax.diffusion.timestep_samplers import make_time_sampler
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced, spaced_steps
 from ddpm_jax.models.unet import UNet, init_params, num_params
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.train_state import TrainState, init_state, make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import make_train_step
 
 __all__ = [

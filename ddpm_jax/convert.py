@@ -141,7 +141,8 @@ def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str,
 
 def _description(name: str, config: Any, imported: Any) -> list[str]:
     """What was imported, for a person to compare with what they expected."""
-    from ddpm_jax.experiment.model_factory import build_schedule, image_shape_of
+    from ddpm_jax.experiment.config_checks import image_shape_of
+    from ddpm_jax.experiment.model_factory import build_schedule
     from ddpm_jax.experiment.sampler_factory import build_table
     from ddpm_jax.models.unet import num_params
 

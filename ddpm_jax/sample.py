@@ -64,7 +64,7 @@ def _sample(args: argparse.Namespace) -> None:
     table = sampler_factory.build_table(config, schedule)
     model = model_factory.build_model(config)
     model_factory.check_params(config, model, trained.params)
-    generator = model_factory.build_generator(config, schedule, table, model, mesh)
+    generator = sampler_factory.build_generator(config, schedule, table, model, mesh)
 
     is_first = multi_host.is_first()
     if is_first:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ddpm_jax.diffusion.denoiser import PREDICTIONS, VARIANCES
 from ddpm_jax.diffusion.losses import LOSSES
 from ddpm_jax.diffusion.schedules import SCHEDULES
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import data_factory, sampler_factory
 from ddpm_jax.experiment.build import build_parts
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import flatten
@@ -68,9 +68,9 @@ def build(overrides):
     """All that a run builds before its first compilation; the config and its parts."""
     config = load_config("digits", overrides)
     parts = build_parts(config)
-    model_factory.build_source(config, config.data.split)
+    data_factory.build_source(config, config.data.split)
     if config.data.eval_split:
-        model_factory.build_source(config, config.data.eval_split, "data.eval_split")
+        data_factory.build_source(config, config.data.eval_split, "data.eval_split")
     sampler_factory.build_table(config, parts.schedule)
     return config, parts
 

@@ -14,17 +14,19 @@ from ddpm_jax.data import BatchLoader, batch_indices, make_source
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.losses import make_loss_fn
-from ddpm_jax.diffusion.samplers.table import ancestral_table
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim
 from ddpm_jax.evaluation.ode_bits_per_dim import OdeBits
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import data_factory, sampler_factory
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.train_state import init_state, make_ema_decay
-from ddpm_jax.training.train_step import make_eval_step, make_train_step
+from ddpm_jax.training.eval_loss import make_eval_step
+from ddpm_jax.training.optimizer import make_ema_decay
+from ddpm_jax.training.train_state import init_state
+from ddpm_jax.training.train_step import make_train_step
 
 T = 20
 SCHEDULE = make_schedule("cosine", num_steps=T)
@@ -164,11 +166,11 @@ def test_a_class_that_is_none(run_with_classes, tmp_path, sample_main, capsys, c
 
 def test_errors(tiny_config, tmp_path):
     with pytest.raises(UserError, match=r"sample.classes=\(3,\) is for a network with classes; the run has "):
-        model_factory.sampled_classes(tiny_config("sample.classes=3"))
+        sampler_factory.sampled_classes(tiny_config("sample.classes=3"))
     with pytest.raises(UserError, match="num_classes must be above every label; got 5 for the labels 0..9 of digits"):
-        model_factory.build_source(tiny_config("model.num_classes=5"), "train")
+        data_factory.build_source(tiny_config("model.num_classes=5"), "train")
     np.save(tmp_path / "images.npy", IMAGES.repeat(4, 1).repeat(4, 2))
     with pytest.raises(UserError, match="model.num_classes=10 needs a label for every picture, and array 'train' has"):
-        model_factory.build_source(
+        data_factory.build_source(
             tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'images.npy'}"), "train"
         )

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from ddpm_jax.experiment.build import build_parts
-from ddpm_jax.experiment.config_files import load_config, packaged_experiments
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.packaged_configs import packaged_experiments
 from ddpm_jax.models.unet import num_params
 
 COUNTS = {

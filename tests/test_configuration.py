@@ -10,14 +10,11 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 import ddpm_jax
-from ddpm_jax.experiment import config_files, config_overrides
-from ddpm_jax.experiment.config_files import (
-    check_same_run,
-    config_from_json,
-    config_to_json,
-    load_config,
-    with_defaults,
-)
+from ddpm_jax.experiment import config_files, config_overrides, packaged_configs
+from ddpm_jax.experiment.config_changes import check_same_run
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.config_json import config_from_json, config_to_json
+from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.runtime.errors import UserError
 
 EXPERIMENT = """
@@ -117,7 +114,7 @@ def test_configs_are_importable_without_installing(monkeypatch):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.delattr(ddpm_jax, "configs", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda key: None if key == name else found(key))
-    assert "digits" in config_files.packaged_experiments()
+    assert "digits" in packaged_configs.packaged_experiments()
     import ddpm_jax.configs as configs
 
     assert list(configs.__path__) == [str(folder)]
@@ -132,7 +129,7 @@ def test_missing_packaged_experiments(monkeypatch, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", config_files.packaged_experiments())
+@pytest.mark.parametrize("name", packaged_configs.packaged_experiments())
 def test_packaged_experiments_load_and_survive_json(name):
     config = load_config(name)
     assert config.is_locked

@@ -16,7 +16,7 @@ from diffusers_folders import SCHEDULER, UNET, write_folder
 from PIL import Image
 
 from ddpm_jax import convert, evaluate, train
-from ddpm_jax.experiment import config_files, trained_run, training
+from ddpm_jax.experiment import config_files, config_json, trained_run, training
 from ddpm_jax.interchange import diffusers, ho_et_al, imported_workdir, openai
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir import checkpoints
@@ -71,7 +71,7 @@ def test_an_import_is_a_workdir_at_step_0(folder, imported_run):
         run = trained_run.open_run(str(imported_run), weights=weights)
         assert run.step == 0
         jax.tree.map(np.testing.assert_array_equal, run.params, imported.params)
-    saved = config_files.config_from_json((imported_run / "config.json").read_text())
+    saved = config_json.config_from_json((imported_run / "config.json").read_text())
     assert saved == run.config and sorted(os.listdir(imported_run)) == ["checkpoints", "config.json"]
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.training.train_step import make_eval_step
+from ddpm_jax.training.eval_loss import make_eval_step
 
 T = 20
 

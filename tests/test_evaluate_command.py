@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import evaluate
-from ddpm_jax.data.pixel_scale import to_model_scale
+from ddpm_jax.data.batch import to_model_scale
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.likelihood import bits_per_dim
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
@@ -17,7 +17,7 @@ from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import schedule_from_betas
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim, build_bits_per_dim
 from ddpm_jax.evaluation.ode_bits_per_dim import build_ode_bits
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.trained_run import open_run
 from ddpm_jax.runtime.devices import make_mesh
 
@@ -33,7 +33,7 @@ def whole_set(trained, num_images, *, clip_x_0):
     """(schedule, denoise_fn, x_0) of the first test pictures."""
     config = trained.config
     schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
-    images = model_factory.build_source(config, "test").load(np.arange(num_images))
+    images = data_factory.build_source(config, "test").load(np.arange(num_images))
     denoise_fn = make_denoiser(
         schedule, lambda x_t, t: model.apply({"params": trained.params}, x_t, t), clip_x_0=clip_x_0
     )
@@ -147,7 +147,7 @@ def test_the_pictures_end_in_the_original_and_in_the_sample(trained):
 
     config = trained.config
     progressive = build_progressive(config, make_mesh(2))
-    images = model_factory.build_source(config, "test").load(np.arange(3))
+    images = data_factory.build_source(config, "test").load(np.arange(3))
     t, frames = progressive.decode(trained.params, images, seed=0, num_moments=4)
     np.testing.assert_array_equal(t, [19, 13, 6, 0])
     assert frames.shape == (4, *images.shape)
@@ -158,7 +158,7 @@ def test_the_pictures_end_in_the_original_and_in_the_sample(trained):
 
     table = sampler_factory.build_table(config, model_factory.build_schedule(config))
     model = model_factory.build_model(config)
-    generator = model_factory.build_generator(config, model_factory.build_schedule(config), table, model, make_mesh(1))
+    generator = sampler_factory.build_generator(config, model_factory.build_schedule(config), table, model, make_mesh(1))
     samples = generator.generate(trained.params, seed=4, num_samples=3)
     t, frames = progressive.generate(trained.params, seed=4, num_samples=3, num_moments=5)
     np.testing.assert_array_equal(t, [19, 15, 11, 7, 3, -1])

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.data.pixel_scale import to_uint8
+from ddpm_jax.data.batch import to_uint8
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.rng import seed_keys
-from ddpm_jax.diffusion.samplers.table import ancestral_table, p_sample
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.sampling_loop import p_sample
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.runtime.devices import make_mesh

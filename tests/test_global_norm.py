@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.training.global_norm import clip_by_global_norm, global_norm
+from ddpm_jax.training.optimizer import clip_by_global_norm, global_norm
 
 
 @pytest.fixture(scope="module")

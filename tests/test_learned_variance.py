@@ -10,7 +10,8 @@ from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, VARIANCES, make_denoi
 from ddpm_jax.diffusion.likelihood import bits_per_dim
 from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
-from ddpm_jax.diffusion.samplers.table import ancestral_table, p_sample, walk
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.sampling_loop import p_sample, walk
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import respaced, spaced_steps
 

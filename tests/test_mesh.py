@@ -5,9 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import sampler_factory
 from ddpm_jax.experiment.build import build_parts
-from ddpm_jax.experiment.config_files import config_to_json
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.runtime.devices import batch_sharded, local_mesh, make_mesh, state_sharded
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -79,7 +79,7 @@ def test_samples_of_cut_parameters(trained):
     for devices, fsdp in ((1, 1), (8, 8)):
         parts, _, _ = trained(devices, fsdp)
         table = sampler_factory.build_preview_table(parts.config, parts.schedule)
-        generator = model_factory.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
+        generator = sampler_factory.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
         # The same weights on both: of one device, moved onto the other mesh.
         params = jax.device_put(jax.device_get(trained(1, 1)[2].ema_params), parts.state_sharding.params)
         pictures.append(generator.generate(params, seed=0, num_samples=8).astype(int))

@@ -10,9 +10,9 @@ import pytest
 
 from ddpm_jax.data import batch_indices
 from ddpm_jax.data.image_source import load_rows
-from ddpm_jax.experiment import model_factory, program_costs
+from ddpm_jax.experiment import data_factory, program_costs
 from ddpm_jax.experiment.build import Parts, build_parts
-from ddpm_jax.experiment.config_files import config_to_json
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.trainer import TrainingRun
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.devices import put_batch
@@ -24,7 +24,7 @@ from ddpm_jax.workdir.checkpoints import Checkpoints
 
 def batch_of(config, number):
     """(indices, pictures) of a batch of the run."""
-    source = model_factory.build_source(config, config.data.split)
+    source = data_factory.build_source(config, config.data.split)
     train_config = config.train
     indices = batch_indices(
         seed=train_config.seed, step=number, batch_size=train_config.batch_size, num_examples=len(source)

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.experiment.model_factory import build_model, image_shape_of
+from ddpm_jax.experiment.model_factory import build_model
 from ddpm_jax.interchange.openai import MODELS, REFUSED, openai_matches, read_openai, read_openai_as
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes, tensors_from
 from ddpm_jax.models.unet import init_params

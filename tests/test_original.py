@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from original_unet import Variables, original_unet
 
+from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.experiment.model_factory import build_model, image_shape_of
+from ddpm_jax.experiment.model_factory import build_model
 from ddpm_jax.interchange.ho_et_al import MODELS, is_wanted, read_original, read_original_as
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes
 from ddpm_jax.models.unet import init_params, num_params

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.experiment.config_files import check_same_run, load_config
+from ddpm_jax.experiment.config_changes import check_same_run
+from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.models.unet import UNet, init_params
 from ddpm_jax.runtime.compilation import quick_compile_options, remat_options
 

@@ -8,7 +8,7 @@ import scipy.spatial
 import scipy.special
 
 from ddpm_jax.evaluation import kid, precision_recall
-from ddpm_jax.evaluation.gaussian import fit_gaussian
+from ddpm_jax.evaluation.frechet_distance import fit_gaussian
 from ddpm_jax.evaluation.inception_score import inception_score, softmax
 from ddpm_jax.evaluation.kid import kernel_distance, kernel_distance_of_subsets, num_blocks
 from ddpm_jax.evaluation.precision_recall import precision_recall as p_and_r
@@ -22,7 +22,7 @@ def features(seed, num_rows, num_dims, scale=1.0, mean=0.0):
 def test_the_gaussian_is_numpys_whatever_the_blocks(monkeypatch):
     a = features(0, 50, 7, mean=1000.0)
     for block in (1, 7, 4096):
-        monkeypatch.setattr("ddpm_jax.evaluation.gaussian._BLOCK_ROWS", block)
+        monkeypatch.setattr("ddpm_jax.evaluation.frechet_distance._BLOCK_ROWS", block)
         mean, cov = fit_gaussian(a)
         np.testing.assert_allclose(mean, a.astype(np.float64).mean(axis=0), rtol=1e-14)
         np.testing.assert_allclose(cov, np.cov(a.astype(np.float64), rowvar=False), rtol=1e-11, atol=1e-12)

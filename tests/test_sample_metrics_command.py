@@ -65,7 +65,7 @@ def test_a_run_is_measured_on_the_samples_that_sample_draws(straight_run, tmp_pa
         run.config.sample.update(sampler="ddim", num_sampler_steps=4, batch_size=8)
     schedule, model = model_factory.build_schedule(run.config), model_factory.build_model(run.config)
     table = sampler_factory.build_table(run.config, schedule)
-    generator = model_factory.build_generator(run.config, schedule, table, model, make_mesh())
+    generator = sampler_factory.build_generator(run.config, schedule, table, model, make_mesh())
     drawn = generator.generate(run.params, seed=0, num_samples=20)
     np.testing.assert_array_equal(np.load(pictures), drawn)
     # The numbers are the functions' own.

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.denoiser import Denoised
-from ddpm_jax.diffusion.samplers.table import ancestral_table, ddim_table, p_sample
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
+from ddpm_jax.diffusion.samplers.sampling_loop import p_sample
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.runtime.errors import UserError

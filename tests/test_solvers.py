@@ -17,7 +17,9 @@ from ddpm_jax.diffusion.samplers import (
     unipc_table,
 )
 from ddpm_jax.diffusion.samplers import table as samplers
-from ddpm_jax.diffusion.samplers.table import ancestral_table, begin_walk, ddim_table, p_sample, walk, walk_on
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
+from ddpm_jax.diffusion.samplers.sampling_loop import begin_walk, p_sample, walk, walk_on
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import host_half_log_snr, spaced_steps
 from ddpm_jax.runtime.errors import UserError

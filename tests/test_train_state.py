@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.train_state import init_state, make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.train_state import init_state
 
 
 def test_learning_rate():

@@ -7,12 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.data.pixel_scale import to_model_scale, to_uint8
+from ddpm_jax.data.batch import to_model_scale, to_uint8
 from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_samplers import make_time_sampler
 from ddpm_jax.runtime.devices import batch_sharded, make_mesh, replicated
-from ddpm_jax.training.train_state import init_state, make_ema_decay
+from ddpm_jax.training.optimizer import make_ema_decay
+from ddpm_jax.training.train_state import init_state
 from ddpm_jax.training.train_step import _random_flip, make_train_step
 
 T = 20

@@ -8,7 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser
 from ddpm_jax.diffusion.rng import sample_keys
-from ddpm_jax.diffusion.samplers.table import ddim_table, frame_ends, initial_noise, p_sample, walk
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
+from ddpm_jax.diffusion.samplers.sampling_loop import frame_ends, initial_noise, p_sample, walk
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.runtime.errors import UserError

@@ -12,7 +12,7 @@ from nets import CHECKED_ROWS, NETS, Job
 from ddpm_jax.benchmarking.timed_programs import prepare_call
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.rng import sample_keys
-from ddpm_jax.diffusion.samplers.table import walk
+from ddpm_jax.diffusion.samplers.sampling_loop import walk
 from ddpm_jax.experiment import model_factory, sampler_factory
 from ddpm_jax.experiment.build import Parts, build_parts
 from ddpm_jax.experiment.config_files import load_config

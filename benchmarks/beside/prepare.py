@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from nets import NETS, NUM_ROWS
 from peer_unets import openai_weights
 
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.interchange.diffusers import write_diffusers
@@ -25,7 +25,7 @@ def main() -> None:
     net, folder = sys.argv[1], Path(sys.argv[2])
     experiment, changes = NETS[net]
     config = load_config(experiment, [*changes, "train.num_devices=1"])
-    schedule, image_shape = model_factory.build_schedule(config), model_factory.image_shape_of(config)
+    schedule, image_shape = model_factory.build_schedule(config), config_checks.image_shape_of(config)
     params = _openai_params(config, folder) if net.startswith("improved") else _random_params(config)
     if not net.startswith("improved"):
         write_diffusers(folder / "diffusers", config, params)
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _random_params(config: ConfigDict) -> dict:
     """Numbers at which every layer matters, those that start at zero too."""
-    model, image_shape = model_factory.build_model(config), model_factory.image_shape_of(config)
+    model, image_shape = model_factory.build_model(config), config_checks.image_shape_of(config)
     shapes = jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0))
     rng = np.random.default_rng(1)
 

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import BatchLoader
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import data_factory
 from ddpm_jax.runtime.devices import make_mesh, put_batch
 
 
@@ -21,7 +21,7 @@ def data_rate(config: ConfigDict, repeats: int) -> dict[str, int | float]:
     """
     mesh, train = make_mesh(config.train.num_devices, config.mesh.fsdp), config.train
     since = time.perf_counter()
-    source = model_factory.build_source(config, config.data.split)
+    source = data_factory.build_source(config, config.data.split)
     with BatchLoader(
         source,
         batch_size=train.batch_size,

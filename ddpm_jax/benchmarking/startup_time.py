@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_files import config_from_json, config_to_json
+from ddpm_jax.experiment.config_json import config_from_json, config_to_json
 from ddpm_jax.runtime.errors import UserError
 
 # What takes time, in its order, after Python's own start; "second" is the second step, which compiles nothing.

@@ -10,16 +10,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.batch import Batch, images_and_labels
+from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
 from ddpm_jax.data.eval_batches import Batches, gather
-from ddpm_jax.data.pixel_scale import to_model_scale
 from ddpm_jax.diffusion.denoiser import VARIANCES, DenoiserOf
 from ddpm_jax.diffusion.likelihood import prior_term, vlb_terms
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced
 from ddpm_jax.evaluation.resume_file import ResumePoint
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import check_one_of
@@ -189,7 +188,7 @@ def build_bits_per_dim(
     return BitsPerDim(
         model_factory.build_denoiser(config, schedule, model, dynamic_threshold=0.0, steps=steps),
         schedule,
-        model_factory.build_source(config, split),
+        data_factory.build_source(config, split),
         variance=config.diffusion.variance,
         key=seed_keys(seed).eval,
         mesh=mesh,

@@ -12,8 +12,8 @@ from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.evaluation.image_sets import PictureSet
 from ddpm_jax.evaluation.resumable_arrays import RowFiles
 from ddpm_jax.evaluation.resume_file import fingerprint
-from ddpm_jax.experiment import model_factory, sampler_factory
-from ddpm_jax.experiment.config_files import config_to_json
+from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.trained_run import Run
 from ddpm_jax.runtime.devices import replicated
 
@@ -36,10 +36,10 @@ class RunSamples:
         schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
         model_factory.check_params(config, model, run.params)
         table = sampler_factory.build_table(config, schedule)
-        self._generator = model_factory.build_generator(config, schedule, table, model, mesh)
+        self._generator = sampler_factory.build_generator(config, schedule, table, model, mesh)
         self._params = jax.device_put(run.params, replicated(mesh))
         self._seed, self.num_images, self._folder = seed, num_samples, folder
-        self.image_shape = model_factory.image_shape_of(config)
+        self.image_shape = config_checks.image_shape_of(config)
         self.facts = {
             "name": f"a {config.data.name} run",
             "num_images": num_samples,

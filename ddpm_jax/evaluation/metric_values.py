@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.evaluation.frechet_distance import frechet_distance
-from ddpm_jax.evaluation.gaussian import fit_gaussian
+from ddpm_jax.evaluation.frechet_distance import fit_gaussian, frechet_distance
 from ddpm_jax.evaluation.inception_score import NUM_SPLITS, inception_score, softmax
 from ddpm_jax.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kernel_distance, kernel_distance_of_subsets, num_blocks
 from ddpm_jax.evaluation.precision_recall import NUM_NEIGHBOURS, precision_recall

@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.batch import Batch, images_and_labels
+from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
 from ddpm_jax.data.eval_batches import Batches, gather
-from ddpm_jax.data.pixel_scale import to_model_scale
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.ode_likelihood import (
     FlowState,
@@ -27,7 +26,7 @@ from ddpm_jax.diffusion.ode_likelihood import (
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.evaluation.resume_file import ResumePoint
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import UserError
@@ -162,7 +161,7 @@ def build_ode_bits(
     return OdeBits(
         model_factory.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0),
         schedule,
-        model_factory.build_source(config, split),
+        data_factory.build_source(config, split),
         key=seed_keys(seed).eval,
         mesh=mesh,
         batch_size=batch_size,

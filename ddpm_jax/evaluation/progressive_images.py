@@ -11,14 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax.data.batch import Batch, images_and_labels
-from ddpm_jax.data.pixel_scale import to_model_scale, to_uint8
+from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale, to_uint8
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise, seed_keys
-from ddpm_jax.diffusion.samplers.table import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.diffusion.samplers.sampling_loop import WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import replicated
 
@@ -110,9 +110,9 @@ def build_progressive(config: ConfigDict, mesh: Mesh) -> Progressive:
         model_factory.build_denoiser(config, schedule, model),
         schedule,
         sampler_factory.build_table(config, schedule),
-        image_shape=model_factory.image_shape_of(config),
+        image_shape=config_checks.image_shape_of(config),
         mesh=mesh,
-        classes=model_factory.sampled_classes(config),
+        classes=sampler_factory.sampled_classes(config),
     )
 
 

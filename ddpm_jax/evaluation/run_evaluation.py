@@ -19,8 +19,8 @@ from ddpm_jax.evaluation.progressive_images import Progressive, build_progressiv
 from ddpm_jax.evaluation.rate_distortion import rate_distortion
 from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report, describe
 from ddpm_jax.evaluation.resume_file import ResumePoint, fingerprint
-from ddpm_jax.experiment import model_factory
-from ddpm_jax.experiment.config_files import config_to_json
+from ddpm_jax.experiment import data_factory, model_factory
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.trained_run import Run
 from ddpm_jax.runtime.atomic_files import check_folder, replace_file
 from ddpm_jax.runtime.devices import make_mesh, replicated
@@ -76,7 +76,7 @@ class Evaluation:
             raise UserError("the run names no held-out split: give --split, such as --split=train")
         self._mesh = make_mesh()
         model_factory.check_params(config, model_factory.build_model(config), run.params)
-        self._source = model_factory.build_source(config, split)
+        self._source = data_factory.build_source(config, split)
         self._labelled = config.model.num_classes > 0
         self._bits, self._ode, self._progressive = self._build(config, split)
         self._is_first = jax.process_index() == 0

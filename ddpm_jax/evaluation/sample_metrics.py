@@ -21,7 +21,7 @@ from ddpm_jax.evaluation.metric_settings import SampleSettings
 from ddpm_jax.evaluation.metric_values import check_counts, sample_numbers, warning_of
 from ddpm_jax.evaluation.resumable_arrays import RowFiles
 from ddpm_jax.evaluation.resume_file import fingerprint
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import config_checks, data_factory
 from ddpm_jax.experiment.trained_run import Run
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.devices import make_mesh
@@ -162,7 +162,7 @@ def of_run(
 ) -> tuple[RunSamples, PictureSet]:
     """(the samples of a run, to be drawn into `folder`; the real pictures, by default what it was trained on)."""
     config = run.config
-    shape = model_factory.image_shape_of(config)
+    shape = config_checks.image_shape_of(config)
     if settings.image_size not in (None, shape[:2]):
         raise UserError(f"--image_size must be that of the run's pictures, {shape[0]},{shape[1]}, or be left out")
     if settings.reference is None:
@@ -172,7 +172,7 @@ def of_run(
                 data.path = settings.data_path  # the files have moved since, or lie elsewhere on this machine
         identity = {"name": f"{data.name}:{data.split}", "path": data.path, "data_dir": data.data_dir}
         try:
-            source = model_factory.build_source(config, data.split)
+            source = data_factory.build_source(config, data.split)
         except UserError as error:
             raise UserError(f"{error}; or name the real pictures by --reference or --data_path") from error
         reference = picture_set("the training data", source, identity, settings.num_reference)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.experiment import model_factory, sampler_factory, training_factory
+from ddpm_jax.experiment import config_checks, model_factory, sampler_factory, training_factory
 from ddpm_jax.models.unet import UNet, init_params
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
 from ddpm_jax.runtime.devices import batch_sharded, check_batch_size, make_mesh, platform_of, replicated, state_sharded
@@ -75,7 +75,7 @@ def build_parts(config: ConfigDict, devices: Iterable[jax.Device] | None = None)
     Args:
       devices: for the mesh to choose from; None: those that there are.
     """
-    model_factory.check_numbers(config)
+    config_checks.check_numbers(config)
     mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
     schedule = model_factory.build_schedule(config)
     model = model_factory.build_model(config)
@@ -87,7 +87,7 @@ def build_parts(config: ConfigDict, devices: Iterable[jax.Device] | None = None)
     sampler_factory.build_table(config, schedule)
     sampler_factory.build_preview_table(config, schedule)
     check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
-    image_shape = model_factory.image_shape_of(config)
+    image_shape = config_checks.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:
         return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())

@@ -4,8 +4,9 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from ddpm_jax.experiment.config_files import load_config, packaged_experiments
+from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import closest_field, flatten
+from ddpm_jax.experiment.packaged_configs import packaged_experiments
 from ddpm_jax.runtime.command_line import CommandParser
 from ddpm_jax.runtime.errors import UserError
 

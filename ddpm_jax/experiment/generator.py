@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax.data.pixel_scale import to_uint8
+from ddpm_jax.data.batch import to_uint8
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
-from ddpm_jax.diffusion.samplers.table import SamplerTable, WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.diffusion.samplers.sampling_loop import WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.runtime.compilation import compiler_options, release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
 

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 from ddpm_jax.data.batch import label_args
-from ddpm_jax.diffusion.samplers.table import begin_walk, walk_on
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.diffusion.samplers.sampling_loop import begin_walk, walk_on
+from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
 from ddpm_jax.experiment.build import Parts, build_parts
 from ddpm_jax.experiment.config_files import changed
 from ddpm_jax.experiment.state_sizes import abstract_batch
@@ -42,7 +42,7 @@ def sampled_batch(parts: Parts) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStr
     keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), parts.keys.sample)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding) if config.model.num_classes else None
     return (
-        jax.ShapeDtypeStruct((batch_size, *model_factory.image_shape_of(config)), jnp.float32, sharding=sharding),
+        jax.ShapeDtypeStruct((batch_size, *config_checks.image_shape_of(config)), jnp.float32, sharding=sharding),
         jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
         labels,
     )

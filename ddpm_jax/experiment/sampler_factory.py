@@ -1,20 +1,25 @@
-"""The group `sample` of a config -> the table of its sampler.
-
-Like `factories`, this reads a ConfigDict and checks what a person typed, outside jit.
-"""
+"""The groups `sample` and `diffusion` of a config -> the table of its sampler, and what draws images by it."""
 
 import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.denoiser import VARIANCES
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
-from ddpm_jax.diffusion.samplers.table import SamplerTable, ancestral_table, ddim_table
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
+from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
+from ddpm_jax.experiment.config_checks import image_shape_of
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.model_factory import build_denoiser
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 # The samplers by name: (schedule, steps, config) -> table.
@@ -74,3 +79,31 @@ def build_preview_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
     return ddim_table(
         schedule, steps=spaced_steps(schedule.num_steps, min(config.sample.num_preview_steps, schedule.num_steps))
     )
+
+
+def build_generator(
+    config: ConfigDict, schedule: Schedule, table: SamplerTable, model: UNet, mesh: Mesh
+) -> Generator:
+    """Samples of the network on the whole mesh; refuses a batch that the devices do not divide."""
+    check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
+    return Generator(
+        build_denoiser(config, schedule, model),
+        table,
+        image_shape=image_shape_of(config),
+        mesh=mesh,
+        batch_size=config.sample.batch_size,
+        classes=sampled_classes(config),
+    )
+
+
+def sampled_classes(config: ConfigDict) -> tuple[int, ...]:
+    """Which classes samples are of, in turn: sample.classes, or all of them; () for a network without classes."""
+    classes, num_classes = tuple(config.sample.classes), config.model.num_classes
+    if classes and not num_classes:
+        raise UserError(
+            f"sample.classes={classes} is for a network with classes; the run has model.num_classes=0: leave it empty"
+        )
+    for number in classes:
+        if not isinstance(number, int) or not 0 <= number < num_classes:
+            raise UserError(f"sample.classes must be in 0..{num_classes - 1}, the network's classes; got {number!r}")
+    return classes or tuple(range(num_classes))

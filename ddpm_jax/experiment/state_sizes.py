@@ -10,7 +10,7 @@ from jax.extend.core import Literal
 from jaxtyping import PyTree
 
 from ddpm_jax.experiment.build import Parts
-from ddpm_jax.experiment.model_factory import image_shape_of
+from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.runtime.devices import batch_sharded
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_files import config_from_json, with_defaults
+from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
+from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.workdir.checkpoints import Checkpoints
 

@@ -9,9 +9,9 @@ import jax
 
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.data.shuffling import batch_indices
-from ddpm_jax.experiment import model_factory, sampler_factory, training_factory
+from ddpm_jax.experiment import sampler_factory, training_factory
 from ddpm_jax.experiment.build import Parts
-from ddpm_jax.experiment.config_files import config_to_json
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.program_costs import train_step_flops
 from ddpm_jax.experiment.resume import saved_state
@@ -148,7 +148,7 @@ class TrainingRun:
     def _previewer(self) -> Generator:
         parts = self._parts
         table = sampler_factory.build_preview_table(self._config, parts.schedule)
-        return model_factory.build_generator(self._config, parts.schedule, table, parts.model, parts.mesh)
+        return sampler_factory.build_generator(self._config, parts.schedule, table, parts.model, parts.mesh)
 
     def _preview(self, state: TrainState) -> dict[str, float]:
         name, num_samples = f"step_{int(state.step):08d}", self._config.sample.num_grid

@@ -6,9 +6,10 @@ import tempfile
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import data_factory, sampler_factory
 from ddpm_jax.experiment.build import Parts, build_parts
-from ddpm_jax.experiment.config_files import CHANGEABLE_AT_IMPORT, check_same_run, config_from_json, config_to_json
+from ddpm_jax.experiment.config_changes import CHANGEABLE_AT_IMPORT, check_same_run
+from ddpm_jax.experiment.config_json import config_from_json, config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.resume import saved_state
 from ddpm_jax.experiment.trainer import TrainingRun
@@ -17,14 +18,13 @@ from ddpm_jax.models.unet import num_params
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.eval_loss import HeldOut
+from ddpm_jax.training.eval_loss import HeldOut, make_eval_step
 from ddpm_jax.training.log_sinks import check_wandb
 from ddpm_jax.training.metrics_log import Reporter
 from ddpm_jax.training.nonfinite import Rewinds
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.stop_signal import StopRequest
 from ddpm_jax.training.train_state import TrainState
-from ddpm_jax.training.train_step import make_eval_step
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     parts = build_parts(config)
     check_wandb(config.train.wandb_project)
     profiler = StepProfiler(profile_steps, workdir)
-    source = model_factory.build_source(config, config.data.split)
+    source = data_factory.build_source(config, config.data.split)
     held_out = _held_out(parts)
     _check_writable(workdir)
     rewinds = Rewinds(workdir)
@@ -113,7 +113,7 @@ def _held_out(parts: Parts) -> HeldOut | None:
     if not config.data.eval_split:
         return None
     return HeldOut(
-        model_factory.build_source(config, config.data.eval_split, "data.eval_split"),
+        data_factory.build_source(config, config.data.eval_split, "data.eval_split"),
         make_eval_step(parts.model, parts.loss_fn, num_steps=config.schedule.num_steps),
         key=parts.keys.eval,
         mesh=parts.mesh,
@@ -166,7 +166,7 @@ def _introduce(
 def _draw_final(state: TrainState, parts: Parts, reporter: Reporter, workdir: str) -> None:
     config = parts.config
     table = sampler_factory.build_table(config, parts.schedule)
-    generator = model_factory.build_generator(config, parts.schedule, table, parts.model, parts.mesh)
+    generator = sampler_factory.build_generator(config, parts.schedule, table, parts.model, parts.mesh)
     draw_final(generator, state, reporter, _samples(workdir), num_samples=config.sample.num_grid)
 
 

@@ -17,7 +17,7 @@ from ddpm_jax.diffusion.timestep_samplers import TimeSampler, make_time_sampler
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
-from ddpm_jax.training.train_state import make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.train_step import TrainStep, make_train_step
 
 NONFINITE = ("stop", "skip", "rewind")  # what becomes of a loss that is not finite

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_files import config_to_json, whole_config_from_json
+from ddpm_jax.experiment.config_json import config_to_json, whole_config_from_json
 from ddpm_jax.interchange.diffusers_names import matches_of_unet, with_new_names
 from ddpm_jax.interchange.diffusers_scheduler import fields_of_scheduler, scheduler_of_fields
 from ddpm_jax.interchange.diffusers_unet import fields_of_unet, unet_of_fields

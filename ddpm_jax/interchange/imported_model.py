@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment import model_factory
-from ddpm_jax.experiment.config_files import with_defaults
+from ddpm_jax.experiment import config_checks, model_factory
+from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.interchange.tensor_mapping import Path, leaf_shapes
 from ddpm_jax.models.unet import init_params
 
@@ -58,5 +58,5 @@ def config_of(*, image_size: tuple[int, int], num_channels: int, **groups: dict[
 
 def shapes_of(config: ConfigDict) -> dict[Path, tuple[int, ...]]:
     """The shapes of the leaves of the config's network; raises UserError where it cannot be built."""
-    model, image_shape = model_factory.build_model(config), model_factory.image_shape_of(config)
+    model, image_shape = model_factory.build_model(config), config_checks.image_shape_of(config)
     return leaf_shapes(jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0)))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment import model_factory, sampler_factory, training_factory
-from ddpm_jax.experiment.config_files import CHANGEABLE_AT_IMPORT, config_to_json
+from ddpm_jax.experiment import config_checks, model_factory, sampler_factory, training_factory
+from ddpm_jax.experiment.config_changes import CHANGEABLE_AT_IMPORT
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.interchange.imported_model import Imported
 from ddpm_jax.runtime.atomic_files import new_folder
@@ -35,7 +36,7 @@ def with_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 def check_imported(config: ConfigDict) -> None:
     """Raises UserError where the config's parts cannot be built or sampled from."""
-    model_factory.check_numbers(config)
+    config_checks.check_numbers(config)
     model_factory.build_model(config)
     sampler_factory.build_table(config, model_factory.build_schedule(config))
 

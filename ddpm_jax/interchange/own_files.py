@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_files import config_to_json, whole_config_from_json
+from ddpm_jax.experiment.config_json import config_to_json, whole_config_from_json
 from ddpm_jax.interchange.imported_model import OWN_CONFIG, Imported, shapes_of
 from ddpm_jax.interchange.tensor_files import Tensors, read_safetensors, write_safetensors
 from ddpm_jax.interchange.tensor_mapping import Match, leaf_shapes, params_from, tensors_from

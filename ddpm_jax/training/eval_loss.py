@@ -1,16 +1,44 @@
-"""The mean training loss of held-out pictures, with the same t and noise at every evaluation."""
+"""The loss of held-out images, with the same t and noise for an image at every evaluation."""
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.batch import Batch
+from ddpm_jax.data.batch import Batch, images_and_labels, label_args, to_model_scale
 from ddpm_jax.data.eval_batches import Batches
+from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
+
+
+def make_eval_step(
+    model: nn.Module, loss_fn: LossFn, *, num_steps: int
+) -> Callable[[PyTree, Array, Array, Array], Array]:
+    """eval_step(params, batch, ids int32 [B], key) -> the loss of each image, [B]; batches as in `make_train_step`.
+
+    Image i has the same t and eps at every evaluation: t is the i-th of a stratified sequence over 0..T-1
+    (the golden ratio's), eps comes from fold_in(key, i). Numbers at different steps can be compared.
+    """
+
+    def eval_step(params: PyTree, batch: Batch, ids: Int[Array, "B"], key: Key[Array, ""]) -> Float[Array, "B"]:
+        images, labels = images_and_labels(batch)
+        x_0 = to_model_scale(images)
+        # frac(i * 0.618...) by whole numbers: float32 would lose its digits at large i.
+        golden = (ids.astype(jnp.uint32) + 1) * jnp.uint32(2654435769)
+        t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
+        eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x_0.shape[1:]))(ids)
+
+        def model_fn(x_t: Array, t: Array) -> Array:
+            return model.apply({"params": params}, x_t, t, *label_args(labels))
+
+        return loss_fn(model_fn, x_0=x_0, t=t, eps=eps)["loss"]
+
+    return eval_step
 
 
 class HeldOut:

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ddpm_jax.data.batch import Batch, images_and_labels, label_args
-from ddpm_jax.data.pixel_scale import to_model_scale
+from ddpm_jax.data.batch import Batch, images_and_labels, label_args, to_model_scale
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.timestep_samplers import TimeSampler, make_time_sampler
-from ddpm_jax.training.global_norm import clip_by_global_norm, global_norm
-from ddpm_jax.training.train_state import StepFn, TrainState
+from ddpm_jax.training.optimizer import StepFn, clip_by_global_norm, global_norm
+from ddpm_jax.training.train_state import TrainState
 
 NUM_T_BINS = 4
 
 Metrics = dict[str, Array]
+
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
@@ -150,28 +150,3 @@ def make_train_step(
         return new, metrics
 
     return train_step
-
-
-def make_eval_step(
-    model: nn.Module, loss_fn: LossFn, *, num_steps: int
-) -> Callable[[PyTree, Array, Array, Array], Array]:
-    """eval_step(params, batch, ids int32 [B], key) -> the loss of each image, [B]; batches as in `make_train_step`.
-
-    Image i has the same t and eps at every evaluation: t is the i-th of a stratified sequence over 0..T-1
-    (the golden ratio's), eps comes from fold_in(key, i). Numbers at different steps can be compared.
-    """
-
-    def eval_step(params: PyTree, batch: Batch, ids: Int[Array, "B"], key: Key[Array, ""]) -> Float[Array, "B"]:
-        images, labels = images_and_labels(batch)
-        x_0 = to_model_scale(images)
-        # frac(i * 0.618...) by whole numbers: float32 would lose its digits at large i.
-        golden = (ids.astype(jnp.uint32) + 1) * jnp.uint32(2654435769)
-        t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
-        eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x_0.shape[1:]))(ids)
-
-        def model_fn(x_t: Array, t: Array) -> Array:
-            return model.apply({"params": params}, x_t, t, *label_args(labels))
-
-        return loss_fn(model_fn, x_0=x_0, t=t, eps=eps)["loss"]
-
-    return eval_step

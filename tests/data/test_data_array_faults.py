@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax.data import array_file as array_lib
 from ddpm_jax.data import make_source
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import data_factory
 from ddpm_jax.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8)
@@ -138,11 +138,11 @@ def test_labels_that_are_no_class_numbers(tmp_path, tiny_config, labels, told):
     assert re.search(told, images.notes[0])
     config = tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'a.npz'}")
     with pytest.raises(UserError, match=f"needs a label for every picture.*{told}"):
-        model_factory.build_source(config, "train")
+        data_factory.build_source(config, "train")
 
 
 def test_labels_out_of_range(tmp_path, tiny_config):
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.arange(10) - 1)
     config = tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'a.npz'}")
     with pytest.raises(UserError, match="got 10 for the labels -1..8 of array 'train'"):
-        model_factory.build_source(config, "train")
+        data_factory.build_source(config, "train")

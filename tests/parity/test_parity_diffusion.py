@@ -6,7 +6,8 @@ import pytest
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.forward_process import q_posterior_mean, q_sample, x_0_from_eps
-from ddpm_jax.diffusion.samplers.table import ancestral_table, ddim_table
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 

@@ -12,8 +12,9 @@ pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[p
 import torch
 from openai_unet import Weights, openai_unet
 
+from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.experiment.model_factory import build_model, image_shape_of
+from ddpm_jax.experiment.model_factory import build_model
 from ddpm_jax.interchange.openai import MODELS, openai_matches, read_openai_as
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes
 from ddpm_jax.models.unet import init_params

@@ -8,7 +8,9 @@ import pytest
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
-from ddpm_jax.diffusion.samplers.table import ancestral_table, ddim_table, walk
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
+from ddpm_jax.diffusion.samplers.sampling_loop import walk
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 

@@ -17,7 +17,7 @@ from hub_configs import CHURCH, CIFAR10, SCHEDULERS
 from unet_weights import peer_unet, randomise, run_peer
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
-from ddpm_jax.diffusion.samplers.table import ddim_table
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.experiment.model_factory import build_model, build_schedule

@@ -1,0 +1,49 @@
+"""Ancestral sampling: the sampler of DDPM (Ho et al. 2020), and of its processes of fewer steps."""
+
+import numpy as np
+
+from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, VARIANCES, learned_range
+from ddpm_jax.diffusion.samplers.table import SamplerTable, _transitions, make_table
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.timestep_spacing import time_grid
+from ddpm_jax.runtime.errors import UserError, check_one_of
+
+
+def ancestral_table(
+    schedule: Schedule, *, steps: np.ndarray | None = None, variance: str = "fixed_large"
+) -> SamplerTable:
+    """x_s ~ p(x_s | x_t) = N(mu-tilde(x_t, x_0_hat), sigma^2 I) (Ho et al. 2020, algorithm 2).
+
+    With `steps`, the process of the kept steps alone: its betas follow from the kept alpha-bar, and a learned range
+    lies between its own beta-tilde and beta (Nichol and Dhariwal 2021, section 4). The last row adds no noise.
+
+    Args:
+      steps: the t to visit, falling; None for all T.
+      variance: one of `diffusion.denoiser.VARIANCES`.
+
+    Raises:
+      UserError: steps that do not fall or leave 0..T-1, an unknown variance, or "learned", which is the variance of
+        one step of all T, with fewer steps.
+    """
+    check_one_of("diffusion.variance", variance, VARIANCES)
+    grid = time_grid(schedule, steps)
+    if variance == "learned" and not np.array_equal(grid.t, np.arange(schedule.num_steps - 1, -2, -1)):
+        raise UserError(
+            f"diffusion.variance='learned' is that of one step of all {schedule.num_steps}: take "
+            "sample.num_sampler_steps=0 for all, sample.sampler='ddim', or train with 'learned_range'"
+        )
+    abar_t, abar_s, alpha, beta = _transitions(grid)
+    small, clean = beta * (1 - abar_s) / (1 - abar_t), grid.t[1:] < 0
+    columns = {
+        "c_x_0": beta * np.sqrt(abar_s) / (1 - abar_t),
+        "c_x_t": (1 - abar_s) * np.sqrt(alpha) / (1 - abar_t),
+        "sigma": np.where(clean, 0.0, np.sqrt(beta if variance == "fixed_large" else small)),
+    }
+    if variance in LEARNED_VARIANCES:
+        columns["sigma"] = np.where(clean, 0.0, 1.0)
+        shift, scale = np.zeros_like(beta), np.ones_like(beta)
+        if variance == "learned_range":
+            # The last row, which adds no noise, has beta-tilde = 0: any finite number will do there.
+            shift, scale = learned_range(np.log(np.where(clean, beta, small)), np.log(beta))
+        columns |= {"log_var_shift": shift, "log_var_scale": scale}
+    return make_table(grid.t[:-1], grid.t[1:], **columns)

@@ -1,0 +1,38 @@
+"""DDIM (Song et al. 2021)."""
+
+import numpy as np
+
+from ddpm_jax.diffusion.samplers.table import SamplerTable, _transitions, make_table
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.timestep_spacing import time_grid
+from ddpm_jax.runtime.errors import UserError
+
+
+def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: float = 0.0) -> SamplerTable:
+    """x_s = sqrt(abar_s) x_0_hat + sqrt(1 - abar_s - sigma^2) eps_hat + sigma z (Song et al. 2021, eq. 12).
+
+    sigma is eta times the posterior's deviation (eq. 16); eps_hat is the one that belongs to x_0_hat, so a
+    clipped x_0_hat changes both. eta = 0 is deterministic: Euler's method for the probability flow in
+    sqrt(1 - abar)/sqrt(abar), and DPM-Solver++ of order 1. eta = 1 equals `ancestral_table`, "fixed_small".
+
+    Args:
+      steps: the t to visit, falling; None for all T.
+      eta: >= 0; above 1 it may ask for more noise than x_s holds, which is refused.
+
+    Raises:
+      UserError: steps that do not fall or leave 0..T-1; eta negative or too large.
+    """
+    grid = time_grid(schedule, steps)
+    abar_t, abar_s, alpha, beta = _transitions(grid)
+    sigma = eta * np.sqrt((1 - abar_s) / (1 - abar_t) * beta)
+    # 1 - abar_s - sigma^2, in a form that does not cancel at eta = 1. At the last row it and sigma are exactly 0.
+    kept = alpha * (1 - abar_s) / (1 - abar_t)
+    direction_var = (1 - abar_s) * ((1 - eta**2) + eta**2 * kept)
+    if eta < 0 or np.any(direction_var < -1e-12):
+        raise UserError(
+            f"sample.eta must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {eta}: try 0 to 1"
+        )
+    c_eps = np.sqrt(np.maximum(direction_var, 0.0)) / np.sqrt(1 - abar_t)
+    return make_table(
+        grid.t[:-1], grid.t[1:], c_x_0=np.sqrt(abar_s) - c_eps * np.sqrt(abar_t), c_x_t=c_eps, sigma=sigma
+    )

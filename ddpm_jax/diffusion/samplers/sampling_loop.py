@@ -1,0 +1,128 @@
+"""One `lax.scan` through the rows of any sampler's table."""
+
+from typing import no_type_check
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from ddpm_jax.diffusion.denoiser import DenoiseFn
+from ddpm_jax.diffusion.rng import sample_keys, sample_noise
+from ddpm_jax.diffusion.samplers.table import SamplerTable
+from ddpm_jax.runtime.errors import UserError
+
+
+def initial_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *D"]:
+    """x_T ~ N(0, I), [B, *shape], from fold_in(key, 0) of every sample."""
+    return sample_noise(keys, 0, shape)
+
+
+@no_type_check
+@flax.struct.dataclass
+class WalkState:
+    """Where a walk stands between two rows."""
+
+    x_t: Float[Array, "B *D"]
+    history: tuple[Float[Array, "B *D"], ...]  # what the last K rows remembered, newest first
+
+
+def begin_walk(table: SamplerTable, x_t: Float[Array, "B *D"]) -> WalkState:
+    """The state before the first row of the whole table."""
+    return WalkState(x_t, tuple(jnp.zeros_like(x_t) for _ in range(table.num_remembered)))
+
+
+def walk_on(
+    denoise_fn: DenoiseFn,
+    table: SamplerTable,
+    state: WalkState,
+    keys: Key[Array, "B"],
+    *,
+    frame_ends: np.ndarray | None = None,
+) -> WalkState | tuple[WalkState, Float[Array, "K B *D"]]:
+    """Takes a walk through the next rows; see `walk`. For tables that are walked in parts."""
+    slots, frames = None, None
+    if frame_ends is not None:
+        # A row that is no frame writes to slot K, past the end: dropped.
+        slots = np.full(table.num_calls, len(frame_ends), np.int32)
+        slots[frame_ends] = np.arange(len(frame_ends))
+        frames = jnp.zeros((len(frame_ends), *state.x_t.shape), state.x_t.dtype)
+
+    def one_row(carry, row_and_slot):
+        state, frames = carry
+        row, slot = row_and_slot
+        x_t = state.x_t
+        denoised = denoise_fn(x_t, jnp.full(x_t.shape[:1], row.t))
+        sigma = row.sigma
+        if row.log_var_shift is not None:
+            sigma = sigma * jnp.exp(0.5 * (row.log_var_shift + row.log_var_scale * denoised.var_values))
+        z = sample_noise(keys, row.row + 1, x_t.shape[1:])
+        x_s = row.c_x_0 * denoised.x_0_hat + row.c_x_t * x_t + sigma * z
+        for k, remembered in enumerate(state.history):
+            x_s = x_s + row.c_history[k] * remembered
+        history = state.history
+        if history:
+            history = (row.r_x_0 * denoised.x_0_hat + row.r_x_t * x_t, *history[:-1])
+        return (WalkState(x_s, history), None if frames is None else frames.at[slot].set(x_s, mode="drop")), None
+
+    (state, frames), _ = jax.lax.scan(one_row, (state, frames), (table, slots))
+    return state if frames is None else (state, frames)
+
+
+def walk(
+    denoise_fn: DenoiseFn,
+    table: SamplerTable,
+    x_t: Float[Array, "B *D"],
+    keys: Key[Array, "B"],
+    *,
+    frame_ends: np.ndarray | None = None,
+) -> Float[Array, "B *D"] | tuple[Float[Array, "B *D"], Float[Array, "K B *D"]]:
+    """Takes x_t through all rows of the table with one `lax.scan`; jit-compatible.
+
+    Args:
+      denoise_fn: (x_t [B, *D], t [B]) -> Denoised; t is int32, or float32 where the table's is.
+      x_t: at the step of the first row; N(0, I) at T-1.
+      keys: one a sample, of `sample_keys`.
+      frame_ends: [K] distinct row numbers of this table, or None. With them also returns the x_s that these
+        rows end with, [K, B, *D]; only those K are kept in memory.
+    """
+    walked = walk_on(denoise_fn, table, begin_walk(table, x_t), keys, frame_ends=frame_ends)
+    return walked.x_t if frame_ends is None else (walked[0].x_t, walked[1])
+
+
+def p_sample(
+    denoise_fn: DenoiseFn,
+    table: SamplerTable,
+    *,
+    key: Key[Array, ""],
+    num_samples: int,
+    shape: tuple[int, ...],
+    num_frames: int = 0,
+) -> Float[Array, "..."]:
+    """Samples 0..num_samples-1 of the model, float32 [B, *shape]; jit-compatible.
+
+    Args:
+      key: the seed; sample n and its noise depend on it and n alone.
+      shape: of one sample, such as (H, W, C).
+      num_frames: if > 0, returns [num_frames + 1, B, *shape]: x_T, then the x_s of evenly spaced rows; the
+        last is x_0. Only these are kept in memory.
+
+    Raises:
+      UserError: more frames than rows.
+    """
+    keys = sample_keys(key, jnp.arange(num_samples))
+    x_T = initial_noise(keys, shape)
+    if num_frames == 0:
+        return walk(denoise_fn, table, x_T, keys)
+    _, frames = walk(denoise_fn, table, x_T, keys, frame_ends=frame_ends(table.num_calls, num_frames))
+    return jnp.concatenate([x_T[None], frames])
+
+
+def frame_ends(num_rows: int, num_frames: int) -> np.ndarray:
+    """`num_frames` evenly spaced row numbers in 0..num_rows-1, the last row always among them, int64."""
+    if not 1 <= num_frames <= num_rows:
+        raise UserError(
+            f"the number of frames must be in 1..{num_rows} (the sampler's network calls); got {num_frames}"
+        )
+    return np.rint(np.linspace(0, num_rows, num_frames + 1)).astype(int)[1:] - 1

@@ -1,0 +1,55 @@
+"""Which fields may change when a run is resumed, or started from imported weights."""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.packaged_configs import _base_config
+from ddpm_jax.runtime.errors import UserError
+
+# What may change between the runs that share a workdir: how long, on how many devices, how often
+# something is written, where the data lie, and what does not touch the parameters.
+CHANGEABLE = (
+    "train.num_steps", "train.num_devices", "train.keep_checkpoints", "train.nonfinite*",
+    "train.wandb_project", "*_every_steps",
+    "mesh.*", "sample.*", "eval.*", "data.path", "data.data_dir", "model.remat",
+)
+
+# What may change when a run starts from imported weights: all but what the weights mean.
+CHANGEABLE_AT_IMPORT = (
+    "data.name", "data.path", "data.data_dir", "data.split", "data.eval_split", "data.flip", "optim.*", "train.*",
+    "sample.*", "eval.*", "model.dropout", "model.dtype", "model.remat", "diffusion.loss", "diffusion.huber_delta",
+    "diffusion.vlb_lambda", "diffusion.weighting", "diffusion.*_gamma", "diffusion.p2_k", "mesh.*",
+)
+
+
+def check_same_run(saved: ConfigDict, given: ConfigDict, changeable: Sequence[str] = CHANGEABLE) -> None:
+    """Raises UserError where `given` differs from the config of the run that it would continue.
+
+    A field that one of them lacks has its default of configs/base.py: see `with_defaults`.
+
+    Args:
+      saved: the config that the run was started with.
+      given: the config that it would be continued with.
+      changeable: patterns of dotted fields that may differ, as for `fnmatch`.
+    """
+    absent = object()
+    defaults = flatten(_base_config())
+    before, now = defaults | flatten(saved), defaults | flatten(given)
+    differing = [field for field in sorted(before | now)
+                 if before.get(field, absent) != now.get(field, absent)
+                 and not any(fnmatch.fnmatchcase(field, pattern) for pattern in changeable)]
+    if not differing:
+        return
+
+    def shown(fields: dict[str, Any], field: str) -> str:
+        return repr(fields[field]) if field in fields else "nothing"
+
+    parts = [f"{field} was {shown(before, field)} and is {shown(now, field)}" for field in differing[:3]]
+    if len(differing) > 3:
+        parts.append(f"and {len(differing) - 3} more")
+    raise UserError(f"the workdir holds a run with another config: {'; '.join(parts)}; "
+                    "give the values of that run to continue it, or another workdir to start anew")

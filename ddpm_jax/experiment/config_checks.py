@@ -1,0 +1,53 @@
+"""Numbers of a config that no part of a run can work with, whatever the others are."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.rng import check_seed
+from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.runtime.errors import MAX_INT, UserError
+
+# The least that the fields of the host's side may be; the others are checked where they are used.
+_LEAST = {
+    "train.num_steps": 1,
+    "train.log_every_steps": 0,
+    "train.checkpoint_every_steps": 0,
+    "train.sample_every_steps": 0,
+    "train.keep_checkpoints": 1,
+    "train.nonfinite_limit": 0,
+    "sample.num_sampler_steps": 0,
+    "sample.num_grid": 1,
+    "sample.num_preview_steps": 1,
+    "eval.batch_size": 1,
+    "eval.max_images": 0,
+}
+
+_MAX_T = 1_000_000  # a table is [T]; beyond this a mistyped number would take the memory
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UserError for numbers that no part of a run can work with, whatever the others are."""
+    for field, value in flatten(config).items():
+        if field == "train.seed":
+            check_seed(field, value)
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{field} must be finite; got {number}")
+            if isinstance(number, int) and number > MAX_INT:
+                raise UserError(f"{field} must be at most {MAX_INT}; got {number}")
+        if field in _LEAST and value < _LEAST[field]:
+            raise UserError(f"{field} must be at least {_LEAST[field]}; got {value}")
+    if config.schedule.num_steps > _MAX_T:
+        raise UserError(f"schedule.num_steps must be in 1..{_MAX_T}; got {config.schedule.num_steps}")
+
+
+def image_shape_of(config: ConfigDict) -> tuple[int, int, int]:
+    """(H, W, C) of the pictures."""
+    size = tuple(config.data.image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"data.image_size must be (height, width) in pixels; got {size}")
+    if config.data.num_channels < 1:
+        raise UserError(f"data.num_channels must be at least 1; got {config.data.num_channels}")
+    return (*size, config.data.num_channels)

@@ -1,0 +1,83 @@
+"""Configs as JSON: what may be kept so, written, read back and checked."""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.packaged_configs import _base_config, with_defaults
+from ddpm_jax.runtime.errors import UserError, did_you_mean
+
+_STORABLE = (bool, int, float, str, type(None))
+
+
+def _check_storable(field: str, value: Any) -> None:
+    """Raises UserError for a default that could not be overridden or kept as JSON."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if type(item) not in _STORABLE:
+            raise UserError(
+                f"config field {field!r} must be an int, float, bool, str, None or a tuple of them; "
+                f"got {type(item).__name__}"
+            )
+
+
+def config_to_json(config: ConfigDict) -> str:
+    """`config` as JSON, one field a line, keys sorted; `config_from_json` gives it back exactly."""
+    groups = []
+    for key, value in sorted(config.items()):
+        text = json.dumps(value) if not isinstance(value, ConfigDict) else config_to_json(value)
+        groups.append(f"{json.dumps(key)}: {text.rstrip()}".replace("\n", "\n  "))
+    return "{\n  " + ",\n  ".join(groups) + "\n}\n" if groups else "{}\n"
+
+
+def config_from_json(text: str) -> ConfigDict:
+    """The locked config that `config_to_json` wrote; lists become tuples again.
+
+    Raises:
+      UserError: the text is no JSON object.
+    """
+    def with_tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: with_tuples(item) for key, item in value.items()}
+        return tuple(with_tuples(item) for item in value) if isinstance(value, list) else value
+
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"the saved config is damaged: {error}; restore it or start in another workdir"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"the saved config must be a JSON object; got {type(values).__name__}")
+    return ConfigDict(with_tuples(values)).lock()
+
+
+def whole_config_from_json(text: str, what: str) -> ConfigDict:
+    """The config in a file that a person may have edited or been given, with all fields; locked.
+
+    Args:
+      what: names the file in complaints.
+
+    Raises:
+      UserError: no JSON object, a field that there is not, or a value of another type than the field's default.
+    """
+    try:
+        config = config_from_json(text)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    fields, defaults = flatten(config), flatten(_base_config())
+    for field, value in fields.items():
+        if field not in defaults:
+            raise UserError(f"{what} has the field {field!r}, which no experiment has{did_you_mean(field, defaults)}")
+        if not _is_like(value, defaults[field]):
+            raise UserError(f"{field} of {what} must be like {defaults[field]!r}; got {value!r}")
+    return with_defaults(config)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        kinds = {type(item) for item in default} or set(_STORABLE)
+        kinds |= {int, float} if kinds & {int, float} else set()
+        return isinstance(value, tuple) and all(type(item) in kinds for item in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -1,0 +1,43 @@
+"""The groups `data` and `model` of a config -> the images of a split, with labels where the network has classes."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.data import ImageSource, make_source
+from ddpm_jax.experiment.config_checks import image_shape_of
+from ddpm_jax.runtime.errors import UserError
+
+
+def build_source(config: ConfigDict, split: str, field: str = "data.split") -> ImageSource:
+    """The pictures of one split; `field` is what a person typed it as, for complaints about it."""
+    data = config.data
+    shape = image_shape_of(config)
+    try:
+        source = make_source(
+            name=data.name,
+            split=split,
+            image_size=shape[:2],
+            num_channels=shape[2],
+            path=data.path,
+            data_dir=data.data_dir,
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("data.split", field)) from error
+    if config.model.num_classes:
+        _check_labels(source, config.model.num_classes, f"{data.name} {split!r}")
+    return source
+
+
+def _check_labels(source: ImageSource, num_classes: int, what: str) -> None:
+    """Raises UserError unless every picture has a class of the network's."""
+    if source.labels is None:
+        raise UserError(
+            f"model.num_classes={num_classes} needs a label for every picture, and {what} has none: "
+            + "; ".join(["take model.num_classes=0, or data with labels", *source.notes])
+        )
+    lowest, highest = int(np.min(source.labels)), int(np.max(source.labels))
+    if lowest < 0 or highest >= num_classes:
+        raise UserError(
+            f"model.num_classes must be above every label; got {num_classes} for the labels "
+            f"{lowest}..{highest} of {what}"
+        )

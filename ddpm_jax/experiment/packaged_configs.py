@@ -1,0 +1,60 @@
+"""The experiments that ship with the package, and the defaults that all of them start from."""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import ddpm_jax
+from ddpm_jax.runtime.errors import UserError
+
+_PACKAGE = "ddpm_jax.configs"
+
+
+def _experiments_folder() -> Path:
+    """The folder of the packaged experiments, importable as `ddpm_jax.configs` afterwards.
+
+    Installed, it is an ordinary package (setup.py maps configs/ there). In a checkout that is not
+    installed it is `<repository>/configs`, which is given the same name here.
+    """
+    if importlib.util.find_spec(_PACKAGE) is None:
+        folder = Path(ddpm_jax.__file__).resolve().parent.parent / "configs"
+        if not folder.is_dir():
+            raise UserError(f"the packaged experiments are missing: no {folder}; install ddpm_jax again")
+        spec = importlib.machinery.ModuleSpec(_PACKAGE, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        package = importlib.util.module_from_spec(spec)
+        sys.modules[_PACKAGE] = package
+        setattr(sys.modules["ddpm_jax"], _PACKAGE.rpartition(".")[2], package)
+    return Path(next(iter(importlib.import_module(_PACKAGE).__path__))).resolve()
+
+
+def packaged_experiments() -> list[str]:
+    """Names of the experiments that ship with the package, sorted."""
+    names = [path.stem for path in _experiments_folder().glob("*.py")]
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+
+
+def _base_config() -> ConfigDict:
+    """Every field that there is, at its default."""
+    _experiments_folder()
+    return importlib.import_module(f"{_PACKAGE}.base").get_config()
+
+
+def with_defaults(config: ConfigDict) -> ConfigDict:
+    """`config` and the fields of configs/base.py that it lacks, at their defaults; locked.
+
+    A run that is older than a field did what the field's default does.
+    """
+    filled = config.copy_and_resolve_references()
+    with filled.unlocked():
+        for group, fields in _base_config().items():
+            if group not in filled:
+                filled[group] = ConfigDict()
+            for name, value in fields.items():
+                if name not in filled[group]:
+                    filled[group][name] = value
+    return filled.lock()

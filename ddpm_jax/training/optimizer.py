@@ -1,0 +1,92 @@
+"""Learning rate, Adam, clipping by the global norm, and the decay of the EMA."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from ddpm_jax.runtime.devices import LEAST_SHARDED
+from ddpm_jax.runtime.errors import UserError, check_one_of
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """The square root of the sum of all squares.
+
+    Small arrays are joined before they are summed: two thirds of a U-Net's arrays are biases and scales, and a sum for
+    each is a program to compile and a kernel to launch. They lie whole on every device, so that none is fetched.
+    """
+    leaves = jax.tree.leaves(tree)
+    sums = [jnp.sum(jnp.square(leaf)) for leaf in leaves if leaf.size >= LEAST_SHARDED]
+    if small := [jnp.ravel(leaf) for leaf in leaves if leaf.size < LEAST_SHARDED]:
+        sums.append(jnp.sum(jnp.square(jnp.concatenate(small))))
+    return jnp.sqrt(sum(sums))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """g -> g * min(1, max_norm/|g|), |g| the `global_norm` of all of it (Pascanu et al. 2013, algorithm 1)."""
+
+    def clip(updates: PyTree, params: PyTree | None = None) -> PyTree:
+        norm = global_norm(updates)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda g: factor * g, updates)
+
+    return optax.stateless(clip)
+
+
+StepFn = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def make_learning_rate(
+    learning_rate: float, *, warmup_steps: int = 0, first_step_zero: bool = False, decay_steps: int = 0
+) -> StepFn:
+    """Update n (from 0) takes learning_rate * min((n + 1)/warmup_steps, 1), constant from there.
+
+    Differs: Ho et al.'s code takes n/warmup_steps, so that its first update changes nothing;
+    `first_step_zero` gives that.
+
+    Args:
+      decay_steps: > 0 multiplies by (1 + cos(pi n/decay_steps))/2, which is 0 from n = decay_steps on: for
+        short runs, whose last samples are better for it.
+    """
+    offset = 0 if first_step_zero else 1
+
+    def schedule(n: Int[Array, ""] | int) -> Float[Array, ""]:
+        warmup = jnp.minimum((n + offset) / max(warmup_steps, 1), 1.0)
+        decay = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(n / decay_steps, 1.0))) if decay_steps else 1.0
+        return learning_rate * warmup * decay
+
+    return schedule
+
+
+def make_optimizer(
+    learning_rate: StepFn, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, grad_clip: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015) after clipping the gradient to global norm `grad_clip` (0: no clipping)."""
+    adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+    return optax.chain(clip_by_global_norm(grad_clip), adam) if grad_clip > 0 else adam
+
+
+EMA_STARTS = ("warmup", "constant", "copy_first")
+
+
+def make_ema_decay(decay: float, *, start: str = "warmup") -> StepFn:
+    """The decay of update n (from 0): ema <- decay_n * ema + (1 - decay_n) * params.
+
+    "warmup": min(decay, (1 + n)/(10 + n)), so that a short run's EMA forgets the initial parameters;
+    "constant": always `decay`; "copy_first": 0 at the first update, then `decay` (Ho et al. 2020, code).
+
+    Raises:
+      UserError: decay outside [0, 1), or an unknown start.
+    """
+    check_one_of("optim.ema_start", start, EMA_STARTS)
+    if not 0 <= decay < 1:
+        raise UserError(f"optim.ema_decay must be in [0, 1); got {decay}")
+
+    def ema_decay(n: Int[Array, ""]) -> Float[Array, ""]:
+        if start == "warmup":
+            return jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+        return jnp.where((start == "copy_first") & (n == 0), 0.0, decay)
+
+    return ema_decay
