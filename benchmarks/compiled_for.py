@@ -32,7 +32,7 @@ from jax.experimental import topologies
 from jax.stages import Compiled
 
 from ddpm_jax.benchmarking.tpu_topology import absent_tpu
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import compiled_with_costs, lower_forward, lower_step
 from ddpm_jax.runtime.errors import UserError
@@ -130,8 +130,8 @@ def compiled_for(device: jax.Device, net: str, work: str, batch_size: int, dtype
     """The program of one chip, and the cells of its row that do not depend on what chip it is."""
     own = [f"{group}.batch_size={batch_size}" for group in ("train", "sample")]
     own += ["train.num_devices=1", "mesh.fsdp=1", "train.grad_accum_steps=1", "optim.clip_replicas=0"]
-    parts = build_parts(load_config(net, [*own, f"model.dtype={dtype}"]), [device])
-    compiled, costs = compiled_with_costs(lambda: PROGRAMS[work](parts))
+    experiment = build_experiment(load_config(net, [*own, f"model.dtype={dtype}"]), [device])
+    compiled, costs = compiled_with_costs(lambda: PROGRAMS[work](experiment))
     sizes = (f"{size / 2**20:,.0f}" for size in (costs.arguments, costs.temporaries))
     return compiled, [net, work, str(batch_size), f"{costs.compile_seconds:.0f}", *sizes]
 

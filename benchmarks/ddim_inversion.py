@@ -18,10 +18,10 @@ from ddpm_jax.data.batch import to_model_scale
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.samplers import ddim_inversion_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.sampling_loop import walk
+from ddpm_jax.diffusion.samplers.sampling_loop import sample_loop
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.experiment import data_factory, model_factory
-from ddpm_jax.experiment.trained_run import open_run
+from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.runtime.compilation import compiler_options
 
 
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--fixed_point", type=int, nargs="+", default=[0, 1, 5, 20])
     args = parser.parse_args()
 
-    trained = open_run(args.workdir)
+    trained = open_trained_run(args.workdir)
     config, model = trained.config, model_factory.build_model(trained.config)
     schedule = model_factory.build_schedule(config)
     source = data_factory.build_source(config, config.data.eval_split or config.data.split)
@@ -42,7 +42,8 @@ def main() -> int:
 
     denoiser_of = model_factory.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0)
     go = jax.jit(
-        lambda params, table, x: walk(denoiser_of(params, None), table, x, keys), compiler_options=compiler_options()
+        lambda params, table, x: sample_loop(denoiser_of(params, None), table, x, keys),
+        compiler_options=compiler_options(),
     )
     print("| steps | iterations | network calls, there and back | RMSE (0..255) | mean and std of the noise |")
     print("| --- | --- | --- | --- | --- |")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.benchmarking.timed_programs import prepare_call
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.models import layers
 from ddpm_jax.runtime.timing import repeated
@@ -46,7 +46,7 @@ def call_with(norm: Callable[..., nn.Module], what: str, config: Any) -> Callabl
     """A compiled program of the network with another norm in the place of ours."""
     ours, layers.GroupNorm = layers.GroupNorm, norm
     try:
-        return prepare_call(what, build_parts(config)).run
+        return prepare_call(what, build_experiment(config)).run
     finally:
         layers.GroupNorm = ours
 

@@ -20,7 +20,7 @@ import jax
 import jaxlib
 import numpy as np
 
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import lower_step
 from ddpm_jax.experiment.state_sizes import state_bytes
@@ -48,8 +48,8 @@ def main() -> int:
     if args.child:
         (name,) = args.sizes
         config, *overrides = SIZES[name]
-        parts = build_parts(load_config(config, ["train.num_devices=1", *overrides]))
-        result = {"predict": predict, "measure": measure}[args.child](parts)
+        experiment = build_experiment(load_config(config, ["train.num_devices=1", *overrides]))
+        result = {"predict": predict, "measure": measure}[args.child](experiment)
         path_of(folder, name, args.child).write_text(json.dumps(result, indent=2), encoding="utf-8")
         return 0
 
@@ -73,28 +73,28 @@ def path_of(folder: Path, name: str, child: str) -> Path:
     return folder / f"{name.replace(', ', '-').replace(' ', '_')}.{child}.json"
 
 
-def predict(parts) -> dict:
-    memory = lower_step(parts).compile().memory_analysis()
+def predict(experiment) -> dict:
+    memory = lower_step(experiment).compile().memory_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "state": state_bytes(parts),
+        "state": state_bytes(experiment),
     }
 
 
-def measure(parts) -> dict:
+def measure(experiment) -> dict:
     """Bytes by which a few steps raise the resident memory at its peak, from after the compilation on."""
-    config, rng = parts.config, np.random.default_rng(0)
+    config, rng = experiment.config, np.random.default_rng(0)
     shape = (config.train.batch_size, *config.data.image_size, config.data.num_channels)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
-    step = lower_step(parts).compile()
+    step = lower_step(experiment).compile()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler freed must not serve the step unseen
     before = resident("VmRSS")
     reset_peak()
     # Ones, since drawing the parameters would take memory of its own; the step takes the same whatever they are.
-    state = jax.tree.map(lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype)), parts.abstract_state)
+    state = jax.tree.map(lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype)), experiment.abstract_state)
     for _ in range(NUM_STEPS):
-        state, _ = jax.block_until_ready(step(state, images, parts.keys.train))
+        state, _ = jax.block_until_ready(step(state, images, experiment.keys.train))
     return {"rise": resident("VmHWM") - before, "before": before}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from ddpm_jax.evaluation.elbo_bits_per_dim import build_bits_per_dim
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
 from ddpm_jax.experiment import data_factory, model_factory, sampler_factory
-from ddpm_jax.experiment.trained_run import Run, open_run
+from ddpm_jax.experiment.trained_run import TrainedRun, open_trained_run
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.image_files import save_npz
 
@@ -61,7 +61,7 @@ def main() -> int:
             flags = [f"--config.{setting}" for setting in (*settings, "sample.num_sampler_steps=50")]
             train = [sys.executable, "-m", "ddpm_jax.train", f"--config={args.config}", f"--workdir={workdir}"]
             subprocess.run([*train, *flags], check=True, stdout=sys.stderr)
-            trained = open_run(str(workdir))
+            trained = open_trained_run(str(workdir))
             with trained.config.unlocked():
                 trained.config.update_from_flattened_dict(dict(setting.split("=") for setting in OBJECTIVES[name]))
                 trained.config.sample.num_sampler_steps = args.num_sampler_steps
@@ -82,7 +82,7 @@ def main() -> int:
     return 0
 
 
-def samples_of(trained: Run, params: dict, mesh: jax.sharding.Mesh, num_samples: int) -> np.ndarray:
+def samples_of(trained: TrainedRun, params: dict, mesh: jax.sharding.Mesh, num_samples: int) -> np.ndarray:
     """uint8 [N, H, W, C] by the run's sampler."""
     config, schedule = trained.config, model_factory.build_schedule(trained.config)
     table, model = sampler_factory.build_table(config, schedule), model_factory.build_model(config)

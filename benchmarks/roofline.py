@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import flops, lower_step
 from ddpm_jax.experiment.state_sizes import abstract_batch
@@ -74,17 +74,17 @@ def num_bytes(avals) -> int:
     return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals)
 
 
-def fused_bytes(parts: Parts) -> int:
+def fused_bytes(experiment: Experiment) -> int:
     """What convolutions and products read and write, and the state read and written once with its gradient."""
-    batch = abstract_batch(parts, parts.config.train.batch_size)
-    key = jax.eval_shape(lambda: parts.keys.train)
-    program = jax.make_jaxpr(parts.train_step)(parts.abstract_state, batch, key)
+    batch = abstract_batch(experiment, experiment.config.train.batch_size)
+    key = jax.eval_shape(lambda: experiment.keys.train)
+    program = jax.make_jaxpr(experiment.train_step)(experiment.abstract_state, batch, key)
     moved = sum(
         num_bytes(var.aval for var in (*equation.invars, *equation.outvars))
         for equation in equations(program.jaxpr, "cuda")
         if equation.primitive.name in OF_TENSOR_CORES
     )
-    state = parts.abstract_state
+    state = experiment.abstract_state
     # Convolutions have read the parameters and written the gradient: the optimiser reads both once more.
     return moved + 2 * num_bytes(jax.tree.leaves((state.opt_state, state.ema_params, state.params)))
 
@@ -94,9 +94,9 @@ def costs_of(net: str, dtype: str) -> Costs:
     counts = []
     for batch_size in BATCH_SIZES:
         own = [f"train.batch_size={batch_size}", "train.num_devices=1", "mesh.fsdp=1", "train.grad_accum_steps=1"]
-        parts = build_parts(load_config(net, [*own, "optim.clip_replicas=0", f"model.dtype={dtype}"]))
-        lowered = lower_step(parts)
-        counts.append((flops(lowered), fused_bytes(parts), lowered.cost_analysis()["bytes accessed"]))
+        experiment = build_experiment(load_config(net, [*own, "optim.clip_replicas=0", f"model.dtype={dtype}"]))
+        lowered = lower_step(experiment)
+        counts.append((flops(lowered), fused_bytes(experiment), lowered.cost_analysis()["bytes accessed"]))
     one, other = np.array(counts, float)
     each = (other - one) / (BATCH_SIZES[1] - BATCH_SIZES[0])
     return Costs(*(Line(*line) for line in zip(one - BATCH_SIZES[0] * each, each, strict=True)))

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from ddpm_jax.benchmarking.power_law import PowerLaw, fit_power_law
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
 from ddpm_jax.experiment import config_checks, sampler_factory
-from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import lower_step, step_memory, train_step_flops
 
@@ -102,9 +102,9 @@ def main() -> int:
     return 0
 
 
-def parts_of(axis: str, n: int) -> Parts:
+def parts_of(axis: str, n: int) -> Experiment:
     """The base with one measure set to n."""
-    return build_parts(load_config("digits", [*BASE, *AXES[axis][1](n)]))
+    return build_experiment(load_config("digits", [*BASE, *AXES[axis][1](n)]))
 
 
 def points(curves: dict, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -127,30 +127,32 @@ def measured(axis: str, repeats: int) -> dict:
     return curves | (timed({n: training(parts[n]) for n in ns}, repeats) if repeats else {})
 
 
-def _memory(parts: Parts) -> int:
-    memory = step_memory(parts)
+def _memory(experiment: Experiment) -> int:
+    memory = step_memory(experiment)
     return memory.arguments + memory.temporaries
 
 
-def training(parts: Parts) -> Callable[[], None]:
+def training(experiment: Experiment) -> Callable[[], None]:
     """A function that trains for one step."""
-    config = parts.config
+    config = experiment.config
     shape = (config.train.batch_size, *config_checks.image_shape_of(config))
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    step, held = lower_step(parts).compile(), [parts.fresh_state()]
+    step, held = lower_step(experiment).compile(), [experiment.fresh_state()]
 
     def once() -> None:
-        held[0], metrics = step(held[0], images, parts.keys.train)
+        held[0], metrics = step(held[0], images, experiment.keys.train)
         jax.block_until_ready(metrics)
 
     return once
 
 
-def sampling(parts: Parts, num_samples: int) -> Callable[[], None]:
+def sampling(experiment: Experiment, num_samples: int) -> Callable[[], None]:
     """A function that draws so many samples from a network that is not trained."""
-    table = sampler_factory.build_table(parts.config, parts.schedule)
-    generator = sampler_factory.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
-    params = parts.fresh_state().params
+    table = sampler_factory.build_table(experiment.config, experiment.schedule)
+    generator = sampler_factory.build_generator(
+        experiment.config, experiment.schedule, table, experiment.model, experiment.mesh
+    )
+    params = experiment.fresh_state().params
     return lambda: generator.generate(params, seed=0, num_samples=num_samples)
 
 

@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 1  # of every self-attention
     config.model.head_channels = 0  # > 0: channels of a head, whatever num_heads is
     config.model.scale_shift_norm = False  # t scales and shifts the second norm of a block, not added before it
-    config.model.resample_in_blocks = False  # residual blocks halve and double the picture, not convolutions
+    config.model.resample_in_blocks = False  # residual blocks downsample_mean and double the picture, not convolutions
     config.model.down_padding = "end"  # of the convolution that halves: end (bottom and right), both
     config.model.embedding_order = "sin_cos"  # of the embedding of t: sin_cos, cos_sin
     config.model.embedding_spacing = "half_minus_1"  # of its frequencies: half_minus_1, half

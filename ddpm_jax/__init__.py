@@ -30,10 +30,10 @@ from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise, p_sample, walk
+from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise, p_sample_loop, sample_loop
 from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
-from ddpm_jax.diffusion.timestep_samplers import make_time_sampler
+from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced, spaced_steps
 from ddpm_jax.models.unet import UNet, init_params, num_params
 from ddpm_jax.runtime.errors import UserError
@@ -66,14 +66,14 @@ __all__ = [
     "make_loss_fn",
     "make_optimizer",
     "make_schedule",
-    "make_time_sampler",
+    "make_timestep_sampler",
     "make_train_step",
     "named_steps",
     "normal_kl",
     "num_params",
     "ode_bits_per_dim",
     "p_log_var",
-    "p_sample",
+    "p_sample_loop",
     "plms_table",
     "prior_term",
     "q_posterior_mean",
@@ -90,7 +90,7 @@ __all__ = [
     "v_from_x_0",
     "vlb_term",
     "vlb_terms",
-    "walk",
+    "sample_loop",
     "x_0_from_eps",
     "x_0_from_mean",
     "x_0_from_v",

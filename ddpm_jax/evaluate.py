@@ -105,7 +105,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.evaluation.run_evaluation import Evaluation, EvaluationSettings
-    from ddpm_jax.experiment.trained_run import open_run, with_data
+    from ddpm_jax.experiment.trained_run import open_trained_run, with_data
 
     settings = EvaluationSettings(
         what=what,
@@ -120,7 +120,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     written: list[str] = []
     trained, report, metrics = None, None, None
     if args.workdir is not None:
-        trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+        trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
         trained = dataclasses.replace(trained, config=with_data(trained.config, args.overrides))
     if "samples" in what:
         metrics = _build_sample_metrics(args, trained)  # for its checks, before hours of other measurements
@@ -148,7 +148,7 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
 
 
 def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
-    """The `SampleMetrics` of a `Run`, or of files where it is None."""
+    """The `SampleMetrics` of a `TrainedRun`, or of files where it is None."""
     from ddpm_jax.evaluation import sample_metrics as of_samples
     from ddpm_jax.evaluation.metric_settings import SampleSettings
     from ddpm_jax.runtime.devices import make_mesh

@@ -49,14 +49,14 @@ def _sample(args: argparse.Namespace) -> None:
 
     from ddpm_jax.diffusion.rng import check_seed
     from ddpm_jax.experiment import model_factory, sampler_factory
-    from ddpm_jax.experiment.trained_run import open_run
+    from ddpm_jax.experiment.trained_run import open_trained_run
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
     from ddpm_jax.runtime.image_files import save_grid, save_npz
     from ddpm_jax.runtime.progress import ProgressBar
 
     check_seed("--seed", args.seed)
-    trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+    trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
     config = trained.config
     mesh = make_mesh()
     choose_sampler(config, given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)

@@ -54,9 +54,9 @@ def _train(args: argparse.Namespace) -> int:
     # Here, so that --help need not wait for JAX.
     from ddpm_jax.experiment.training import train
     from ddpm_jax.runtime import multi_host
-    from ddpm_jax.runtime.disk_space import full_disk_ends_in_one_line
+    from ddpm_jax.runtime.disk_space import disk_full_as_user_error
 
-    with full_disk_ends_in_one_line(args.workdir):
+    with disk_full_as_user_error(args.workdir):
         stopped_by = train(args.config, args.workdir, profile_steps=args.profile_steps)
     if multi_host.is_first():
         _say_end(args, stopped_by)

@@ -11,7 +11,7 @@ import time
 import jax
 
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import lower_step
 from ddpm_jax.experiment.state_sizes import state_bytes
@@ -22,15 +22,15 @@ from ddpm_jax.runtime.compilation import quick_compile_options
 def main(out: str, until: str, name: str, *overrides: str) -> None:
     use_virtual_devices(8)
     start = time.process_time()
-    parts = build_parts(load_config(name, overrides))
-    lowered = lower_step(parts)
-    leaves = jax.tree.leaves(parts.abstract_state.params)
+    experiment = build_experiment(load_config(name, overrides))
+    lowered = lower_step(experiment)
+    leaves = jax.tree.leaves(experiment.abstract_state.params)
     got = {
-        "num_params": num_params(parts.abstract_state.params),
+        "num_params": num_params(experiment.abstract_state.params),
         "num_cut": sum(not leaf.sharding.is_fully_replicated for leaf in leaves),
         "cut_share": sum(leaf.size for leaf in leaves if not leaf.sharding.is_fully_replicated)
         / sum(leaf.size for leaf in leaves),
-        "bytes": state_bytes(parts),
+        "bytes": state_bytes(experiment),
         "partitions": lowered.as_text()[:10_000].count("mhlo.num_partitions = 8"),
     }
     if until == "compile":

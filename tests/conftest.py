@@ -150,10 +150,10 @@ def own_run(straight_run, tmp_path):
 @pytest.fixture(scope="session")
 def state_of(tiny_config):
     """(workdir, step) -> the NumPy leaves of params, EMA and optimiser state by path."""
-    from ddpm_jax.experiment.build import build_parts
+    from ddpm_jax.experiment.build import build_experiment
     from ddpm_jax.workdir.checkpoints import Checkpoints
 
-    abstract = build_parts(tiny_config()).abstract_state
+    abstract = build_experiment(tiny_config()).abstract_state
 
     def state_of(workdir, step):
         checkpoints = Checkpoints(str(workdir))

@@ -59,7 +59,7 @@ def patch():
     checkpoint_manifest.os.fsync = killing("fsync", os.fsync)
     manager = checkpoints.ocp.CheckpointManager
     manager.save = killing("save", manager.save)
-    make_step = build.Parts.jitted_step
+    make_step = build.Experiment.jitted_step
 
     def jitted_step(self):
         step_fn = make_step(self)
@@ -67,7 +67,7 @@ def patch():
         wrapped.lower = step_fn.lower  # its operations are counted before it runs
         return wrapped
 
-    build.Parts.jitted_step = jitted_step
+    build.Experiment.jitted_step = jitted_step
 
 
 if __name__ == "__main__":

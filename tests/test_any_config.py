@@ -10,7 +10,7 @@ from ddpm_jax.diffusion.denoiser import PREDICTIONS, VARIANCES
 from ddpm_jax.diffusion.losses import LOSSES
 from ddpm_jax.diffusion.schedules import SCHEDULES
 from ddpm_jax.experiment import data_factory, sampler_factory
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
@@ -67,12 +67,12 @@ OVERRIDES = st.lists(
 def build(overrides):
     """All that a run builds before its first compilation; the config and its parts."""
     config = load_config("digits", overrides)
-    parts = build_parts(config)
+    experiment = build_experiment(config)
     data_factory.build_source(config, config.data.split)
     if config.data.eval_split:
         data_factory.build_source(config, config.data.eval_split, "data.eval_split")
-    sampler_factory.build_table(config, parts.schedule)
-    return config, parts
+    sampler_factory.build_table(config, experiment.schedule)
+    return config, experiment
 
 
 def is_small(config):
@@ -86,27 +86,28 @@ def is_small(config):
 @given(OVERRIDES)
 def test_a_step_is_traced_or_refused_in_one_sentence(tiny_overrides, overrides):
     try:
-        config, parts = build([*tiny_overrides, *overrides])
+        config, experiment = build([*tiny_overrides, *overrides])
     except UserError as error:
         text = str(error)
         assert text and "\n" not in text and "Traceback" not in text
         return
     if is_small(config):
-        batch = abstract_batch(parts, config.train.batch_size)
-        state, metrics = jax.eval_shape(parts.train_step, parts.abstract_state, batch, parts.keys.train)
-        assert metrics["loss"].shape == () and jax.tree.structure(state) == jax.tree.structure(parts.abstract_state)
+        batch = abstract_batch(experiment, config.train.batch_size)
+        state, metrics = jax.eval_shape(experiment.train_step, experiment.abstract_state, batch, experiment.keys.train)
+        assert metrics["loss"].shape == ()
+        assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
 
 
 def train_one_step(tiny_overrides, overrides):
-    config, parts = build([*tiny_overrides, *overrides])
+    config, experiment = build([*tiny_overrides, *overrides])
     if not is_small(config):
         return
     size = (config.train.batch_size, *config.data.image_size, config.data.num_channels)
     images = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    batch = put_batch(images, parts.mesh)
+    batch = put_batch(images, experiment.mesh)
     if config.model.num_classes:
-        batch = (batch, put_batch(np.zeros(size[0], np.int32), parts.mesh))
-    state, metrics = parts.jitted_step()(parts.fresh_state(), batch, parts.keys.train)
+        batch = (batch, put_batch(np.zeros(size[0], np.int32), experiment.mesh))
+    state, metrics = experiment.jitted_step()(experiment.fresh_state(), batch, experiment.keys.train)
     assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ddpm_jax import train as train_command
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.runtime.errors import UserError
 
@@ -167,7 +167,7 @@ def test_every_field_with_nasty_values(tiny_config):
     for field, value in flatten(tiny_config()).items():
         for text in nasty[type(value)]:
             try:
-                build_parts(tiny_config(f"{field}={text}"))
+                build_experiment(tiny_config(f"{field}={text}"))
             except UserError as error:
                 refused += 1
                 assert "\n" not in str(error) and len(str(error)) < 500

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_jax import train as train_command
 from ddpm_jax.experiment import training
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -118,7 +118,7 @@ def test_damaged_metrics(own_run, tiny_flags, capfd):
 
 def test_newest_and_best_stay(tiny_config, sample_main, tmp_path, monkeypatch, capsys):
     results = iter([5.0, 1.0, 7.0, 6.0, 8.0])
-    monkeypatch.setattr(training.HeldOut, "mean_loss", lambda self, params: next(results))
+    monkeypatch.setattr(training.EvalLoss, "mean_loss", lambda self, params: next(results))
     train(tiny_config("train.num_steps=10", "train.keep_checkpoints=2"), str(tmp_path))
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.steps() == [4, 8, 10] and checkpoints.best_step() == 4
@@ -138,7 +138,7 @@ def test_without_an_eval_loss_there_is_no_best(own_run, tiny_config, tmp_path):
 
 
 def test_a_save_is_never_skipped_in_silence(own_run, tiny_config):
-    state = Checkpoints(str(own_run)).restore_state(build_parts(tiny_config()).abstract_state)
+    state = Checkpoints(str(own_run)).restore_state(build_experiment(tiny_config()).abstract_state)
     checkpoints = Checkpoints(str(own_run), keep=10, create=True)
     for step in (8, 7):
         with pytest.raises(UserError, match=f"^step {step} was not saved: .* holds step 8 already; use a new"):
@@ -149,7 +149,7 @@ def test_a_save_is_never_skipped_in_silence(own_run, tiny_config):
 def test_nothing_saved(tmp_path, tiny_config):
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.steps() == []
-    assert checkpoints.restore_state(build_parts(tiny_config()).abstract_state) is None
+    assert checkpoints.restore_state(build_experiment(tiny_config()).abstract_state) is None
     with pytest.raises(UserError, match=f"^no checkpoint in {tmp_path}/checkpoints: train first, or give another"):
         checkpoints.restore_params("params")
 

@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.packaged_configs import packaged_experiments
 from ddpm_jax.models.unet import num_params
@@ -53,7 +53,7 @@ def shapes_and_dtypes(tree):
 
 @pytest.mark.parametrize("name", packaged_experiments())
 def test_builds(name):
-    state = build_parts(load_config(name)).abstract_state
+    state = build_experiment(load_config(name)).abstract_state
     assert num_params(state.params) == COUNTS.get(name, num_params(state.params))
     assert shapes_and_dtypes(state.params) == shapes_and_dtypes(state.ema_params)
 
@@ -72,14 +72,14 @@ def test_trains(name):
         config.model.num_res_blocks = 1
         config.model.channel_mults = config.model.channel_mults[:2]
         config.model.attention_resolutions = (config.data.image_size[0] // 2,)
-    parts = build_parts(config)
-    state = parts.abstract_state
+    experiment = build_experiment(config)
+    state = experiment.abstract_state
     batch = jax.ShapeDtypeStruct(
         (config.train.batch_size, *config.data.image_size, config.data.num_channels), "uint8"
     )
     if config.model.num_classes:
         batch = (batch, jax.ShapeDtypeStruct((config.train.batch_size,), "int32"))
-    after, metrics = jax.eval_shape(parts.train_step, state, batch, parts.keys.train)
+    after, metrics = jax.eval_shape(experiment.train_step, state, batch, experiment.keys.train)
     assert shapes_and_dtypes(after) == shapes_and_dtypes(state)
     assert metrics["loss"].shape == ()
 

@@ -55,7 +55,7 @@ def packaged(tmp_path, monkeypatch):
     spec.submodule_search_locations = [str(folder)]
     package = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, package)
-    monkeypatch.setattr(config_files, "_PACKAGE", name)
+    monkeypatch.setattr(packaged_configs, "_PACKAGE", name)
     yield folder
     for module in [key for key in sys.modules if key.startswith(f"{name}.")]:
         del sys.modules[module]
@@ -122,7 +122,7 @@ def test_configs_are_importable_without_installing(monkeypatch):
 
 
 def test_missing_packaged_experiments(monkeypatch, tmp_path):
-    monkeypatch.setattr(config_files, "_PACKAGE", "ddpm_jax.nowhere")
+    monkeypatch.setattr(packaged_configs, "_PACKAGE", "ddpm_jax.nowhere")
     monkeypatch.setattr(config_files, "__file__", str(tmp_path / "ddpm_jax" / "configuration.py"))
     assert error_of(load_config, "digits") == (
         f"the packaged experiments are missing: no {tmp_path / 'configs'}; install ddpm_jax again"

@@ -14,17 +14,18 @@ import pytest
 from ddpm_jax import train as train_command
 from ddpm_jax.experiment import training, training_samples
 from ddpm_jax.runtime import disk_space
-from ddpm_jax.runtime.disk_space import DiskFullError, check_room, folder_bytes, full_disk_ends_in_one_line, is_full
-from ddpm_jax.training.jsonl_writer import LineFile
+from ddpm_jax.runtime.disk_space import DiskFullError, check_room, disk_full_as_user_error, folder_bytes, is_full
+from ddpm_jax.training.jsonl_writer import JsonlWriter
 from ddpm_jax.training.metrics_log import Reporter, read_metrics
-from ddpm_jax.training.tensorboard_events import EventFile
+from ddpm_jax.training.tensorboard_events import TensorboardEvents
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "/disk/file")
 # Trains without asking for room first, so that Orbax's own threads find the disk full; or with a limit on the size of
 # a file, which every system permits.
 CHILD = """
 import resource, sys
-from ddpm_jax import checkpoints, train
+from ddpm_jax import train
+from ddpm_jax.workdir import checkpoints
 if sys.argv[1] == "unasked":
     checkpoints.check_room = lambda *args: None
 if sys.argv[1] == "small files":
@@ -147,10 +148,10 @@ def test_what_says_that_the_disk_is_full():
     except RuntimeError as error:
         assert is_full(error)
     assert not is_full(OSError(errno.EACCES, "")) and not is_full(ValueError("28"))
-    with pytest.raises(PermissionError), full_disk_ends_in_one_line("/"):
+    with pytest.raises(PermissionError), disk_full_as_user_error("/"):
         raise PermissionError(errno.EACCES, "")
     with pytest.raises(DiskFullError, match="/disk/file could not be written, and / has"), \
-            full_disk_ends_in_one_line("/"):  # fmt: skip
+            disk_full_as_user_error("/"):  # fmt: skip
         raise FULL
 
 
@@ -189,7 +190,7 @@ def test_the_last_pictures_are_drawn_by_the_next_start(own_run, tiny_flags, monk
 
 def test_lines_wait_for_room(small_disk, capsys):
     path = small_disk.path / "lines"
-    lines = LineFile(path)
+    lines = JsonlWriter(path)
     lines.append("a" * 3000)
     small_disk.fill()
     for letter in "bcd":  # the first of them goes over the end of a block
@@ -207,7 +208,7 @@ def test_lines_wait_for_room(small_disk, capsys):
 
 
 def test_lines_that_never_find_room(small_disk, capsys):
-    lines = LineFile(small_disk.path / "lines")
+    lines = JsonlWriter(small_disk.path / "lines")
     small_disk.fill()
     lines.append("b" * 5000)
     lines.append("c")
@@ -221,7 +222,7 @@ def test_events_end_and_do_not_hold_up_the_run(small_disk, capsys):
     """tensorboardX's own writer waits for ever here: its thread has died, and nobody empties its queue."""
     pytest.importorskip("tensorboardX")
     ticks = iter(range(0, 10**9, 1000))  # each event is flushed
-    events = EventFile(small_disk.path, 0, clock=lambda: next(ticks))
+    events = TensorboardEvents(small_disk.path, 0, clock=lambda: next(ticks))
     events.scalar("loss", 1.0, 1)
     small_disk.fill()
     for step in range(1000):

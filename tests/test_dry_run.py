@@ -10,7 +10,7 @@ from ddpm_jax import benchmark
 from ddpm_jax.benchmarking.memory_variants import build_variants
 from ddpm_jax.benchmarking.text_tables import counted, mebibytes
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import changed
 from ddpm_jax.experiment.program_costs import flops, sampler_step_flops, step_memory, train_step_flops
 from ddpm_jax.experiment.state_sizes import kept_bytes, residual_bytes, state_bytes
@@ -27,13 +27,13 @@ def on_first_device(tree):
 
 
 def test_state_bytes_are_those_of_the_arrays(tiny_config):
-    parts = build_parts(tiny_config(*CUT))
-    state, sizes = parts.fresh_state(), state_bytes(parts)
+    experiment = build_experiment(tiny_config(*CUT))
+    state, sizes = experiment.fresh_state(), state_bytes(experiment)
     assert sizes["params"] == sizes["gradients"] == on_first_device(state.params)
     assert sizes["ema"] == on_first_device(state.ema_params)
     assert sizes["optimizer"] == on_first_device((state.step, state.opt_state, state.t_history))
     assert sizes["batch"] == 1 * 8 * 8 * 1  # one picture of eight on each device
-    whole = state_bytes(build_parts(tiny_config(*WIDE, "train.num_devices=8")))
+    whole = state_bytes(build_experiment(tiny_config(*WIDE, "train.num_devices=8")))
     assert 0.25 * whole["params"] < sizes["params"] < 0.5 * whole["params"]
 
 
@@ -46,7 +46,7 @@ def test_residuals_are_what_the_way_back_needs():
 
 def test_kept_bytes_are_of_the_pictures_that_a_device_has_at_once(tiny_config):
     def kept(*overrides):
-        return kept_bytes(build_parts(tiny_config("train.batch_size=64", *overrides)))
+        return kept_bytes(build_experiment(tiny_config("train.batch_size=64", *overrides)))
 
     half = kept("train.batch_size=32")
     assert half == kept("train.grad_accum_steps=2") == kept("train.num_devices=2")
@@ -56,7 +56,7 @@ def test_kept_bytes_are_of_the_pictures_that_a_device_has_at_once(tiny_config):
 
 def test_remat_and_bfloat16_keep_less(tiny_config):
     plain, remat, low = (
-        kept_bytes(build_parts(tiny_config(*WIDE, *override)))
+        kept_bytes(build_experiment(tiny_config(*WIDE, *override)))
         for override in ((), ("model.remat=true",), ("model.dtype=bfloat16",))
     )
     assert remat < 0.4 * plain and low < plain
@@ -69,19 +69,19 @@ def test_a_multiply_add_is_two_operations():
 
 def test_operations_of_a_step(tiny_config):
     """As many in one part as in four, as many on one device as on eight, and per picture the same."""
-    step = train_step_flops(build_parts(tiny_config(*WIDE)))
+    step = train_step_flops(build_experiment(tiny_config(*WIDE)))
     for same in (("train.grad_accum_steps=4",), ("train.num_devices=8",)):
-        assert train_step_flops(build_parts(tiny_config(*WIDE, *same))) == step
-    call = sampler_step_flops(build_parts(tiny_config(*WIDE)))
-    twice = sampler_step_flops(build_parts(tiny_config(*WIDE, "sample.batch_size=16")))
+        assert train_step_flops(build_experiment(tiny_config(*WIDE, *same))) == step
+    call = sampler_step_flops(build_experiment(tiny_config(*WIDE)))
+    twice = sampler_step_flops(build_experiment(tiny_config(*WIDE, "sample.batch_size=16")))
     assert twice == pytest.approx(2 * call, rel=0.01)  # but for what is done once for all
     # Both batches are of 8: the backward pass is twice the forward pass, but for the first layer's input.
     assert step == pytest.approx(3 * call, rel=0.1)
 
 
 def test_the_compiler_agrees_about_the_state(tiny_config):
-    parts = build_parts(tiny_config(*CUT))
-    memory, sizes = step_memory(parts), state_bytes(parts)
+    experiment = build_experiment(tiny_config(*CUT))
+    memory, sizes = step_memory(experiment), state_bytes(experiment)
     key = 2 * 4
     assert memory.arguments == sum(sizes[name] for name in ("params", "ema", "optimizer", "batch")) + key
     assert memory.temporaries > 0
@@ -90,7 +90,7 @@ def test_the_compiler_agrees_about_the_state(tiny_config):
 def test_accumulation_divides_the_temporaries(tiny_config):
     """A narrow network on many pictures, whose temporaries are its activations."""
     whole, parts = (
-        step_memory(build_parts(tiny_config("train.batch_size=512", f"train.grad_accum_steps={n}"))).temporaries
+        step_memory(build_experiment(tiny_config("train.batch_size=512", f"train.grad_accum_steps={n}"))).temporaries
         for n in (1, 4)
     )
     # What does not shrink is the batch in float32, x_0 and eps: under a tenth of the activations.

@@ -18,7 +18,7 @@ from ddpm_jax.diffusion.schedules import schedule_from_betas
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim, build_bits_per_dim
 from ddpm_jax.evaluation.ode_bits_per_dim import build_ode_bits
 from ddpm_jax.experiment import data_factory, model_factory, sampler_factory
-from ddpm_jax.experiment.trained_run import open_run
+from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.runtime.devices import make_mesh
 
 T = 20  # of the small run
@@ -26,7 +26,7 @@ T = 20  # of the small run
 
 @pytest.fixture(scope="module")
 def trained(straight_run):
-    return open_run(str(straight_run))
+    return open_trained_run(str(straight_run))
 
 
 def whole_set(trained, num_images, *, clip_x_0):
@@ -158,7 +158,8 @@ def test_the_pictures_end_in_the_original_and_in_the_sample(trained):
 
     table = sampler_factory.build_table(config, model_factory.build_schedule(config))
     model = model_factory.build_model(config)
-    generator = sampler_factory.build_generator(config, model_factory.build_schedule(config), table, model, make_mesh(1))
+    schedule = model_factory.build_schedule(config)
+    generator = sampler_factory.build_generator(config, schedule, table, model, make_mesh(1))
     samples = generator.generate(trained.params, seed=4, num_samples=3)
     t, frames = progressive.generate(trained.params, seed=4, num_samples=3, num_moments=5)
     np.testing.assert_array_equal(t, [19, 15, 11, 7, 3, -1])

@@ -16,10 +16,11 @@ from PIL import Image
 
 from ddpm_jax import train as train_command
 from ddpm_jax.experiment import training
-from ddpm_jax.experiment.build import Parts, build_parts
-from ddpm_jax.experiment.trained_run import open_run
+from ddpm_jax.experiment.build import Experiment, build_experiment
+from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.experiment.training import train
 from ddpm_jax.training.metrics_log import read_metrics
+from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
@@ -43,7 +44,7 @@ def test_a_run_leaves_its_files(straight_run, tiny_config, state_of):
         assert gif.n_frames > 5
     assert [step for step, *_ in losses(straight_run)] == [2, 4, 6, 8]
     trained = state_of(straight_run, 8)
-    assert len(trained) == len(jax.tree.leaves(build_parts(tiny_config()).abstract_state))
+    assert len(trained) == len(jax.tree.leaves(build_experiment(tiny_config()).abstract_state))
     assert not np.array_equal(trained[".params['conv_in']['kernel']"], trained[".ema_params['conv_in']['kernel']"])
 
 
@@ -67,7 +68,7 @@ def test_hybrid_with_importance_sampling_resumes_bit_for_bit(tiny_config, tmp_pa
     """The history of losses is in the checkpoint; T = 2, so that it is full after some steps of 8 images."""
     settings = ("diffusion.loss=hybrid", "diffusion.variance=learned_range", "train.time_sampler=loss_second_moment",
                 "schedule.num_steps=2", "sample.num_preview_steps=2")  # fmt: skip
-    abstract = build_parts(tiny_config(*settings)).abstract_state
+    abstract = build_experiment(tiny_config(*settings)).abstract_state
     states = []
     for stops in ((8,), (6, 8)):
         workdir = str(tmp_path / str(len(stops)))
@@ -98,7 +99,7 @@ def test_a_run_from_before_the_variants_of_the_network(own_run, straight_run, ti
         config["model"] = {name: value for name, value in config["model"].items() if name in first}
         path.write_text(json.dumps({"config": json.dumps(config)}))
         (path.parent.parent / "manifest.json").unlink()  # nor were there any digests then
-    run = open_run(str(own_run))
+    run = open_trained_run(str(own_run))
     assert run.step == 4 and run.config == tiny_config()
     train(tiny_config(), str(own_run))
     assert same_bits(state_of(own_run, 8), state_of(straight_run, 8))
@@ -129,7 +130,7 @@ def test_old_last_pictures_go_when_a_longer_run_begins(own_run, tiny_config, mon
 
 def wrap_step(monkeypatch, change):
     """Makes every train step end in change(step, state, metrics) -> (state, metrics)."""
-    real = Parts.jitted_step
+    real = Experiment.jitted_step
 
     def jitted_step(parts):
         step_fn = real(parts)
@@ -141,7 +142,7 @@ def wrap_step(monkeypatch, change):
         wrapped.lower = step_fn.lower
         return wrapped
 
-    monkeypatch.setattr(Parts, "jitted_step", jitted_step)
+    monkeypatch.setattr(Experiment, "jitted_step", jitted_step)
 
 
 def stop_at(monkeypatch, at, number):
@@ -202,7 +203,7 @@ def diverge(monkeypatch, where):
 def test_divergence(where, message, tiny_flags, state_of, tmp_path, monkeypatch, capsys):
     diverge(monkeypatch, where)
     if where.endswith("params"):  # the loss stays finite; only what is saved is looked at
-        monkeypatch.setattr("ddpm_jax.training.metrics_window.Window._is_finite", lambda self, step, metrics: True)
+        monkeypatch.setattr(MetricsWindow, "_is_finite", lambda self, step, metrics: True)
     assert train_command.main([*tiny_flags, f"--workdir={tmp_path}"]) == 2
     err = capsys.readouterr().err
     assert err == (
@@ -223,7 +224,7 @@ def test_divergence_before_the_first_checkpoint(tiny_config, tmp_path, monkeypat
 
 def test_eval_loss_that_is_not_finite_is_not_saved(tiny_config, tmp_path, monkeypatch):
     results = iter([1.0, float("nan")])
-    monkeypatch.setattr(training.HeldOut, "mean_loss", lambda self, params: next(results))
+    monkeypatch.setattr(training.EvalLoss, "mean_loss", lambda self, params: next(results))
     with pytest.raises(training.UserError, match="^eval_loss became nan at step 4; the last good .* step 2 in "):
         train(tiny_config(), str(tmp_path))
     assert Checkpoints(str(tmp_path)).steps() == [2]

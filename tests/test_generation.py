@@ -9,7 +9,7 @@ from ddpm_jax.data.batch import to_uint8
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.rng import seed_keys
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
-from ddpm_jax.diffusion.samplers.sampling_loop import p_sample
+from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.runtime.devices import make_mesh
@@ -32,7 +32,7 @@ def generator(num_steps, batch_size=8, num_devices=8):
 def test_equals_one_scan(num_steps):
     schedule = make_schedule("cosine", num_steps=num_steps)
     denoise_fn = make_denoiser(schedule, lambda x_t, t: 0.5 * x_t)
-    whole = p_sample(denoise_fn, ancestral_table(schedule), key=seed_keys(3).sample, num_samples=5, shape=SHAPE)
+    whole = p_sample_loop(denoise_fn, ancestral_table(schedule), key=seed_keys(3).sample, num_samples=5, shape=SHAPE)
     images = generator(num_steps).generate(PARAMS, seed=3, num_samples=5)
     assert images.shape == (5, *SHAPE) and images.dtype == np.uint8
     np.testing.assert_allclose(images.astype(int), np.asarray(to_uint8(whole)).astype(int), atol=1)

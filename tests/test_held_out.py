@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.runtime.devices import make_mesh
-from ddpm_jax.training.eval_loss import HeldOut
+from ddpm_jax.training.eval_loss import EvalLoss
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), dtype=np.uint8)
 
@@ -24,7 +24,7 @@ def losses():
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize(("batch_size", "max_images"), [(4, 0), (13, 0), (256, 0), (5, 7), (1, 1), (4, 99)])
 def test_mean(num_devices, batch_size, max_images):
-    held_out = HeldOut(
+    held_out = EvalLoss(
         ArraySource(IMAGES), eval_step, key=jax.random.key(0), mesh=make_mesh(num_devices), batch_size=batch_size,
         max_images=max_images,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.models import initialisers
-from ddpm_jax.models.initialisers import INIT, drawn_together, fan_avg_uniform
+from ddpm_jax.models.initialisers import INIT, fan_avg_uniform, shared_draws
 
 SHAPES = [(5, 7), (3, 3, 4, 4), (40, 50), (1, 1), (3, 3, 8, 2)]
 
@@ -33,7 +33,7 @@ def test_together_no_number_is_given_twice(first_draw, longest, monkeypatch):
 
     @jax.jit
     def draw(key):
-        with drawn_together(key):
+        with shared_draws(key):
             return [INIT(jax.random.key(9), shape) for shape in SHAPES]
 
     parts = [np.asarray(x) / limits(x.shape) for x in draw(key)]
@@ -51,7 +51,7 @@ def test_together_no_number_is_given_twice(first_draw, longest, monkeypatch):
 def test_what_is_drawn_afterwards_is_drawn_alone():
     key = jax.random.key(0)
     alone = INIT(key, (4, 4))
-    with pytest.raises(ZeroDivisionError), drawn_together(jax.random.key(1)):
+    with pytest.raises(ZeroDivisionError), shared_draws(jax.random.key(1)):
         assert np.any(INIT(key, (4, 4)) != alone)
         raise ZeroDivisionError
     np.testing.assert_array_equal(INIT(key, (4, 4)), alone)

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.training.metrics_log import read_metrics
 from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, verify
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -82,7 +82,7 @@ class KilledRun:
     def final(self, workdir, config):
         """The state of the last step, as bytes by name."""
         checkpoints = Checkpoints(str(workdir))
-        state = checkpoints.restore_state(build_parts(config).abstract_state)
+        state = checkpoints.restore_state(build_experiment(config).abstract_state)
         assert int(state.step) == checkpoints.steps()[-1] == config.train.num_steps
         checkpoints.close()
         return {jax.tree_util.keystr(path): leaf.tobytes()

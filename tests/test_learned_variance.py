@@ -11,7 +11,7 @@ from ddpm_jax.diffusion.likelihood import bits_per_dim
 from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
-from ddpm_jax.diffusion.samplers.sampling_loop import p_sample, walk
+from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop, sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import respaced, spaced_steps
 
@@ -164,8 +164,8 @@ def test_a_variance_learned_to_be_beta_tilde_is_fixed_small(variance):
     grids = [None] if variance == "learned" else [None, spaced_steps(30, 7)]
     for steps in grids:
         draw = dict(key=jax.random.key(1), num_samples=4, shape=(5,))
-        got = p_sample(learned, ancestral_table(schedule, steps=steps, variance=variance), **draw)
-        expected = p_sample(fixed, ancestral_table(schedule, steps=steps, variance="fixed_small"), **draw)
+        got = p_sample_loop(learned, ancestral_table(schedule, steps=steps, variance=variance), **draw)
+        expected = p_sample_loop(fixed, ancestral_table(schedule, steps=steps, variance="fixed_small"), **draw)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -183,7 +183,7 @@ def test_a_learned_range_of_the_kept_steps_lies_between_their_own_beta_tilde_and
     keys = sample_keys(jax.random.key(0), jnp.arange(2))
     denoise_fn = make_denoiser(schedule, lambda x_t, t: jnp.concatenate([x_t, jnp.ones_like(x_t)], -1),
                                variance="learned_range")  # fmt: skip
-    one = walk(denoise_fn, table.rows(0, 1), jnp.zeros((2, 3)), keys)
+    one = sample_loop(denoise_fn, table.rows(0, 1), jnp.zeros((2, 3)), keys)
     np.testing.assert_allclose(one, np.sqrt(betas[0]) * sample_noise(keys, 1, (3,)), rtol=1e-5)
 
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from ddpm_jax.runtime.devices import make_mesh
-from ddpm_jax.training.loop import LoopSettings, run_loop
+from ddpm_jax.training.loop import LoopSettings, StopRequest, run_loop
 from ddpm_jax.training.metrics_log import Reporter, read_metrics
-from ddpm_jax.training.metrics_window import Window
+from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.stop_signal import StopRequest
-from ddpm_jax.training.throughput import Rates
+from ddpm_jax.training.throughput import Throughput
 from ddpm_jax.training.train_state import TrainState
 
 
@@ -55,8 +54,8 @@ def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=
             stop=stop[1] if stop else StopRequest(),
             save=save,
             preview=preview,
-            window=Window(),
-            rates=Rates(2),
+            window=MetricsWindow(),
+            rates=Throughput(2),
             profiler=StepProfiler("", str(tmp_path)),
         )
     return int(state.step), saved, drawn

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from ddpm_jax.experiment import sampler_factory
-from ddpm_jax.experiment.build import build_parts
+from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.runtime.devices import batch_sharded, local_mesh, make_mesh, state_sharded
 from ddpm_jax.runtime.errors import UserError
@@ -20,19 +20,19 @@ MESHES = ((1, 1), (2, 1), (4, 2), (8, 1), (8, 8))
 
 @pytest.fixture(scope="module")
 def trained(tiny_config):
-    """(devices, fsdp) -> (parts, the losses of three steps, the state after them)."""
+    """(devices, fsdp) -> (experiment, the losses of three steps, the state after them)."""
     batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
     done = {}
 
     def trained(devices, fsdp):
         if (devices, fsdp) not in done:
-            parts = build_parts(tiny_config(*WIDE, f"train.num_devices={devices}", f"mesh.fsdp={fsdp}"))
-            state, losses, step_fn = parts.fresh_state(), [], parts.jitted_step()
-            images = jax.device_put(batch, batch_sharded(parts.mesh))
+            experiment = build_experiment(tiny_config(*WIDE, f"train.num_devices={devices}", f"mesh.fsdp={fsdp}"))
+            state, losses, step_fn = experiment.fresh_state(), [], experiment.jitted_step()
+            images = jax.device_put(batch, batch_sharded(experiment.mesh))
             for _ in range(3):
-                state, metrics = step_fn(state, images, parts.keys.train)
+                state, metrics = step_fn(state, images, experiment.keys.train)
                 losses.append(float(metrics["loss"]))
-            done[devices, fsdp] = parts, losses, state
+            done[devices, fsdp] = experiment, losses, state
         return done[devices, fsdp]
 
     return trained
@@ -51,7 +51,7 @@ def test_trains_alike_on_every_mesh(trained, devices, fsdp):
 
 
 def test_parameters_moments_and_ema_are_cut_alike(trained):
-    parts, _, state = trained(8, 8)
+    experiment, _, state = trained(8, 8)
     moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
     total, here = 0, 0
     for tree in (state.params, state.ema_params, *moments):
@@ -60,7 +60,7 @@ def test_parameters_moments_and_ema_are_cut_alike(trained):
             assert len(leaf.sharding.device_set) == 8
             total, here = total + leaf.nbytes, here + leaf.addressable_shards[0].data.nbytes
     assert here < 0.2 * total  # an eighth, and the small arrays whole
-    assert parts.mesh.shape == {"data": 1, "fsdp": 8}
+    assert experiment.mesh.shape == {"data": 1, "fsdp": 8}
 
 
 def test_only_long_arrays_are_cut_and_along_their_longest_axis():
@@ -77,11 +77,13 @@ def test_only_long_arrays_are_cut_and_along_their_longest_axis():
 def test_samples_of_cut_parameters(trained):
     pictures = []
     for devices, fsdp in ((1, 1), (8, 8)):
-        parts, _, _ = trained(devices, fsdp)
-        table = sampler_factory.build_preview_table(parts.config, parts.schedule)
-        generator = sampler_factory.build_generator(parts.config, parts.schedule, table, parts.model, parts.mesh)
+        experiment, _, _ = trained(devices, fsdp)
+        table = sampler_factory.build_preview_table(experiment.config, experiment.schedule)
+        generator = sampler_factory.build_generator(
+            experiment.config, experiment.schedule, table, experiment.model, experiment.mesh
+        )
         # The same weights on both: of one device, moved onto the other mesh.
-        params = jax.device_put(jax.device_get(trained(1, 1)[2].ema_params), parts.state_sharding.params)
+        params = jax.device_put(jax.device_get(trained(1, 1)[2].ema_params), experiment.state_sharding.params)
         pictures.append(generator.generate(params, seed=0, num_samples=8).astype(int))
     np.testing.assert_allclose(pictures[0], pictures[1], atol=1)
     assert np.mean(pictures[0] != pictures[1]) < 0.01
@@ -92,13 +94,13 @@ def test_a_checkpoint_moves_between_meshes(trained, tmp_path):
     _, _, state = trained(8, 8)
     wanted = jax.device_get(state)
     for number, mesh in enumerate(((2, 1), (4, 2), (1, 1))):
-        parts = trained(*mesh)[0]
+        experiment = trained(*mesh)[0]
         checkpoints = Checkpoints(str(tmp_path / str(number)), create=True)
-        checkpoints.save(state, config_to_json(parts.config))
+        checkpoints.save(state, config_to_json(experiment.config))
         checkpoints.wait()
-        state = checkpoints.restore_state(parts.abstract_state)
+        state = checkpoints.restore_state(experiment.abstract_state)
         checkpoints.close()
-        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(parts.state_sharding), strict=True):
+        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(experiment.state_sharding), strict=True):
             assert leaf.sharding == sharding
         for one, other in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(wanted), strict=True):
             assert one.tobytes() == other.tobytes()

@@ -11,9 +11,9 @@ import pytest
 from ddpm_jax.data import batch_indices
 from ddpm_jax.data.image_source import load_rows
 from ddpm_jax.experiment import data_factory, program_costs
-from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_json import config_to_json
-from ddpm_jax.experiment.trainer import TrainingRun
+from ddpm_jax.experiment.trainer import Trainer
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.devices import put_batch
 from ddpm_jax.runtime.errors import UserError
@@ -36,10 +36,10 @@ def poison(monkeypatch, config, *numbers):
     """Makes the loss of these batches NaN, whenever they are taken; returns the numbers of all batches taken."""
     bad = [batch_of(config, number)[1] for number in numbers]
     all_batches = {batch_of(config, number)[1].tobytes(): number for number in range(20)}
-    real, taken = Parts.jitted_step, []
+    real, taken = Experiment.jitted_step, []
 
-    def jitted_step(parts):
-        step_fn = real(parts)
+    def jitted_step(experiment):
+        step_fn = real(experiment)
 
         def wrapped(state, images, key):
             pictures = np.asarray(images)
@@ -52,7 +52,7 @@ def poison(monkeypatch, config, *numbers):
         wrapped.lower = step_fn.lower
         return wrapped
 
-    monkeypatch.setattr(Parts, "jitted_step", jitted_step)
+    monkeypatch.setattr(Experiment, "jitted_step", jitted_step)
     return taken
 
 
@@ -71,7 +71,7 @@ def test_the_pictures_of_the_step_are_listed(tiny_config, tmp_path, monkeypatch)
 def test_rewind_leaves_the_batches_out(tiny_config, state_of, tmp_path, monkeypatch, capsys):
     """From step 4 on, batches 5, 6, 7, 8 with another key: by hand, by the run, and by a run that was stopped."""
     config = tiny_config("train.nonfinite=rewind")
-    by_hand = build_parts(config)
+    by_hand = build_experiment(config)
     with monkeypatch.context() as patch:
         taken = poison(patch, config, 4)
         assert train(config, str(tmp_path / "one")) is None
@@ -138,7 +138,7 @@ def test_rewind_lets_go_of_the_broken_state(tiny_config, tmp_path, monkeypatch):
     """Two states at once may be more than a device holds."""
     config = tiny_config("train.nonfinite=rewind")
     poison(monkeypatch, config, 4)
-    real, states = TrainingRun._run_until_nonfinite, []
+    real, states = Trainer._run_until_nonfinite, []
 
     def watched(self, state, stop):
         if states:  # the second round: those of the first are gone, but for what was not donated to any step
@@ -154,16 +154,16 @@ def test_rewind_lets_go_of_the_broken_state(tiny_config, tmp_path, monkeypatch):
         self._step_fn = remember
         return real(self, state, stop)
 
-    monkeypatch.setattr(TrainingRun, "_run_until_nonfinite", watched)
+    monkeypatch.setattr(Trainer, "_run_until_nonfinite", watched)
     assert train(config, str(tmp_path)) is None
 
 
 def test_rewind_to_imported_weights(tiny_config, own_run, tmp_path, monkeypatch):
     """Their checkpoint, of step 0, may be of another optimiser."""
     imported = tmp_path / "imported"
-    parts = build_parts(tiny_config())
+    experiment = build_experiment(tiny_config())
     checkpoints = Checkpoints(str(imported), create=True)
-    checkpoints.save(parts.fresh_state(), config_to_json(parts.config))
+    checkpoints.save(experiment.fresh_state(), config_to_json(experiment.config))
     checkpoints.wait()
     checkpoints.close()
     config = tiny_config("train.nonfinite=rewind", "optim.grad_clip=0", "train.num_steps=4")
@@ -173,7 +173,7 @@ def test_rewind_to_imported_weights(tiny_config, own_run, tmp_path, monkeypatch)
 
 
 def test_what_is_found_between_updates_cannot_be_skipped(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm_jax.training.eval_loss.HeldOut.mean_loss", lambda self, params: float("nan"))
+    monkeypatch.setattr("ddpm_jax.training.eval_loss.EvalLoss.mean_loss", lambda self, params: float("nan"))
     with pytest.raises(UserError, match="^eval_loss became nan at step 2; .*leaves out updates, and this was found"):
         train(tiny_config("train.nonfinite=skip"), str(tmp_path))
 
@@ -196,10 +196,10 @@ def test_a_device_without_room_for_the_peak(tiny_config, tmp_path, monkeypatch):
 
 
 def test_operations_are_those_of_any_mesh(tiny_config, monkeypatch):
-    parts = build_parts(tiny_config("train.num_devices=8", "mesh.fsdp=2"))
-    assert program_costs.countable(parts) is parts
-    counted = program_costs.train_step_flops(parts)
-    moved = program_costs.on_one_device(parts, jax.devices("cpu")[3])
+    experiment = build_experiment(tiny_config("train.num_devices=8", "mesh.fsdp=2"))
+    assert program_costs.countable(experiment) is experiment
+    counted = program_costs.train_step_flops(experiment)
+    moved = program_costs.on_one_device(experiment, jax.devices("cpu")[3])
     assert moved.mesh.shape == {"data": 1, "fsdp": 1}
     assert program_costs.train_step_flops(moved) == pytest.approx(counted, rel=1e-3) and counted > 1e5
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from ddpm_jax.evaluation import resume_file
-from ddpm_jax.evaluation.resume_file import ResumePoint, fingerprint
+from ddpm_jax.evaluation.resume_file import ResumeFile, fingerprint
 
 
 def fill(prefix, facts, *, stop_after=4, error=KeyboardInterrupt):
     """Four parts, each a row; returns the rows that were made in this call, and the point."""
-    point, made = ResumePoint(prefix, facts, {"rows": np.zeros((4, 2), np.float32)}), []
+    point, made = ResumeFile(prefix, facts, {"rows": np.zeros((4, 2), np.float32)}), []
     with point:
         for row in range(point.num_done, 4):
             if len(made) == stop_after:
@@ -37,14 +37,14 @@ def test_an_interrupted_measurement_goes_on(prefix, tmp_path):
 
 
 def test_a_kill_loses_what_came_after_the_last_period(prefix, monkeypatch):
-    point = ResumePoint(prefix, {}, {"rows": np.zeros(3)})
+    point = ResumeFile(prefix, {}, {"rows": np.zeros(3)})
     point.arrays["rows"][0] = 7
     point.advance()  # within the period: nothing is written
-    assert ResumePoint(prefix, {}, {"rows": np.zeros(3)}).num_done == 0
+    assert ResumeFile(prefix, {}, {"rows": np.zeros(3)}).num_done == 0
     monkeypatch.setattr(resume_file, "KEEP_EVERY_SECONDS", 0)
     point.arrays["rows"][1] = 8
     point.advance()
-    found = ResumePoint(prefix, {}, {"rows": np.zeros(3)})
+    found = ResumeFile(prefix, {}, {"rows": np.zeros(3)})
     assert found.num_done == 2
     np.testing.assert_array_equal(found.arrays["rows"], [7, 8, 0])
 
@@ -53,11 +53,11 @@ def test_another_setting_never_picks_it_up(prefix, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fill(prefix, {"seed": 0}, stop_after=2)
     (path,) = tmp_path.iterdir()
-    assert ResumePoint(prefix, {"seed": 1}, {"rows": np.zeros((4, 2), np.float32)}).num_done == 0
+    assert ResumeFile(prefix, {"seed": 1}, {"rows": np.zeros((4, 2), np.float32)}).num_done == 0
     # Nor where someone gave the file that name.
-    other = ResumePoint(prefix, {"seed": 2}, {"rows": np.zeros((4, 2), np.float32)})
+    other = ResumeFile(prefix, {"seed": 2}, {"rows": np.zeros((4, 2), np.float32)})
     path.rename(other._path)
-    assert ResumePoint(prefix, {"seed": 2}, {"rows": np.zeros((4, 2), np.float32)}).num_done == 0
+    assert ResumeFile(prefix, {"seed": 2}, {"rows": np.zeros((4, 2), np.float32)}).num_done == 0
 
 
 def test_a_damaged_file_is_no_start(prefix, tmp_path, capsys):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from ddpm_jax.evaluation import resumable_arrays
-from ddpm_jax.evaluation.resumable_arrays import RowFiles
+from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
 
 ROWS = {"a": ((3,), np.float32), "b": ((2, 2), np.uint8)}
 
 
 def open_files(folder, facts=None, num_rows=10):
-    return RowFiles(str(folder / "x"), facts or {"seed": 0}, ROWS, num_rows)
+    return ResumableArrays(str(folder / "x"), facts or {"seed": 0}, ROWS, num_rows)
 
 
 def make(first, num=4):
@@ -90,12 +90,12 @@ def test_a_kill_loses_what_was_not_kept_and_nothing_else(tmp_path, monkeypatch):
 def test_a_real_kill(tmp_path):
     code = f"""
 import os, sys
-sys.path.insert(0, {str(row_files.__file__.split("/ddpm_jax/")[0])!r})
+sys.path.insert(0, {str(resumable_arrays.__file__.split("/ddpm_jax/")[0])!r})
 import numpy as np
-from ddpm_jax.evaluation import row_files
-row_files.KEEP_EVERY_SECONDS = 0
+from ddpm_jax.evaluation import resumable_arrays
+resumable_arrays.KEEP_EVERY_SECONDS = 0
 rows = {{"a": ((3,), np.float32), "b": ((2, 2), np.uint8)}}
-files = row_files.RowFiles({str(tmp_path / "x")!r}, {{"seed": 0}}, rows, 10)
+files = resumable_arrays.ResumableArrays({str(tmp_path / "x")!r}, {{"seed": 0}}, rows, 10)
 n = np.arange(4)
 files.write({{"a": np.stack([n, n + 0.5, -n], axis=1), "b": np.stack([[n, n], [n, n]]).T}})
 os.kill(os.getpid(), 9)

@@ -62,12 +62,13 @@ def test_one_device_draws_what_eight_do(draw, straight_run, tmp_path):
 
 def test_weights_of_eight_devices_on_one(tiny_config, tmp_path):
     """A checkpoint asks for no device: what eight wrote is read as NumPy."""
-    from ddpm_jax.experiment.build import build_parts
+    from ddpm_jax.experiment.build import build_experiment
     from ddpm_jax.runtime.devices import make_mesh, replicated
 
-    parts = build_parts(tiny_config("train.num_devices=8"))
+    experiment = build_experiment(tiny_config("train.num_devices=8"))
     state = jax.tree.map(
-        lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype), replicated(make_mesh(8))), parts.abstract_state
+        lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype), replicated(make_mesh(8))),
+        experiment.abstract_state,
     )
     checkpoints = Checkpoints(str(tmp_path), create=True)
     checkpoints.save(state, "{}")

@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.diffusion.denoiser import Denoised
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.sampling_loop import p_sample
+from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.runtime.errors import UserError
@@ -193,7 +193,7 @@ def test_gaussian_data_is_sampled_with_its_mean_and_deviation(name):
     schedule = make_schedule("linear", num_steps=300)
     table, num_samples = ORACLE_TABLES[name](schedule), 40_000
     x_0 = jax.jit(
-        lambda table: p_sample(
+        lambda table: p_sample_loop(
             exact_denoiser(schedule), table, key=jax.random.key(1), num_samples=num_samples // 8, shape=(8,)
         )
     )(table)

@@ -19,7 +19,7 @@ from ddpm_jax.diffusion.samplers import (
 from ddpm_jax.diffusion.samplers import table as samplers
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.sampling_loop import begin_walk, p_sample, walk, walk_on
+from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, p_sample_loop, sample_loop, scan_rows
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import host_half_log_snr, spaced_steps
 from ddpm_jax.runtime.errors import UserError
@@ -142,7 +142,7 @@ def error_before_the_last_step(name, num_steps, steps_of):
     return abs(states[-2, 0] - (alpha_0 * M + deviation[1] * (1.0 - alpha_1 * M) / deviation[0]))
 
 
-# Of the whole walk, in h = the step in lambda. DPM-Solver++ of order 3 is of order 2 as the authors' code has it; in
+# Of all rows, in h = the step in lambda. DPM-Solver++ of order 3 is of order 2 as the authors' code has it; in
 # full it starts with one step of order 1, where there is hardly any signal. PLMS takes the coefficients of equal
 # steps for steps that are not (Liu et al. 2022: order 2). UniPC of order p has order p + 1 by its corrector, and
 # starts with order 2.
@@ -275,10 +275,10 @@ def test_the_scan_is_the_loop_and_can_be_walked_in_parts(name):
     table = (FLOWS | NOISY)[name](LINEAR, steps=spaced_steps(1000, 7))
     keys = sample_keys(jax.random.key(2), jnp.arange(3))
     x_T = jax.random.normal(jax.random.key(3), (3, 5))
-    go = jax.jit(lambda table, state: walk_on(wavy, table, state, keys))
-    whole = go(table, begin_walk(table, x_T)).x_t
-    np.testing.assert_array_equal(whole, jax.jit(lambda x: walk(wavy, table, x, keys))(x_T))
-    state = begin_walk(table, x_T)
+    go = jax.jit(lambda table, state: scan_rows(wavy, table, state, keys))
+    whole = go(table, init_sampler_state(table, x_T)).x_t
+    np.testing.assert_array_equal(whole, jax.jit(lambda x: sample_loop(wavy, table, x, keys))(x_T))
+    state = init_sampler_state(table, x_T)
     for start, stop in ((0, 2), (2, 3), (3, table.num_calls)):
         state = go(table.rows(start, stop), state)
     np.testing.assert_allclose(state.x_t, whole, rtol=1e-5, atol=1e-6)
@@ -302,8 +302,8 @@ def test_the_round_trip_of_a_walk():
     errors = []
     for num_fixed_point in (0, 30):
         there = ddim_inversion_table(LINEAR, steps=steps, num_fixed_point=num_fixed_point)
-        noise = jax.jit(lambda x: walk(soft, there, x, keys))(x_0)  # noqa: B023
-        back = jax.jit(lambda x: walk(soft, ddim_table(LINEAR, steps=steps), x, keys))(noise)
+        noise = jax.jit(lambda x: sample_loop(soft, there, x, keys))(x_0)  # noqa: B023
+        back = jax.jit(lambda x: sample_loop(soft, ddim_table(LINEAR, steps=steps), x, keys))(noise)
         errors.append(float(jnp.max(jnp.abs(back - x_0))))
     assert errors[0] > 0.02 and errors[1] < 2e-3, errors
 
@@ -311,7 +311,7 @@ def test_the_round_trip_of_a_walk():
 @pytest.mark.parametrize("name", ["dpmpp_3m", "dpmpp_2m_sde", "unipc_2", "plms"])
 def test_sample_n_does_not_depend_on_how_many_there_are(name):
     table = (FLOWS | NOISY)[name](LINEAR, steps=spaced_steps(1000, 8))
-    draw = lambda n: p_sample(wavy, table, key=jax.random.key(2), num_samples=n, shape=(3, 2))  # noqa: E731
+    draw = lambda n: p_sample_loop(wavy, table, key=jax.random.key(2), num_samples=n, shape=(3, 2))  # noqa: E731
     np.testing.assert_array_equal(draw(5), draw(16)[:5])
 
 

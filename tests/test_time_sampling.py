@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.timestep_samplers import HISTORY, TIME_SAMPLERS, UNIFORM_PART, make_time_sampler
+from ddpm_jax.diffusion.timestep_samplers import HISTORY, TIMESTEP_SAMPLERS, UNIFORM_PART, make_timestep_sampler
 from ddpm_jax.runtime.errors import UserError
 
 
 def test_uniform_and_stratified_draw_every_step_equally():
     for name in ("uniform", "stratified"):
-        sampler = make_time_sampler(name, 7)
+        sampler = make_timestep_sampler(name, 7)
         draw = jax.jit(jax.vmap(lambda key: sampler.sample(None, key, 16)[0]))  # noqa: B023
         t = np.asarray(draw(jax.random.split(jax.random.key(0), 2000)))
         assert t.min() == 0 and t.max() == 6 and t.dtype == np.int32
@@ -22,7 +22,7 @@ def test_uniform_and_stratified_draw_every_step_equally():
 
 
 def test_stratified_has_one_in_every_part():
-    t, _ = make_time_sampler("stratified", 1000).sample(None, jax.random.key(1), 50)
+    t, _ = make_timestep_sampler("stratified", 1000).sample(None, jax.random.key(1), 50)
     np.testing.assert_array_equal(np.asarray(t) // 20, np.arange(50))
     assert len(set((np.asarray(t) % 20).tolist())) > 5
 
@@ -38,7 +38,7 @@ def slow_history(num_steps, batches):
 
 def test_the_history_is_that_of_a_loop():
     num_steps, rng = 4, np.random.default_rng(0)
-    sampler = make_time_sampler("loss_second_moment", num_steps)
+    sampler = make_timestep_sampler("loss_second_moment", num_steps)
     update, history, batches = jax.jit(sampler.update), sampler.init(), []
     for size in (5, 5, 64, 5, 30, 30, 30):  # in the third and later batches a t comes more than 10 times
         t, losses = rng.integers(0, num_steps, size), rng.random(size).astype(np.float32)
@@ -53,7 +53,7 @@ def test_the_history_is_that_of_a_loop():
 
 def filled(losses):
     """A history in which step t always lost losses[t]."""
-    sampler = make_time_sampler("loss_second_moment", len(losses))
+    sampler = make_timestep_sampler("loss_second_moment", len(losses))
     t = jnp.tile(jnp.arange(len(losses)), HISTORY)
     return sampler, sampler.update(sampler.init(), t, jnp.asarray(losses, jnp.float32)[t])
 
@@ -71,7 +71,7 @@ def test_large_losses_are_drawn_more_often_and_weigh_less():
 
 
 def test_uniform_until_every_step_has_been_seen_ten_times():
-    sampler = make_time_sampler("loss_second_moment", 3)
+    sampler = make_timestep_sampler("loss_second_moment", 3)
     history = sampler.update(sampler.init(), jnp.array([0] * 30 + [1] * 30 + [2] * 9), jnp.full(69, 4.0))
     _, weights = sampler.sample(history, jax.random.key(0), 8)
     np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
@@ -84,5 +84,5 @@ def test_uniform_until_every_step_has_been_seen_ten_times():
 
 def test_a_wrong_name():
     with pytest.raises(UserError, match="train.time_sampler must be one of"):
-        make_time_sampler("importance", 10)
-    assert len(TIME_SAMPLERS) == 3
+        make_timestep_sampler("importance", 10)
+    assert len(TIMESTEP_SAMPLERS) == 3

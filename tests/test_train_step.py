@@ -10,7 +10,7 @@ import pytest
 from ddpm_jax.data.batch import to_model_scale, to_uint8
 from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.schedules import make_schedule
-from ddpm_jax.diffusion.timestep_samplers import make_time_sampler
+from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
 from ddpm_jax.runtime.devices import batch_sharded, make_mesh, replicated
 from ddpm_jax.training.optimizer import make_ema_decay
 from ddpm_jax.training.train_state import init_state
@@ -241,7 +241,7 @@ def test_no_product_of_matrices_outside_of_the_network(images):
 @pytest.mark.parametrize("num_devices,num_parts", [(1, 1), (8, 2)])
 def test_importance_sampling_weighs_the_loss_and_remembers_it(images, num_devices, num_parts):
     """One step from a history that prefers some t; the history after it is the same on eight devices."""
-    sampler = make_time_sampler("loss_second_moment", T)
+    sampler = make_timestep_sampler("loss_second_moment", T)
     before = jnp.asarray(np.linspace(0.1, 2, T), jnp.float32)
     history = sampler.update(sampler.init(), jnp.tile(jnp.arange(T), 10), jnp.tile(before, 10))
     mesh = make_mesh(num_devices)
@@ -309,7 +309,7 @@ def test_a_step_that_is_not_finite_is_skipped(images):
             return super().__call__(x_t, t, train=train) * self.param("nan", nn.initializers.ones, ())
 
     adam = optax.adam(0.1)
-    time_sampler = make_time_sampler("loss_second_moment", T)
+    time_sampler = make_timestep_sampler("loss_second_moment", T)
     step_fn = jax.jit(make(Broken(), adam, skip_nonfinite=True, time_sampler=time_sampler))
     history = time_sampler.init()
     good = init_state(jax.tree.map(jnp.asarray, PARAMS | {"nan": np.float32(1)}), adam, history)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.models.layers import Downsample, Norm, ResBlock, SelfAttention, halve, time_embedding
+from ddpm_jax.models.layers import Downsample, Norm, ResBlock, SelfAttention, downsample_mean, time_embedding
 from ddpm_jax.models.unet import UNet, init_params, num_params
-from ddpm_jax.models.upsample_conv import double
+from ddpm_jax.models.upsample_conv import upsample_nearest
 from ddpm_jax.runtime.errors import UserError
 
 SMALL = dict(channels=8, channel_mults=(1, 2), num_res_blocks=1, attention_resolutions=(8, 4), num_groups=4)
@@ -117,9 +117,9 @@ def test_a_scale_and_a_shift_of_0_are_the_plain_norm():
 
 def test_halving_undoes_doubling():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
-    assert double(x).shape == (2, 6, 10, 4)
-    np.testing.assert_array_equal(halve(double(x)), x)
-    assert halve(x.astype(jnp.bfloat16)[:, :2, :4]).dtype == jnp.bfloat16
+    assert upsample_nearest(x).shape == (2, 6, 10, 4)
+    np.testing.assert_array_equal(downsample_mean(upsample_nearest(x)), x)
+    assert downsample_mean(x.astype(jnp.bfloat16)[:, :2, :4]).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 6])

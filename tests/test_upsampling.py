@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models.upsample_conv import ConvOfDoubled, conv_of_doubled, double
+from ddpm_jax.models.upsample_conv import UpsampleConv, upsample_conv, upsample_nearest
 
 PLATFORMS = ("cpu", "tpu", "default")
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -18,14 +18,14 @@ def pictures_and_kernel():
 
 
 def the_plain_way(x, kernel):
-    return jax.lax.conv_general_dilated(double(x), kernel, (1, 1), "SAME", dimension_numbers=NUMBERS)
+    return jax.lax.conv_general_dilated(upsample_nearest(x), kernel, (1, 1), "SAME", dimension_numbers=NUMBERS)
 
 
 @pytest.fixture(params=PLATFORMS)
 def form(request, monkeypatch):
     """The function with what it does on one platform."""
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **forms: forms[request.param](*args))
-    return lambda x, kernel: conv_of_doubled(x, kernel, jnp.float32)
+    return lambda x, kernel: upsample_conv(x, kernel, jnp.float32)
 
 
 def test_it_is_the_loop_over_the_doubled_picture(form):
@@ -57,7 +57,7 @@ def test_its_gradients_are_those_of_the_plain_way(form):
 def test_each_platform_has_the_form_that_it_does_well(platform, shape, is_dilated):
     """In its gradients too: XLA for CPU would take a hundred times as long for zeros between pixels."""
     x, kernel = pictures_and_kernel()
-    gradient = jax.grad(lambda x, kernel: jnp.sum(conv_of_doubled(x, kernel, jnp.float32) ** 2), (0, 1))
+    gradient = jax.grad(lambda x, kernel: jnp.sum(upsample_conv(x, kernel, jnp.float32) ** 2), (0, 1))
     program = jax.jit(gradient).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
     (first, *_) = (line for line in program.splitlines() if "stablehlo.convolution" in line)
     assert f"tensor<{shape}x5x6xf32>" in first
@@ -66,11 +66,11 @@ def test_each_platform_has_the_form_that_it_does_well(platform, shape, is_dilate
 
 def test_it_has_the_parameters_of_a_plain_convolution():
     x, _ = pictures_and_kernel()
-    ours, plain = ConvOfDoubled(6, jnp.bfloat16), nn.Conv(6, (3, 3), dtype=jnp.bfloat16)
+    ours, plain = UpsampleConv(6, jnp.bfloat16), nn.Conv(6, (3, 3), dtype=jnp.bfloat16)
     params, theirs = (module.init(jax.random.key(0), x)["params"] for module in (ours, plain))
     assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == jax.tree.map(lambda p: (p.shape, p.dtype), theirs)
     params = params | {"bias": jnp.arange(6.0)}
-    got, expected = ours.apply({"params": params}, x), plain.apply({"params": params}, double(x))
+    got, expected = ours.apply({"params": params}, x), plain.apply({"params": params}, upsample_nearest(x))
     assert got.dtype == expected.dtype == jnp.bfloat16
     # Roundings to bfloat16, of 2^-9 each: of x, the weights, the sum and the bias that is added to it.
     size = jnp.max(the_plain_way(jnp.abs(x), jnp.abs(params["kernel"]))) + 5

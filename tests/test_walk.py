@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.sampling_loop import frame_ends, initial_noise, p_sample, walk
+from ddpm_jax.diffusion.samplers.sampling_loop import frame_ends, initial_noise, p_sample_loop, sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.runtime.errors import UserError
@@ -27,13 +27,13 @@ def test_sample_n_does_not_depend_on_how_many_there_are(eta):
     table = ddim_table(LINEAR, steps=spaced_steps(1000, 8), eta=eta)
 
     def draw(n):
-        return p_sample(noisy_denoiser, table, key=jax.random.key(2), num_samples=n, shape=(3, 2, 1))
+        return p_sample_loop(noisy_denoiser, table, key=jax.random.key(2), num_samples=n, shape=(3, 2, 1))
 
     sixteen = draw(16)
     np.testing.assert_array_equal(draw(5), sixteen[:5])
     # All samples differ, and so does another seed.
     assert len(np.unique(np.asarray(sixteen).reshape(16, -1), axis=0)) == 16
-    other = p_sample(noisy_denoiser, table, key=jax.random.key(3), num_samples=16, shape=(3, 2, 1))
+    other = p_sample_loop(noisy_denoiser, table, key=jax.random.key(3), num_samples=16, shape=(3, 2, 1))
     assert np.all(np.any(np.asarray(other != sixteen).reshape(16, -1), axis=1))
 
 
@@ -43,7 +43,7 @@ def test_noise_differs_from_row_to_row_and_from_x_T():
     zeros, ones = jnp.zeros(4), jnp.ones(4)
     table = table.replace(c_x_0=zeros, c_x_t=zeros, sigma=ones)
     zero = lambda x_t, t: Denoised(x_0_hat=jnp.zeros_like(x_t))  # noqa: E731
-    frames = p_sample(zero, table, key=jax.random.key(0), num_samples=2, shape=(5000,), num_frames=4)
+    frames = p_sample_loop(zero, table, key=jax.random.key(0), num_samples=2, shape=(5000,), num_frames=4)
     # As the table promises: fold_in of the seed with n, then with the row's number plus 1, whatever its t.
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), i) for i in range(5)]
     for frame, key in zip(frames, keys, strict=True):
@@ -58,10 +58,10 @@ def test_samples_do_not_depend_on_the_devices():
     table = ddim_table(LINEAR, steps=spaced_steps(1000, 8), eta=1.0)
     keys = sample_keys(jax.random.key(2), jnp.arange(16))
     x_T = initial_noise(keys, (4, 2))
-    whole = jax.jit(lambda x, k: walk(noisy_denoiser, table, x, k))(x_T, keys)
+    whole = jax.jit(lambda x, k: sample_loop(noisy_denoiser, table, x, k))(x_T, keys)
     assert len(jax.devices()) == 8
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-    sharded = jax.jit(lambda x, k: walk(noisy_denoiser, table, x, k), out_shardings=sharding)(
+    sharded = jax.jit(lambda x, k: sample_loop(noisy_denoiser, table, x, k), out_shardings=sharding)(
         jax.device_put(x_T, sharding), jax.device_put(keys, sharding)
     )
     assert len(sharded.sharding.device_set) == 8
@@ -72,7 +72,7 @@ def test_walking_the_parts_is_walking_the_whole():
     table = ddim_table(LINEAR, steps=spaced_steps(1000, 11), eta=0.7)
     keys = sample_keys(jax.random.key(2), jnp.arange(3))
     x_T = initial_noise(keys, (5,))
-    go = jax.jit(lambda table, x: walk(noisy_denoiser, table, x, keys))
+    go = jax.jit(lambda table, x: sample_loop(noisy_denoiser, table, x, keys))
     whole = go(table, x_T)
     x = x_T
     for start, stop in ((0, 4), (4, 5), (5, 11)):
@@ -84,15 +84,15 @@ def test_walking_the_parts_is_walking_the_whole():
 def test_frames_are_the_walk_stopped_early(num_frames):
     table = ddim_table(LINEAR, steps=spaced_steps(1000, 11), eta=0.7)
     arguments = dict(key=jax.random.key(2), num_samples=3, shape=(5,))
-    frames = p_sample(noisy_denoiser, table, num_frames=num_frames, **arguments)
+    frames = p_sample_loop(noisy_denoiser, table, num_frames=num_frames, **arguments)
     assert frames.shape == (num_frames + 1, 3, 5)
     keys = sample_keys(jax.random.key(2), jnp.arange(3))
     x_T = initial_noise(keys, (5,))
     np.testing.assert_array_equal(frames[0], x_T)
     # Other programs, which the compiler may fuse otherwise: some ulp a row of values of order 1, over 11 rows.
     tolerance = dict(rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(frames[-1], p_sample(noisy_denoiser, table, **arguments), **tolerance)
-    one_row = jax.jit(lambda table, x: walk(noisy_denoiser, table, x, keys))
+    np.testing.assert_allclose(frames[-1], p_sample_loop(noisy_denoiser, table, **arguments), **tolerance)
+    one_row = jax.jit(lambda table, x: sample_loop(noisy_denoiser, table, x, keys))
     ends, x_t = frame_ends(11, num_frames).tolist(), x_T
     for i in range(11):
         x_t = one_row(table.rows(i, i + 1), x_t)
@@ -105,7 +105,7 @@ def test_only_the_frames_are_kept_in_memory():
     x_T = initial_noise(keys, (64,))
 
     def temporary_bytes(**frames):
-        walked = jax.jit(lambda x: walk(noisy_denoiser, table, x, keys, **frames))
+        walked = jax.jit(lambda x: sample_loop(noisy_denoiser, table, x, keys, **frames))
         analysis = walked.lower(x_T).compile().memory_analysis()
         return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
@@ -126,7 +126,7 @@ def test_frame_ends():
             frame_ends(10, num_frames)
     arguments = dict(key=jax.random.key(0), num_samples=1, shape=(1,))
     with pytest.raises(UserError):
-        p_sample(noisy_denoiser, ddim_table(LINEAR), num_frames=1001, **arguments)
+        p_sample_loop(noisy_denoiser, ddim_table(LINEAR), num_frames=1001, **arguments)
 
 
 def test_the_denoiser_sees_the_rows_t_and_the_clip_acts_on_x_0():
@@ -134,7 +134,7 @@ def test_the_denoiser_sees_the_rows_t_and_the_clip_acts_on_x_0():
     table = ddim_table(LINEAR, steps=np.array([600, 200]))
     denoise_fn = make_denoiser(LINEAR, lambda x_t, t: -x_t + 1e-3 * t[:, None])
     x_t = np.array([[0.5, 2.0]])
-    got = walk(
+    got = sample_loop(
         denoise_fn,
         table.rows(0, 1),
         jnp.asarray(x_t, jnp.float32),

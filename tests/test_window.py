@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data.batch_loader import LoaderCounts
-from ddpm_jax.training.metrics_window import SPIKE_LEAST, Window
+from ddpm_jax.training.metrics_window import SPIKE_LEAST, MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
-from ddpm_jax.training.throughput import Rates
+from ddpm_jax.training.throughput import Throughput
 
 
 def metrics(loss, grad_norm=1.0):
@@ -20,7 +20,7 @@ def fill(window, losses):
 
 
 def test_means_and_the_largest():
-    window = Window()
+    window = MetricsWindow()
     fill(window, [1, 2, 6])
     assert window.numbers(3) == {"loss": 3, "grad_norm": 1, "loss_max": 6}
     assert len(window) == 0
@@ -28,7 +28,7 @@ def test_means_and_the_largest():
 
 def test_skips_in_a_row_up_to_the_limit():
     skipped = []
-    window = Window(skip_limit=2, on_skip=skipped.append)
+    window = MetricsWindow(skip_limit=2, on_skip=skipped.append)
     fill(window, [1, np.nan, np.inf, 3, np.nan])
     assert window.numbers(5) == {"loss": 2, "grad_norm": 1, "loss_max": 3, "skipped_steps": 3}
     assert [(error.step, error.what) for error in skipped] == [
@@ -43,7 +43,7 @@ def test_skips_in_a_row_up_to_the_limit():
 
 
 def test_a_gradient_counts_too():
-    window = Window()
+    window = MetricsWindow()
     window.add(metrics(1.0, np.inf))
     with pytest.raises(NonFiniteError, match="^grad_norm became inf at step 9$"):
         window.numbers(9)
@@ -51,13 +51,13 @@ def test_a_gradient_counts_too():
 
 def test_a_spike_is_told_from_noise():
     seen = []
-    window = Window(on_spike=lambda *numbers: seen.append(numbers))
+    window = MetricsWindow(on_spike=lambda *numbers: seen.append(numbers))
     noise = 1 + 0.1 * np.tile([-1.0, 1.0], SPIKE_LEAST // 2)  # mean 1, deviation 0.1
     fill(window, [5.0])  # the very first losses of a run are large
     fill(window, noise[1:])
     window.numbers(SPIKE_LEAST)
     assert not seen
-    window = Window(on_spike=lambda *numbers: seen.append(numbers))
+    window = MetricsWindow(on_spike=lambda *numbers: seen.append(numbers))
     fill(window, [*noise, 1.75, 2.5])
     window.numbers(SPIKE_LEAST + 2)
     assert len(seen) == 1
@@ -69,7 +69,7 @@ def test_a_spike_is_told_from_noise():
 
 def test_rates():
     counts = LoaderCounts(images=30, load_seconds=0.5, wait_seconds=0.2)
-    rates = Rates(8, take_counts=lambda: counts, num_processes=2, step_flops=lambda: 1e9, peak=lambda: 1e11)
+    rates = Throughput(8, take_counts=lambda: counts, num_processes=2, step_flops=lambda: 1e9, peak=lambda: 1e11)
     numbers = rates(10, 2.0)
     assert numbers == pytest.approx({
         "images_per_second": 40, "seconds_per_step": 0.2, "data_wait": 0.1, "loader_images_per_second": 120,
@@ -78,4 +78,4 @@ def test_rates():
 
 
 def test_what_is_not_known_is_left_out():
-    assert Rates(8)(1, 0.5).keys() == {"images_per_second", "seconds_per_step", "data_wait"}
+    assert Throughput(8)(1, 0.5).keys() == {"images_per_second", "seconds_per_step", "data_wait"}

@@ -21,7 +21,7 @@ pytest.importorskip("fcntl")
 
 HOLD = """
 import sys
-from ddpm_jax.workdir_lock import WorkdirLock
+from ddpm_jax.workdir.lock import WorkdirLock
 lock = WorkdirLock(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()

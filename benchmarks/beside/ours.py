@@ -12,9 +12,9 @@ from nets import CHECKED_ROWS, NETS, Job
 from ddpm_jax.benchmarking.timed_programs import prepare_call
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.rng import sample_keys
-from ddpm_jax.diffusion.samplers.sampling_loop import walk
+from ddpm_jax.diffusion.samplers.sampling_loop import sample_loop
 from ddpm_jax.experiment import model_factory, sampler_factory
-from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.interchange.own_files import read_npz
 from ddpm_jax.runtime.compilation import compiler_options
@@ -26,32 +26,32 @@ def setup(job: Job) -> tuple[Callable[[], None] | None, dict]:
     """The call of the job, compiled; for a check none: its numbers are in a file."""
     experiment, changes = NETS[job.net]
     sizes = (f"train.batch_size={job.batch_size}", f"sample.batch_size={job.batch_size}", f"model.dtype={job.dtype}")
-    parts = build_parts(load_config(experiment, [*changes, "train.num_devices=1", *sizes]))
+    experiment = build_experiment(load_config(experiment, [*changes, "train.num_devices=1", *sizes]))
     about = {"versions": {"jax": jax.__version__}, "device": jax.devices()[0].device_kind}
     about["settings"] = {"compiler_options": compiler_options(), "threads": "all cores"}
     if job.work == "check":
-        _check(job, parts)
+        _check(job, experiment)
         return None, about
-    call = prepare_call(job.work, parts, num_rows=job.num_rows)
+    call = prepare_call(job.work, experiment, num_rows=job.num_rows)
     about |= {"compile_seconds": call.costs.trace_seconds + call.costs.compile_seconds}
     return lambda: jax.block_until_ready(call.run()), about
 
 
-def _check(job: Job, parts: Parts) -> None:
+def _check(job: Job, experiment: Experiment) -> None:
     """The prediction, the gradient's norm by parameter, and a short walk without noise, with the options as timed."""
     folder = Path(job.folder)
     inputs, params = np.load(folder / "inputs.npz"), read_npz(folder / "ours.npz").params
     x, t, eps = (jnp.asarray(inputs[name]) for name in ("x", "t", "eps"))
-    table = sampler_factory.build_table(parts.config, parts.schedule)
+    table = sampler_factory.build_table(experiment.config, experiment.schedule)
     middle = table.num_calls // 2
     table = table.rows(middle, middle + CHECKED_ROWS).replace(sigma=jnp.zeros(CHECKED_ROWS))
-    denoiser_of = model_factory.build_denoiser(parts.config, parts.schedule, parts.model)
+    denoiser_of = model_factory.build_denoiser(experiment.config, experiment.schedule, experiment.model)
 
     def predict(params: dict, x_t: jax.Array) -> jax.Array:
-        return parts.model.apply({"params": params}, x_t, t)
+        return experiment.model.apply({"params": params}, x_t, t)
 
     def loss(params: dict) -> jax.Array:
-        return jnp.mean((eps - predict(params, q_sample(parts.schedule, x_0=x, t=t, eps=eps))) ** 2)
+        return jnp.mean((eps - predict(params, q_sample(experiment.schedule, x_0=x, t=t, eps=eps))) ** 2)
 
     def numbers(params: dict) -> dict[str, jax.Array]:
         value, grads = jax.value_and_grad(loss)(params)
@@ -60,7 +60,7 @@ def _check(job: Job, parts: Parts) -> None:
             "prediction": predict(params, x),
             "loss": value,
             "gradient_norm": jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))),
-            "walk": walk(denoiser_of(params, None), table, eps, keys),
+            "walk": sample_loop(denoiser_of(params, None), table, eps, keys),
         }
 
     found = jax.jit(numbers, compiler_options=compiler_options())(params)

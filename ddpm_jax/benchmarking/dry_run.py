@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.benchmarking.memory_variants import Variant, build_variants
 from ddpm_jax.benchmarking.text_tables import aligned, counted, mebibytes
 from ddpm_jax.experiment import sampler_factory
-from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.program_costs import sampler_step_flops, step_memory, train_step_flops
 from ddpm_jax.experiment.state_sizes import kept_bytes, state_bytes
@@ -55,31 +55,31 @@ def dry_run(
     Raises:
       UserError: no such row, or the config does not fit as given.
     """
-    parts = build_parts(config, devices)
+    experiment = build_experiment(config, devices)
     variants, left_out = build_variants(config, names, devices)
-    kind = parts.mesh.devices.flat[0].device_kind
-    report = {"config": flatten(config), "jax": jax.__version__, "devices": parts.mesh.size, "device": kind}
-    report |= _introduce(parts, say)
-    rows = {variant.name: {"changes": list(variant.changes), **state_bytes(variant.parts)} for variant in variants}
+    kind = experiment.mesh.devices.flat[0].device_kind
+    report = {"config": flatten(config), "jax": jax.__version__, "devices": experiment.mesh.size, "device": kind}
+    report |= _introduce(experiment, say)
+    rows = {variant.name: {"changes": list(variant.changes), **state_bytes(variant.experiment)} for variant in variants}
     say("\nMiB on each device, from shapes and shardings:")
     say(aligned(["row", *STATE_COLUMNS]))
     for variant in variants:
         progress(f"tracing {variant.name}")
         row = rows[variant.name]
-        row["kept"] = kept_bytes(variant.parts)
+        row["kept"] = kept_bytes(variant.experiment)
         say(aligned([variant.name, *(mebibytes(row[column]) for column in STATE_COLUMNS)]))
     for name, why in left_out.items():
         say(f"{name} is left out: {why}")
-    report |= _count(parts, say, progress)
+    report |= _count(experiment, say, progress)
     if compiles:
         _compile(variants, rows, say, progress)
-    note = NOTE + (NOTE_ON_CPU if platform_of(parts.mesh) == "cpu" else NOTE_ON_TPU)
+    note = NOTE + (NOTE_ON_CPU if platform_of(experiment.mesh) == "cpu" else NOTE_ON_TPU)
     say("\n" + note)
     return report | {"rows": rows, "left_out": left_out, "note": note}
 
 
-def _introduce(parts: Parts, say: Callable[[str], None]) -> dict[str, Any]:
-    config, mesh, size = parts.config, parts.mesh, num_params(parts.abstract_state.params)
+def _introduce(experiment: Experiment, say: Callable[[str], None]) -> dict[str, Any]:
+    config, mesh, size = experiment.config, experiment.mesh, num_params(experiment.abstract_state.params)
     batch_size = config.train.batch_size
     say(f"model         {size:,} parameters")
     of = "" if platform_of(mesh) == "cpu" else f" of {mesh.devices.flat[0].device_kind}"
@@ -88,11 +88,11 @@ def _introduce(parts: Parts, say: Callable[[str], None]) -> dict[str, Any]:
     return {"num_params": size, "mesh": dict(mesh.shape), "batch_size": batch_size}
 
 
-def _count(parts: Parts, say: Callable[[str], None], progress: Callable[[str], None]) -> dict[str, Any]:
-    config = parts.config
+def _count(experiment: Experiment, say: Callable[[str], None], progress: Callable[[str], None]) -> dict[str, Any]:
+    config = experiment.config
     progress("counting operations")
-    train, sampler = train_step_flops(parts), sampler_step_flops(parts)
-    calls = sampler_factory.build_table(config, parts.schedule).num_calls
+    train, sampler = train_step_flops(experiment), sampler_step_flops(experiment)
+    calls = sampler_factory.build_table(config, experiment.schedule).num_calls
     num_train, num_sampled = config.train.batch_size, config.sample.batch_size
     say("\nFLOPs over all devices, a multiply-add as two:")
     say(f"train step    {counted(train)} for {num_train} pictures, {counted(train / num_train)} a picture")
@@ -109,7 +109,7 @@ def _count(parts: Parts, say: Callable[[str], None], progress: Callable[[str], N
 def _compile(
     variants: list[Variant], rows: dict[str, Any], say: Callable[[str], None], progress: Callable[[str], None]
 ) -> None:
-    mesh = variants[0].parts.mesh
+    mesh = variants[0].experiment.mesh
     where = "this CPU" if platform_of(mesh) == "cpu" else mesh.devices.flat[0].device_kind
     say(f"\nMiB on each device in a train step, as compiled for {where}:")
     say(aligned(["row", *STEP_COLUMNS, "compile s"]))
@@ -117,7 +117,7 @@ def _compile(
         progress(f"compiling {variant.name}, {number} of {len(variants)}")
         row = rows[variant.name]
         try:
-            memory = step_memory(variant.parts)
+            memory = step_memory(variant.experiment)
         except jax.errors.JaxRuntimeError as error:
             row["does_not_fit"] = out_of_memory(error)
             if row["does_not_fit"] is None:

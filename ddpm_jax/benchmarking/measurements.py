@@ -12,7 +12,7 @@ from ddpm_jax.benchmarking.startup_time import PHASES, startup
 from ddpm_jax.benchmarking.text_tables import aligned, counted, mebibytes
 from ddpm_jax.benchmarking.timed_programs import PROGRAMS, prepare_call
 from ddpm_jax.experiment import sampler_factory
-from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
 from ddpm_jax.experiment.program_costs import countable, flops, lower_forward, lower_sampler_rows, train_step_flops
 from ddpm_jax.models.unet import num_params
@@ -62,23 +62,24 @@ def measure(
 def _measure_programs(
     config: ConfigDict, names: list[str], repeats: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    parts = build_parts(config)
-    peak = product_peak(parts.mesh, parts.model.dtype)
-    device, rate = parts.mesh.devices.flat[0].device_kind, peak["flops_per_second"]
-    size = num_params(parts.abstract_state.params)
-    say(f"model    {size:,} parameters, {config.model.dtype}, on {parts.mesh.size} x {device}, jax {jax.__version__}")
+    experiment = build_experiment(config)
+    peak = product_peak(experiment.mesh, experiment.model.dtype)
+    device, rate = experiment.mesh.devices.flat[0].device_kind, peak["flops_per_second"]
+    size = num_params(experiment.abstract_state.params)
+    where = f"{experiment.mesh.size} x {device}, jax {jax.__version__}"
+    say(f"model    {size:,} parameters, {config.model.dtype}, on {where}")
     say(f"peak     {counted(rate)}FLOP/s, a product of {peak['side']} x {peak['side']} on each device\n")
     say(aligned(["", *COLUMNS]))
     rows = {}
     for name in names:
-        rows[name] = _measured(name, parts, repeats, rate)
+        rows[name] = _measured(name, experiment, repeats, rate)
         say(_line(name, rows[name]))
-    _say_sampler(parts, rows, say)
-    memory = peak_memory(parts.mesh)
+    _say_sampler(experiment, rows, say)
+    memory = peak_memory(experiment.mesh)
     say("\n" + ", ".join(f"{where} memory at its peak {mebibytes(size)} MiB" for where, size in memory.items()))
     say("\n" + NOTE)
     return {
-        "num_params": size, "device": device, "devices": parts.mesh.size, "peak": peak, "rows": rows,
+        "num_params": size, "device": device, "devices": experiment.mesh.size, "peak": peak, "rows": rows,
         "peak_memory": memory, "note": NOTE,
     }  # fmt: skip
 
@@ -98,12 +99,12 @@ def _say_data(found: dict[str, int | float], say: Callable[[str], None]) -> None
     )
 
 
-def _measured(name: str, parts: Parts, repeats: int, peak: float) -> dict[str, float]:
-    call = prepare_call(name, parts)
+def _measured(name: str, experiment: Experiment, repeats: int, peak: float) -> dict[str, float]:
+    call = prepare_call(name, experiment)
     if name == "train":
-        useful = train_step_flops(build_parts(changed(parts.config, ["model.remat=false"])))
+        useful = train_step_flops(build_experiment(changed(experiment.config, ["model.remat=false"])))
     else:
-        useful = flops((lower_forward if name == "forward" else lower_sampler_rows)(countable(parts)))
+        useful = flops((lower_forward if name == "forward" else lower_sampler_rows)(countable(experiment)))
     seconds = repeated(call.run, repeats)
     return summary(seconds, pictures=call.pictures, flops=useful, peak=peak) | dataclasses.asdict(call.costs)
 
@@ -121,9 +122,9 @@ def _line(name: str, row: dict[str, float]) -> str:
     ])  # fmt: skip
 
 
-def _say_sampler(parts: Parts, rows: dict[str, dict], say: Callable[[str], None]) -> None:
+def _say_sampler(experiment: Experiment, rows: dict[str, dict], say: Callable[[str], None]) -> None:
     """What the time of a sampler step makes of a whole sample."""
     if "sample" in rows:
-        calls = sampler_factory.build_table(parts.config, parts.schedule).num_calls
+        calls = sampler_factory.build_table(experiment.config, experiment.schedule).num_calls
         rate = rows["sample"]["samples_per_second"] = rows["sample"]["pictures_per_second"] / calls
-        say(f"\n{parts.config.sample.sampler} with {calls} network calls: {rate:.4g} samples a second")
+        say(f"\n{experiment.config.sample.sampler} with {calls} network calls: {rate:.4g} samples a second")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
@@ -27,7 +27,7 @@ class Variant:
     """A config with the switches of one row."""
 
     name: str
-    parts: Parts
+    experiment: Experiment
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def build_variants(
     """
     for name in names:
         check_one_of("--rows", name, SWITCHES)
-    build_parts(config, devices)
+    build_experiment(config, devices)
     variants, left_out, seen = [], {}, {}
     for name in names or SWITCHES:
         variant_config = changed(config, SWITCHES[name])
@@ -57,7 +57,7 @@ def build_variants(
             left_out[name] = f"the same as {same}"
             continue
         try:
-            variants.append(Variant(name, build_parts(variant_config, devices)))
+            variants.append(Variant(name, build_experiment(variant_config, devices)))
         except UserError as error:
             left_out[name] = str(error)
     return variants, left_out

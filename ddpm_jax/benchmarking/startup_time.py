@@ -63,7 +63,7 @@ def _first_steps(path: str) -> dict[str, Any]:
     import jax
 
     from ddpm_jax.benchmarking.timed_programs import random_inputs
-    from ddpm_jax.experiment.build import build_parts
+    from ddpm_jax.experiment.build import build_experiment
     from ddpm_jax.experiment.state_sizes import abstract_batch
     from ddpm_jax.experiment.training import train  # noqa: F401  all that the command imports
     from ddpm_jax.runtime.compilation import enable_compilation_cache
@@ -71,15 +71,16 @@ def _first_steps(path: str) -> dict[str, Any]:
     enable_compilation_cache()
     mark()
     with open(path) as file:
-        parts = build_parts(config_from_json(file.read()))
+        experiment = build_experiment(config_from_json(file.read()))
     mark()
-    state = jax.block_until_ready(parts.fresh_state())
+    state = jax.block_until_ready(experiment.fresh_state())
     mark()
-    batch, step_fn = random_inputs(abstract_batch(parts, parts.config.train.batch_size)), parts.jitted_step()
-    state, _ = jax.block_until_ready(step_fn(state, batch, parts.keys.train))
+    batch = random_inputs(abstract_batch(experiment, experiment.config.train.batch_size))
+    step_fn = experiment.jitted_step()
+    state, _ = jax.block_until_ready(step_fn(state, batch, experiment.keys.train))
     first_step_at = time.time()
     mark()
-    jax.block_until_ready(step_fn(state, batch, parts.keys.train))
+    jax.block_until_ready(step_fn(state, batch, experiment.keys.train))
     mark()
     return dict(zip(PHASES, np.diff(marks).tolist(), strict=True)) | {"first_step_at": first_step_at}
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.stages import Compiled
 from jaxtyping import PyTree
 
-from ddpm_jax.experiment.build import Parts
+from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.program_costs import (
     StepMemory,
     compiled_with_costs,
@@ -33,36 +33,37 @@ class Call:
     costs: StepMemory
 
 
-def prepare_call(name: str, parts: Parts, *, num_rows: int = 1) -> Call:
+def prepare_call(name: str, experiment: Experiment, *, num_rows: int = 1) -> Call:
     """Compiles one of PROGRAMS: a train step, a network call, or `num_rows` steps of the sampler."""
     if name == "train":
-        compiled, costs = compiled_with_costs(lambda: lower_step(parts))
-        call = Call(_training(parts, compiled), parts.config.train.batch_size, costs)
+        compiled, costs = compiled_with_costs(lambda: lower_step(experiment))
+        call = Call(_training(experiment, compiled), experiment.config.train.batch_size, costs)
     else:
-        lower = lower_forward if name == "forward" else lambda parts: lower_sampler_rows(parts, num_rows)
-        compiled, costs = compiled_with_costs(lambda: lower(parts))
-        call = Call(_calling(parts, compiled), parts.config.sample.batch_size, costs)
+        lower = lower_forward if name == "forward" else lambda experiment: lower_sampler_rows(experiment, num_rows)
+        compiled, costs = compiled_with_costs(lambda: lower(experiment))
+        call = Call(_calling(experiment, compiled), experiment.config.sample.batch_size, costs)
     release_unused_memory()
     return call
 
 
-def _training(parts: Parts, step: Compiled) -> Callable[[], PyTree]:
+def _training(experiment: Experiment, step: Compiled) -> Callable[[], PyTree]:
     """A function that takes one train step further each time."""
-    batch, held = random_inputs(abstract_batch(parts, parts.config.train.batch_size)), [parts.fresh_state()]
+    batch = random_inputs(abstract_batch(experiment, experiment.config.train.batch_size))
+    held = [experiment.fresh_state()]
 
     def run() -> PyTree:
-        held[0], metrics = step(held[0], batch, parts.keys.train)
+        held[0], metrics = step(held[0], batch, experiment.keys.train)
         return held[0], metrics
 
     return run
 
 
-def _calling(parts: Parts, program: Compiled) -> Callable[[], PyTree]:
+def _calling(experiment: Experiment, program: Compiled) -> Callable[[], PyTree]:
     """A function that makes the same network call each time, with fresh parameters."""
-    init = jax.jit(lambda key: parts.init(key).params, out_shardings=parts.state_sharding.params)
-    x_t, keys, labels = sampled_batch(parts)
-    keys = jax.device_put(jax.random.split(parts.keys.sample, keys.shape[0]), keys.sharding)
-    inputs = (init(parts.keys.init), random_inputs(x_t), keys, random_inputs(labels))
+    init = jax.jit(lambda key: experiment.init(key).params, out_shardings=experiment.state_sharding.params)
+    x_t, keys, labels = sampled_batch(experiment)
+    keys = jax.device_put(jax.random.split(experiment.keys.sample, keys.shape[0]), keys.sharding)
+    inputs = (init(experiment.keys.init), random_inputs(x_t), keys, random_inputs(labels))
     return lambda: program(*inputs)
 
 

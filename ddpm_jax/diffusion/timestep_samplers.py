@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ddpm_jax.runtime.errors import check_one_of
 
-TIME_SAMPLERS = ("uniform", "stratified", "loss_second_moment")
+TIMESTEP_SAMPLERS = ("uniform", "stratified", "loss_second_moment")
 HISTORY = 10  # losses that are remembered for each t
 UNIFORM_PART = 0.001  # of the probability is spread evenly over all t
 
 
-class TimeSampler(NamedTuple):
+class TimestepSampler(NamedTuple):
     """A sampler of t as pure functions of its history, which is None where nothing is remembered."""
 
     init: Callable[[], PyTree]  # () -> history
@@ -35,7 +35,7 @@ class LossHistory:
     counts: Int[Array, "T"]  # losses that t has seen; beyond HISTORY known modulo HISTORY alone
 
 
-def make_time_sampler(name: str, num_steps: int) -> TimeSampler:
+def make_timestep_sampler(name: str, num_steps: int) -> TimestepSampler:
     """The sampler of t on 0..T-1.
 
     "uniform": independent and uniform (Ho et al. 2020, algorithm 1). "stratified": image i of B is uniform on the
@@ -49,7 +49,7 @@ def make_time_sampler(name: str, num_steps: int) -> TimeSampler:
     Raises:
       UserError: an unknown name.
     """
-    check_one_of("train.time_sampler", name, TIME_SAMPLERS)
+    check_one_of("train.time_sampler", name, TIMESTEP_SAMPLERS)
     if name == "loss_second_moment":
         return _loss_second_moment(num_steps)
 
@@ -61,10 +61,10 @@ def make_time_sampler(name: str, num_steps: int) -> TimeSampler:
             t = jnp.minimum((part * num_steps).astype(jnp.int32), num_steps - 1)
         return t, jnp.ones((batch_size,))
 
-    return TimeSampler(lambda: None, sample, lambda history, t, losses: history)
+    return TimestepSampler(lambda: None, sample, lambda history, t, losses: history)
 
 
-def _loss_second_moment(num_steps: int) -> TimeSampler:
+def _loss_second_moment(num_steps: int) -> TimestepSampler:
     def init() -> LossHistory:
         return LossHistory(jnp.zeros((num_steps, HISTORY)), jnp.zeros((num_steps,), jnp.int32))
 
@@ -89,4 +89,4 @@ def _loss_second_moment(num_steps: int) -> TimeSampler:
         counts = jnp.where(counts >= 2 * HISTORY, counts % HISTORY + HISTORY, counts)
         return LossHistory(history.losses.at[row, slot].set(losses, mode="drop"), counts)
 
-    return TimeSampler(init, sample, update)
+    return TimestepSampler(init, sample, update)

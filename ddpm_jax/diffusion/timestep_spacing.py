@@ -170,6 +170,12 @@ class TimeGrid:
         """S, the steps from point to point."""
         return len(self.t) - 1
 
+    def transitions(self) -> tuple[np.ndarray, ...]:
+        """alpha-bar_t, alpha-bar_s, and alpha and beta of the step between, [S] each."""
+        abar = self.alphas**2
+        alpha = abar[:-1] / abar[1:]
+        return abar[:-1], abar[1:], alpha, 1 - alpha
+
 
 def time_grid(schedule: Schedule, steps: np.ndarray | None = None) -> TimeGrid:
     """The grid of the steps t, falling in 0..T-1, whole or fractional; all T where `steps` is None.

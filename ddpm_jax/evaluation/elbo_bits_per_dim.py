@@ -17,7 +17,7 @@ from ddpm_jax.diffusion.likelihood import prior_term, vlb_terms
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced
-from ddpm_jax.evaluation.resume_file import ResumePoint
+from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import batch_sharded, replicated
@@ -127,16 +127,16 @@ class BitsPerDim:
         """Steps of all batches, for a progress bar."""
         return len(self.batches) * self.num_steps
 
-    def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumePoint:
+    def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumeFile:
         """Where `measure` goes on from: a file of the same facts, else the start."""
         shape = (self.batches.num_images, self.num_steps)
         arrays = {name: np.zeros(shape, np.float32) for name in NAMES}
         arrays["prior"] = np.zeros(shape[0], np.float32)
         # The last digits depend on the shape of the batches.
         shapes = {"batch_size": self.batches.batch_size, "num_devices": self.batches.num_devices}
-        return ResumePoint(prefix, (facts or {}) | shapes, arrays)
+        return ResumeFile(prefix, (facts or {}) | shapes, arrays)
 
-    def calls_done(self, point: ResumePoint) -> int:
+    def calls_done(self, point: ResumeFile) -> int:
         """How many of `num_calls` are done."""
         num_batches, num_chunks = divmod(point.num_done, len(self._chunks))
         return num_batches * self.num_steps + sum(len(steps) for steps in self._chunks[:num_chunks])
@@ -146,7 +146,7 @@ class BitsPerDim:
         params: dict,
         *,
         on_chunk: Callable[[int], None] = lambda num_new: None,
-        point: ResumePoint | None = None,
+        point: ResumeFile | None = None,
     ) -> Bits:
         """The bound of every picture.
 

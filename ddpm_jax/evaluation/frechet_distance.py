@@ -1,4 +1,7 @@
-"""The Frechet distance between the Gaussians of two sets of features, in float64; FID is this number on Inception features."""
+"""The Frechet distance between the Gaussians of two sets of features, in float64.
+
+FID is this number on Inception features.
+"""
 
 import numpy as np
 from jaxtyping import Float, Num

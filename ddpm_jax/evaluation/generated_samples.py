@@ -9,16 +9,16 @@ from jax.sharding import Mesh
 
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.diffusion.rng import check_seed
-from ddpm_jax.evaluation.image_sets import PictureSet
-from ddpm_jax.evaluation.resumable_arrays import RowFiles
+from ddpm_jax.evaluation.image_sets import ImageSet
+from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
 from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
 from ddpm_jax.experiment.config_json import config_to_json
-from ddpm_jax.experiment.trained_run import Run
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.devices import replicated
 
 
-class RunSamples:
+class GeneratedSamples:
     """Samples 0..N-1 of a run as `pictures.npy` in a folder of their own.
 
     Args:
@@ -30,7 +30,7 @@ class RunSamples:
       UserError: what does not fit in the run or its sampler.
     """
 
-    def __init__(self, run: Run, *, weights: str, num_samples: int, seed: int, mesh: Mesh, folder: str):
+    def __init__(self, run: TrainedRun, *, weights: str, num_samples: int, seed: int, mesh: Mesh, folder: str):
         check_seed("--seed", seed)
         config = run.config
         schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
@@ -55,7 +55,7 @@ class RunSamples:
         }
         self.facts["settings"]["classes"] = list(config.sample.classes)
 
-    def draw(self, progress: Callable[[str, int, int], Callable[[int], None]], environment: dict) -> PictureSet:
+    def draw(self, progress: Callable[[str, int, int], Callable[[int], None]], environment: dict) -> ImageSet:
         """Draws what is missing.
 
         Args:
@@ -64,7 +64,7 @@ class RunSamples:
         """
         prefix = os.path.join(self._folder, f"samples_step_{self.facts['step']}")
         rows = {"pictures": (self.image_shape, np.uint8)}
-        files = RowFiles(prefix, self.facts | environment, rows, self.num_images)
+        files = ResumableArrays(prefix, self.facts | environment, rows, self.num_images)
         if not files.complete:
             generator = self._generator
             batch_size = generator.batch_of(self.num_images)
@@ -80,4 +80,4 @@ class RunSamples:
             files.fill(make)
         pictures = files.arrays.get("pictures", np.zeros((0, *self.image_shape), np.uint8))
         self.pictures_folder = files.folder
-        return PictureSet(ArraySource(pictures), self.num_images, self.facts, {})
+        return ImageSet(ArraySource(pictures), self.num_images, self.facts, {})

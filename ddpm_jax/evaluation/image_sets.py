@@ -18,7 +18,7 @@ _NATIVE = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class ImageSet:
     """The first `num_images` pictures of a source.
 
     Attributes:
@@ -46,7 +46,7 @@ class PictureSet:
         return f"{self.num_images} of {self.facts['name']} ({height}x{width}, {kind})"
 
 
-def open_pictures(
+def open_images(
     flag: str,
     given: str,
     *,
@@ -54,7 +54,7 @@ def open_pictures(
     shape_of_others: tuple[int, int, int] | None = None,
     data_path: str = "",
     num_images: int = 0,
-) -> PictureSet:
+) -> ImageSet:
     """The pictures that a person named.
 
     Args:
@@ -105,10 +105,10 @@ def open_pictures(
         for theirs, ours in names.items():
             text = text.replace(theirs, ours)
         raise UserError(text) from None
-    return picture_set(flag, source, identity, num_images)
+    return image_set(flag, source, identity, num_images)
 
 
-def picture_set(flag: str, source: ImageSource, identity: dict[str, Any], num_images: int = 0) -> PictureSet:
+def image_set(flag: str, source: ImageSource, identity: dict[str, Any], num_images: int = 0) -> ImageSet:
     """The first `num_images` (0: all) pictures of a source; `flag` is for complaints.
 
     Raises:
@@ -124,7 +124,7 @@ def picture_set(flag: str, source: ImageSource, identity: dict[str, Any], num_im
         "image_shape": list(source.image_shape),
         "pictures_fingerprint": fingerprint(looked_at),
     }
-    return PictureSet(source, num_images, facts, identity)
+    return ImageSet(source, num_images, facts, identity)
 
 
 def _files_fingerprint(path: Path) -> str:

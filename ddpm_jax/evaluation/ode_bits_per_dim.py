@@ -25,7 +25,7 @@ from ddpm_jax.diffusion.ode_likelihood import (
 )
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.evaluation.resume_file import ResumePoint
+from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import batch_sharded, replicated
@@ -99,7 +99,7 @@ class OdeBits:
         """Runge-Kutta steps of all batches, for a progress bar."""
         return len(self.batches) * self.num_ode_steps
 
-    def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumePoint:
+    def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumeFile:
         """Where `measure` goes on from, batch by batch: a file of the same facts, else the start."""
         own = {
             "batch_size": self.batches.batch_size,
@@ -107,9 +107,9 @@ class OdeBits:
             "num_ode_steps": self.num_ode_steps,
             "num_probes": self.num_probes,
         }
-        return ResumePoint(prefix, (facts or {}) | own, {"bits": np.zeros(self.batches.num_images, np.float32)})
+        return ResumeFile(prefix, (facts or {}) | own, {"bits": np.zeros(self.batches.num_images, np.float32)})
 
-    def calls_done(self, point: ResumePoint) -> int:
+    def calls_done(self, point: ResumeFile) -> int:
         """How many of `num_calls` are done."""
         return point.num_done * self.num_ode_steps
 
@@ -118,7 +118,7 @@ class OdeBits:
         params: dict,
         *,
         on_chunk: Callable[[int], None] = lambda num_new: None,
-        point: ResumePoint | None = None,
+        point: ResumeFile | None = None,
     ) -> np.ndarray:
         """Bits/dim of every picture, [N].
 

@@ -15,7 +15,7 @@ from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale, to_uin
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise, seed_keys
-from ddpm_jax.diffusion.samplers.sampling_loop import WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
 from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
@@ -60,11 +60,11 @@ class Progressive:
             return jax.lax.map(at_step, steps)
 
         def generate(
-            params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array, labels: jax.Array | None
-        ) -> tuple[jax.Array, WalkState]:
+            params: dict, rows: SamplerTable, state: SamplerState, keys: jax.Array, labels: jax.Array | None
+        ) -> tuple[jax.Array, SamplerState]:
             denoise_fn = generator_of(params, labels)
             estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
-            return to_uint8(estimate), walk_on(denoise_fn, rows, state, keys)
+            return to_uint8(estimate), scan_rows(denoise_fn, rows, state, keys)
 
         options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
         self._decode = jax.jit(decode, **options)
@@ -92,7 +92,7 @@ class Progressive:
         starts = np.unique(np.rint(np.linspace(0, num_rows, min(num_moments, num_rows) + 1)).astype(int))
         keys = sample_keys(seed_keys(seed).sample, jnp.arange(num_samples))
         labels = self._classes[np.arange(num_samples) % len(self._classes)] if len(self._classes) else None
-        state = begin_walk(self._table, initial_noise(keys, self._image_shape))
+        state = init_sampler_state(self._table, initial_noise(keys, self._image_shape))
         t, frames = [], []
         for start, stop in zip(starts[:-1], starts[1:], strict=True):
             rows = self._table.rows(int(start), int(stop))

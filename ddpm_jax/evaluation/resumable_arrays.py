@@ -15,7 +15,7 @@ from ddpm_jax.runtime.atomic_files import replace_file
 _PROGRESS = "progress.json"
 
 
-class RowFiles:
+class ResumableArrays:
     """Arrays of equal length as memory-mapped `.npy` files in a folder of their own, filled from the first row on.
 
     While rows are missing the files end in `.partial.npy`. In a `with` block: an exception in it, such as Ctrl-C,
@@ -80,7 +80,7 @@ class RowFiles:
             json.dump({"num_done": self.num_done, "facts": self._facts}, file, indent=1)
         self._num_kept, self._last_kept = self.num_done, time.monotonic()
 
-    def __enter__(self) -> "RowFiles":
+    def __enter__(self) -> "ResumableArrays":
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:

@@ -16,7 +16,7 @@ from ddpm_jax.runtime.atomic_files import replace_file
 KEEP_EVERY_SECONDS = 20
 
 
-class ResumePoint:
+class ResumeFile:
     """Arrays that a measurement fills part by part, and how many parts are done.
 
     In a `with` block: an exception in it, such as Ctrl-C, keeps what is done; a kill loses what came after the
@@ -82,7 +82,7 @@ class ResumePoint:
         if self._path is not None and os.path.exists(self._path):
             os.remove(self._path)
 
-    def __enter__(self) -> "ResumePoint":
+    def __enter__(self) -> "ResumeFile":
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:

@@ -18,10 +18,10 @@ from ddpm_jax.evaluation.plots import save_likelihood_by_step, save_rate_distort
 from ddpm_jax.evaluation.progressive_images import Progressive, build_progressive, step_labels
 from ddpm_jax.evaluation.rate_distortion import rate_distortion
 from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report, describe
-from ddpm_jax.evaluation.resume_file import ResumePoint, fingerprint
+from ddpm_jax.evaluation.resume_file import ResumeFile, fingerprint
 from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.experiment.config_json import config_to_json
-from ddpm_jax.experiment.trained_run import Run
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.atomic_files import check_folder, replace_file
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.errors import MAX_INT, UserError, check_between, check_one_of
@@ -68,7 +68,7 @@ class Evaluation:
       UserError: a setting or a run that does not fit, or a folder that cannot be written.
     """
 
-    def __init__(self, run: Run, settings: EvaluationSettings, *, workdir: str, weights: str):
+    def __init__(self, run: TrainedRun, settings: EvaluationSettings, *, workdir: str, weights: str):
         self.folder = os.path.abspath(settings.out or os.path.join(workdir, "evaluation"))
         config, self._settings = run.config, settings
         split = settings.split or config.data.eval_split
@@ -153,12 +153,12 @@ class Evaluation:
             on_file(self._path(TABLE_NAME))
         return report
 
-    def _point(self, what: str, measurement: BitsPerDim | OdeBits) -> ResumePoint:
+    def _point(self, what: str, measurement: BitsPerDim | OdeBits) -> ResumeFile:
         """Its file is named for all that the numbers depend on, so that another setting has another file."""
         facts = self.facts | {"what": what, "jax": jax.__version__, "backend": jax.default_backend()}
         return measurement.resume_point(self._path(f"{what}_step_{self.facts['step']}"), facts)
 
-    def _run(self, measurement: BitsPerDim | OdeBits, point: ResumePoint, description: str) -> Any:
+    def _run(self, measurement: BitsPerDim | OdeBits, point: ResumeFile, description: str) -> Any:
         done = measurement.calls_done(point)
         with ProgressBar(measurement.num_calls, description, initial=done, enabled=self._is_first) as bar, point:
             if done:

@@ -15,14 +15,14 @@ from ddpm_jax.evaluation.feature_extractors import (
     inception_extractor,
     pixels_extractor,
 )
-from ddpm_jax.evaluation.generated_samples import RunSamples
-from ddpm_jax.evaluation.image_sets import PictureSet, open_pictures, picture_set
+from ddpm_jax.evaluation.generated_samples import GeneratedSamples
+from ddpm_jax.evaluation.image_sets import ImageSet, image_set, open_images
 from ddpm_jax.evaluation.metric_settings import SampleSettings
 from ddpm_jax.evaluation.metric_values import check_counts, sample_numbers, warning_of
-from ddpm_jax.evaluation.resumable_arrays import RowFiles
+from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
 from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.experiment import config_checks, data_factory
-from ddpm_jax.experiment.trained_run import Run
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError
@@ -48,8 +48,8 @@ class SampleMetrics:
     def __init__(
         self,
         settings: SampleSettings,
-        samples: PictureSet | RunSamples,
-        reference: PictureSet,
+        samples: ImageSet | GeneratedSamples,
+        reference: ImageSet,
         *,
         out: str | None = None,
     ):
@@ -90,7 +90,7 @@ class SampleMetrics:
         environment = {"num_devices": self._mesh.size, "jax": jax.__version__, "backend": jax.default_backend()}
         samples, folder = self._samples, self._settings.cache_folder
         reference = self._features(extractor, self._reference, folder, environment, "real pictures")
-        if isinstance(samples, RunSamples):
+        if isinstance(samples, GeneratedSamples):
             samples = samples.draw(self._progress, environment)
             folder = self._samples.pictures_folder
         found = self._features(extractor, samples, folder, environment, "samples")
@@ -104,12 +104,12 @@ class SampleMetrics:
         return {"protocol": protocol, "numbers": numbers, "warning": self.warning}
 
     def _features(
-        self, extractor: Extractor, pictures: PictureSet, folder: str, environment: dict, what: str
-    ) -> RowFiles:
+        self, extractor: Extractor, pictures: ImageSet, folder: str, environment: dict, what: str
+    ) -> ResumableArrays:
         facts = {"pictures": pictures.facts, "extractor": extractor.facts, "batch_size": self._batch_size}
         rows = {name: ((width,), np.float32) for name, width in extractor.widths.items()}
         prefix = os.path.join(folder, extractor.name)
-        files = RowFiles(prefix, facts | environment, rows, pictures.num_images)
+        files = ResumableArrays(prefix, facts | environment, rows, pictures.num_images)
         if not files.complete:
             extract = extractor.on_devices(self._mesh, self._batch_size)
             description = f"{extractor.name} features of {what}"
@@ -130,7 +130,7 @@ class SampleMetrics:
         if settings.extractor_name == "pixels":
             return pixels_extractor(self._reference.image_shape)
         source = self._reference.source
-        whole = picture_set("--reference", source, self._reference.identity)
+        whole = image_set("--reference", source, self._reference.identity)
         name = fingerprint(str(whole.facts), np.asarray(source.labels), feature_classifier.RECIPE)
         path = os.path.join(settings.cache_folder, f"classifier_{name}.npz")
         trained = feature_classifier.load_classifier(path)
@@ -158,8 +158,8 @@ class SampleMetrics:
 
 
 def of_run(
-    settings: SampleSettings, run: Run, *, weights: str, mesh: Mesh, folder: str
-) -> tuple[RunSamples, PictureSet]:
+    settings: SampleSettings, run: TrainedRun, *, weights: str, mesh: Mesh, folder: str
+) -> tuple[GeneratedSamples, ImageSet]:
     """(the samples of a run, to be drawn into `folder`; the real pictures, by default what it was trained on)."""
     config = run.config
     shape = config_checks.image_shape_of(config)
@@ -175,21 +175,21 @@ def of_run(
             source = data_factory.build_source(config, data.split)
         except UserError as error:
             raise UserError(f"{error}; or name the real pictures by --reference or --data_path") from error
-        reference = picture_set("the training data", source, identity, settings.num_reference)
+        reference = image_set("the training data", source, identity, settings.num_reference)
     else:
         reference = _open_reference(settings, shape)
     num_samples = settings.num_samples or min(reference.num_images, MAX_SAMPLES)
-    samples = RunSamples(
+    samples = GeneratedSamples(
         run, weights=weights, num_samples=num_samples, seed=settings.seed, mesh=mesh, folder=folder
     )
     return samples, reference
 
 
-def of_files(settings: SampleSettings, given: str) -> tuple[PictureSet, PictureSet]:
+def of_files(settings: SampleSettings, given: str) -> tuple[ImageSet, ImageSet]:
     """(the samples in a file or folder, the real pictures)."""
     if settings.reference is None:
         raise UserError("--samples needs real pictures to compare with: give --reference, such as digits:train")
-    samples = open_pictures(
+    samples = open_images(
         "--samples",
         given,
         image_size=settings.image_size,
@@ -199,8 +199,8 @@ def of_files(settings: SampleSettings, given: str) -> tuple[PictureSet, PictureS
     return samples, _open_reference(settings, samples.image_shape)
 
 
-def _open_reference(settings: SampleSettings, shape: tuple[int, int, int]) -> PictureSet:
-    return open_pictures(
+def _open_reference(settings: SampleSettings, shape: tuple[int, int, int]) -> ImageSet:
+    return open_images(
         "--reference",
         settings.reference,
         image_size=settings.image_size,

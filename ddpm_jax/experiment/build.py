@@ -20,7 +20,7 @@ from ddpm_jax.training.train_step import TrainStep
 
 
 @dataclass(frozen=True)
-class Parts:
+class Experiment:
     """What a config builds, all checked, nothing computed yet."""
 
     config: ConfigDict
@@ -69,7 +69,7 @@ class Parts:
         )
 
 
-def build_parts(config: ConfigDict, devices: Iterable[jax.Device] | None = None) -> Parts:
+def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = None) -> Experiment:
     """Everything that a config describes, but for the data; raises UserError for what does not fit.
 
     Args:
@@ -82,7 +82,7 @@ def build_parts(config: ConfigDict, devices: Iterable[jax.Device] | None = None)
     loss_fn = training_factory.build_loss(config, schedule)
     optimizer = training_factory.build_optimizer(config)
     train_step = training_factory.build_train_step(config, mesh, model, loss_fn, optimizer)
-    time_sampler = training_factory.build_time_sampler(config)
+    time_sampler = training_factory.build_timestep_sampler(config)
     # Built for their checks alone: a bad sampler must not come to light after days of training.
     sampler_factory.build_table(config, schedule)
     sampler_factory.build_preview_table(config, schedule)
@@ -92,4 +92,4 @@ def build_parts(config: ConfigDict, devices: Iterable[jax.Device] | None = None)
     def init(key: jax.Array) -> TrainState:
         return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())
 
-    return Parts(config, mesh, schedule, model, loss_fn, init, train_step)
+    return Experiment(config, mesh, schedule, model, loss_fn, init, train_step)

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.config_overrides import flatten
-from ddpm_jax.experiment.packaged_configs import _base_config
+from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.runtime.errors import UserError
 
 # What may change between the runs that share a workdir: how long, on how many devices, how often
@@ -37,7 +37,7 @@ def check_same_run(saved: ConfigDict, given: ConfigDict, changeable: Sequence[st
       changeable: patterns of dotted fields that may differ, as for `fnmatch`.
     """
     absent = object()
-    defaults = flatten(_base_config())
+    defaults = flatten(base_config())
     before, now = defaults | flatten(saved), defaults | flatten(given)
     differing = [field for field in sorted(before | now)
                  if before.get(field, absent) != now.get(field, absent)

@@ -1,23 +1,20 @@
 """Experiments as ConfigDicts, found by name or path, with overrides applied."""
 
-import importlib
-import importlib.machinery
-import importlib.util
 import types
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_json import _check_storable, whole_config_from_json
+from ddpm_jax.experiment.config_json import check_storable, whole_config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override, flatten
-from ddpm_jax.experiment.packaged_configs import _PACKAGE, _experiments_folder, packaged_experiments
+from ddpm_jax.experiment.packaged_configs import experiments_folder, packaged_experiments, packaged_module
 from ddpm_jax.runtime.errors import UserError, did_you_mean
 
 
 def _experiment_module(name_or_path: str) -> types.ModuleType:
     """The module of an experiment: a file of one's own, or a packaged one."""
-    folder = _experiments_folder()
+    folder = experiments_folder()
     path = Path(name_or_path).expanduser()
     is_name = len(path.parts) == 1 and path.suffix != ".py"
     if not is_name and path.is_file() and path.resolve().parent != folder:
@@ -30,7 +27,7 @@ def _experiment_module(name_or_path: str) -> types.ModuleType:
     # a packaged experiment that happens to have the same name.
     may_be_packaged = is_name or path.resolve().parent == folder or str(path.parent) in (".", "configs")
     if may_be_packaged and (folder / f"{path.stem}.py").is_file():
-        return importlib.import_module(f"{_PACKAGE}.{path.stem}")
+        return packaged_module(path.stem)
     names = packaged_experiments()
     raise UserError(
         f"no experiment {name_or_path!r}{did_you_mean(path.stem, names)}; "
@@ -65,7 +62,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
             f"get_config() of {name_or_path!r} must return a ConfigDict; got {type(config).__name__}"
         )
     for field, value in flatten(config).items():
-        _check_storable(field, value)
+        check_storable(field, value)
     return _with_overrides(config, overrides)
 
 

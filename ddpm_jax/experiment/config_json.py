@@ -6,13 +6,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.config_overrides import flatten
-from ddpm_jax.experiment.packaged_configs import _base_config, with_defaults
+from ddpm_jax.experiment.packaged_configs import base_config, with_defaults
 from ddpm_jax.runtime.errors import UserError, did_you_mean
 
 _STORABLE = (bool, int, float, str, type(None))
 
 
-def _check_storable(field: str, value: Any) -> None:
+def check_storable(field: str, value: Any) -> None:
     """Raises UserError for a default that could not be overridden or kept as JSON."""
     for item in value if isinstance(value, tuple) else (value,):
         if type(item) not in _STORABLE:
@@ -66,7 +66,7 @@ def whole_config_from_json(text: str, what: str) -> ConfigDict:
         config = config_from_json(text)
     except UserError as error:
         raise UserError(f"{what}: {error}") from None
-    fields, defaults = flatten(config), flatten(_base_config())
+    fields, defaults = flatten(config), flatten(base_config())
     for field, value in fields.items():
         if field not in defaults:
             raise UserError(f"{what} has the field {field!r}, which no experiment has{did_you_mean(field, defaults)}")

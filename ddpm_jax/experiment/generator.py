@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ddpm_jax.data.batch import to_uint8
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
-from ddpm_jax.diffusion.samplers.sampling_loop import WalkState, begin_walk, initial_noise, walk_on
+from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
 from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.runtime.compilation import compiler_options, release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
@@ -49,14 +49,14 @@ class Generator:
         self._chunks = [table.rows(int(rows[0]), int(rows[-1]) + 1) for rows in chunks]
         batch, everywhere = batch_sharded(mesh), replicated(mesh)
 
-        def begin(key: jax.Array, ids: jax.Array) -> tuple[WalkState, jax.Array]:
+        def begin(key: jax.Array, ids: jax.Array) -> tuple[SamplerState, jax.Array]:
             keys = sample_keys(key, ids)
-            return begin_walk(table, initial_noise(keys, image_shape)), keys
+            return init_sampler_state(table, initial_noise(keys, image_shape)), keys
 
         def advance(
-            params: dict, rows: SamplerTable, state: WalkState, keys: jax.Array, labels: jax.Array | None
-        ) -> WalkState:
-            return walk_on(denoiser_of(params, labels), rows, state, keys)
+            params: dict, rows: SamplerTable, state: SamplerState, keys: jax.Array, labels: jax.Array | None
+        ) -> SamplerState:
+            return scan_rows(denoiser_of(params, labels), rows, state, keys)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._advance = jax.jit(

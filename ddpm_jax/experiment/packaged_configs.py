@@ -4,6 +4,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from ddpm_jax.runtime.errors import UserError
 _PACKAGE = "ddpm_jax.configs"
 
 
-def _experiments_folder() -> Path:
+def experiments_folder() -> Path:
     """The folder of the packaged experiments, importable as `ddpm_jax.configs` afterwards.
 
     Installed, it is an ordinary package (setup.py maps configs/ there). In a checkout that is not
@@ -34,14 +35,19 @@ def _experiments_folder() -> Path:
 
 def packaged_experiments() -> list[str]:
     """Names of the experiments that ship with the package, sorted."""
-    names = [path.stem for path in _experiments_folder().glob("*.py")]
+    names = [path.stem for path in experiments_folder().glob("*.py")]
     return sorted(name for name in names if name != "base" and not name.startswith("_"))
 
 
-def _base_config() -> ConfigDict:
+def packaged_module(name: str) -> types.ModuleType:
+    """The module of a packaged experiment."""
+    experiments_folder()
+    return importlib.import_module(f"{_PACKAGE}.{name}")
+
+
+def base_config() -> ConfigDict:
     """Every field that there is, at its default."""
-    _experiments_folder()
-    return importlib.import_module(f"{_PACKAGE}.base").get_config()
+    return packaged_module("base").get_config()
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict:
@@ -51,7 +57,7 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
     """
     filled = config.copy_and_resolve_references()
     with filled.unlocked():
-        for group, fields in _base_config().items():
+        for group, fields in base_config().items():
             if group not in filled:
                 filled[group] = ConfigDict()
             for name, value in fields.items():

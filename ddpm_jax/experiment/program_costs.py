@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 from ddpm_jax.data.batch import label_args
-from ddpm_jax.diffusion.samplers.sampling_loop import begin_walk, walk_on
+from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_rows
 from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
-from ddpm_jax.experiment.build import Parts, build_parts
+from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
 from ddpm_jax.experiment.state_sizes import abstract_batch
 from ddpm_jax.runtime.compilation import compiler_options, quick_compile_options
@@ -24,22 +24,24 @@ from ddpm_jax.runtime.devices import batch_sharded, platform_of
 from ddpm_jax.training.train_step import TrainStep
 
 
-def lower_step(parts: Parts, step_fn: TrainStep | None = None) -> Lowered:
-    """The train step, traced and sharded over the mesh of `parts`.
+def lower_step(experiment: Experiment, step_fn: TrainStep | None = None) -> Lowered:
+    """The train step, traced and sharded over the mesh of `experiment`.
 
     Args:
-      step_fn: of `parts.jitted_step`, which then need not be traced and lowered again to run.
+      step_fn: of `experiment.jitted_step`, which then need not be traced and lowered again to run.
     """
-    batch = abstract_batch(parts, parts.config.train.batch_size)
-    key = jax.eval_shape(lambda: parts.keys.train)  # a shape, which belongs to no device
-    return (step_fn or parts.jitted_step()).lower(parts.abstract_state, batch, key)
+    batch = abstract_batch(experiment, experiment.config.train.batch_size)
+    key = jax.eval_shape(lambda: experiment.keys.train)  # a shape, which belongs to no device
+    return (step_fn or experiment.jitted_step()).lower(experiment.abstract_state, batch, key)
 
 
-def sampled_batch(parts: Parts) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
+def sampled_batch(
+    experiment: Experiment,
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
     """The shapes of x_t, of the keys and of the labels (None where there are none) of `sample.batch_size` pictures."""
-    config, sharding = parts.config, batch_sharded(parts.mesh)
+    config, sharding = experiment.config, batch_sharded(experiment.mesh)
     batch_size = config.sample.batch_size
-    keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), parts.keys.sample)
+    keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), experiment.keys.sample)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding) if config.model.num_classes else None
     return (
         jax.ShapeDtypeStruct((batch_size, *config_checks.image_shape_of(config)), jnp.float32, sharding=sharding),
@@ -48,29 +50,29 @@ def sampled_batch(parts: Parts) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStr
     )
 
 
-def lower_sampler_rows(parts: Parts, num_rows: int = 1) -> Lowered:
+def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
     """(params, x_t, keys, labels) -> x_s: the first rows of the config's sampler, each of which is a network call."""
-    config = parts.config
-    table = sampler_factory.build_table(config, parts.schedule)
-    denoiser_of = model_factory.build_denoiser(config, parts.schedule, parts.model)
+    config = experiment.config
+    table = sampler_factory.build_table(config, experiment.schedule)
+    denoiser_of = model_factory.build_denoiser(config, experiment.schedule, experiment.model)
 
     def advance(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
-        return walk_on(denoiser_of(params, labels), table.rows(0, num_rows), begin_walk(table, x_t), keys).x_t
+        return scan_rows(denoiser_of(params, labels), table.rows(0, num_rows), init_sampler_state(table, x_t), keys).x_t
 
-    return jax.jit(advance, compiler_options=compiler_options(platform_of(parts.mesh))).lower(
-        parts.abstract_state.params, *sampled_batch(parts)
+    return jax.jit(advance, compiler_options=compiler_options(platform_of(experiment.mesh))).lower(
+        experiment.abstract_state.params, *sampled_batch(experiment)
     )
 
 
-def lower_forward(parts: Parts) -> Lowered:
+def lower_forward(experiment: Experiment) -> Lowered:
     """(params, x_t, keys, labels) -> the prediction at t = 0 without dropout; the keys are not used."""
 
     def forward(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
         t = jnp.zeros(x_t.shape[:1], jnp.int32)
-        return parts.model.apply({"params": params}, x_t, t, *label_args(labels))
+        return experiment.model.apply({"params": params}, x_t, t, *label_args(labels))
 
-    return jax.jit(forward, compiler_options=compiler_options(platform_of(parts.mesh))).lower(
-        parts.abstract_state.params, *sampled_batch(parts)
+    return jax.jit(forward, compiler_options=compiler_options(platform_of(experiment.mesh))).lower(
+        experiment.abstract_state.params, *sampled_batch(experiment)
     )
 
 
@@ -85,39 +87,42 @@ def flops(program: Lowered | Compiled) -> float:
     return float((costs[0] if isinstance(costs, list) else costs)["flops"])
 
 
-def countable(parts: Parts) -> Parts:
-    """`parts`, for a CPU device where its own are others: XLA counts operations before compilation on CPU alone."""
-    if platform_of(parts.mesh) == "cpu":
-        return parts
+def countable(experiment: Experiment) -> Experiment:
+    """`experiment`, for a CPU device where its own are others.
+
+    XLA counts operations before compilation on CPU alone.
+    """
+    if platform_of(experiment.mesh) == "cpu":
+        return experiment
     try:
-        return on_one_device(parts, jax.local_devices(backend="cpu")[0])
+        return on_one_device(experiment, jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return parts
+        return experiment
 
 
-def on_one_device(parts: Parts, device: jax.Device) -> Parts:
+def on_one_device(experiment: Experiment, device: jax.Device) -> Experiment:
     """The same program for a mesh of one device."""
-    return dataclasses.replace(parts, mesh=Mesh(np.array([[device]]), parts.mesh.axis_names))
+    return dataclasses.replace(experiment, mesh=Mesh(np.array([[device]]), experiment.mesh.axis_names))
 
 
-def train_step_flops(parts: Parts, step_fn: TrainStep | None = None) -> float:
+def train_step_flops(experiment: Experiment, step_fn: TrainStep | None = None) -> float:
     """Of one update, over all devices; with `model.remat` what is computed again is counted again.
 
     Args:
-      step_fn: of `parts.jitted_step`, if there is one: its own program is counted where that will do.
+      step_fn: of `experiment.jitted_step`, if there is one: its own program is counted where that will do.
     """
-    counted = parts
-    if parts.config.train.grad_accum_steps > 1 or parts.config.optim.clip_replicas:
+    counted = experiment
+    if experiment.config.train.grad_accum_steps > 1 or experiment.config.optim.clip_replicas:
         # In one part, since parts are a loop.
-        whole = changed(parts.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"])
-        counted = build_parts(whole, parts.mesh.devices.flat)
+        whole = changed(experiment.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"])
+        counted = build_experiment(whole, experiment.mesh.devices.flat)
     counted = countable(counted)
-    return flops(lower_step(counted, step_fn if counted is parts else None))
+    return flops(lower_step(counted, step_fn if counted is experiment else None))
 
 
-def sampler_step_flops(parts: Parts) -> float:
+def sampler_step_flops(experiment: Experiment) -> float:
     """Of one network call for `sample.batch_size` pictures, over all devices."""
-    return flops(lower_sampler_rows(countable(parts)))
+    return flops(lower_sampler_rows(countable(experiment)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +151,6 @@ def compiled_with_costs(lower: Callable[[], Lowered], **options: str) -> tuple[C
     )
 
 
-def step_memory(parts: Parts) -> StepMemory:
+def step_memory(experiment: Experiment) -> StepMemory:
     """Of the train step; on CPU compiled without optimising the code, which leaves the plan of its buffers as it is."""
-    return compiled_with_costs(lambda: lower_step(parts), **quick_compile_options(platform_of(parts.mesh)))[1]
+    return compiled_with_costs(lambda: lower_step(experiment), **quick_compile_options(platform_of(experiment.mesh)))[1]

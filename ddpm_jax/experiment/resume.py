@@ -3,27 +3,46 @@
 import jax
 
 from ddpm_jax.experiment import model_factory
-from ddpm_jax.experiment.build import Parts
+from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.config_changes import CHANGEABLE_AT_IMPORT, check_same_run
+from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
-def saved_state(parts: Parts, checkpoints: Checkpoints) -> TrainState | None:
-    """The newest state that can be read, on the mesh of `parts`; None where nothing was saved.
+def resumed_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
+    """The state that a run of this config goes on from; None where nothing was saved.
+
+    Raises:
+      UserError: the checkpoints are of a run of another config, or none can be read.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        return None
+    _, saved = checkpoints.restore_config()
+    if steps == [0]:  # training saves later steps alone: this one is of imported weights
+        check_same_run(config_from_json(saved), experiment.config, CHANGEABLE_AT_IMPORT)
+    else:
+        check_same_run(config_from_json(saved), experiment.config)
+    return saved_state(experiment, checkpoints)
+
+
+def saved_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
+    """The newest state that can be read, on the mesh of `experiment`; None where nothing was saved.
 
     Raises:
       UserError: there are checkpoints and none can be read, or imported weights that do not fit the network.
     """
     if checkpoints.steps() == [0]:  # training saves later steps alone: this one is of imported weights
-        return _begin_from_import(parts, checkpoints)
-    return checkpoints.restore_state(parts.abstract_state)
+        return _begin_from_import(experiment, checkpoints)
+    return checkpoints.restore_state(experiment.abstract_state)
 
 
-def _begin_from_import(parts: Parts, checkpoints: Checkpoints) -> TrainState:
+def _begin_from_import(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
     """A fresh state with the weights of step 0: its optimiser may be another one than that of the import."""
     weights = {}
     for item in ("params", "ema_params"):
         _, tree = checkpoints.restore_params(item, 0)
-        model_factory.check_params(parts.config, parts.model, tree)
-        weights[item] = jax.device_put(tree, getattr(parts.state_sharding, item))
-    return parts.fresh_state().replace(**weights)
+        model_factory.check_params(experiment.config, experiment.model, tree)
+        weights[item] = jax.device_put(tree, getattr(experiment.state_sharding, item))
+    return experiment.fresh_state().replace(**weights)

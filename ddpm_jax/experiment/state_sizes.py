@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import PyTree
 
-from ddpm_jax.experiment.build import Parts
+from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.runtime.devices import batch_sharded
 
@@ -25,23 +25,23 @@ def device_bytes(tree: PyTree) -> int:
     return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def abstract_batch(parts: Parts, batch_size: int) -> PyTree[jax.ShapeDtypeStruct]:
+def abstract_batch(experiment: Experiment, batch_size: int) -> PyTree[jax.ShapeDtypeStruct]:
     """The shapes of a batch over the mesh: uint8 pictures, with int32 labels where the network has classes."""
-    sharding = batch_sharded(parts.mesh)
-    images = jax.ShapeDtypeStruct((batch_size, *image_shape_of(parts.config)), jnp.uint8, sharding=sharding)
-    if not parts.config.model.num_classes:
+    sharding = batch_sharded(experiment.mesh)
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape_of(experiment.config)), jnp.uint8, sharding=sharding)
+    if not experiment.config.model.num_classes:
         return images
     return images, jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding)
 
 
-def state_bytes(parts: Parts) -> dict[str, int]:
+def state_bytes(experiment: Experiment) -> dict[str, int]:
     """What a device holds before the first step: parameters, EMA, optimiser state, batch; and one gradient."""
-    state = parts.abstract_state
+    state = experiment.abstract_state
     return {
         "params": device_bytes(state.params),
         "ema": device_bytes(state.ema_params),
         "optimizer": device_bytes((state.step, state.opt_state, state.t_history)),
-        "batch": device_bytes(abstract_batch(parts, parts.config.train.batch_size)),
+        "batch": device_bytes(abstract_batch(experiment, experiment.config.train.batch_size)),
         "gradients": device_bytes(state.params),  # a gradient is as large as what it is of
     }
 
@@ -62,11 +62,11 @@ def residual_bytes(function: Callable[..., jax.Array], params: PyTree, *inputs: 
     return sum(var.aval.dtype.itemsize * var.aval.size for var in outputs - set(program.invars))
 
 
-def kept_bytes(parts: Parts) -> int:
+def kept_bytes(experiment: Experiment) -> int:
     """What the forward pass keeps for the backward pass on one device: the residuals of one part of the batch."""
-    config, model = parts.config, parts.model
+    config, model = experiment.config, experiment.model
     num_parts = config.optim.clip_replicas or config.train.grad_accum_steps
-    rows = config.train.batch_size // num_parts // parts.mesh.size
+    rows = config.train.batch_size // num_parts // experiment.mesh.size
     x_t = jax.ShapeDtypeStruct((rows, *image_shape_of(config)), jnp.float32)
     t = jax.ShapeDtypeStruct((rows,), jnp.int32)
     labels = (t,) if config.model.num_classes else ()
@@ -74,4 +74,4 @@ def kept_bytes(parts: Parts) -> int:
     def predict(params: PyTree, key: jax.Array, x_t: jax.Array, t: jax.Array, *labels: jax.Array) -> jax.Array:
         return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})
 
-    return residual_bytes(predict, parts.abstract_state.params, parts.keys.train, x_t, t, *labels)
+    return residual_bytes(predict, experiment.abstract_state.params, experiment.keys.train, x_t, t, *labels)

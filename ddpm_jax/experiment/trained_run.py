@@ -20,7 +20,7 @@ DATA_FIELDS = ("data.name", "data.path", "data.data_dir", "data.split", "data.ev
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """One checkpoint of a run, as NumPy arrays: nothing in it depends on the devices it was trained on."""
 
     step: int
@@ -28,7 +28,7 @@ class Run:
     params: dict
 
 
-def open_run(workdir: str, *, step: int | None = None, best: bool = False, weights: str = "ema") -> Run:
+def open_trained_run(workdir: str, *, step: int | None = None, best: bool = False, weights: str = "ema") -> TrainedRun:
     """The config and the weights of a checkpoint.
 
     A config from before a field was added has the field at its default.
@@ -54,7 +54,7 @@ def open_run(workdir: str, *, step: int | None = None, best: bool = False, weigh
         _, config_json = checkpoints.restore_config(step)
     finally:
         checkpoints.close()
-    return Run(step, with_defaults(config_from_json(config_json)), params)
+    return TrainedRun(step, with_defaults(config_from_json(config_json)), params)
 
 
 def with_data(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

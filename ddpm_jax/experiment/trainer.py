@@ -10,7 +10,7 @@ import jax
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.data.shuffling import batch_indices
 from ddpm_jax.experiment import sampler_factory, training_factory
-from ddpm_jax.experiment.build import Parts
+from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.program_costs import train_step_flops
@@ -20,38 +20,37 @@ from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.devices import local_mesh, put_batch
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.timing import product_peak
-from ddpm_jax.training.eval_loss import HeldOut
-from ddpm_jax.training.loop import LoopSettings, run_loop
+from ddpm_jax.training.eval_loss import EvalLoss
+from ddpm_jax.training.loop import LoopSettings, StopRequest, run_loop
 from ddpm_jax.training.metrics_log import Reporter
-from ddpm_jax.training.metrics_window import Window
+from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError, Rewinds, write_record
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.stop_signal import StopRequest
-from ddpm_jax.training.throughput import Rates
+from ddpm_jax.training.throughput import Throughput
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import BEST_METRIC, Checkpoints
 
 
-class TrainingRun:
+class Trainer:
     """run(state, stop): trains from a state to the end of the config, or until `stop`."""
 
     def __init__(
         self,
-        parts: Parts,
+        experiment: Experiment,
         source: ImageSource,
-        held_out: HeldOut | None,
+        held_out: EvalLoss | None,
         checkpoints: Checkpoints,
         reporter: Reporter,
         rewinds: Rewinds,
         profiler: StepProfiler,
         workdir: str,
     ):
-        self._parts, self._source, self._held_out = parts, source, held_out
+        self._experiment, self._source, self._held_out = experiment, source, held_out
         self._checkpoints, self._reporter, self._rewinds = checkpoints, reporter, rewinds
         self._profiler, self._workdir = profiler, workdir
-        self._config = parts.config
-        self._config_json = config_to_json(parts.config)
-        self._step_fn = parts.jitted_step()
+        self._config = experiment.config
+        self._config_json = config_to_json(experiment.config)
+        self._step_fn = experiment.jitted_step()
 
     def run(self, state: TrainState, stop: StopRequest) -> TrainState:
         """The last state, which is saved.
@@ -79,7 +78,7 @@ class TrainingRun:
             state = self._rewound(found)
 
     def _run_until_nonfinite(self, state: TrainState, stop: StopRequest) -> TrainState:
-        parts, train = self._parts, self._config.train
+        experiment, train = self._experiment, self._config.train
         with BatchLoader(
             self._source,
             batch_size=train.batch_size,
@@ -88,15 +87,15 @@ class TrainingRun:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             labelled=self._config.model.num_classes > 0,
-            transform=lambda batch: put_batch(batch, parts.mesh),
+            transform=lambda batch: put_batch(batch, experiment.mesh),
             batch_of_step=self._rewinds.batch_of_step,
         ) as batches:
             return run_loop(
                 state,
                 self._step_fn,
                 batches,
-                key_of_step=functools.partial(self._rewinds.key_of_step, parts.keys.train),
-                mesh=parts.mesh,
+                key_of_step=functools.partial(self._rewinds.key_of_step, experiment.keys.train),
+                mesh=experiment.mesh,
                 settings=LoopSettings(
                     num_steps=train.num_steps,
                     batch_size=train.batch_size,
@@ -105,7 +104,7 @@ class TrainingRun:
                     sample_every_steps=train.sample_every_steps,
                 ),
                 learning_rate=training_factory.build_learning_rate(self._config),
-                window=Window(
+                window=MetricsWindow(
                     skip_limit=train.nonfinite_limit if train.nonfinite == "skip" else 0,
                     on_skip=self._note_skip,
                     on_spike=self._note_spike,
@@ -114,7 +113,7 @@ class TrainingRun:
                 stop=stop,
                 save=self._save,
                 preview=self._preview,
-                rates=Rates(
+                rates=Throughput(
                     train.batch_size,
                     take_counts=batches.take_counts,
                     num_processes=jax.process_count(),
@@ -133,22 +132,24 @@ class TrainingRun:
 
     @functools.cached_property
     def _step_flops(self) -> float:
-        return train_step_flops(self._parts, self._step_fn)
+        return train_step_flops(self._experiment, self._step_fn)
 
     @functools.cached_property
     def _peak(self) -> float:
         """FLOP/s of all devices: of those of this process, times the processes; 0 where there is no room to measure."""
         try:
-            peak = product_peak(local_mesh(self._parts.mesh), self._parts.model.dtype)
+            peak = product_peak(local_mesh(self._experiment.mesh), self._experiment.model.dtype)
         except jax.errors.JaxRuntimeError:  # the run fills its devices: a figure is not worth its end
             return 0.0
         return peak["flops_per_second"] * jax.process_count()
 
     @functools.cached_property
     def _previewer(self) -> Generator:
-        parts = self._parts
-        table = sampler_factory.build_preview_table(self._config, parts.schedule)
-        return sampler_factory.build_generator(self._config, parts.schedule, table, parts.model, parts.mesh)
+        experiment = self._experiment
+        table = sampler_factory.build_preview_table(self._config, experiment.schedule)
+        return sampler_factory.build_generator(
+            self._config, experiment.schedule, table, experiment.model, experiment.mesh
+        )
 
     def _preview(self, state: TrainState) -> dict[str, float]:
         name, num_samples = f"step_{int(state.step):08d}", self._config.sample.num_grid
@@ -198,9 +199,9 @@ class TrainingRun:
 
     def _rewound(self, error: NonFiniteError) -> TrainState:
         """The newest state that was saved, or the first one; from it on other batches are taken."""
-        state = saved_state(self._parts, self._checkpoints)
+        state = saved_state(self._experiment, self._checkpoints)
         if state is None:
-            state = self._parts.fresh_state()
+            state = self._experiment.fresh_state()
         step = int(state.step)
         self._rewinds.add(at=error.step, to=step, write=multi_host.is_first())
         self._reporter.rewind(step)

@@ -7,23 +7,22 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.experiment import data_factory, sampler_factory
-from ddpm_jax.experiment.build import Parts, build_parts
-from ddpm_jax.experiment.config_changes import CHANGEABLE_AT_IMPORT, check_same_run
-from ddpm_jax.experiment.config_json import config_from_json, config_to_json
+from ddpm_jax.experiment.build import Experiment, build_experiment
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
-from ddpm_jax.experiment.resume import saved_state
-from ddpm_jax.experiment.trainer import TrainingRun
+from ddpm_jax.experiment.resume import resumed_state
+from ddpm_jax.experiment.trainer import Trainer
 from ddpm_jax.experiment.training_samples import LAST_PICTURE, draw_final
 from ddpm_jax.models.unet import num_params
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.eval_loss import HeldOut, make_eval_step
+from ddpm_jax.training.eval_loss import EvalLoss, make_eval_step
 from ddpm_jax.training.log_sinks import check_wandb
+from ddpm_jax.training.loop import StopRequest
 from ddpm_jax.training.metrics_log import Reporter
 from ddpm_jax.training.nonfinite import Rewinds
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.stop_signal import StopRequest
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
@@ -45,28 +44,28 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
       DiskFullError: no room for a checkpoint; those before it stay.
     """
     workdir = os.path.abspath(workdir)
-    parts = build_parts(config)
+    experiment = build_experiment(config)
     check_wandb(config.train.wandb_project)
     profiler = StepProfiler(profile_steps, workdir)
     source = data_factory.build_source(config, config.data.split)
-    held_out = _held_out(parts)
+    held_out = _held_out(experiment)
     _check_writable(workdir)
     rewinds = Rewinds(workdir)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
     try:
-        state = _restore(parts, checkpoints)
+        state = resumed_state(experiment, checkpoints)
         resumed = state is not None
         if not resumed or int(state.step) < config.train.num_steps:
-            checkpoints.check_room(parts.abstract_state)  # before hours of work, not at the first save
+            checkpoints.check_room(experiment.abstract_state)  # before hours of work, not at the first save
         if multi_host.is_first():
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
         if state is None:
-            state = parts.fresh_state()
+            state = experiment.fresh_state()
         first_step = int(state.step)
         drawn = _samples(workdir, LAST_PICTURE)
         # As process 0 sees the file: all draw, or none.
-        draws = bool(multi_host.same_everywhere(first_step < config.train.num_steps or not os.path.exists(drawn)))
+        draws = bool(multi_host.broadcast_from_first(first_step < config.train.num_steps or not os.path.exists(drawn)))
         if multi_host.is_first() and draws and os.path.exists(drawn):
             os.remove(drawn)  # of an earlier, shorter run: a stop below must not leave it as the final one
         with Reporter(
@@ -78,18 +77,18 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             wandb_project=config.train.wandb_project,
             config=flatten(config),
         ) as reporter:
-            training = TrainingRun(parts, source, held_out, checkpoints, reporter, rewinds, profiler, workdir)
+            training = Trainer(experiment, source, held_out, checkpoints, reporter, rewinds, profiler, workdir)
             with StopRequest() as stop:
-                _introduce(reporter, parts, source, held_out, workdir, first_step if resumed else None)
+                _introduce(reporter, experiment, source, held_out, workdir, first_step if resumed else None)
                 if missed := profiler.missed(first_step, config.train.num_steps):
                     reporter.note(f"profile   {missed}")
                 state = training.run(state, stop)
                 checkpoints.wait()
-                if stopped_by := multi_host.largest_everywhere(stop.signal_number or 0):
+                if stopped_by := multi_host.max_over_hosts(stop.signal_number or 0):
                     return stopped_by
             # All is saved: from here on a signal ends the process at once, and the next start draws.
             if draws:
-                _draw_final(state, parts, reporter, workdir)
+                _draw_final(state, experiment, reporter, workdir)
         return None
     finally:
         checkpoints.close()
@@ -107,52 +106,39 @@ def _check_writable(workdir: str) -> None:
         ) from error
 
 
-def _held_out(parts: Parts) -> HeldOut | None:
+def _held_out(experiment: Experiment) -> EvalLoss | None:
     """The eval loss of the held-out split, or None where the config names none."""
-    config = parts.config
+    config = experiment.config
     if not config.data.eval_split:
         return None
-    return HeldOut(
+    return EvalLoss(
         data_factory.build_source(config, config.data.eval_split, "data.eval_split"),
-        make_eval_step(parts.model, parts.loss_fn, num_steps=config.schedule.num_steps),
-        key=parts.keys.eval,
-        mesh=parts.mesh,
+        make_eval_step(experiment.model, experiment.loss_fn, num_steps=config.schedule.num_steps),
+        key=experiment.keys.eval,
+        mesh=experiment.mesh,
         batch_size=config.eval.batch_size,
         max_images=config.eval.max_images,
         labelled=config.model.num_classes > 0,
     )
 
 
-def _restore(parts: Parts, checkpoints: Checkpoints) -> TrainState | None:
-    steps = checkpoints.steps()
-    if not steps:
-        return None
-    _, saved = checkpoints.restore_config()
-    if steps == [0]:  # training saves later steps alone: this one is of imported weights
-        check_same_run(config_from_json(saved), parts.config, CHANGEABLE_AT_IMPORT)
-    else:
-        check_same_run(config_from_json(saved), parts.config)
-    return saved_state(parts, checkpoints)
-
-
 def _introduce(
     reporter: Reporter,
-    parts: Parts,
+    experiment: Experiment,
     source: ImageSource,
-    held_out: HeldOut | None,
+    held_out: EvalLoss | None,
     workdir: str,
     resumed_from: int | None,
 ) -> None:
-    config, shape = parts.config, "x".join(map(str, source.image_shape))
-    device = parts.mesh.devices.flat[0]
+    config, shape = experiment.config, "x".join(map(str, source.image_shape))
+    device = experiment.mesh.devices.flat[0]
     reporter.note(f"workdir   {workdir}")
     held = f", {held_out.num_images} held out" if held_out else ""
     reporter.note(f"data      {config.data.name}: {len(source)} pictures of {shape}{held}")
     for note in dict.fromkeys((*source.notes, *(held_out.notes if held_out else ()))):
         reporter.note(f"          {note}")
-    reporter.note(
-        f"model     {num_params(parts.abstract_state.params):,} parameters on {parts.mesh.size} x {device.device_kind}"
-    )
+    devices = f"{experiment.mesh.size} x {device.device_kind}"
+    reporter.note(f"model     {num_params(experiment.abstract_state.params):,} parameters on {devices}")
     start = "from the start" if resumed_from is None else f"going on from step {resumed_from}"
     if resumed_from == 0:
         start = "from the imported weights"
@@ -163,10 +149,10 @@ def _introduce(
         reporter.note("          the first step compiles: that takes a moment")
 
 
-def _draw_final(state: TrainState, parts: Parts, reporter: Reporter, workdir: str) -> None:
-    config = parts.config
-    table = sampler_factory.build_table(config, parts.schedule)
-    generator = sampler_factory.build_generator(config, parts.schedule, table, parts.model, parts.mesh)
+def _draw_final(state: TrainState, experiment: Experiment, reporter: Reporter, workdir: str) -> None:
+    config = experiment.config
+    table = sampler_factory.build_table(config, experiment.schedule)
+    generator = sampler_factory.build_generator(config, experiment.schedule, table, experiment.model, experiment.mesh)
     draw_final(generator, state, reporter, _samples(workdir), num_samples=config.sample.num_grid)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.loss_weights import loss_weights
 from ddpm_jax.diffusion.losses import LossFn, make_loss_fn
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.diffusion.timestep_samplers import TimeSampler, make_time_sampler
+from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_sampler
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -44,9 +44,9 @@ def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
     )
 
 
-def build_time_sampler(config: ConfigDict) -> TimeSampler:
+def build_timestep_sampler(config: ConfigDict) -> TimestepSampler:
     """Which t the images of a batch are trained at."""
-    return make_time_sampler(config.train.time_sampler, config.schedule.num_steps)
+    return make_timestep_sampler(config.train.time_sampler, config.schedule.num_steps)
 
 
 def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
@@ -103,7 +103,7 @@ def build_train_step(
         optimizer,
         num_steps=config.schedule.num_steps,
         ema_decay=make_ema_decay(optim.ema_decay, start=optim.ema_start),
-        time_sampler=build_time_sampler(config),
+        time_sampler=build_timestep_sampler(config),
         flip=config.data.flip,
         num_parts=num_parts,
         clip_each_part=1.0 if optim.clip_replicas else 0.0,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ddpm_jax.experiment.generator import Generator
-from ddpm_jax.runtime.disk_space import full_disk_is_a_warning
+from ddpm_jax.runtime.disk_space import disk_full_as_warning
 from ddpm_jax.runtime.image_files import image_grid, save_gif, save_grid, save_strip
 from ddpm_jax.runtime.multi_host import is_first
 from ddpm_jax.runtime.progress import ProgressBar
@@ -32,7 +32,7 @@ def draw_samples(
     weights = {"ema": state.ema_params, "raw": state.params}
     # All network calls before anything is written: on a full disk process 0 must not leave the others in one.
     grids = {name: _generate(generator, params, name, num_samples) for name, params in weights.items()}
-    with full_disk_is_a_warning(f"the pictures of {os.path.basename(path)}"):
+    with disk_full_as_warning(f"the pictures of {os.path.basename(path)}"):
         for name, images in grids.items():
             _write_grid(images, reporter, path, name, int(state.step))
     means = grids["ema"].mean(axis=(0, 1, 2), dtype=np.float64)

@@ -130,7 +130,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _blocks(settings: dict[str, Any], what: str) -> tuple[list[bool], bool]:
-    """Which levels have attention, and whether residual blocks halve and double; the same down and up."""
+    """Which levels have attention, and whether residual blocks downsample_mean and double; the same down and up."""
     num_levels = len(settings["block_out_channels"])
     sides = {}
     for name, kinds, resample in (

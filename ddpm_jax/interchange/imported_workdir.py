@@ -52,7 +52,7 @@ def write_workdir(imported: Imported, workdir: str | os.PathLike) -> None:
     config = imported.config
     check_imported(config)
     optimizer = training_factory.build_optimizer(config)
-    time_sampler = training_factory.build_time_sampler(config)
+    time_sampler = training_factory.build_timestep_sampler(config)
     with new_folder("--workdir", workdir) as folder:
         params, ema_params = (jax.tree.map(jnp.asarray, tree) for tree in (imported.params, imported.ema_params))
         state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), time_sampler.init())

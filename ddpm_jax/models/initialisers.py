@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 _FIRST_DRAW, _LONGEST_DRAW = 2**18, 2**22
 
 
-class _Reel:
+class _RandomStream:
     """Uniform numbers in -1..1, cut off in the order in which they are asked for."""
 
     def __init__(self, key: Key[Array, ""]):
@@ -38,20 +38,20 @@ class _Reel:
         return self._numbers[self._taken - size : self._taken].reshape(shape)
 
 
-_reel: ContextVar[_Reel | None] = ContextVar("_reel", default=None)
+_stream: ContextVar[_RandomStream | None] = ContextVar("_stream", default=None)
 
 
 @contextmanager
-def drawn_together(key: Key[Array, ""]) -> Iterator[None]:
+def shared_draws(key: Key[Array, ""]) -> Iterator[None]:
     """Within, the initialisers of this file take their numbers from a few long draws of `key`, not of their own keys.
 
     The distribution is the same, the numbers are others.
     """
-    token = _reel.set(_Reel(key))
+    token = _stream.set(_RandomStream(key))
     try:
         yield
     finally:
-        _reel.reset(token)
+        _stream.reset(token)
 
 
 def fan_avg_uniform(scale: float) -> nn.initializers.Initializer:
@@ -60,7 +60,7 @@ def fan_avg_uniform(scale: float) -> nn.initializers.Initializer:
     def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         *kernel, fan_in, fan_out = shape
         limit = math.sqrt(3 * scale / (math.prod(kernel) * (fan_in + fan_out) / 2))
-        reel = _reel.get()
+        reel = _stream.get()
         numbers = jax.random.uniform(key, shape, minval=-1.0) if reel is None else reel.take(shape)
         return (limit * numbers).astype(dtype)
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
-from ddpm_jax.models.upsample_conv import ConvOfDoubled, double
+from ddpm_jax.models.upsample_conv import UpsampleConv, upsample_nearest
 from ddpm_jax.runtime.errors import check_one_of
 
 EMBEDDING_ORDERS = ("sin_cos", "cos_sin")
@@ -51,13 +51,13 @@ def time_embedding(
     return jnp.concatenate(parts if order == "sin_cos" else parts[::-1], axis=1)
 
 
-def halve(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
+def downsample_mean(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     """The mean of every 2x2 pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
-RESIZES = {"": lambda x: x, "down": halve, "up": double}
+RESIZES = {"": lambda x: x, "down": downsample_mean, "up": upsample_nearest}
 
 
 class GroupNorm(nn.Module):
@@ -139,7 +139,7 @@ class ResBlock(nn.Module):
         resize = RESIZES[self.resize]
         h = nn.swish(Norm(self.num_groups, self.norm_eps, self.dtype, name="norm_1")(x))
         if self.resize == "up":
-            h = ConvOfDoubled(self.channels, self.dtype, name="conv_1")(h)
+            h = UpsampleConv(self.channels, self.dtype, name="conv_1")(h)
         else:
             h = resize(h).astype(self.dtype)
             h = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_1")(h)
@@ -223,4 +223,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return ConvOfDoubled(x.shape[-1], self.dtype, name="conv")(x)
+        return UpsampleConv(x.shape[-1], self.dtype, name="conv")(x)

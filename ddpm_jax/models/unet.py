@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.models.initialisers import INIT, ZERO_INIT, drawn_together
+from ddpm_jax.models.initialisers import INIT, ZERO_INIT, shared_draws
 from ddpm_jax.models.layers import Downsample, Norm, ResBlock, SelfAttention, Upsample, time_embedding
 from ddpm_jax.runtime.errors import UserError
 
@@ -33,7 +33,7 @@ class UNet(nn.Module):
       head_channels: > 0 gives every self-attention width/head_channels heads, whatever `num_heads` is.
       scale_shift_norm: the embedding of t scales and shifts the second norm of a residual block, and is not added
         before it.
-      resample_in_blocks: residual blocks halve and double the picture, and not convolutions ("resblock_updown").
+      resample_in_blocks: residual blocks resize the image, and not convolutions ("resblock_updown").
       down_padding: of the convolution that halves it: "end" (bottom and right; Ho et al.) or "both" sides.
       embedding_order: of the embedding of t: "sin_cos" (Ho et al.) or "cos_sin".
       embedding_spacing: of its frequencies: "half_minus_1" (Ho et al.) or "half".
@@ -197,7 +197,7 @@ def init_params(unet: nn.Module, key: Key[Array, ""], image_shape: tuple[int, in
     @jax.jit  # the network itself is never run: nothing asks for its output
     def draw(key: Key[Array, ""]) -> dict:
         key_together, key_apart = jax.random.split(key)
-        with drawn_together(key_together):
+        with shared_draws(key_together):
             return unet.init(key_apart, jnp.zeros((1, *image_shape)), t, **labels)["params"]
 
     return draw(key)

@@ -9,46 +9,47 @@ from jaxtyping import Array, Float
 from ddpm_jax.models.initialisers import INIT
 
 
-def double(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
+def upsample_nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
     """Every pixel as 2x2 of the same (nearest neighbour)."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def conv_of_doubled(
+def upsample_conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], dtype: DTypeLike
 ) -> Float[Array, "B 2*H 2*W D"]:
-    """The 3x3 convolution of `double(x)`, zeros around it; on CPU and TPU in 4/9 of its operations and without making
-    `double(x)`.
+    """The 3x3 convolution of `upsample_nearest(x)`, zeros around it.
+
+    On CPU and TPU in 4/9 of its operations, and without making `upsample_nearest(x)`.
 
     That is x with a zero after each pixel, convolved with 2x2 ones and then with the kernel; one 4x4 kernel does both.
     Of its weights, whose sums are taken in the kernel's own precision, 2x2 meet no zero.
     """
-    with_ones = _with_ones(_with_ones(kernel, 0), 1).astype(dtype)
+    with_ones = _with_two_ones(_with_two_ones(kernel, 0), 1).astype(dtype)
     # What each compiler does well. XLA for CPU takes 100 times as long for zeros between pixels. XLA for GPUs writes
     # them out, and makes of the gradient by the kernel a convolution with a window as large as the picture.
     return jax.lax.platform_dependent(
         x.astype(dtype),
         kernel.astype(dtype),
         with_ones,
-        cpu=lambda x, kernel, with_ones: _corner_by_corner(x, with_ones),
-        tpu=lambda x, kernel, with_ones: _with_zeros_between(x, with_ones),
-        default=lambda x, kernel, with_ones: _conv(double(x), kernel, padding="SAME"),
+        cpu=lambda x, kernel, with_ones: _as_four_convs(x, with_ones),
+        tpu=lambda x, kernel, with_ones: _as_dilated_conv(x, with_ones),
+        default=lambda x, kernel, with_ones: _conv(upsample_nearest(x), kernel, padding="SAME"),
     )
 
 
-def _with_ones(kernel: Array, axis: int) -> Array:
+def _with_two_ones(kernel: Array, axis: int) -> Array:
     """The kernel convolved with two ones along an axis."""
     none = jnp.zeros_like(jax.lax.slice_in_dim(kernel, 0, 1, axis=axis))
     return jnp.concatenate([kernel, none], axis) + jnp.concatenate([none, kernel], axis)
 
 
-def _with_zeros_between(x: Array, kernel: Float[Array, "4 4 C D"]) -> Array:
+def _as_dilated_conv(x: Array, kernel: Float[Array, "4 4 C D"]) -> Array:
     return _conv(x, kernel, padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))
 
 
-def _corner_by_corner(x: Array, kernel: Float[Array, "4 4 C D"]) -> Array:
+def _as_four_convs(x: Array, kernel: Float[Array, "4 4 C D"]) -> Array:
     """Four convolutions of x itself, for the upper left, the upper right, ... of the 2x2 pixels that come of each."""
     batch, height, width, channels = x.shape
     kernel = kernel.reshape(2, 2, 2, 2, channels, -1)
@@ -64,7 +65,7 @@ def _conv(x: Array, kernel: Array, **window: object) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"), **window)
 
 
-class ConvOfDoubled(nn.Module):
+class UpsampleConv(nn.Module):
     """[B, H, W, C] -> [B, 2H, 2W, features]: nearest neighbour, then a 3x3 conv, with the parameters of `nn.Conv`."""
 
     features: int
@@ -74,4 +75,4 @@ class ConvOfDoubled(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Array:
         kernel = self.param("kernel", INIT, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return conv_of_doubled(x, kernel, self.dtype) + bias[None, None, None, :]
+        return upsample_conv(x, kernel, self.dtype) + bias[None, None, None, :]

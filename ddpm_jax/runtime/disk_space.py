@@ -45,7 +45,7 @@ def check_room(folder: str | os.PathLike, num_bytes: int, purpose: str) -> None:
       purpose: what needs it, such as "the next checkpoint".
     """
     # As process 0 sees it: with two answers one process would save and another stop.
-    if multi_host.same_everywhere(shutil.disk_usage(folder).free < num_bytes):
+    if multi_host.broadcast_from_first(shutil.disk_usage(folder).free < num_bytes):
         raise full_error(folder, f"{purpose} needs about {size_text(num_bytes)}")
 
 
@@ -59,7 +59,7 @@ def full_error(folder: str | os.PathLike, what: str) -> DiskFullError:
 
 
 @contextmanager
-def full_disk_ends_in_one_line(folder: str | os.PathLike) -> Iterator[None]:
+def disk_full_as_user_error(folder: str | os.PathLike) -> Iterator[None]:
     """Makes an error that says that the disk is full a DiskFullError."""
     try:
         yield
@@ -73,7 +73,7 @@ def full_disk_ends_in_one_line(folder: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_is_a_warning(what: str) -> Iterator[None]:
+def disk_full_as_warning(what: str) -> Iterator[None]:
     """Ends the block with a warning where the disk is full: for what a run can do without."""
     try:
         yield

@@ -22,14 +22,14 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def same_everywhere(number: int) -> int:
+def broadcast_from_first(number: int) -> int:
     """`number` of process 0, on every process: for what one looks up and all must act on."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def largest_everywhere(number: int) -> int:
+def max_over_hosts(number: int) -> int:
     """The largest of the processes' numbers, on every process."""
     if jax.process_count() == 1:
         return number
@@ -42,7 +42,7 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(f"ddpm_jax: {name}")
 
 
-class Vote:
+class HostMax:
     """The largest of the processes' numbers, asked once a step and answered MAX_AHEAD steps later.
 
     A signal reaches one process, at any moment; all must stop after the same step. Each asks with what it has seen,

@@ -41,11 +41,11 @@ def make_eval_step(
     return eval_step
 
 
-class HeldOut:
+class EvalLoss:
     """mean_loss(params) over the first pictures of a source, on all devices.
 
     Args:
-      eval_step: of `training.train_step.make_eval_step`.
+      eval_step: of `make_eval_step`.
       batch_size: pictures at a time; rounded up to a multiple of the number of devices.
       max_images: the most that are used; 0 for all.
       labelled: with the labels of the source, for a network with classes.

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 
-class LineFile:
+class JsonlWriter:
     """Appends lines to a file, each at once and whole: a reader sees it, and a kill loses nothing.
 
     Where a line cannot be written, such as on a full disk, a warning says so once; it and those after it are kept

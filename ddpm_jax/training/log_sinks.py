@@ -12,7 +12,7 @@ import numpy as np
 
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.tensorboard_events import EventFile
+from ddpm_jax.training.tensorboard_events import TensorboardEvents
 
 
 @runtime_checkable
@@ -75,7 +75,7 @@ def open_sinks(
     """TensorBoard where tensorboardX is installed, said by `note` where it is not; wandb where a project is named."""
     sinks: list[Sink] = []
     try:
-        sinks.append(EventFile(workdir, start_step))
+        sinks.append(TensorboardEvents(workdir, start_step))
     except ImportError:
         note("no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX")
     if wandb_project:

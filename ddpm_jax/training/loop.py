@@ -1,5 +1,10 @@
-"""The host loop: batches in, steps taken, numbers reported, states handed out for saving and for pictures."""
+"""The host loop: batches in, steps taken, numbers reported, states handed out for saving and for sampling.
 
+Ctrl-C and SIGTERM are requests: the loop ends after its step, saves, and leaves.
+"""
+
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,14 +16,43 @@ from jaxtyping import Array, PyTree
 
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.runtime.compilation import release_unused_memory
-from ddpm_jax.runtime.multi_host import MAX_AHEAD, Vote
+from ddpm_jax.runtime.multi_host import MAX_AHEAD, HostMax
 from ddpm_jax.training.metrics_log import Reporter
-from ddpm_jax.training.metrics_window import Window
+from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.stop_signal import StopRequest
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.training.train_step import TrainStep
+
+
+class StopRequest:
+    """While open, the first SIGINT or SIGTERM is noted in `signal_number`; the second acts as usual.
+
+    Outside the main thread (some notebooks) signals cannot be caught, and this does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.signal_number: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal_number = number
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def __exit__(self, *exception: object) -> None:
+        self._give_back()
 
 
 @dataclass(frozen=True)
@@ -41,7 +75,7 @@ def run_loop(
     mesh: Mesh,
     settings: LoopSettings,
     learning_rate: Callable[[int], jax.Array],
-    window: Window,
+    window: MetricsWindow,
     reporter: Reporter,
     stop: StopRequest,
     save: Callable[[TrainState], dict[str, float]],
@@ -63,7 +97,7 @@ def run_loop(
       NonFiniteError: names the step, before anything of it is saved.
     """
     step = first_step = int(state.step)
-    since, vote = time.monotonic(), Vote(mesh)
+    since, vote = time.monotonic(), HostMax(mesh)
     ending = step >= settings.num_steps
     while not ending:
         profiler.before(step)

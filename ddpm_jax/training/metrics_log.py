@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.progress import format_duration, format_rate
-from ddpm_jax.training.jsonl_writer import LineFile
+from ddpm_jax.training.jsonl_writer import JsonlWriter
 from ddpm_jax.training.log_sinks import open_sinks
 
 METRICS_FILE = "metrics.jsonl"
@@ -93,7 +93,7 @@ class Reporter:
         kept = _forget_later_steps(self._path, start_step)
         self._start = self._clock() - kept  # training time goes on counting where it stood
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
-        self._file = LineFile(self._path)
+        self._file = JsonlWriter(self._path)
         self._sinks = open_sinks(
             str(self._path.parent),
             start_step,

@@ -13,7 +13,7 @@ from ddpm_jax.training.train_step import NUM_T_BINS
 SPIKE_DEVIATIONS, SPIKE_MEMORY, SPIKE_LEAST = 8.0, 200, 50
 
 
-class Window:
+class MetricsWindow:
     """Metrics that are still on the device, one entry a step, until `numbers` fetches them.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 _FLUSH_SECONDS = 120  # a flush waits for the disk
 
 
-class EventFile:
+class TensorboardEvents:
     """Writes scalars and pictures for TensorBoard, in this thread.
 
     tensorboardX's own writer does so in another thread, which dies of a full disk, and its queue then holds up the

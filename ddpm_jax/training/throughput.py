@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ddpm_jax.data.batch_loader import LoaderCounts
 
 
-class Rates:
+class Throughput:
     """rates(steps, seconds) -> images_per_second, seconds_per_step and, where known, the others.
 
     Args:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ddpm_jax.data.batch import Batch, images_and_labels, label_args, to_model_scale
 from ddpm_jax.diffusion.losses import LossFn
-from ddpm_jax.diffusion.timestep_samplers import TimeSampler, make_time_sampler
+from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_sampler
 from ddpm_jax.training.optimizer import StepFn, clip_by_global_norm, global_norm
 from ddpm_jax.training.train_state import TrainState
 
@@ -52,7 +52,7 @@ def make_train_step(
     *,
     num_steps: int,
     ema_decay: StepFn,
-    time_sampler: TimeSampler | None = None,
+    time_sampler: TimestepSampler | None = None,
     flip: bool = False,
     num_parts: int = 1,
     clip_each_part: float = 0.0,
@@ -85,7 +85,7 @@ def make_train_step(
     new parameters), t_bin_sum and t_bin_count [4]. Where t is not uniform, all but the norms are weighted so that they
     estimate the mean over uniform t.
     """
-    time_sampler = time_sampler or make_time_sampler("uniform", num_steps)
+    time_sampler = time_sampler or make_timestep_sampler("uniform", num_steps)
 
     def part_loss(
         params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array, *labels: Array

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,12 +23,13 @@ from ddpm_jax.workdir.checkpoint_format import config_item
 from ddpm_jax.workdir.checkpoint_manifest import write_manifest
 from ddpm_jax.workdir.checkpoint_reader import CheckpointReader, check_metrics
 from ddpm_jax.workdir.lock import WorkdirLock
-from ddpm_jax.workdir.orbax_logging import keep_orbax_quiet, wait_for_threads
-from ddpm_jax.workdir.unfinished_files import delete_leftovers, move_aside
+from ddpm_jax.workdir.orbax_logging import quiet_orbax, wait_for_threads
+from ddpm_jax.workdir.unfinished_files import delete_unfinished, move_aside
 
 BEST_METRIC = "eval_loss"
 
 
+@runtime_checkable
 class State(Protocol):
     """A `flax.struct.dataclass`: its step, and trees of arrays by name, each an item; None is no item."""
 
@@ -70,7 +71,7 @@ class Checkpoints:
 
     def _open(self, keep: int, create: bool) -> None:
         if create:
-            delete_leftovers(os.path.dirname(self.directory))
+            delete_unfinished(os.path.dirname(self.directory))
         if os.path.isdir(self.directory):
             check_metrics(self.directory)
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
@@ -107,7 +108,7 @@ class Checkpoints:
           UserError: this step or a later one is there already.
           DiskFullError: there is no room for it, or there was none for the one before.
         """
-        keep_orbax_quiet()
+        quiet_orbax()
         self._finish()
         self.check_room(state)
         step = int(state.step)
@@ -201,7 +202,7 @@ class Checkpoints:
             finally:
                 if self._lock:
                     wait_for_threads()
-                    delete_leftovers(os.path.dirname(self.directory))
+                    delete_unfinished(os.path.dirname(self.directory))
                     self._lock.release()
 
     @contextmanager

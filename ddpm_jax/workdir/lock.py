@@ -40,7 +40,7 @@ class WorkdirLock:
         self._file: IO[bytes] | None = None
         holder = self._acquire() if multi_host.is_first() else None
         # All of them or none: one that went on would wait for ever for those that did not.
-        if multi_host.same_everywhere(holder is not None):
+        if multi_host.broadcast_from_first(holder is not None):
             raise UserError(
                 f"--workdir {os.fspath(workdir)} is in use: {holder or 'another run'} trains in it; wait for its "
                 "end, stop it, or give another folder"

@@ -13,7 +13,7 @@ _THREAD_SECONDS = 10  # for which a thread of a save that failed is waited
 
 
 @functools.cache
-def keep_orbax_quiet() -> None:
+def quiet_orbax() -> None:
     """Keeps off the screen that a save without an eval loss has none, and the tracebacks of a full disk, several a
     tensor: the first is no fault, and the second is raised as one error anyhow."""
 

@@ -16,7 +16,7 @@ _FILES = (".rewinds.json.*.part", "nonfinite/.step_*.part", ".wandb_id.*.part", 
           "samples/.step_*.part", "samples/.final_*.part", "samples/.denoising.*.part")  # fmt: skip
 
 
-def delete_leftovers(workdir: str | os.PathLike) -> None:
+def delete_unfinished(workdir: str | os.PathLike) -> None:
     """Deletes what was in the making, on process 0; only under the workdir's lock, and while nothing is saved."""
     if not multi_host.is_first():
         return

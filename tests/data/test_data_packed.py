@@ -127,16 +127,16 @@ def test_another_size_is_resized_and_said(pictures, tmp_path):
 # A pack in a process of its own that ends itself by SIGKILL at the 17th picture.
 _KILLED = """
 import os, signal, sys
-from ddpm_jax.data import packing
+from ddpm_jax.data import pack_folder
 from ddpm_jax.data.__main__ import main
-packing._BLOCK_BYTES = 0  # the smallest blocks
-real, count = packing.decode_image, []
+pack_folder._BLOCK_BYTES = 0  # the smallest blocks
+real, count = pack_folder.decode_image, []
 def decode_image(*args, **settings):
     count.append(1)
     if len(count) == 17:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **settings)
-packing.decode_image = decode_image
+pack_folder.decode_image = decode_image
 sys.exit(main(sys.argv[1:]))
 """
 

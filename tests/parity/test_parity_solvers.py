@@ -10,7 +10,7 @@ from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.sampling_loop import walk
+from ddpm_jax.diffusion.samplers.sampling_loop import sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 
@@ -33,7 +33,7 @@ def ours(table):
         return network(x_t, t.reshape(-1, 1, 1, 1), jnp.tanh)
 
     denoise_fn = make_denoiser(LINEAR, model_fn, clip_x_0=False)
-    return np.asarray(jax.jit(lambda x: walk(denoise_fn, table, x, KEYS))(X_T))
+    return np.asarray(jax.jit(lambda x: sample_loop(denoise_fn, table, x, KEYS))(X_T))
 
 
 def noise_of_row(row):
@@ -142,7 +142,7 @@ def test_one_ancestral_step_with_a_learned_variance(diffusers, monkeypatch, vari
     )
     row = ancestral_table(LINEAR, variance=variance).rows(999 - t, 1000 - t)
     monkeypatch.setattr("ddpm_jax.diffusion.samplers.table.sample_noise", lambda *args: last(z))
-    got = np.moveaxis(np.asarray(walk(denoise_fn, row, last(X_T), KEYS)), -1, 1)
+    got = np.moveaxis(np.asarray(sample_loop(denoise_fn, row, last(X_T), KEYS)), -1, 1)
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-4)
 
 

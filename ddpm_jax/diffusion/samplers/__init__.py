@@ -1,9 +1,25 @@
-"""Solvers of higher order as tables, and the inversion of DDIM; each file is one method."""
+"""Samplers as tables, a file a method, and the loop that runs any of them."""
 
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.ddim_inversion import ddim_inversion_table
 from ddpm_jax.diffusion.samplers.dpm_solver import dpmpp_table
 from ddpm_jax.diffusion.samplers.heun import heun_table
 from ddpm_jax.diffusion.samplers.plms import plms_table
+from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise, p_sample_loop, sample_loop
+from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.samplers.unipc import unipc_table
 
-__all__ = ["ddim_inversion_table", "dpmpp_table", "heun_table", "plms_table", "unipc_table"]
+__all__ = [
+    "SamplerTable",
+    "ancestral_table",
+    "ddim_inversion_table",
+    "ddim_table",
+    "dpmpp_table",
+    "heun_table",
+    "initial_noise",
+    "p_sample_loop",
+    "plms_table",
+    "sample_loop",
+    "unipc_table",
+]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, VARIANCES, learned_range
-from ddpm_jax.diffusion.samplers.table import SamplerTable, _transitions, make_table
+from ddpm_jax.diffusion.samplers.table import SamplerTable, make_table
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import time_grid
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -32,7 +32,7 @@ def ancestral_table(
             f"diffusion.variance='learned' is that of one step of all {schedule.num_steps}: take "
             "sample.num_sampler_steps=0 for all, sample.sampler='ddim', or train with 'learned_range'"
         )
-    abar_t, abar_s, alpha, beta = _transitions(grid)
+    abar_t, abar_s, alpha, beta = grid.transitions()
     small, clean = beta * (1 - abar_s) / (1 - abar_t), grid.t[1:] < 0
     columns = {
         "c_x_0": beta * np.sqrt(abar_s) / (1 - abar_t),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm_jax.diffusion.samplers.table import SamplerTable, _transitions, make_table
+from ddpm_jax.diffusion.samplers.table import SamplerTable, make_table
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import time_grid
 from ddpm_jax.runtime.errors import UserError
@@ -23,7 +23,7 @@ def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: floa
       UserError: steps that do not fall or leave 0..T-1; eta negative or too large.
     """
     grid = time_grid(schedule, steps)
-    abar_t, abar_s, alpha, beta = _transitions(grid)
+    abar_t, abar_s, alpha, beta = grid.transitions()
     sigma = eta * np.sqrt((1 - abar_s) / (1 - abar_t) * beta)
     # 1 - abar_s - sigma^2, in a form that does not cancel at eta = 1. At the last row it and sigma are exactly 0.
     kept = alpha * (1 - abar_s) / (1 - abar_t)

@@ -18,7 +18,7 @@ def ddim_inversion_table(
     `num_fixed_point` fixed-point iterations with eps_hat(x_t, t), each a network call more. With enough of them, and
     no clipping of x_0_hat, sampling gives the image back up to rounding, where the iteration contracts.
 
-    Walk it from the image: `walk(denoise_fn, table, x_0, keys)`.
+    Start from the image: `sample_loop(denoise_fn, table, x_0, keys)`.
 
     Args:
       steps: the t that DDIM visits, falling; None for all T.

@@ -21,27 +21,27 @@ def initial_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array,
 
 @no_type_check
 @flax.struct.dataclass
-class WalkState:
-    """Where a walk stands between two rows."""
+class SamplerState:
+    """What the sampler carries from row to row."""
 
     x_t: Float[Array, "B *D"]
     history: tuple[Float[Array, "B *D"], ...]  # what the last K rows remembered, newest first
 
 
-def begin_walk(table: SamplerTable, x_t: Float[Array, "B *D"]) -> WalkState:
+def init_sampler_state(table: SamplerTable, x_t: Float[Array, "B *D"]) -> SamplerState:
     """The state before the first row of the whole table."""
-    return WalkState(x_t, tuple(jnp.zeros_like(x_t) for _ in range(table.num_remembered)))
+    return SamplerState(x_t, tuple(jnp.zeros_like(x_t) for _ in range(table.num_remembered)))
 
 
-def walk_on(
+def scan_rows(
     denoise_fn: DenoiseFn,
     table: SamplerTable,
-    state: WalkState,
+    state: SamplerState,
     keys: Key[Array, "B"],
     *,
     frame_ends: np.ndarray | None = None,
-) -> WalkState | tuple[WalkState, Float[Array, "K B *D"]]:
-    """Takes a walk through the next rows; see `walk`. For tables that are walked in parts."""
+) -> SamplerState | tuple[SamplerState, Float[Array, "K B *D"]]:
+    """Takes x_t through the next rows; see `sample_loop`. For tables that are cut into chunks."""
     slots, frames = None, None
     if frame_ends is not None:
         # A row that is no frame writes to slot K, past the end: dropped.
@@ -64,13 +64,13 @@ def walk_on(
         history = state.history
         if history:
             history = (row.r_x_0 * denoised.x_0_hat + row.r_x_t * x_t, *history[:-1])
-        return (WalkState(x_s, history), None if frames is None else frames.at[slot].set(x_s, mode="drop")), None
+        return (SamplerState(x_s, history), None if frames is None else frames.at[slot].set(x_s, mode="drop")), None
 
     (state, frames), _ = jax.lax.scan(one_row, (state, frames), (table, slots))
     return state if frames is None else (state, frames)
 
 
-def walk(
+def sample_loop(
     denoise_fn: DenoiseFn,
     table: SamplerTable,
     x_t: Float[Array, "B *D"],
@@ -87,11 +87,11 @@ def walk(
       frame_ends: [K] distinct row numbers of this table, or None. With them also returns the x_s that these
         rows end with, [K, B, *D]; only those K are kept in memory.
     """
-    walked = walk_on(denoise_fn, table, begin_walk(table, x_t), keys, frame_ends=frame_ends)
+    walked = scan_rows(denoise_fn, table, init_sampler_state(table, x_t), keys, frame_ends=frame_ends)
     return walked.x_t if frame_ends is None else (walked[0].x_t, walked[1])
 
 
-def p_sample(
+def p_sample_loop(
     denoise_fn: DenoiseFn,
     table: SamplerTable,
     *,
@@ -114,8 +114,8 @@ def p_sample(
     keys = sample_keys(key, jnp.arange(num_samples))
     x_T = initial_noise(keys, shape)
     if num_frames == 0:
-        return walk(denoise_fn, table, x_T, keys)
-    _, frames = walk(denoise_fn, table, x_T, keys, frame_ends=frame_ends(table.num_calls, num_frames))
+        return sample_loop(denoise_fn, table, x_T, keys)
+    _, frames = sample_loop(denoise_fn, table, x_T, keys, frame_ends=frame_ends(table.num_calls, num_frames))
     return jnp.concatenate([x_T[None], frames])
 
 

@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.diffusion.timestep_spacing import TimeGrid
-
 
 # A pytree's leaves may be shardings, shapes or scalars of a scan, so its fields are not checked in tests.
 @no_type_check
@@ -63,10 +61,3 @@ def make_table(t: np.ndarray, s: np.ndarray, **columns: np.ndarray) -> SamplerTa
         s=jnp.asarray(s, dtype),
         **{name: jnp.asarray(column, jnp.float32) for name, column in columns.items()},
     )
-
-
-def _transitions(grid: TimeGrid) -> tuple[np.ndarray, ...]:
-    """alpha-bar_t, alpha-bar_s, and alpha and beta of the step between, [S]."""
-    abar = grid.alphas**2
-    alpha = abar[:-1] / abar[1:]
-    return abar[:-1], abar[1:], alpha, 1 - alpha
