@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from filelock import FileLock
+from shared_programs import share_programs
 
+# Tests compile far more than they compute. A test that asks for more sets its own options.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -34,6 +37,14 @@ def benchmark_module():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
         yield importlib.import_module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs():
+    """Runs of this process share their compiled programs; see `shared_programs.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        share_programs(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 import ddpm_jax
-from ddpm_jax.experiment import config_files, config_overrides, packaged_configs
+from ddpm_jax.experiment import config_overrides, packaged_configs
 from ddpm_jax.experiment.config_changes import check_same_run
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_json import config_from_json, config_to_json
@@ -123,7 +123,7 @@ def test_configs_are_importable_without_installing(monkeypatch):
 
 def test_missing_packaged_experiments(monkeypatch, tmp_path):
     monkeypatch.setattr(packaged_configs, "_PACKAGE", "ddpm_jax.nowhere")
-    monkeypatch.setattr(config_files, "__file__", str(tmp_path / "ddpm_jax" / "configuration.py"))
+    monkeypatch.setattr(ddpm_jax, "__file__", str(tmp_path / "ddpm_jax" / "__init__.py"))
     assert error_of(load_config, "digits") == (
         f"the packaged experiments are missing: no {tmp_path / 'configs'}; install ddpm_jax again"
     )

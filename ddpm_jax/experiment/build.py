@@ -53,8 +53,11 @@ class Experiment:
 
     def fresh_state(self) -> TrainState:
         """The state that training starts from."""
-        init = jax.jit(self.init, out_shardings=self.state_sharding)
-        return init(self.keys.init)
+        return self.jitted_init()(self.keys.init)
+
+    def jitted_init(self) -> Callable[[jax.Array], TrainState]:
+        """key -> a fresh state over the mesh."""
+        return jax.jit(self.init, out_shardings=self.state_sharding)
 
     def jitted_step(self) -> TrainStep:
         """The train step over the mesh; donates its state."""

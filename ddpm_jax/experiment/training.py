@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     check_wandb(config.train.wandb_project)
     profiler = StepProfiler(profile_steps, workdir)
     source = data_factory.build_source(config, config.data.split)
-    held_out = _held_out(experiment)
+    held_out = build_eval_loss(experiment)
     _check_writable(workdir)
     rewinds = Rewinds(workdir)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
@@ -106,7 +106,7 @@ def _check_writable(workdir: str) -> None:
         ) from error
 
 
-def _held_out(experiment: Experiment) -> EvalLoss | None:
+def build_eval_loss(experiment: Experiment) -> EvalLoss | None:
     """The eval loss of the held-out split, or None where the config names none."""
     config = experiment.config
     if not config.data.eval_split:
