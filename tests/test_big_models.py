@@ -1,6 +1,7 @@
-"""The largest networks trace, shard and compile for eight devices, without one of their parameters being made.
+"""The largest networks trace and shard for eight devices, without one of their parameters being made.
 
-The 554 M network is compiled by `pytest -m slow tests/test_big_models.py`: two minutes.
+Compiled here is a network of as wide layers and of every kind, with fewer of them; the whole 114 M and 554 M networks
+are compiled by `pytest -m slow tests/test_big_models.py`, some minutes.
 """
 
 import json
@@ -45,18 +46,22 @@ def check_compiled(result):
     assert result["peak_kib"] < 6 * 2**20
 
 
-def test_114_million_compile_for_eight_devices(tmp_path):
-    result = result_of(tmp_path, "compile", "celeba_hq_256")
-    check_shards(result, 113_673_219)
+@pytest.mark.processes
+def test_a_wide_network_compiles_for_eight_devices(tmp_path):
+    fewer = ("model.num_res_blocks=1", "model.channel_mults=2,4", "model.attention_resolutions=128")
+    result = result_of(tmp_path, "compile", "celeba_hq_256", *fewer)
+    check_shards(result, 41_274_883)
     check_compiled(result)
 
 
+@pytest.mark.processes
 def test_554_million_are_sharded_over_eight_devices(tmp_path):
     check_shards(result_of(tmp_path, "lower", "guided_imagenet256"), 553_838_086)
 
 
 @pytest.mark.slow
-def test_554_million_compile_for_eight_devices(tmp_path):
-    result = result_of(tmp_path, "compile", "guided_imagenet256")
-    check_shards(result, 553_838_086)
+@pytest.mark.parametrize(("config", "num_params"), [("celeba_hq_256", 113_673_219), ("guided_imagenet256", 553_838_086)])
+def test_whole_networks_compile_for_eight_devices(tmp_path, config, num_params):
+    result = result_of(tmp_path, "compile", config)
+    check_shards(result, num_params)
     check_compiled(result)

@@ -83,6 +83,7 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.processes
 def test_a_disk_that_fills_up_and_is_given_room(small_disk, tiny_flags, straight_run, state_of):
     workdir = small_disk.path / "run"
     code, lines = train("unasked", tiny_flags, workdir)
@@ -104,6 +105,7 @@ def test_a_disk_that_fills_up_and_is_given_room(small_disk, tiny_flags, straight
     assert [line["step"] for line in read_metrics(workdir)] == [2, 4, 6, 8]
 
 
+@pytest.mark.processes
 def test_a_limit_on_the_size_of_files(tiny_flags, straight_run, tmp_path):
     """As a used-up quota: the disk says that it has room, and Orbax's threads find that it has not."""
     code, lines = train("small files", tiny_flags, tmp_path / "run")

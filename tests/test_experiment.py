@@ -241,18 +241,17 @@ def test_previews(tiny_config, tmp_path, straight_run, state_of):
 # Real processes
 
 
-def start(flags, workdir, stdout=subprocess.PIPE):
+def start(flags, workdir):
     env = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "8",  # as here
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir or workdir / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     flags = [flag for flag in flags if flag != "--nocompilation_cache"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ddpm_jax.train", *flags, f"--workdir={workdir}"],
-        stdout=stdout, stderr=subprocess.PIPE, text=True, env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
     )  # fmt: skip
-    if stdout != subprocess.PIPE:
-        return process
     try:
         import fcntl
 
@@ -272,15 +271,14 @@ def wait_for_step(process, num_lines):
     raise AssertionError("".join(lines) + process.stderr.read())
 
 
+@pytest.mark.processes
 def test_signals_and_a_kill_in_real_processes(tiny_flags, tmp_path):
     flags = [*tiny_flags, "--config.train.num_steps=150", "--config.train.log_every_steps=1",
              "--config.train.checkpoint_every_steps=25", "--config.train.keep_checkpoints=3"]  # fmt: skip
-    straight, steps = None, []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+    steps = []
+    for number in (signal.SIGTERM, signal.SIGKILL):
         process = start(flags, tmp_path / "run")
         lines = wait_for_step(process, 5)
-        # Beside the others, now that the programs are compiled.
-        straight = straight or start(flags, tmp_path / "straight", subprocess.DEVNULL)
         process.send_signal(number)
         out, err = process.communicate(timeout=300)
         lines += out.splitlines(keepends=True)
@@ -295,8 +293,7 @@ def test_signals_and_a_kill_in_real_processes(tiny_flags, tmp_path):
         assert 5 <= steps[-1] < 150 and read_metrics(tmp_path / "run")[-1]["step"] == steps[-1]
     process = start(flags, tmp_path / "run")
     assert "going on from step" in process.communicate(timeout=300)[0] and process.returncode == 0
-    straight.communicate(timeout=300)
-    assert straight.returncode == 0
+    assert train_command.main([*flags, f"--workdir={tmp_path / 'straight'}"]) == 0
     final = []
     for name in ("run", "straight"):
         assert [line["step"] for line in read_metrics(tmp_path / name)] == list(range(1, 151))

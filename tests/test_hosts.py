@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from host_processes import HostProcesses
 
+from ddpm_jax import evaluate
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.multi_host_flags import _how_to_join
@@ -52,6 +53,7 @@ def assert_same_run(one, other):
     assert pairs
 
 
+@pytest.mark.processes
 def test_two_processes_train_what_one_does(shared_run, straight_run):
     processes, workdir = shared_run
     assert_same_run(workdir, straight_run)
@@ -60,19 +62,21 @@ def test_two_processes_train_what_one_does(shared_run, straight_run):
     assert "model     2,801 parameters on 4 x cpu" in processes.lines(0)
 
 
+@pytest.mark.processes
 def test_process_0_alone_speaks(shared_run):
     processes, workdir = shared_run
     assert [line for line in processes.lines(1) if line.strip()] == [] and processes.errors(1) == ""
     assert len(list(workdir.glob("events.out.tfevents*"))) == 1
 
 
-def test_stopped_and_killed_on_one_host_alone(flags, tiny_config, tmp_path):
-    """SIGTERM to process 1, SIGINT to process 0, kill -9 to process 1: all end, and go on from the same step. The last
-    part is trained by one process of two devices; the result is that of one device without a stop."""
-    flags = [*flags, "--config.train.num_steps=160", "--config.train.checkpoint_every_steps=40",
-             "--config.train.log_every_steps=1", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+@pytest.mark.processes
+def test_stopped_and_killed_on_one_host_alone(flags, tiny_config, tmp_path, capsys):
+    """SIGTERM to process 1, kill -9 to process 1: all end, and go on from the same step. The last part is trained by
+    one process of two devices; the result is that of one device without a stop."""
+    settings = ("train.num_steps=160", "train.checkpoint_every_steps=40", "train.log_every_steps=1")
+    flags = [*flags, *(f"--config.{setting}" for setting in settings), f"--workdir={tmp_path / 'run'}"]
     stops = []
-    for number, victim in ((signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGKILL, 1)):
+    for number, victim in ((signal.SIGTERM, 1), (signal.SIGKILL, 1)):
         processes = HostProcesses(tmp_path / number.name, "train", flags)
         processes.wait_for(f"step {(stops[-1] if stops else 0) + 10:>3}/160")
         if stops:
@@ -86,10 +90,8 @@ def test_stopped_and_killed_on_one_host_alone(flags, tiny_config, tmp_path):
         stops.append(Checkpoints(str(tmp_path / "run")).steps()[-1])
         assert read_metrics(tmp_path / "run")[-1]["step"] == stops[-1] < 160
         assert processes.lines()[-2] == f"stopped by {number.name}, all is saved; the same command goes on from here"
-    alone = HostProcesses(tmp_path / "alone", "train", flags, count=1)
-    assert alone.codes() == [0], alone.all_output()
-    assert any("going on from step" in line for line in alone.lines())
-    settings = ("train.num_steps=160", "train.checkpoint_every_steps=160", "train.log_every_steps=1")
+    train(tiny_config(*settings, "train.num_devices=2"), str(tmp_path / "run"))
+    assert "going on from step" in capsys.readouterr().out
     train(tiny_config(*settings), str(tmp_path / "straight"))
     (_, these), (_, those) = weights(tmp_path / "run"), weights(tmp_path / "straight")
     losses = [{line["step"]: line["loss"] for line in read_metrics(tmp_path / name)} for name in ("run", "straight")]
@@ -102,20 +104,25 @@ def test_stopped_and_killed_on_one_host_alone(flags, tiny_config, tmp_path):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
 
 
-def test_samples_and_bits_of_two_processes(shared_run, straight_run, tmp_path):
+@pytest.mark.processes
+def test_samples_and_bits_of_two_processes(shared_run, sample_main, tmp_path):
     _, workdir = shared_run
     outputs = {}
     for count in (2, 1):
         out = tmp_path / str(count)
-        for verb, own in (
-            ("sample", [f"--out={out}/new", "--num_samples=11"]),
-            ("evaluate", [f"--out={out}", "--what=bits,samples", "--extractor=pixels", "--num_samples=12",
-                          "--max_images=20", "--num_reference=16", "--reference=digits:test"]),
+        for verb, main, own in (
+            ("sample", sample_main, [f"--out={out}/new", "--num_samples=11"]),
+            ("evaluate", evaluate.main, [f"--out={out}", "--what=bits,samples", "--extractor=pixels",
+                                         "--num_samples=12", "--max_images=20", "--num_reference=16",
+                                         "--reference=digits:test"]),
         ):  # fmt: skip
-            processes = HostProcesses(tmp_path / f"{verb}_{count}", verb, [f"--workdir={workdir}", *own], count=count)
-            assert processes.codes() == [0] * count, processes.all_output()
-            if count == 2:
-                assert [line for line in processes.lines(1) if line.strip()] == [] and processes.errors(1) == ""
+            command = [f"--workdir={workdir}", *own]
+            if count == 1:
+                assert main([*command, "--nocompilation_cache"]) == 0
+                continue
+            processes = HostProcesses(tmp_path / verb, verb, command)
+            assert processes.codes() == [0, 0], processes.all_output()
+            assert [line for line in processes.lines(1) if line.strip()] == [] and processes.errors(1) == ""
         outputs[count] = {
             "new": np.load(out / "new.npz")["arr_0"].astype(int),
             "found": json.loads((out / "evaluation.json").read_text()),

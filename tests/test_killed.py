@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from ddpm_jax.experiment.build import build_experiment
+from ddpm_jax.experiment.training import train
 from ddpm_jax.training.metrics_log import read_metrics
 from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, verify
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -30,23 +31,19 @@ class KilledRun:
         self.flags += [f"--config.{override}" for override in (*FEWER, f"train.num_steps={num_steps}")]
         cache = str(jax.config.jax_compilation_cache_dir or folder / "cache")
         self.env = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                                 "JAX_PLATFORMS": "cpu"}  # fmt: skip
+                                 "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}  # fmt: skip
         self.unchecked = 0  # starts from a step without a manifest
-        self.straight = None  # the process of an undisturbed run
 
     def committed(self):
         folder = self.workdir / "checkpoints"
         return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
-    def start(self, *kill, workdir=None):
+    def start(self, *kill):
         """A process with its output in files; where it shall kill itself: see killed_run.py."""
-        workdir = workdir or self.workdir
-        output = [open(workdir.parent / f"{workdir.name}.{name}", "w+") for name in ("out", "err")]
-        if workdir == self.workdir:
-            self.output = output
-        command = [sys.executable, str(CHILD), *map(str, kill), *self.flags, f"--workdir={workdir}"]
+        self.output = [open(self.workdir.with_suffix(f".{name}"), "w+") for name in ("out", "err")]
+        command = [sys.executable, str(CHILD), *map(str, kill), *self.flags, f"--workdir={self.workdir}"]
         env = self.env | {"PYTHONPATH": os.pathsep.join([str(CHILD.parent.parent), os.environ.get("PYTHONPATH", "")])}
-        return subprocess.Popen(command, env=env, stdout=output[0], stderr=output[1])
+        return subprocess.Popen(command, env=env, stdout=self.output[0], stderr=self.output[1])
 
     def said(self):
         texts = []
@@ -62,8 +59,6 @@ class KilledRun:
             compared = verify(self.workdir / "checkpoints" / str(step), ITEMS)
             self.unchecked += not compared
         process = self.start(*kill)
-        if self.straight is None:
-            self.straight = self.start("never", 0, "before", workdir=self.workdir.with_name("straight"))
         if after_steps is not None:  # from outside, in the middle of whatever it does then
             end = time.monotonic() + 120
             while self.said()[0].count("\nstep ") < 1 and process.poll() is None and time.monotonic() < end:
@@ -91,7 +86,7 @@ class KilledRun:
     def check_end(self, config):
         """No kill from here on: it ends as an undisturbed run does, and leaves nothing half-written."""
         straight = self.workdir.with_name("straight")
-        assert self.straight.wait(timeout=600) == 0
+        train(config, str(straight))
         assert self.go_on("never", 0, "before") == 0
         one, other = self.final(self.workdir, config), self.final(straight, config)
         assert one == other and {name.split("[")[0].split(".")[1] for name in one} >= {"params", "ema_params"}
@@ -104,6 +99,7 @@ class KilledRun:
         assert (last / MANIFEST).exists() and verify(last, ITEMS)
 
 
+@pytest.mark.processes
 def test_killed_at_chosen_points(tiny_flags, tiny_config, tmp_path):
     run = KilledRun(tiny_flags, tmp_path, num_steps=20)
     for kill in (

@@ -25,6 +25,7 @@ def test_cells_compile_and_are_stored_without_outputs(path):
             assert not cell.outputs and cell.execution_count is None, f"cell {number} was stored with outputs"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_at_toy_size(path, tmp_path, monkeypatch, request):
     from nbclient import NotebookClient

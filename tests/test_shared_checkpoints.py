@@ -13,6 +13,7 @@ def flags(tiny_flags):
     return [flag for flag in tiny_flags if "num_devices" not in flag and "cache" not in flag]
 
 
+@pytest.mark.processes
 def test_both_fall_back_and_one_writes_the_manifest(own_run, flags, tmp_path):
     assert jax.process_count() == 1  # here; below there are two
     path = max((own_run / "checkpoints" / "8" / "params" / "d").iterdir(), key=lambda path: path.stat().st_size)
@@ -29,6 +30,7 @@ def test_both_fall_back_and_one_writes_the_manifest(own_run, flags, tmp_path):
     assert not (own_run / LOCK_FILE).exists()
 
 
+@pytest.mark.processes
 def test_both_are_refused(own_run, flags, tmp_path):
     lock = WorkdirLock(own_run)
     processes = HostProcesses(tmp_path / "two", "train", [*flags, f"--workdir={own_run}"])
