@@ -60,7 +60,9 @@ def test_554_million_are_sharded_over_eight_devices(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "num_params"), [("celeba_hq_256", 113_673_219), ("guided_imagenet256", 553_838_086)])
+@pytest.mark.parametrize(
+    ("config", "num_params"), [("celeba_hq_256", 113_673_219), ("guided_imagenet256", 553_838_086)]
+)
 def test_whole_networks_compile_for_eight_devices(tmp_path, config, num_params):
     result = result_of(tmp_path, "compile", config)
     check_shards(result, num_params)
