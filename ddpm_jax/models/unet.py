@@ -93,46 +93,10 @@ class UNet(nn.Module):
                 f"labels must be given if and only if num_classes > 0; num_classes is {self.num_classes} and {given}"
             )
 
-        def remat(run: Callable[..., Array]) -> Callable[..., Array]:
-            # Around a function of a module: around a class it would rename the parameters.
-            return nn.remat(run, policy=_is_convolution) if self.remat else run
+        time = self._embedding(t, labels)  # [B, 4 channels]
 
         def res_block(h: Array, width: int, name: str, resize: str = "", skip: Array | None = None) -> Array:
-            block = ResBlock(
-                width,
-                self.dropout,
-                self.num_groups,
-                self.dtype,
-                norm_eps=self.norm_eps,
-                scale_shift_norm=self.scale_shift_norm,
-                resize=resize,
-                name=name,
-            )
-
-            def run(block: ResBlock, h: Array, skip: Array | None, time: Array) -> Array:
-                # Joined in here: the two parts are kept for the backward pass anyway, the whole need not be.
-                return block(h if skip is None else jnp.concatenate([h, skip], axis=-1), time, train=train)
-
-            return remat(run)(block, h, skip, time)
-
-        def attention(h: Array, name: str) -> Array:
-            num_heads = h.shape[-1] // self.head_channels if self.head_channels else self.num_heads
-            block = SelfAttention(self.num_groups, self.dtype, num_heads, self.norm_eps, name=name)
-            return remat(SelfAttention.__call__)(block, h)
-
-        def dense(width: int, name: str) -> nn.Dense:
-            return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name=name)
-
-        time = time_embedding(
-            self.time_scale * t, self.channels, order=self.embedding_order, spacing=self.embedding_spacing
-        )
-        time = dense(4 * self.channels, "time_1")(time)
-        time = dense(4 * self.channels, "time_2")(nn.swish(time))  # [B, 4 channels]
-        if labels is not None:
-            shape = (self.num_classes, 4 * self.channels)
-            vectors = self.param("label_embedding", nn.initializers.normal(1.0), shape)
-            # NaN past either end; unsigned, since a negative index would count from the last label.
-            time = time + jnp.take(vectors, labels.astype(jnp.uint32), axis=0, mode="fill").astype(self.dtype)
+            return self._res_block(h, skip, time, width=width, resize=resize, train=train, name=name)
 
         first = self.conv_in_channels or self.channels
         h = nn.Conv(first, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_in")(x_t)
@@ -142,7 +106,7 @@ class UNet(nn.Module):
             for i in range(self.num_res_blocks):
                 h = res_block(h, width, f"down_{level}_block_{i}")
                 if h.shape[1] in self.attention_resolutions:
-                    h = attention(h, f"down_{level}_attention_{i}")
+                    h = self._attention(h, f"down_{level}_attention_{i}")
                 skips.append(h)
             if level < len(self.channel_mults) - 1:
                 name = f"down_{level}_downsample"
@@ -153,14 +117,14 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = res_block(h, h.shape[-1], "middle_block_0")
-        h = attention(h, "middle_attention")
+        h = self._attention(h, "middle_attention")
         h = res_block(h, h.shape[-1], "middle_block_1")
 
         for level, width in reversed(list(enumerate(widths))):
             for i in range(self.num_res_blocks + 1):
                 h = res_block(h, width, f"up_{level}_block_{i}", skip=skips.pop())
                 if h.shape[1] in self.attention_resolutions:
-                    h = attention(h, f"up_{level}_attention_{i}")
+                    h = self._attention(h, f"up_{level}_attention_{i}")
             if level > 0:
                 name = f"up_{level}_upsample"
                 if self.resample_in_blocks:
@@ -172,6 +136,52 @@ class UNet(nn.Module):
         out = self.out_channels or x_t.shape[-1]
         # The head stays in float32: its rounding would be noise on the prediction.
         return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(h)
+
+    def _embedding(self, t: Array, labels: Array | None) -> Float[Array, "B E"]:
+        """Of the step and, where there are classes, of the label; E is 4 channels."""
+
+        def dense(name: str) -> nn.Dense:
+            return nn.Dense(4 * self.channels, kernel_init=INIT, dtype=self.dtype, name=name)
+
+        time = time_embedding(
+            self.time_scale * t, self.channels, order=self.embedding_order, spacing=self.embedding_spacing
+        )
+        time = dense("time_2")(nn.swish(dense("time_1")(time)))
+        if labels is None:
+            return time
+        vectors = self.param("label_embedding", nn.initializers.normal(1.0), (self.num_classes, 4 * self.channels))
+        # NaN past either end; unsigned, since a negative index would count from the last label.
+        return time + jnp.take(vectors, labels.astype(jnp.uint32), axis=0, mode="fill").astype(self.dtype)
+
+    def _res_block(
+        self, h: Array, skip: Array | None, time: Array, *, width: int, resize: str, train: bool, name: str
+    ) -> Array:
+        block = ResBlock(
+            width,
+            self.dropout,
+            self.num_groups,
+            self.dtype,
+            norm_eps=self.norm_eps,
+            scale_shift_norm=self.scale_shift_norm,
+            resize=resize,
+            name=name,
+        )
+
+        def run(block: ResBlock, h: Array, skip: Array | None, time: Array) -> Array:
+            # Joined in here: the two parts are kept for the backward pass anyway, the whole need not be.
+            return block(h if skip is None else jnp.concatenate([h, skip], axis=-1), time, train=train)
+
+        return self._rematerialised(run)(block, h, skip, time)
+
+    def _attention(self, h: Array, name: str) -> Array:
+        num_heads = h.shape[-1] // self.head_channels if self.head_channels else self.num_heads
+        block = SelfAttention(self.num_groups, self.dtype, num_heads, self.norm_eps, name=name)
+        return self._rematerialised(SelfAttention.__call__)(block, h)
+
+    def _rematerialised(self, run: Callable[..., Array]) -> Callable[..., Array]:
+        """`run` with gradient checkpointing, where the network has it."""
+        # Around a function of a module: around a class it would rename the parameters.
+        return nn.remat(run, policy=_is_convolution) if self.remat else run
 
 
 def _is_convolution(primitive: object, *_: object, **__: object) -> bool:

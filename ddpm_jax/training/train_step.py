@@ -45,6 +45,48 @@ def _t_bins(
     }
 
 
+def _make_gradient(
+    model: nn.Module, loss_fn: LossFn, num_parts: int, clip_each_part: float
+) -> Callable[..., tuple[PyTree, dict[str, Float[Array, "B"]]]]:
+    """(params, key of the dropout, x_0, t, weights, eps, labels if any) -> (the gradient, the losses [B] by name).
+
+    The batch is taken in `num_parts` parts, one after another; see `make_train_step`.
+    """
+
+    def part_loss(
+        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array, *labels: Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "B"]]]:
+        def model_fn(x_t: Array, t: Array) -> Array:
+            return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})
+
+        losses = loss_fn(model_fn, x_0=x_0, t=t, eps=eps)
+        return jnp.mean(weights * losses["loss"]), losses
+
+    def part_gradient(params: PyTree, *part: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
+        grads, losses = jax.grad(part_loss, has_aux=True)(params, *part)
+        if clip_each_part > 0:
+            clip = clip_by_global_norm(clip_each_part)
+            grads, _ = clip.update(grads, clip.init(params))
+        return grads, losses
+
+    def gradient(params: PyTree, key: Key[Array, ""], *batch: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
+        if num_parts == 1:
+            return part_gradient(params, key, *batch)
+
+        def add_part(total: PyTree, part: tuple) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
+            grads, losses = part_gradient(params, *part)
+            return jax.tree.map(jnp.add, total, grads), losses
+
+        keys = jax.random.split(key, num_parts)
+        parts = (keys, *(_split_batch(array, num_parts) for array in batch))
+        total, losses = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
+        # Back to the batch's own order, undoing _split_batch.
+        losses = jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(-1), losses)
+        return jax.tree.map(lambda g: g / num_parts, total), losses
+
+    return gradient
+
+
 def make_train_step(
     model: nn.Module,
     loss_fn: LossFn,
@@ -87,36 +129,7 @@ def make_train_step(
     """
     time_sampler = time_sampler or make_timestep_sampler("uniform", num_steps)
 
-    def part_loss(
-        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array, *labels: Array
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "B"]]]:
-        def model_fn(x_t: Array, t: Array) -> Array:
-            return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})
-
-        losses = loss_fn(model_fn, x_0=x_0, t=t, eps=eps)
-        return jnp.mean(weights * losses["loss"]), losses
-
-    def part_gradient(params: PyTree, *part: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
-        grads, losses = jax.grad(part_loss, has_aux=True)(params, *part)
-        if clip_each_part > 0:
-            clip = clip_by_global_norm(clip_each_part)
-            grads, _ = clip.update(grads, clip.init(params))
-        return grads, losses
-
-    def gradient(params: PyTree, key: Key[Array, ""], *batch: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
-        if num_parts == 1:
-            return part_gradient(params, key, *batch)
-
-        def add_part(total: PyTree, part: tuple) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
-            grads, losses = part_gradient(params, *part)
-            return jax.tree.map(jnp.add, total, grads), losses
-
-        keys = jax.random.split(key, num_parts)
-        parts = (keys, *(_split_batch(array, num_parts) for array in batch))
-        total, losses = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
-        # Back to the batch's own order, undoing _split_batch.
-        losses = jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(-1), losses)
-        return jax.tree.map(lambda g: g / num_parts, total), losses
+    gradient = _make_gradient(model, loss_fn, num_parts, clip_each_part)
 
     def train_step(
         state: TrainState, batch: Batch, key_train: Key[Array, ""]
