@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import BatchLoader
 from ddpm_jax.experiment import data_factory
+from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.runtime.devices import make_mesh, put_batch
 
 
@@ -19,7 +20,9 @@ def data_rate(config: ConfigDict, repeats: int) -> dict[str, int | float]:
     Raises:
       UserError: the data are not there, or do not fit the config.
     """
-    mesh, train = make_mesh(config.train.num_devices, config.mesh.fsdp), config.train
+    train = config.train
+    with fields_named("train", {"fsdp": "mesh.fsdp"}):
+        mesh = make_mesh(train.num_devices, config.mesh.fsdp)
     since = time.perf_counter()
     source = data_factory.build_source(config, config.data.split)
     with BatchLoader(

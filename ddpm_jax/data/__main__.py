@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ddpm_jax.runtime.command_line import CommandParser, run
-from ddpm_jax.runtime.errors import UserError, did_you_mean
+from ddpm_jax.runtime.errors import UserError, arguments_named, did_you_mean
 from ddpm_jax.runtime.progress import format_duration
 
 USAGE = "usage: python -m ddpm_jax.data COMMAND ..."
@@ -48,13 +48,14 @@ def _pack(args: argparse.Namespace) -> None:
     from ddpm_jax.data.pack_folder import pack_folder  # here, so that --help need not wait for Pillow
 
     start = time.monotonic()
-    packed = pack_folder(
-        args.folder,
-        args.out,
-        image_size=_image_size(args.image_size),
-        num_channels=_num_channels(args.num_channels),
-        overwrite=args.overwrite,
-    )
+    with arguments_named({"folder": "DIR", "overwrite": "--overwrite", "image_size": "--image_size"}.get):
+        packed = pack_folder(
+            args.folder,
+            args.out,
+            image_size=_image_size(args.image_size),
+            num_channels=_num_channels(args.num_channels),
+            overwrite=args.overwrite,
+        )
     for note in packed.notes:
         print(f"note: {note}", file=sys.stderr)
     took = format_duration(time.monotonic() - start)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax.data.image_source import ImageSource, fit_images
 from ddpm_jax.data.splits import check_split, split_rows
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 _IMAGE_KEYS = {"train": ("arr_0", "images", "x_train"), "test": ("x_test",)}
 _LABEL_KEYS = {"train": ("labels", "arr_1", "y_train"), "test": ("y_test",)}
@@ -45,9 +45,9 @@ def make_array(
     if not path or not file.is_file() or file.suffix.lower() not in (".npz", ".npy"):
         kind = "a folder" if path and file.is_dir() else "" if file.is_file() else "no such file"
         raise UserError(
-            f"data.path must name a .npz or .npy file of images for data.name='array'; got {path!r}"
+            f"{arg('path')} must name a .npz or .npy file of images for {arg('name')}='array'; got {path!r}"
             + (f" ({kind})" if kind and path else "")
-            + ("; read a folder of images by data.name=image_folder" if kind == "a folder" else "")
+            + (f"; read a folder of images by {arg('name')}=image_folder" if kind == "a folder" else "")
         )
     images, labels = _read(file, key)
     images = _checked(images, file)
@@ -57,7 +57,7 @@ def make_array(
     num_channels = num_channels or images.shape[-1]
     if num_channels != images.shape[-1] and not {num_channels, images.shape[-1]} <= {1, 3}:
         raise UserError(
-            f"data.num_channels must be {images.shape[-1]}, as in {str(file)!r}; got {num_channels} "
+            f"{arg('num_channels')} must be {images.shape[-1]}, as in {str(file)!r}; got {num_channels} "
             "(only 1 and 3 are converted into each other)"
         )
     if labels is not None and len(labels) != len(images):
@@ -75,7 +75,7 @@ def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         if file.suffix.lower() == ".npy":
             if key == "test":
-                raise UserError("data.split must be 'train' for a .npy file (it holds one array); got 'test'")
+                raise UserError(f"{arg('split')} must be 'train' for a .npy file (it holds one array); got 'test'")
             array = np.load(file, mmap_mode="r", allow_pickle=False)
             if not isinstance(array, np.ndarray):
                 raise UserError(f"{str(file)!r} is a .npz file by its content; rename it")
@@ -95,7 +95,7 @@ def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
                 raise UserError(
                     f"{str(file)!r} must hold its images as {wanted}"
                     + (" or as its only array" if key == "train" else "")
-                    + f" for data.split={key!r}; it holds {', '.join(names) or 'nothing'}"
+                    + f" for {arg('split')}={key!r}; it holds {', '.join(names) or 'nothing'}"
                 )
             label_key = next((k for k in _LABEL_KEYS[key] if k in names and k != image_key), None)
             _check_size(arrays, image_key, file)

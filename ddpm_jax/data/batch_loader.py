@@ -10,7 +10,7 @@ from typing import Any
 
 from ddpm_jax.data.image_source import ImageSource, load_rows
 from ddpm_jax.data.shuffling import batch_indices
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class BatchLoader:
     ):
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
-                "train.batch_size must be a positive multiple of the number of processes, "
+                f"{arg('batch_size')} must be a positive multiple of the number of processes, "
                 f"{process_count}; got {batch_size}"
             )
         if not 0 <= process_index < process_count:
@@ -86,12 +86,12 @@ class BatchLoader:
         if first_step < 0:
             raise ValueError(f"first_step must be at least 0; got {first_step}")
         if not len(source):
-            raise UserError("the data set holds no images; check data.path and data.split")
+            raise UserError(f"{arg('source')} holds no images")
         share = batch_size // process_count
         rows = slice(process_index * share, (process_index + 1) * share)
 
         if labelled and source.labels is None:
-            raise UserError("the data have no labels; the network must have model.num_classes=0")
+            raise UserError(f"{arg('source')} has no labels: {arg('labelled')} must be False")
 
         tally = self._tally = _Tally()
         self._clock = clock

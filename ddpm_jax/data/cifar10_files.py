@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 _RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
 _BINARY = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
@@ -37,15 +37,15 @@ def read_cifar10(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
                 continue
             missing = [name for name in names if not (place / name).is_file()]
             if missing:
-                raise UserError(f"data.path {str(place)!r} lacks {', '.join(missing)}; put them there too")
+                raise UserError(f"{arg('path')} {str(place)!r} lacks {', '.join(missing)}; put them there too")
             files = {str(place / name): (place / name).read_bytes() for name in names}
         parts = [parse(name, data) for name, data in files.items()]
         planes = np.concatenate([images for images, _ in parts]).reshape(-1, 3, 32, 32)
         labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
     raise UserError(
-        f"data.path {str(folder)!r} holds neither cifar-10-binary.tar.gz nor {_BINARY[split][0]}, nor the "
-        "Python version of either; put the original file there, or read pictures by data.name=image_folder"
+        f"{arg('path')} {str(folder)!r} holds neither cifar-10-binary.tar.gz nor {_BINARY[split][0]}, nor the "
+        f"Python version of either; put the original file there, or read pictures by {arg('name')}=image_folder"
     )
 
 

@@ -1,7 +1,7 @@
-"""The sources by name: what `data.name` may be."""
+"""The sources by name."""
 
 from ddpm_jax.data.image_source import ImageSource
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 _BUILT_IN = ("digits", "mnist", "fashion_mnist", "cifar10", "image_folder", "array")
 
@@ -40,12 +40,14 @@ def make_source(
     """
     image_size = tuple(image_size)
     if len(image_size) != 2 or not all(isinstance(n, int) and n >= 1 for n in image_size):
-        raise UserError(f"data.image_size must be (H, W) in pixels, each 1 or more; got {image_size}")
+        raise UserError(f"{arg('image_size')} must be (H, W) in pixels, each 1 or more; got {image_size}")
     if name != "array" and num_channels not in (1, 3):
-        raise UserError(f"data.num_channels must be 1 (grey) or 3 (colour) for {name!r}; got {num_channels}")
+        raise UserError(f"{arg('num_channels')} must be 1 (grey) or 3 (colour) for {name!r}; got {num_channels}")
     common = dict(split=split, image_size=image_size, num_channels=num_channels)
     if name in ("image_folder", "array") and data_dir:
-        raise UserError(f"data.data_dir belongs to TFDS; {name!r} reads data.path; got data_dir {data_dir!r}")
+        raise UserError(
+            f"{arg('data_dir')} belongs to TFDS; {name!r} reads {arg('path')}; got data_dir {data_dir!r}"
+        )
     if name == "image_folder":
         from ddpm_jax.data.image_folder import make_folder
         from ddpm_jax.data.packed_file import is_packed, make_packed
@@ -61,8 +63,9 @@ def make_source(
         return make_originals(name=name, path=path, **common)
     if path:
         raise UserError(
-            f"data.path is not read for {name!r} and must be ''; got {path!r}; for a folder of pictures set "
-            "data.name=image_folder, for an array file data.name=array, for a prepared TFDS set data.data_dir"
+            f"{arg('path')} is not read for {name!r} and must be ''; got {path!r}; for a folder of pictures set "
+            f"{arg('name')}=image_folder, for an array file {arg('name')}=array, for a prepared TFDS set "
+            f"{arg('data_dir')}"
         )
     if name == "digits":
         from ddpm_jax.data.digits import make_digits

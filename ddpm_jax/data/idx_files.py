@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x00000803, 0x00000801  # unsigned bytes, of rank 3 and 1
 
@@ -23,7 +23,7 @@ def read_idx_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     labels = _read(folder, f"{prefix}-labels", rank=1, magic=_LABELS_MAGIC)
     if len(images) != len(labels):
         raise UserError(
-            f"data.path {str(folder)!r}: {len(images)} images but {len(labels)} labels for {split!r}; "
+            f"{arg('path')} {str(folder)!r}: {len(images)} images but {len(labels)} labels for {split!r}; "
             "the two files must be of one set, get both again"
         )
     return images[..., None], labels.astype(np.int64)
@@ -34,7 +34,9 @@ def _read(folder: Path, stem: str, *, rank: int, magic: int) -> np.ndarray:
     names = [f"{stem}{mark}idx{rank}-ubyte{end}" for mark in "-." for end in (".gz", "")]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"data.path {str(folder)!r} holds no {names[0]} (nor {names[1]}); put the original file there")
+        raise UserError(
+            f"{arg('path')} {str(folder)!r} holds no {names[0]} (nor {names[1]}); put the original file there"
+        )
     data = file.read_bytes()
     # By content: some browsers decompress on the way and leave the name as it was.
     if data[:2] == b"\x1f\x8b":

@@ -20,7 +20,7 @@ from ddpm_jax.data.image_listing import (
 from ddpm_jax.data.image_source import ImageSource, RowsSource, ThreadMap
 from ddpm_jax.data.splits import split_name, split_rows
 from ddpm_jax.data.unreadable_images import ReplacingSource, reason_of
-from ddpm_jax.runtime.errors import UserError, did_you_mean
+from ddpm_jax.runtime.errors import UserError, arg, did_you_mean
 from ddpm_jax.runtime.progress import ProgressBar
 
 _BLOCK = 2048  # files read between two looks at the progress bar and at Ctrl-C
@@ -66,7 +66,7 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
     if reasons:
         notes += (skipped_note(reasons, len(rows), split),)
     if not len(good):
-        raise UserError(f"data.path {listing.root!r}: no image could be read; {notes[-1]}")
+        raise UserError(f"{arg('path')} {listing.root!r}: no image could be read; {notes[-1]}")
     labels = None if labels is None else labels[good]
     if in_memory:
         return _SharedSource(store, good, labels, notes)
@@ -81,7 +81,7 @@ def first_image_shape(path: str) -> tuple[int, int, int]:
             return stored_shape(listing.openable(row))
         except Exception:  # Pillow's decoders raise nearly anything on a damaged file
             continue
-    raise UserError(f"data.path {listing.root!r} holds no image file that can be read")
+    raise UserError(f"{arg('path')} {listing.root!r} holds no image file that can be read")
 
 
 class _Store:
@@ -184,6 +184,6 @@ def _split_folder(folder: Path, split: str) -> str:
     allowed = sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
     shown = ", ".join(allowed[:8]) + (", ..." if len(allowed) > 8 else "")
     raise UserError(
-        "data.split must be 'train' (all images), a slice such as 'train[:95%]', or a sub-folder of "
+        f"{arg('split')} must be 'train' (all images), a slice such as 'train[:95%]', or a sub-folder of "
         f"{str(folder)!r} ({shown or 'it has none'}); got {split!r}{did_you_mean(name, allowed)}"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif")
 # Pictures that people have and this reader does not open: said, not silently passed over.
@@ -25,7 +25,7 @@ def list_images(path: str) -> "Listing":
     listing = list_folder(str(checked_folder(path)))
     if not listing.files:
         raise UserError(
-            f"data.path {listing.root!r} holds no image file ({listing.summary()}); "
+            f"{arg('path')} {listing.root!r} holds no image file ({listing.summary()}); "
             f"name a folder with files ending in {', '.join(ENDINGS)}"
         )
     return listing
@@ -85,7 +85,9 @@ class Listing:
             except OSError as error:
                 if not place:
                     reason = error.strerror or error
-                    raise UserError(f"data.path {self.root!r} cannot be read ({reason}); name another folder") from None
+                    raise UserError(
+                        f"{arg('path')} {self.root!r} cannot be read ({reason}); name another folder"
+                    ) from None
                 self._unread.append(f"{printable(place)} ({error.strerror or error})")
                 continue
             pending.extend(f"{name}/" for name in sorted(folders, reverse=True))
@@ -146,14 +148,14 @@ def checked_folder(path: str) -> Path:
     folder = Path(path).expanduser()
     if path and folder.is_dir():
         return folder
+    wanted = f"{arg('path')} must name a folder of images or a packed file; got {path!r}"
     if not path:
-        raise UserError("data.path must name a folder of images or a packed file; got ''; add --config.data.path=DIR")
+        raise UserError(f"{wanted}; add {arg('path=DIR')}")
     if not folder.exists():
-        raise UserError(f"data.path must name a folder of images or a packed file; got {path!r} (no such folder)")
-    remedy = {".npz": "use data.name=array", ".npy": "use data.name=array"}.get(
-        folder.suffix.lower(), "name the folder; unpack an archive first"
-    )
-    raise UserError(f"data.path must name a folder of images or a packed file; got {path!r} (a file); {remedy}")
+        raise UserError(f"{wanted} (no such folder)")
+    is_array = folder.suffix.lower() in (".npz", ".npy")
+    remedy = f"use {arg('name')}=array" if is_array else "name the folder; unpack an archive first"
+    raise UserError(f"{wanted} (a file); {remedy}")
 
 
 def is_hidden(name: str) -> bool:
@@ -173,7 +175,7 @@ def class_labels(files: list[str]) -> np.ndarray | None:
 
 def skipped_note(reasons: list[tuple[str, str]], num_files: int, split: str = "") -> str:
     """One line about the (name, reason) of files that could not be read, of all or of those of a split."""
-    part = f" of data.split={split}" if split else ""
+    part = f" of the split {split!r}" if split else ""
     shown = first_of([f"{printable(name)} ({reason})" for name, reason in reasons])
     return f"skipped {len(reasons)} of {num_files} image files{part} that could not be read: {shown}"
 

@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from ddpm_jax.runtime.errors import arguments_named
+
 # Sets up to this size are decoded once and kept; larger ones are decoded for each batch.
 MEMORY_BUDGET_BYTES = 2 * 2**30
 
@@ -32,6 +34,40 @@ def load_rows(
     """uint8 [B, H, W, C]; if labelled, the pair of it and the labels, int32 [B]."""
     images = source.load(indices)
     return (images, np.asarray(source.labels[indices], np.int32)) if labelled else images
+
+
+class RenamingSource:
+    """A source whose complaints, which may come as late as a picture is read, have `names` for the arguments.
+
+    Args:
+        names: see `runtime.errors.arguments_named`.
+    """
+
+    def __init__(self, source: ImageSource, names: Callable[[str], str | None]):
+        self._source, self._names = source, names
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """As of the source."""
+        return self._source.image_shape
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """As of the source."""
+        return self._source.labels
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """As of the source, to which some may have come since."""
+        return self._source.notes
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """As of the source."""
+        with arguments_named(self._names):
+            return self._source.load(indices)
 
 
 class ArraySource:

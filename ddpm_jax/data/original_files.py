@@ -6,7 +6,7 @@ from ddpm_jax.data.cifar10_files import read_cifar10
 from ddpm_jax.data.idx_files import read_idx_pair
 from ddpm_jax.data.image_source import ImageSource, fit_images
 from ddpm_jax.data.splits import check_split, split_rows
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 NAMES = ("mnist", "fashion_mnist", "cifar10")
 SPLITS = ("train", "test")
@@ -30,7 +30,7 @@ def make_originals(*, name: str, split: str, image_size: tuple[int, int], num_ch
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "no such folder"
         raise UserError(
-            f"data.path must be the folder that holds the original files of {name!r}; got {path!r} ({kind})"
+            f"{arg('path')} must be the folder that holds the original files of {name!r}; got {path!r} ({kind})"
         )
     images, labels = (read_cifar10 if name == "cifar10" else read_idx_pair)(folder, split_part)
     rows = split_rows(split, num_examples=len(images))

@@ -17,7 +17,7 @@ from ddpm_jax.data.image_listing import Listing, list_images, skipped_note
 from ddpm_jax.data.image_source import ThreadMap
 from ddpm_jax.data.packed_file import ENDING, FORMAT, VERSION, array_record_module, open_pack
 from ddpm_jax.data.unreadable_images import reason_of
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 from ddpm_jax.runtime.progress import ProgressBar
 
 # One record a chunk: reading one reads no other. Compressed, reading takes twice as long (zstd, for 12 % less) or
@@ -55,11 +55,12 @@ def pack_folder(
     if path.suffix != ENDING:
         path = path.with_name(path.name + ENDING)
     if path.exists() and not overwrite:
-        raise UserError(f"{str(path)!r} exists; give another name, or --overwrite to replace it")
+        raise UserError(f"{str(path)!r} exists; give another name, or {arg('overwrite')} to replace it")
     if path.is_dir():
         raise UserError(f"{str(path)!r} is a folder; give the name of a file")
     module = array_record_module()  # before the folder is listed: it may be missing
-    listing = list_images(folder)
+    with arguments_named({"path": arg("folder")}.get):
+        listing = list_images(folder)
     shape = (*image_size, num_channels)
     with _new_file(path) as part:
         _check_space(part, len(listing.files), shape)
@@ -160,5 +161,6 @@ def _check_space(part: Path, num_images: int, shape: tuple[int, int, int]) -> No
     if needed > free:
         raise UserError(
             f"{num_images:,} pictures of {'x'.join(map(str, shape))} take {needed / 1e9:.1f} GB, and "
-            f"{str(part.parent)!r} has {free / 1e9:.1f} GB left; pack to another disk or at a smaller --image_size"
+            f"{str(part.parent)!r} has {free / 1e9:.1f} GB left; pack to another disk or at a smaller "
+            f"{arg('image_size')}"
         )

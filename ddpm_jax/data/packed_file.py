@@ -23,7 +23,7 @@ from ddpm_jax.data.image_listing import class_labels, is_hidden, printable, skip
 from ddpm_jax.data.image_source import ImageSource
 from ddpm_jax.data.splits import split_name, split_rows
 from ddpm_jax.data.unreadable_images import ReplacingSource
-from ddpm_jax.runtime.errors import UserError, did_you_mean
+from ddpm_jax.runtime.errors import UserError, arg, did_you_mean
 
 ENDING = ".array_record"
 FORMAT = "pictures packed by ddpm_jax"
@@ -57,7 +57,7 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
         notes += (skipped_note([(files[row], unreadable[row][1]) for row in left_out], len(rows), split),)
     good = rows[~np.isin(rows, left_out)]
     if not len(good):
-        raise UserError(f"data.path {path!r}: no image of data.split {split!r} could be read; {notes[-1]}")
+        raise UserError(f"{arg('path')} {path!r}: no image of {arg('split')} {split!r} could be read; {notes[-1]}")
 
     def fit(image: np.ndarray | Exception) -> np.ndarray | Exception:
         if isinstance(image, Exception):
@@ -123,11 +123,11 @@ def open_pack(path: str) -> Pack:
     """
     file = str(Path(path).expanduser())
     if not os.path.isfile(file):
-        raise UserError(f"data.path must name a folder of images or a packed file; got {path!r} (no such file)")
+        raise UserError(f"{arg('path')} must name a folder of images or a packed file; got {path!r} (no such file)")
     reader = array_record_module().ArrayRecordReader(file)
     num_records = reader.num_records()  # 0 for whatever has no proper end
     if num_records == 0:
-        raise UserError(f"data.path {path!r} is damaged, truncated or no array_record file; pack the folder again")
+        raise UserError(f"{arg('path')} {path!r} is damaged, truncated or no array_record file; pack the folder again")
     try:
         names, header = reader.read([num_records - 2, num_records - 1]) if num_records > 1 else (b"", b"")
         facts = json.loads(header)
@@ -136,12 +136,12 @@ def open_pack(path: str) -> Pack:
         names = os.fsdecode(zlib.decompress(names)).split("\0")
     except (RuntimeError, ValueError, KeyError, TypeError, zlib.error):
         raise UserError(
-            f"data.path {path!r} is an array_record file of something else, or damaged; "
+            f"{arg('path')} {path!r} is an array_record file of something else, or damaged; "
             "give one that python -m ddpm_jax.data pack made"
         ) from None
     if facts["version"] != VERSION:
         raise UserError(
-            f"data.path {path!r} is of version {facts['version']}, and this ddpm_jax reads {VERSION}; pack it again"
+            f"{arg('path')} {path!r} is of version {facts['version']}, and this ddpm_jax reads {VERSION}; pack it again"
         )
     return Pack(
         file,
@@ -176,8 +176,8 @@ def _part(pack: Pack, split: str) -> tuple[int, list[str]]:
     allowed = sorted({file.split("/", 1)[0] for file in pack.names if "/" in file})
     shown = ", ".join(allowed[:8]) + (", ..." if len(allowed) > 8 else "")
     raise UserError(
-        "data.split must be 'train' (all images), a slice such as 'train[:95%]', or a sub-folder that was packed into "
-        f"{pack.path!r} ({shown or 'it had none'}); got {split!r}{did_you_mean(name, allowed)}"
+        f"{arg('split')} must be 'train' (all images), a slice such as 'train[:95%]', or a sub-folder that was packed "
+        f"into {pack.path!r} ({shown or 'it had none'}); got {split!r}{did_you_mean(name, allowed)}"
     )
 
 

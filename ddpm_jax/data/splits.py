@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from ddpm_jax.data.shuffling import permutation
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 _GRAMMAR = re.compile(r"(?P<name>\w[\w .+-]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 # Any constant will do. It must never change: a held-out part has to stay held out.
@@ -39,7 +39,7 @@ def split_rows(split: str, *, num_examples: int) -> np.ndarray:
         rows = np.sort(permutation(seed=_ORDER_SEED, epoch=0, num_examples=num_examples)[part])
     if not len(rows):
         raise UserError(
-            f"data.split {split!r} keeps none of the {num_examples} images; give a wider slice or more images"
+            f"{arg('split')} {split!r} keeps none of the {num_examples} images; give a wider slice or more images"
         )
     return rows
 
@@ -51,7 +51,7 @@ def check_split(split: str, allowed: tuple[str, ...]) -> str:
         UserError: naming the splits.
     """
     name = split_name(split)
-    check_one_of("data.split", name, allowed)
+    check_one_of("split", name, allowed)
     return name
 
 
@@ -59,7 +59,7 @@ def _parse(split: str) -> tuple[str, str | None, str | None]:
     match = _GRAMMAR.fullmatch(split)
     if match is None:
         raise UserError(
-            "data.split must be a name with at most one slice, like 'train', 'train[:95%]' or 'train[95%:]'; "
+            f"{arg('split')} must be a name with at most one slice, like 'train', 'train[:95%]' or 'train[95%:]'; "
             f"got {split!r}"
         )
     return match["name"], match["start"], match["stop"]

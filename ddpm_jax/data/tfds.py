@@ -10,7 +10,7 @@ import numpy as np
 from ddpm_jax.data.image_decoding import decode_image, fit_array
 from ddpm_jax.data.image_source import DecodedSource, ImageSource, ThreadMap
 from ddpm_jax.data.tfds_prepare import prepare
-from ddpm_jax.runtime.errors import UserError, did_you_mean
+from ddpm_jax.runtime.errors import UserError, arg, did_you_mean
 
 
 def make_tfds(
@@ -37,7 +37,7 @@ def make_tfds(
         UserError: where the set is unknown, not prepared, has no random access, no images, or no such split.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise UserError(f"data.name {name!r} is read by TFDS; pip install tensorflow-datasets")
+        raise UserError(f"{arg('name')} {name!r} is read by TFDS; pip install tensorflow-datasets")
     with _quiet():  # a set that is not prepared earns warnings here and our own line below
         builder = _builder(name, data_dir, built_in)
         image_key, label_key = _keys(builder)
@@ -53,7 +53,7 @@ def make_tfds(
         except Exception as later_error:
             raise _explained(builder, split, later_error) from None
     if not len(data):
-        raise UserError(f"data.split {split!r} of {name!r} keeps no image; give a wider slice")
+        raise UserError(f"{arg('split')} {split!r} of {name!r} keeps no image; give a wider slice")
     return _TfdsSource(data, image_key, label_key, image_size=image_size, num_channels=num_channels)
 
 
@@ -88,13 +88,13 @@ def _builder(name: str, data_dir: str, built_in: tuple[str, ...]):
 
     folder = Path(data_dir).expanduser() if data_dir else None
     if folder is not None and not folder.is_dir():
-        raise UserError(f"data.data_dir must be an existing folder; got {data_dir!r}; create it")
+        raise UserError(f"{arg('data_dir')} must be an existing folder; got {data_dir!r}; create it")
     if folder is not None and (folder / "dataset_info.json").is_file():
         builder = tfds.builder_from_directory(str(folder))
         if builder.name != name.split("/")[0].split(":")[0]:
             raise UserError(
-                f"data.data_dir {data_dir!r} holds {builder.name!r}, but data.name is {name!r}; "
-                f"set data.name={builder.name}"
+                f"{arg('data_dir')} {data_dir!r} holds {builder.name!r}, but {arg('name')} is {name!r}; "
+                f"set {arg('name')}={builder.name}"
             )
         return builder
     try:
@@ -104,14 +104,14 @@ def _builder(name: str, data_dir: str, built_in: tuple[str, ...]):
         names = [*built_in, *tfds.list_builders(with_community_datasets=False)]
         own = [p.name for p in folder.iterdir() if p.is_dir()] if folder else []
         raise UserError(
-            f"data.name must be one of {', '.join(built_in)}, a TFDS name such as celeb_a or lsun/bedroom, "
-            f"or a set prepared in data.data_dir; got {name!r}{did_you_mean(name, [*own, *names])}"
+            f"{arg('name')} must be one of {', '.join(built_in)}, a TFDS name such as celeb_a or lsun/bedroom, "
+            f"or a set prepared in {arg('data_dir')}; got {name!r}{did_you_mean(name, [*own, *names])}"
         ) from None
     except Exception as error:  # an unknown configuration or version, a damaged dataset_info.json
         configs = [c.name for c in getattr(_builder_class(tfds, name), "BUILDER_CONFIGS", [])]
         _, _, config = name.partition("/")
         why = f"its configurations are {', '.join(configs[:12])}" if configs else _first_line(error)
-        raise UserError(f"data.name {name!r} does not open; {why}{did_you_mean(config, configs)}") from None
+        raise UserError(f"{arg('name')} {name!r} does not open; {why}{did_you_mean(config, configs)}") from None
 
 
 def _newest_prepared(tfds, builder):
@@ -158,8 +158,8 @@ def _keys(builder) -> tuple[str, str | None]:
     key = "image" if "image" in found else next(iter(found)) if len(found) == 1 else None
     if key is None or found[key].np_dtype != np.uint8 or found[key].shape[-1] not in (1, 3, 4, None):
         raise UserError(
-            f"data.name {builder.name!r} must have one uint8 image feature of 1 or 3 channels; it has "
-            f"{', '.join(features)}; choose another set, or save the images as a .npz and use data.name=array"
+            f"{arg('name')} {builder.name!r} must have one uint8 image feature of 1 or 3 channels; it has "
+            f"{', '.join(features)}; choose another set, or save the images as a .npz and use {arg('name')}=array"
         )
     label = features.get("label")
     return key, "label" if isinstance(label, tfds_features.ClassLabel) else None
@@ -191,12 +191,12 @@ def _explained(builder, split: str, error: Exception) -> UserError:
     if isinstance(error, NotImplementedError):
         return UserError(
             f"{builder.name!r} in {place!r} is stored as {file_format}, which has no random access; "
-            "prepare it again in another data.data_dir with tfds.builder(..., file_format='array_record')"
+            f"prepare it again in another {arg('data_dir')} with tfds.builder(..., file_format='array_record')"
         )
     splits = sorted(builder.info.splits)
     if split not in splits and isinstance(error, (ValueError, KeyError)):
         return UserError(
-            f"data.split must be one of {splits} or a slice of one, such as 'train[:80%]'; got {split!r}"
+            f"{arg('split')} must be one of {splits} or a slice of one, such as 'train[:80%]'; got {split!r}"
             f"{did_you_mean(split, splits)}"
         )
     return UserError(f"{builder.name!r} in {place!r} cannot be read ({_first_line(error)}); prepare it again")

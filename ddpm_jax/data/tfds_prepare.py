@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 _ORIGINALS = ("mnist", "fashion_mnist", "cifar10")
 _PROBE_SECONDS = 3.0
@@ -17,17 +17,16 @@ def prepare(builder, *, name: str, data_dir: str):
 
     Args:
         builder: a TFDS builder that `is_prepared()` denies.
-        name: what the person typed as data.name.
-        data_dir: what the person typed as data.data_dir.
+        name, data_dir: as of `make_tfds`.
 
     Raises:
         UserError: at once where TensorFlow is missing or the host of the files does not answer; later where
             TFDS fails.
     """
-    here = f"data.name {name!r} is not prepared in {str(builder.data_path)!r}"
-    remedies = ["prepare it on another machine with file_format='array_record' and set data.data_dir"]
+    here = f"{arg('name')} {name!r} is not prepared in {str(builder.data_path)!r}"
+    remedies = [f"prepare it on another machine with file_format='array_record' and set {arg('data_dir')}"]
     if builder.name in _ORIGINALS:
-        remedies.append("put the original files into a folder and set --config.data.path=DIR")
+        remedies.append(f"put the original files into a folder and set {arg('path=DIR')}")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"{here}, and preparing needs TensorFlow; " + ", or ".join(["pip install -e '.[tfds-prepare]'", *remedies])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ddpm_jax.data.image_source import DecodedSource
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 # A few damaged pictures are a nuisance; so many side by side are a disk or a folder that is gone.
 MAX_IN_A_ROW = 100
@@ -80,15 +80,16 @@ class ReplacingSource(DecodedSource):
                 break
         if not os.path.exists(self._place):
             raise UserError(
-                f"data.path {self._place!r} is gone; put it back, and the same command goes on from the last checkpoint"
+                f"{arg('path')} {self._place!r} is gone; put it back, and the same command goes on from the last "
+                "checkpoint"
             )
         if len(damaged) == MAX_IN_A_ROW:
             raise UserError(
-                f"data.path {self._place!r}: {MAX_IN_A_ROW} images in a row could not be read, the last of them "
+                f"{arg('path')} {self._place!r}: {MAX_IN_A_ROW} images in a row could not be read, the last of them "
                 f"{self._name_of(candidate)} ({reason_of(result)}); put them back or take them out of the set"
             )
         raise UserError(
-            f"data.path {self._place!r}: no image could be read in full; the last is {self._name_of(candidate)} "
+            f"{arg('path')} {self._place!r}: no image could be read in full; the last is {self._name_of(candidate)} "
             f"({reason_of(result)})"
         )
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ddpm_jax.diffusion.forward_process import at_step, signal_and_noise, x_0_from_eps, x_0_from_mean, x_0_from_v
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 PREDICTIONS = ("eps", "x_0", "v", "mean")
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
@@ -56,7 +56,7 @@ def p_log_var(
     Raises:
       UserError: another name.
     """
-    check_one_of("diffusion.variance", variance, VARIANCES)
+    check_one_of("variance", variance, VARIANCES)
     if variance == "learned":
         return var_values
     if variance == "learned_range":
@@ -123,11 +123,11 @@ def make_denoiser(
       >>> denoise_fn(jnp.full((1, 2), 0.5), jnp.array([0])).x_0_hat
       Array([[0.500025, 0.500025]], dtype=float32)
     """
-    check_one_of("diffusion.prediction", prediction, PREDICTIONS)
-    check_one_of("diffusion.variance", variance, VARIANCES)
+    check_one_of("prediction", prediction, PREDICTIONS)
+    check_one_of("variance", variance, VARIANCES)
     check_prediction(schedule, prediction)
     if not 0 <= dynamic_threshold <= 1:
-        raise UserError(f"sample.dynamic_threshold must be in [0, 1], 0 for none; got {dynamic_threshold}")
+        raise UserError(f"{arg('dynamic_threshold')} must be in [0, 1], 0 for none; got {dynamic_threshold}")
 
     def denoise_fn(x_t: Float[Array, "B *D"], t: Steps) -> Denoised:
         output, var_values = split_output(model_fn(x_t, t), variance=variance, num_channels=x_t.shape[-1])
@@ -152,7 +152,7 @@ def check_prediction(schedule: Schedule, prediction: str) -> None:
     # 1/sqrt(alpha-bar) of float32 would be inf, and x_0_hat = inf - inf.
     if prediction == "eps" and schedule.host_alphas_bar[-1] < float(jnp.finfo(jnp.float32).max) ** -2:
         raise UserError(
-            "diffusion.prediction='eps' says nothing about x_0 where alpha-bar falls to 0, as at this "
+            f"{arg('prediction')}='eps' says nothing about x_0 where alpha-bar falls to 0, as at this "
             "schedule's last step: predict 'x_0' or 'v', or take another schedule"
         )
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.diffusion.denoiser import PREDICTIONS
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 WEIGHTINGS = ("none", "min_snr", "p2")
 
@@ -35,13 +35,13 @@ def loss_weights(
     Raises:
       UserError: an unknown name, a number out of its range, or a weight that is infinite at some step.
     """
-    check_one_of("diffusion.weighting", weighting, WEIGHTINGS)
-    check_one_of("diffusion.prediction", prediction, PREDICTIONS)
+    check_one_of("weighting", weighting, WEIGHTINGS)
+    check_one_of("prediction", prediction, PREDICTIONS)
     for name, value, least in (("min_snr_gamma", min_snr_gamma, "above 0"), ("p2_k", p2_k, "above 0")):
         if not value > 0:
-            raise UserError(f"diffusion.{name} must be {least}; got {value}")
+            raise UserError(f"{arg(name)} must be {least}; got {value}")
     if not p2_gamma >= 0:
-        raise UserError(f"diffusion.p2_gamma must be at least 0; got {p2_gamma}")
+        raise UserError(f"{arg('p2_gamma')} must be at least 0; got {p2_gamma}")
     if weighting == "none":
         return None
     snr = schedule.host_alphas_bar / schedule.host_one_minus_alphas_bar
@@ -54,7 +54,7 @@ def loss_weights(
         weights = on_x_0 / {"eps": snr, "x_0": np.ones_like(snr), "v": snr + 1, "mean": coef**2}[prediction]
     if not np.all(np.isfinite(weights)):
         raise UserError(
-            f"diffusion.weighting={weighting!r} with diffusion.prediction={prediction!r} is infinite where "
+            f"{arg('weighting')}={weighting!r} with {arg('prediction')}={prediction!r} is infinite where "
             "alpha-bar falls to 0: predict 'x_0' or 'v', or take another schedule"
         )
     return jnp.asarray(weights, jnp.float32)

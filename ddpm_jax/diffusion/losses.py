@@ -10,7 +10,7 @@ from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, PREDICTIONS, VARIANCE
 from ddpm_jax.diffusion.forward_process import at_step, q_posterior_mean, q_sample, v_from_x_0
 from ddpm_jax.diffusion.likelihood import vlb_term
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 LOSSES = ("simple", "l1", "huber", "vlb", "rescaled_vlb", "hybrid")
 BOUNDS = ("vlb", "rescaled_vlb")
@@ -67,23 +67,23 @@ def make_loss_fn(
       >>> loss_fn(lambda x_t, t: 0 * x_t, x_0=x_0, t=t, eps=eps)["loss"]
       Array([1., 1.], dtype=float32)
     """
-    check_one_of("diffusion.loss", loss, LOSSES)
-    check_one_of("diffusion.prediction", prediction, PREDICTIONS)
-    check_one_of("diffusion.variance", variance, VARIANCES)
+    check_one_of("loss", loss, LOSSES)
+    check_one_of("prediction", prediction, PREDICTIONS)
+    check_one_of("variance", variance, VARIANCES)
     for name, value in (("huber_delta", huber_delta), ("vlb_lambda", vlb_lambda)):
         if not value > 0:
-            raise UserError(f"diffusion.{name} must be above 0; got {value}")
+            raise UserError(f"{arg(name)} must be above 0; got {value}")
     if loss in BOUNDS and weights is not None:
-        raise UserError(f"diffusion.weighting must be 'none' with diffusion.loss={loss!r}, whose weights are given")
+        raise UserError(f"{arg('weights')} must be None with {arg('loss')}={loss!r}, whose weights are given")
     if variance in LEARNED_VARIANCES and loss not in (*BOUNDS, "hybrid"):
         raise UserError(
-            f"diffusion.variance={variance!r} is not trained by diffusion.loss={loss!r}: "
+            f"{arg('variance')}={variance!r} is not trained by {arg('loss')}={loss!r}: "
             "take 'hybrid', 'vlb' or 'rescaled_vlb', or a fixed variance"
         )
     if loss == "hybrid" and variance not in LEARNED_VARIANCES:
         raise UserError(
-            f"diffusion.loss='hybrid' trains a learned variance; got diffusion.variance={variance!r}: "
-            "take 'learned_range', or diffusion.loss='simple'"
+            f"{arg('loss')}='hybrid' trains a learned variance; got {arg('variance')}={variance!r}: "
+            f"take 'learned_range', or {arg('loss')}='simple'"
         )
 
     def regression(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 
 class SeedKeys(NamedTuple):
@@ -17,10 +17,10 @@ class SeedKeys(NamedTuple):
     eval: jax.Array  # held-out image i uses fold_in(eval, i)
 
 
-def check_seed(field: str, seed: int) -> None:
-    """Raises UserError unless `seed` is in 0..2^32-1."""
+def check_seed(name: str, seed: int) -> None:
+    """Raises UserError unless `seed`, which is the argument `name`, is in 0..2^32-1."""
     if not 0 <= seed < 2**32:
-        raise UserError(f"{field} must be in 0..2^32-1; got {seed}")
+        raise UserError(f"{arg(name)} must be in 0..2^32-1; got {seed}")
 
 
 def seed_keys(seed: int) -> SeedKeys:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 Float64Table = np.ndarray  # [T], float64
 
@@ -191,13 +191,13 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
     )
 
 
-def _check_betas(betas: Float64Table) -> None:
+def _check_betas(betas: Float64Table, remedy: str = "") -> None:
     if betas.ndim != 1 or betas.size < 1:
-        raise UserError(f"betas must be a [T] array with T >= 1; got shape {betas.shape}")
+        raise UserError(f"{arg('betas')} must be a [T] array with T >= 1; got shape {betas.shape}")
     if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
         raise UserError(
             "each beta must be in (0, 1), the last one at most 1; "
-            f"got {betas.min():.6g} to {betas.max():.6g}: take more steps or a smaller schedule.beta_end"
+            f"got {betas.min():.6g} to {betas.max():.6g}{remedy}"
         )
 
 
@@ -213,7 +213,7 @@ def rescale_zero_terminal_snr(betas: np.ndarray) -> Float64Table:
     betas = np.asarray(betas, np.float64)
     _check_betas(betas)
     if betas.size < 2:
-        raise UserError("schedule.zero_terminal_snr=True needs schedule.num_steps of at least 2; got 1")
+        raise UserError(f"{arg('betas')} must be at least 2, of which the first keeps its noise; got 1")
     roots = np.sqrt(np.cumprod(1 - betas))
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     return np.append(betas[0], 1 - (roots[1:] / roots[:-1]) ** 2)
@@ -243,12 +243,15 @@ def make_schedule(
       >>> make_schedule("linear", num_steps=1000).num_steps
       1000
     """
-    check_one_of("schedule.name", name, SCHEDULES)
+    check_one_of("name", name, SCHEDULES)
     if num_steps < 1:
-        raise UserError(f"schedule.num_steps must be at least 1; got {num_steps}")
+        raise UserError(f"{arg('num_steps')} must be at least 1; got {num_steps}")
     if not 0 < beta_start <= beta_end:
         raise UserError(
-            f"schedule.beta_start and beta_end must obey 0 < start <= end; got {beta_start} and {beta_end}"
+            f"{arg('beta_start')} and beta_end must obey 0 < start <= end; got {beta_start} and {beta_end}"
         )
+    if zero_terminal_snr and num_steps < 2:
+        raise UserError(f"{arg('zero_terminal_snr')}=True needs {arg('num_steps')} of at least 2; got {num_steps}")
     betas = SCHEDULES[name](num_steps, beta_start, beta_end)
+    _check_betas(betas, f": take more steps or a smaller {arg('beta_end')}")
     return schedule_from_betas(rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas)

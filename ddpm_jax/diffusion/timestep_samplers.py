@@ -49,7 +49,7 @@ def make_timestep_sampler(name: str, num_steps: int) -> TimestepSampler:
     Raises:
       UserError: an unknown name.
     """
-    check_one_of("train.time_sampler", name, TIMESTEP_SAMPLERS)
+    check_one_of("name", name, TIMESTEP_SAMPLERS)
     if name == "loss_second_moment":
         return _loss_second_moment(num_steps)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddpm_jax.diffusion.schedules import Schedule, schedule_from_betas
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 SPACINGS = ("uniform", "quadratic", "ddim_quadratic", "leading", "trailing", "log_snr", "karras")
 
@@ -34,9 +34,9 @@ def spaced_steps(
       >>> spaced_steps(1000, 5)
       array([999, 749, 500, 250,   0])
     """
-    check_one_of("sample.spacing", spacing, SPACINGS)
+    check_one_of("spacing", spacing, SPACINGS)
     if not 1 <= num_sampler_steps <= num_steps:
-        raise UserError(f"sample.num_sampler_steps must be in 1..{num_steps} (T); got {num_sampler_steps}")
+        raise UserError(f"{arg('num_sampler_steps')} must be in 1..{num_steps} (T); got {num_sampler_steps}")
     fractions = np.linspace(1, 0, num_sampler_steps) if num_sampler_steps > 1 else np.ones(1)
     if spacing in ("log_snr", "karras"):
         return _by_noise_level(schedule, fractions, spacing)
@@ -53,8 +53,8 @@ def spaced_steps(
         steps = np.rint(np.linspace(first, num_steps - 1, num_sampler_steps))[::-1]
     if np.any(np.diff(steps) >= 0):
         raise UserError(
-            f"sample.spacing={spacing!r} with {num_sampler_steps} of {num_steps} steps would visit a step "
-            "twice: take fewer sample.num_sampler_steps or 'uniform'"
+            f"{arg('spacing')}={spacing!r} with {num_sampler_steps} of {num_steps} steps would visit a step "
+            f"twice: take fewer {arg('num_sampler_steps')} or 'uniform'"
         )
     return steps.astype(np.int64)
 
@@ -65,7 +65,7 @@ def _by_noise_level(schedule: Schedule | None, fractions: np.ndarray, spacing: s
     levels = host_half_log_snr(schedule)
     if not np.isfinite(levels[-1]):
         raise UserError(
-            f"sample.spacing={spacing!r} has no grid where alpha-bar falls to 0: take 'uniform' or 'trailing'"
+            f"{arg('spacing')}={spacing!r} has no grid where alpha-bar falls to 0: take 'uniform' or 'trailing'"
         )
     if spacing == "log_snr":
         wanted = levels[0] + fractions * (levels[-1] - levels[0])
@@ -85,7 +85,7 @@ def named_steps(num_steps: int, name: str) -> np.ndarray:
     Raises:
       UserError: a text of another form, more steps than a section has, or a count that no k gives.
     """
-    form = "sample.respacing must be such as '250', '10,15,20' (steps a section), 'ddim50' or 't=999,500,0'"
+    form = f"{arg('name')} must be such as '250', '10,15,20' (steps a section), 'ddim50' or 't=999,500,0'"
     text = name.strip()
     if text.startswith("t="):
         steps = np.array([_whole(part, f"{form}; got {name!r}") for part in text.removeprefix("t=").split(",")])
@@ -97,8 +97,8 @@ def named_steps(num_steps: int, name: str) -> np.ndarray:
         if count not in counts:
             near = sorted(sorted(counts), key=lambda n: abs(n - count))[:2]
             raise UserError(
-                f"sample.respacing={name!r}: no whole stride visits exactly {count} of {num_steps} steps; the nearest "
-                f"are {' and '.join(f'ddim{n}' for n in sorted(near))}; sample.num_sampler_steps takes any number"
+                f"{arg('name')}={name!r}: no whole stride visits exactly {count} of {num_steps} steps; the nearest are "
+                f"{' and '.join(f'ddim{n}' for n in sorted(near))}; {arg('num_sampler_steps')} takes any number"
             )
         return np.arange(0, num_steps, counts[count])[::-1]
     section_counts = [_whole(part, f"{form}; got {name!r}") for part in text.split(",")]
@@ -108,7 +108,7 @@ def named_steps(num_steps: int, name: str) -> np.ndarray:
         length = size + (1 if i < extra else 0)
         if not 1 <= count <= length:
             raise UserError(
-                f"sample.respacing={name!r}: section {i + 1} has {length} of the {num_steps} steps, of which "
+                f"{arg('name')}={name!r}: section {i + 1} has {length} of the {num_steps} steps, of which "
                 f"{count} cannot be taken; give 1 to {length}"
             )
         stride, at = ((length - 1) / (count - 1) if count > 1 else 1.0), 0.0

@@ -21,7 +21,7 @@ from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import batch_sharded, replicated
-from ddpm_jax.runtime.errors import check_one_of
+from ddpm_jax.runtime.errors import arguments_named, check_one_of
 
 MAX_CHUNKS = 50
 NAMES = ("terms", "x_0_mse", "eps_mse")
@@ -183,7 +183,9 @@ def build_bits_per_dim(
     check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
     schedule, model, steps = model_factory.build_schedule(config), model_factory.build_model(config), None
     if respacing:
-        steps = named_steps(schedule.num_steps, respacing)[::-1]
+        flag = {"name": "--bits_respacing", "num_sampler_steps": "--bits_respacing=N"}
+        with arguments_named(flag.get):
+            steps = named_steps(schedule.num_steps, respacing)[::-1]
         schedule = respaced(schedule, steps)
     return BitsPerDim(
         model_factory.build_denoiser(config, schedule, model, dynamic_threshold=0.0, steps=steps),

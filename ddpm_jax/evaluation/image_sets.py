@@ -10,8 +10,9 @@ import numpy as np
 from ddpm_jax.data import ImageSource, make_source
 from ddpm_jax.data.array_file import make_array
 from ddpm_jax.data.image_folder import first_image_shape, make_folder
+from ddpm_jax.data.image_source import RenamingSource
 from ddpm_jax.evaluation.resume_file import fingerprint
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arguments_named
 
 # (H, W, C) of data sets that have one.
 _NATIVE = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -69,8 +70,16 @@ def open_images(
     Raises:
       UserError: nothing of that name, or fewer pictures than asked for.
     """
+    names = {
+        "path": flag,
+        "path=DIR": "--data_path=DIR",
+        "split": f"the split of {flag}",
+        "name": f"the name in {flag}",
+        "image_size": "--image_size",
+        "data_dir": "TFDS_DATA_DIR",
+    }
     shape = shape_of_others
-    try:
+    with arguments_named(names.get):
         if os.path.isdir(os.path.expanduser(given)):
             shape = shape or first_image_shape(given)
             source = make_folder(
@@ -94,18 +103,7 @@ def open_images(
                 f"{flag} must be an .npz or .npy file, a folder of pictures, or a data set and its split such as "
                 f"digits:train; there is no {given!r}"
             )
-    except UserError as error:
-        names = {
-            "--config.data.path": "--data_path",
-            "data.path": flag,
-            "data.split": f"the split of {flag}",
-            "data.name": f"the name in {flag}",
-        }
-        text = str(error)
-        for theirs, ours in names.items():
-            text = text.replace(theirs, ours)
-        raise UserError(text) from None
-    return image_set(flag, source, identity, num_images)
+    return image_set(flag, RenamingSource(source, names.get), identity, num_images)
 
 
 def image_set(flag: str, source: ImageSource, identity: dict[str, Any], num_images: int = 0) -> ImageSet:

@@ -76,7 +76,7 @@ class Evaluation:
             raise UserError("the run names no held-out split: give --split, such as --split=train")
         self._mesh = make_mesh()
         model_factory.check_params(config, model_factory.build_model(config), run.params)
-        self._source = data_factory.build_source(config, split)
+        self._source = data_factory.build_source(config, split, "--split" if settings.split else "data.eval_split")
         self._labelled = config.model.num_classes > 0
         self._bits, self._ode, self._progressive = self._build(config, split)
         self._is_first = jax.process_index() == 0
@@ -114,10 +114,7 @@ class Evaluation:
         }
         bits = None
         if "bits" in settings.what:
-            try:
-                bits = build_bits_per_dim(config, split, self._mesh, **common, respacing=settings.bits_respacing)
-            except UserError as error:
-                raise UserError(str(error).replace("sample.respacing", "--bits_respacing")) from None
+            bits = build_bits_per_dim(config, split, self._mesh, **common, respacing=settings.bits_respacing)
         progressive = build_progressive(config, self._mesh) if "pictures" in settings.what else None
         ode = None
         if "ode" in settings.what:

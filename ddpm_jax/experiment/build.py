@@ -14,7 +14,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment import config_checks, model_factory, sampler_factory, training_factory
 from ddpm_jax.models.unet import UNet, init_params
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
-from ddpm_jax.runtime.devices import batch_sharded, check_batch_size, make_mesh, platform_of, replicated, state_sharded
+from ddpm_jax.runtime.devices import batch_sharded, make_mesh, platform_of, replicated, state_sharded
 from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import TrainStep
 
@@ -79,7 +79,8 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
       devices: for the mesh to choose from; None: those that there are.
     """
     config_checks.check_numbers(config)
-    mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
+    with config_checks.fields_named("train", {"fsdp": "mesh.fsdp"}):
+        mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
     schedule = model_factory.build_schedule(config)
     model = model_factory.build_model(config)
     loss_fn = training_factory.build_loss(config, schedule)
@@ -89,7 +90,7 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     # Built for their checks alone: a bad sampler must not come to light after days of training.
     sampler_factory.build_table(config, schedule)
     sampler_factory.build_preview_table(config, schedule)
-    check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
+    sampler_factory.check_sample_batch(config, mesh)
     image_shape = config_checks.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:

@@ -1,12 +1,14 @@
-"""Numbers of a config that no part of a run can work with, whatever the others are."""
+"""Complaints by config field: about numbers that no run can work with, and those of the library, renamed."""
 
 import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.experiment.config_overrides import flatten
-from ddpm_jax.runtime.errors import MAX_INT, UserError
+from ddpm_jax.runtime.errors import MAX_INT, UserError, arguments_named
 
 # The least that the fields of the host's side may be; the others are checked where they are used.
 _LEAST = {
@@ -24,6 +26,27 @@ _LEAST = {
 }
 
 _MAX_T = 1_000_000  # a table is [T]; beyond this a mistyped number would take the memory
+
+
+def field_names(group: str, others: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """Argument -> the config field that it came from: GROUP.argument, or what `others` has for it."""
+    others = others or {}
+    return lambda argument: others.get(argument, f"{group}.{argument}")
+
+
+def fields_named(group: str, others: Mapping[str, str] | None = None) -> AbstractContextManager[None]:
+    """Where the library complains in the block about its arguments, the config fields are named in their place.
+
+    Example:
+      >>> from ddpm_jax.diffusion.schedules import make_schedule
+      >>> try:
+      ...     with fields_named("schedule"):
+      ...         make_schedule("linear", num_steps=0)
+      ... except UserError as error:
+      ...     print(error)
+      schedule.num_steps must be at least 1; got 0
+    """
+    return arguments_named(field_names(group, others))
 
 
 def check_numbers(config: ConfigDict) -> None:

@@ -4,15 +4,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource, make_source
-from ddpm_jax.experiment.config_checks import image_shape_of
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.data.image_source import RenamingSource
+from ddpm_jax.experiment.config_checks import field_names, image_shape_of
+from ddpm_jax.runtime.errors import UserError, arguments_named
 
 
 def build_source(config: ConfigDict, split: str, field: str = "data.split") -> ImageSource:
     """The pictures of one split; `field` is what a person typed it as, for complaints about it."""
     data = config.data
     shape = image_shape_of(config)
-    try:
+    names = field_names("data", {"split": field, "path=DIR": "--config.data.path=DIR"})
+    with arguments_named(names):
         source = make_source(
             name=data.name,
             split=split,
@@ -21,8 +23,7 @@ def build_source(config: ConfigDict, split: str, field: str = "data.split") -> I
             path=data.path,
             data_dir=data.data_dir,
         )
-    except UserError as error:
-        raise UserError(str(error).replace("data.split", field)) from error
+    source = RenamingSource(source, names)
     if config.model.num_classes:
         _check_labels(source, config.model.num_classes, f"{data.name} {split!r}")
     return source

@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.denoiser import (
     make_denoiser,
 )
 from ddpm_jax.diffusion.schedules import Schedule, make_schedule
-from ddpm_jax.experiment.config_checks import image_shape_of
+from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
 from ddpm_jax.models.unet import UNet, init_params
 from ddpm_jax.models.unet_checks import check_unet
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -31,8 +31,10 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def build_schedule(config: ConfigDict) -> Schedule:
     """The noise schedule, refused where the network's prediction cannot be inverted."""
     check_one_of("diffusion.prediction", config.diffusion.prediction, PREDICTIONS)
-    schedule = make_schedule(**config.schedule)
-    check_prediction(schedule, config.diffusion.prediction)
+    with fields_named("schedule"):
+        schedule = make_schedule(**config.schedule)
+    with fields_named("diffusion"):
+        check_prediction(schedule, config.diffusion.prediction)
     return schedule
 
 
@@ -44,7 +46,8 @@ def build_model(config: ConfigDict) -> UNet:
     learned = config.diffusion.variance in LEARNED_VARIANCES
     out_channels = 2 * image_shape[2] if learned else 0  # 0: as many as x_t has
     model = UNet(**(fields | {"dtype": DTYPES[fields["dtype"]], "out_channels": out_channels}))
-    check_unet(model, image_shape[:2])
+    with fields_named("model", {"image_size": "data.image_size"}):
+        check_unet(model, image_shape[:2])
     return model
 
 
@@ -86,13 +89,14 @@ def build_denoiser(
             t = t if steps is None else jnp.take(jnp.asarray(steps, jnp.int32), t)
             return model.apply({"params": params}, x_t, t, *label_args(labels))
 
-        return make_denoiser(
-            schedule,
-            model_fn,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-            clip_x_0=sample.clip_x_0 if clip_x_0 is None else clip_x_0,
-            dynamic_threshold=sample.dynamic_threshold if dynamic_threshold is None else dynamic_threshold,
-        )
+        with fields_named("diffusion", {"dynamic_threshold": "sample.dynamic_threshold"}):
+            return make_denoiser(
+                schedule,
+                model_fn,
+                prediction=config.diffusion.prediction,
+                variance=config.diffusion.variance,
+                clip_x_0=sample.clip_x_0 if clip_x_0 is None else clip_x_0,
+                dynamic_threshold=sample.dynamic_threshold if dynamic_threshold is None else dynamic_threshold,
+            )
 
     return denoiser_of

@@ -15,7 +15,7 @@ from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
-from ddpm_jax.experiment.config_checks import image_shape_of
+from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.model_factory import build_denoiser
 from ddpm_jax.models.unet import UNet
@@ -48,6 +48,14 @@ _TABLES: dict[str, Callable[[Schedule, np.ndarray, ConfigDict], SamplerTable]] =
 }
 SAMPLERS = tuple(_TABLES)
 
+# What the functions of steps and tables call in another way than the group `sample`.
+_NAMES = {
+    "name": "sample.respacing",
+    "variance": "diffusion.variance",
+    "steps=None": "sample.num_sampler_steps=0",
+    "ddim_table": "sample.sampler='ddim'",
+}
+
 
 def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
     """The sampler's table, from the groups `sample` and `diffusion`."""
@@ -60,12 +68,13 @@ def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
             raise UserError(f"sample.{name} must be at least 0; got {fields[name]}{hint}")
     if not 0 <= fields.dynamic_threshold <= 1:
         raise UserError(f"sample.dynamic_threshold must be in [0, 1], 0 for none; got {fields.dynamic_threshold}")
-    if fields.respacing:
-        steps = named_steps(schedule.num_steps, fields.respacing)
-    else:
-        wanted = fields.num_sampler_steps or schedule.num_steps
-        steps = spaced_steps(schedule.num_steps, wanted, fields.spacing, schedule=schedule)
-    table = _TABLES[fields.sampler](schedule, steps, config)
+    with fields_named("sample", _NAMES):
+        if fields.respacing:
+            steps = named_steps(schedule.num_steps, fields.respacing)
+        else:
+            wanted = fields.num_sampler_steps or schedule.num_steps
+            steps = spaced_steps(schedule.num_steps, wanted, fields.spacing, schedule=schedule)
+        table = _TABLES[fields.sampler](schedule, steps, config)
     if config.diffusion.prediction == "mean" and not jnp.issubdtype(table.t.dtype, jnp.integer):
         raise UserError(
             f"diffusion.prediction='mean' belongs to whole steps; got sample.spacing={fields.spacing!r} and "
@@ -76,16 +85,22 @@ def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
 
 def build_preview_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
     """DDIM over `sample.num_preview_steps` steps, for pictures during training."""
-    return ddim_table(
-        schedule, steps=spaced_steps(schedule.num_steps, min(config.sample.num_preview_steps, schedule.num_steps))
-    )
+    with fields_named("sample", {"num_sampler_steps": "sample.num_preview_steps"}):
+        steps = spaced_steps(schedule.num_steps, min(config.sample.num_preview_steps, schedule.num_steps))
+    return ddim_table(schedule, steps=steps)
+
+
+def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for a batch of samples that the devices do not divide."""
+    with fields_named("sample", {"num_devices": "train.num_devices"}):
+        check_batch_size(config.sample.batch_size, mesh)
 
 
 def build_generator(
     config: ConfigDict, schedule: Schedule, table: SamplerTable, model: UNet, mesh: Mesh
 ) -> Generator:
     """Samples of the network on the whole mesh; refuses a batch that the devices do not divide."""
-    check_batch_size("sample.batch_size", config.sample.batch_size, mesh)
+    check_sample_batch(config, mesh)
     return Generator(
         build_denoiser(config, schedule, model),
         table,

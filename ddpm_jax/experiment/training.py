@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.data import ImageSource
 from ddpm_jax.experiment import data_factory, sampler_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
+from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.resume import resumed_state
@@ -45,7 +46,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     """
     workdir = os.path.abspath(workdir)
     experiment = build_experiment(config)
-    check_wandb(config.train.wandb_project)
+    with fields_named("train", {"project": "train.wandb_project"}):
+        check_wandb(config.train.wandb_project)
     profiler = StepProfiler(profile_steps, workdir)
     source = data_factory.build_source(config, config.data.split)
     held_out = build_eval_loss(experiment)

@@ -1,6 +1,6 @@
 """The groups `diffusion`, `optim` and `train` of a config -> loss, optimiser, train step.
 
-Like `factories`, this reads a ConfigDict and checks what a person typed, outside jit.
+Like `model_factory`, this reads a ConfigDict and checks what a person typed, outside jit.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.loss_weights import loss_weights
-from ddpm_jax.diffusion.losses import LossFn, make_loss_fn
+from ddpm_jax.diffusion.losses import BOUNDS, LossFn, make_loss_fn
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_sampler
+from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -26,27 +27,34 @@ NONFINITE = ("stop", "skip", "rewind")  # what becomes of a loss that is not fin
 def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
     """The training loss."""
     diffusion = config.diffusion
-    return make_loss_fn(
-        schedule,
-        loss=diffusion.loss,
-        prediction=diffusion.prediction,
-        variance=diffusion.variance,
-        huber_delta=diffusion.huber_delta,
-        vlb_lambda=diffusion.vlb_lambda,
-        weights=loss_weights(
+    with fields_named("diffusion"):
+        weights = loss_weights(
             schedule,
             diffusion.weighting,
             prediction=diffusion.prediction,
             min_snr_gamma=diffusion.min_snr_gamma,
             p2_gamma=diffusion.p2_gamma,
             p2_k=diffusion.p2_k,
-        ),
-    )
+        )
+        if weights is not None and diffusion.loss in BOUNDS:
+            raise UserError(
+                f"diffusion.weighting must be 'none' with diffusion.loss={diffusion.loss!r}, whose weights are given"
+            )
+        return make_loss_fn(
+            schedule,
+            loss=diffusion.loss,
+            prediction=diffusion.prediction,
+            variance=diffusion.variance,
+            huber_delta=diffusion.huber_delta,
+            vlb_lambda=diffusion.vlb_lambda,
+            weights=weights,
+        )
 
 
 def build_timestep_sampler(config: ConfigDict) -> TimestepSampler:
     """Which t the images of a batch are trained at."""
-    return make_timestep_sampler(config.train.time_sampler, config.schedule.num_steps)
+    with fields_named("train", {"name": "train.time_sampler"}):
+        return make_timestep_sampler(config.train.time_sampler, config.schedule.num_steps)
 
 
 def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
@@ -96,13 +104,16 @@ def build_train_step(
         )
     check_one_of("train.nonfinite", train.nonfinite, NONFINITE)
     num_parts = optim.clip_replicas or train.grad_accum_steps
-    check_batch_size("train.batch_size", train.batch_size, mesh, num_parts)
+    with fields_named("train"):
+        check_batch_size(train.batch_size, mesh, num_parts)
+    with fields_named("optim", {"decay": "optim.ema_decay", "start": "optim.ema_start"}):
+        ema_decay = make_ema_decay(optim.ema_decay, start=optim.ema_start)
     return make_train_step(
         model,
         loss_fn,
         optimizer,
         num_steps=config.schedule.num_steps,
-        ema_decay=make_ema_decay(optim.ema_decay, start=optim.ema_start),
+        ema_decay=ema_decay,
         time_sampler=build_timestep_sampler(config),
         flip=config.data.flip,
         num_parts=num_parts,

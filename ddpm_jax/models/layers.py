@@ -41,8 +41,8 @@ def time_embedding(
       >>> time_embedding(jnp.array([0]), 4, order="cos_sin")
       Array([[1., 1., 0., 0.]], dtype=float32)
     """
-    check_one_of("model.embedding_order", order, EMBEDDING_ORDERS)
-    check_one_of("model.embedding_spacing", spacing, EMBEDDING_SPACINGS)
+    check_one_of("order", order, EMBEDDING_ORDERS)
+    check_one_of("spacing", spacing, EMBEDDING_SPACINGS)
     half = dim // 2
     steps = half - 1 if spacing == "half_minus_1" else half
     frequencies = jnp.exp(-math.log(10000) / steps * jnp.arange(half, dtype=jnp.float32))
@@ -209,7 +209,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        check_one_of("model.down_padding", self.padding, DOWN_PADDINGS)
+        check_one_of("padding", self.padding, DOWN_PADDINGS)
         padding = ((0, 1), (0, 1)) if self.padding == "end" else ((1, 1), (1, 1))
         return nn.Conv(
             x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=INIT, dtype=self.dtype, name="conv"

@@ -1,66 +1,66 @@
-"""What is refused before a network is built from a config."""
+"""What is refused before a network is built."""
 
 import math
 from collections.abc import Sequence
 
 from ddpm_jax.models.layers import DOWN_PADDINGS, EMBEDDING_ORDERS, EMBEDDING_SPACINGS
 from ddpm_jax.models.unet import UNet, level_widths
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 
 def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
     """Refuses settings that the network cannot be built with, or that would silently do nothing.
 
     Raises:
-      UserError: names the config field, what it is, and what it may be.
+      UserError: names the attribute of the network, what it is, and what it may be.
     """
     if not unet.channel_mults or min(unet.channel_mults) <= 0:
-        raise UserError(f"model.channel_mults must be one or more numbers above 0; got {unet.channel_mults}")
+        raise UserError(f"{arg('channel_mults')} must be one or more numbers above 0; got {unet.channel_mults}")
     for mult in unet.channel_mults:
         if not math.isclose(unet.channels * mult, round(unet.channels * mult)):  # 160 * 1.1 is not 176 in float64
             raise UserError(
-                f"model.channel_mults times model.channels must be whole numbers; got {unet.channels} * {mult}"
+                f"{arg('channel_mults')} times {arg('channels')} must be whole numbers; got {unet.channels} * {mult}"
             )
     for field in ("num_res_blocks", "num_groups", "num_heads"):
         if getattr(unet, field) < 1:
-            raise UserError(f"model.{field} must be at least 1; got {getattr(unet, field)}")
+            raise UserError(f"{arg(field)} must be at least 1; got {getattr(unet, field)}")
     factor = 2 ** (len(unet.channel_mults) - 1)
     for side in image_size:
         if side % factor or side < 1:
             raise UserError(
-                f"data.image_size must be divisible by {factor} = 2^(levels-1) for the "
-                f"{len(unet.channel_mults)} levels of model.channel_mults; got {image_size}: "
+                f"{arg('image_size')} must be divisible by {factor} = 2^(levels-1) for the "
+                f"{len(unet.channel_mults)} levels of {arg('channel_mults')}; got {image_size}: "
                 f"take {_nearest_sizes(side, factor)}, or fewer levels"
             )
     if unet.channels % 2 or unet.channels < 4:
-        raise UserError(f"model.channels must be even and at least 4; got {unet.channels}")
+        raise UserError(f"{arg('channels')} must be even and at least 4; got {unet.channels}")
     _check_groups(unet)
     if unet.head_channels < 0:
-        raise UserError(f"model.head_channels must be at least 0; got {unet.head_channels}")
+        raise UserError(f"{arg('head_channels')} must be at least 0; got {unet.head_channels}")
     if unet.num_classes < 0:
-        raise UserError(f"model.num_classes must be at least 0; got {unet.num_classes}")
+        raise UserError(f"{arg('num_classes')} must be at least 0; got {unet.num_classes}")
     heights = [image_size[0] // 2**level for level in range(len(unet.channel_mults))]
     for resolution in unet.attention_resolutions:
         if resolution not in heights:
             raise UserError(
-                f"model.attention_resolutions must be among the heights of the levels, {heights}; "
+                f"{arg('attention_resolutions')} must be among the heights of the levels, {heights}; "
                 f"got {resolution}"
             )
     _check_heads(unet, heights)
     if not 0 <= unet.dropout < 1:
-        raise UserError(f"model.dropout must be in [0, 1); got {unet.dropout}")
+        raise UserError(f"{arg('dropout')} must be in [0, 1); got {unet.dropout}")
     if not 0 < unet.norm_eps < 1:
-        raise UserError(f"model.norm_eps must be above 0 and below 1, such as 1e-6 or 1e-5; got {unet.norm_eps}")
+        raise UserError(f"{arg('norm_eps')} must be above 0 and below 1, such as 1e-6 or 1e-5; got {unet.norm_eps}")
     if not 0 < unet.time_scale <= 1000:
         raise UserError(
-            f"model.time_scale must be above 0 and at most 1000, such as 1 or 1000/T; got {unet.time_scale}"
+            f"{arg('time_scale')} must be above 0 and at most 1000, such as 1 or 1000/T; got {unet.time_scale}"
         )
-    check_one_of("model.embedding_order", unet.embedding_order, EMBEDDING_ORDERS)
-    check_one_of("model.embedding_spacing", unet.embedding_spacing, EMBEDDING_SPACINGS)
-    check_one_of("model.down_padding", unet.down_padding, DOWN_PADDINGS)
+    check_one_of("embedding_order", unet.embedding_order, EMBEDDING_ORDERS)
+    check_one_of("embedding_spacing", unet.embedding_spacing, EMBEDDING_SPACINGS)
+    check_one_of("down_padding", unet.down_padding, DOWN_PADDINGS)
     if unet.resample_in_blocks and unet.down_padding != "end":
         raise UserError(
-            "model.down_padding is of a convolution that model.resample_in_blocks=True replaces; with it "
+            f"{arg('down_padding')} is of a convolution that {arg('resample_in_blocks')}=True replaces; with it "
             f"it must be 'end'; got {unet.down_padding!r}"
         )
 
@@ -68,17 +68,17 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
 def _check_groups(unet: UNet) -> None:
     """Raises UserError where a norm cannot be cut into its groups."""
     if unet.conv_in_channels < 0:
-        raise UserError(f"model.conv_in_channels must be at least 0; got {unet.conv_in_channels}")
+        raise UserError(f"{arg('conv_in_channels')} must be at least 0; got {unet.conv_in_channels}")
     if unet.conv_in_channels % unet.num_groups:
         raise UserError(
-            f"model.conv_in_channels must be divisible by the {unet.num_groups} groups of model.num_groups; "
+            f"{arg('conv_in_channels')} must be divisible by the {unet.num_groups} groups of {arg('num_groups')}; "
             f"got {unet.conv_in_channels}"
         )
     mults = unet.channel_mults if unet.conv_in_channels else (1, *unet.channel_mults)  # 1: of conv_in
     for mult, width in zip(mults, level_widths(unet.channels, mults), strict=True):
         if width % unet.num_groups:
             raise UserError(
-                f"model.num_groups must divide every level's width; got {unet.num_groups} groups for the "
+                f"{arg('num_groups')} must divide every level's width; got {unet.num_groups} groups for the "
                 f"width {width} = {unet.channels} * {mult}"
             )
 
@@ -96,7 +96,7 @@ def _check_heads(unet: UNet, heights: Sequence[int]) -> None:
         fitting = [n for n in range(1, min(common, 4096) + 1) if common % n == 0]
         nearest = [n for n in fitting if n < got][-1:] + [n for n in fitting if n > got][:1]
         raise UserError(
-            f"model.{field} must divide the width of every level with attention and of the middle, "
+            f"{arg(field)} must divide the width of every level with attention and of the middle, "
             f"{sorted(set(widths))}; got {got}: take {' or '.join(map(str, nearest))}"
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 LEAST_SHARDED = 1024  # numbers in an array: less is not worth the communication
 
@@ -33,16 +33,16 @@ def make_mesh(num_devices: int = 0, fsdp: int = 1, devices: Iterable[jax.Device]
     there = jax.devices() if devices is None else devices
     devices = sorted(there, key=lambda device: (device.process_index, device.id))
     if not 0 <= num_devices <= len(devices):
-        raise UserError(f"train.num_devices must be in 0..{len(devices)} (0: all of them); got {num_devices}")
+        raise UserError(f"{arg('num_devices')} must be in 0..{len(devices)} (0: all of them); got {num_devices}")
     if jax.process_count() > 1 and num_devices not in (0, len(devices)):
         raise UserError(
-            f"train.num_devices must be 0, all {len(devices)} devices, in a run of {jax.process_count()} processes; "
-            f"got {num_devices}"
+            f"{arg('num_devices')} must be 0, all {len(devices)} devices, in a run of {jax.process_count()} "
+            f"processes; got {num_devices}"
         )
     devices = devices[: num_devices or None]
     if fsdp < 0 or len(devices) % (fsdp or len(devices)):
         raise UserError(
-            f"mesh.fsdp must divide the number of devices, {len(devices)} (0: all of them); got {fsdp}"
+            f"{arg('fsdp')} must divide the number of devices, {len(devices)} (0: all of them); got {fsdp}"
         )
     # Not jax.make_mesh: its axes are explicit on new JAX, and Linen's convolutions refuse those.
     return Mesh(np.array(devices).reshape(-1, fsdp or len(devices)), ("data", "fsdp"))
@@ -86,18 +86,18 @@ def state_sharded(mesh: Mesh, shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Na
     return jax.tree.map(sharding, shapes)
 
 
-def check_batch_size(field: str, batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
     """Raises UserError unless every device gets the same number of images in every part of the batch."""
     unit = mesh.size * num_parts
     if batch_size < 1 and unit == 1:
-        raise UserError(f"{field} must be at least 1; got {batch_size}")
+        raise UserError(f"{arg('batch_size')} must be at least 1; got {batch_size}")
     if batch_size < 1 or batch_size % unit:
         of = "1 device" if mesh.size == 1 else f"{mesh.size} devices"
         of += f" times {num_parts} parts" if num_parts > 1 else ""
         remedy = max(unit, batch_size // unit * unit)
         raise UserError(
-            f"{field} must be a multiple of {unit} ({of}); got {batch_size}: "
-            f"take {remedy}, or another train.num_devices"
+            f"{arg('batch_size')} must be a multiple of {unit} ({of}); got {batch_size}: "
+            f"take {remedy}, or another {arg('num_devices')}"
         )
 
 

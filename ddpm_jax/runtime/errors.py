@@ -1,7 +1,9 @@
 """Errors for what a user typed or supplied: one line with what, got, allowed, remedy."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
 
@@ -10,6 +12,49 @@ class UserError(ValueError):
     """A one-line message for a person; the commands print it without a traceback and exit with `exit_code`."""
 
     exit_code = 2
+
+    def __init__(self, message: str):
+        self._show(message)
+
+    def rename(self, names: Callable[[str], str | None]) -> None:
+        """Gives what `arg` marked the names that it has for the caller; None leaves one as it is, and marked."""
+        self._show(_MARKED.sub(lambda found: names(found[1]) or found[0], self._marked))
+
+    def _show(self, marked: str) -> None:
+        self._marked = marked
+        self.args = (_MARKED.sub(r"\1", marked),)
+
+
+# Of Unicode's private use: no message has them otherwise, and nobody sees them, since `UserError` takes them out.
+_BEGIN, _END = "\ue000", "\ue001"
+_MARKED = re.compile(f"{_BEGIN}(.*?){_END}", re.DOTALL)
+
+
+def arg(name: str) -> str:
+    """Marks an argument of the function that complains, inside the message of a UserError.
+
+    Whoever called it with what a person typed knows the argument by another name, such as a config field, and says so
+    by `arguments_named`. A piece of a call may be marked as well: `take {arg("steps=None")}`.
+
+    Example:
+      >>> try:
+      ...     with arguments_named({"eta": "sample.eta"}.get):
+      ...         raise UserError(f"{arg('eta')} must be at least 0; got -1")
+      ... except UserError as error:
+      ...     print(error)
+      sample.eta must be at least 0; got -1
+    """
+    return f"{_BEGIN}{name}{_END}"
+
+
+@contextmanager
+def arguments_named(names: Callable[[str], str | None]) -> Iterator[None]:
+    """Renames the arguments in a UserError that is raised in the block; see `UserError.rename`."""
+    try:
+        yield
+    except UserError as error:
+        error.rename(names)
+        raise
 
 
 def out_of_memory(error: RuntimeError) -> str | None:
@@ -28,15 +73,15 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str:
 
 
 def check_one_of(name: str, got: object, allowed: Iterable[object]) -> None:
-    """Raises UserError unless `got` is one of `allowed`."""
+    """Raises UserError unless `got`, which is the argument `name`, is one of `allowed`."""
     allowed = sorted(allowed, key=str)
     if got not in allowed:
-        raise UserError(f"{name} must be one of {allowed}; got {got!r}{did_you_mean(got, allowed)}")
+        raise UserError(f"{arg(name)} must be one of {allowed}; got {got!r}{did_you_mean(got, allowed)}")
 
 
 def check_between(name: str, got: int, least: int, most: int = MAX_INT) -> None:
-    """Raises UserError unless least <= got <= most."""
+    """Raises UserError unless least <= got <= most, where `got` is the argument `name`."""
     if got < least:
-        raise UserError(f"{name} must be at least {least}; got {got}")
+        raise UserError(f"{arg(name)} must be at least {least}; got {got}")
     if got > most:
-        raise UserError(f"{name} must be at most {most}; got {got}")
+        raise UserError(f"{arg(name)} must be at most {most}; got {got}")

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ddpm_jax.runtime.atomic_files import replace_file
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 from ddpm_jax.training.tensorboard_events import TensorboardEvents
 
 
@@ -86,4 +86,4 @@ def open_sinks(
 def check_wandb(project: str) -> None:
     """Raises UserError where `project` is named and wandb is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
-        raise UserError(f"train.wandb_project={project!r} needs wandb: pip install wandb, or leave it empty")
+        raise UserError(f"{arg('project')}={project!r} needs wandb: pip install wandb, or leave it empty")

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ddpm_jax.runtime.devices import LEAST_SHARDED
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:
@@ -80,9 +80,9 @@ def make_ema_decay(decay: float, *, start: str = "warmup") -> StepFn:
     Raises:
       UserError: decay outside [0, 1), or an unknown start.
     """
-    check_one_of("optim.ema_start", start, EMA_STARTS)
+    check_one_of("start", start, EMA_STARTS)
     if not 0 <= decay < 1:
-        raise UserError(f"optim.ema_decay must be in [0, 1); got {decay}")
+        raise UserError(f"{arg('decay')} must be in [0, 1); got {decay}")
 
     def ema_decay(n: Int[Array, ""]) -> Float[Array, ""]:
         if start == "warmup":

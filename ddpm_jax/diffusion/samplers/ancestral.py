@@ -6,7 +6,7 @@ from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, VARIANCES, learned_ra
 from ddpm_jax.diffusion.samplers.table import SamplerTable, make_table
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import time_grid
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 
 def ancestral_table(
@@ -25,12 +25,12 @@ def ancestral_table(
       UserError: steps that do not fall or leave 0..T-1, an unknown variance, or "learned", which is the variance of
         one step of all T, with fewer steps.
     """
-    check_one_of("diffusion.variance", variance, VARIANCES)
+    check_one_of("variance", variance, VARIANCES)
     grid = time_grid(schedule, steps)
     if variance == "learned" and not np.array_equal(grid.t, np.arange(schedule.num_steps - 1, -2, -1)):
         raise UserError(
-            f"diffusion.variance='learned' is that of one step of all {schedule.num_steps}: take "
-            "sample.num_sampler_steps=0 for all, sample.sampler='ddim', or train with 'learned_range'"
+            f"{arg('variance')}='learned' is that of one step of all {schedule.num_steps}: take "
+            f"{arg('steps=None')} for all, {arg('ddim_table')}, or train with 'learned_range'"
         )
     abar_t, abar_s, alpha, beta = grid.transitions()
     small, clean = beta * (1 - abar_s) / (1 - abar_t), grid.t[1:] < 0

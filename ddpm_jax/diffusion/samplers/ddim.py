@@ -5,7 +5,7 @@ import numpy as np
 from ddpm_jax.diffusion.samplers.table import SamplerTable, make_table
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import time_grid
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 
 def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: float = 0.0) -> SamplerTable:
@@ -30,7 +30,7 @@ def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: floa
     direction_var = (1 - abar_s) * ((1 - eta**2) + eta**2 * kept)
     if eta < 0 or np.any(direction_var < -1e-12):
         raise UserError(
-            f"sample.eta must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {eta}: try 0 to 1"
+            f"{arg('eta')} must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {eta}: try 0 to 1"
         )
     c_eps = np.sqrt(np.maximum(direction_var, 0.0)) / np.sqrt(1 - abar_t)
     return make_table(

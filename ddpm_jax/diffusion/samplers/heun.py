@@ -6,7 +6,7 @@ from ddpm_jax.diffusion.samplers.solver_rows import LEAST_ALPHA, basis, eps_of, 
 from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import TimeGrid, step_at_half_log_snr
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 
 def heun_table(
@@ -35,7 +35,8 @@ def heun_table(
       UserError: steps that do not fall or leave 0..T-1; a start at alpha-bar = 0; a negative churn.
     """
     if not (churn >= 0 and churn_noise >= 0):
-        raise UserError(f"sample.churn and sample.churn_noise must be at least 0; got {churn} and {churn_noise}")
+        names = f"{arg('churn')} and {arg('churn_noise')}"
+        raise UserError(f"{names} must be at least 0; got {churn} and {churn_noise}")
     grid = grid_with_signal(schedule, steps, "heun")
     num_rows = grid.num_steps
     level = grid.sigmas / grid.alphas

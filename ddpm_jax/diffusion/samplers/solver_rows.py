@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax.diffusion.samplers.table import SamplerTable, make_table
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import TimeGrid, time_grid
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 Weights = np.ndarray  # [3 + K], float64
 
@@ -48,7 +48,7 @@ def grid_with_signal(schedule: Schedule, steps: np.ndarray | None, sampler: str)
     grid = time_grid(schedule, steps)
     if grid.alphas[0] == 0:
         raise UserError(
-            f"sample.sampler={sampler!r} cannot start where alpha-bar is 0: take 'ancestral', 'ddim' or 'dpmpp_2m'"
+            f"{arg('sampler')}={sampler!r} cannot start where alpha-bar is 0: take 'ancestral', 'ddim' or 'dpmpp_2m'"
         )
     return grid
 
