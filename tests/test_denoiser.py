@@ -58,7 +58,7 @@ def test_dynamic_threshold():
     limit = np.maximum(np.quantile(np.abs(x_0).reshape(3, -1), 0.9, axis=1), 1).reshape(3, 1, 1)
     assert limit[0] == 1 and limit[2] > 3
     np.testing.assert_allclose(got, np.clip(x_0, -limit, limit) / limit, rtol=1e-5)
-    with pytest.raises(UserError, match=r"sample.dynamic_threshold must be in \[0, 1\], 0 for none; got 1.5"):
+    with pytest.raises(UserError, match=r"^dynamic_threshold must be in \[0, 1\], 0 for none; got 1.5"):
         make_denoiser(LINEAR, lambda x_t, t: x_t, dynamic_threshold=1.5)
 
 
@@ -82,7 +82,7 @@ def test_zero_terminal_snr():
     assert bar[-1] == 0 and bar[0] == pytest.approx(1 - betas[0], rel=1e-12)
     # Affine in sqrt(alpha-bar).
     np.testing.assert_allclose(np.sqrt(bar), (old - old[-1]) * old[0] / (old[0] - old[-1]), atol=1e-12)
-    with pytest.raises(UserError, match="schedule.zero_terminal_snr=True needs schedule.num_steps of at least 2"):
+    with pytest.raises(UserError, match="^zero_terminal_snr=True needs num_steps of at least 2"):
         make_schedule("constant", num_steps=1, zero_terminal_snr=True)
     schedule = make_schedule("linear", zero_terminal_snr=True)
     for prediction in ("eps", "v"):

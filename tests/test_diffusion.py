@@ -118,7 +118,7 @@ def test_fixed_variances():
     np.testing.assert_allclose(large[1:], LINEAR.betas[t[1:]], rtol=10 * ULP)
     assert small[0] == large[0] == small[1]
     assert p_log_var(LINEAR, variance="fixed_small", t=t, ndim=3).shape == (4, 1, 1)
-    with pytest.raises(UserError, match="diffusion.variance .* got 'fixed_smal'; did you mean 'fixed_small'"):
+    with pytest.raises(UserError, match="^variance .* got 'fixed_smal'; did you mean 'fixed_small'"):
         p_log_var(LINEAR, variance="fixed_smal", t=t, ndim=3)
 
 
@@ -144,7 +144,7 @@ def test_x_0_is_clipped_where_asked_and_only_there():
 
 
 def test_predictions_that_are_refused():
-    with pytest.raises(UserError, match="diffusion.prediction .* got 'epsilon'"):
+    with pytest.raises(UserError, match="^prediction .* got 'epsilon'"):
         make_denoiser(LINEAR, lambda x_t, t: x_t, prediction="epsilon")
 
 

@@ -51,7 +51,7 @@ def test_without_a_project_wandb_is_not_touched(fake_wandb, tmp_path):
 
 def test_wandb_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="^train.wandb_project='x' needs wandb: pip install wandb, or leave it empty$"):
+    with pytest.raises(UserError, match="^project='x' needs wandb: pip install wandb, or leave it empty$"):
         check_wandb("x")
     check_wandb("")
 

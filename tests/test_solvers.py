@@ -339,7 +339,7 @@ def test_refusals():
     ):
         with pytest.raises(UserError, match="the order of .* must be 1, 2 or"):
             make()
-    with pytest.raises(UserError, match="sample.churn and sample.churn_noise must be at least 0; got -1.0"):
+    with pytest.raises(UserError, match="^churn and churn_noise must be at least 0; got -1.0"):
         heun_table(LINEAR, churn=-1.0)
     with pytest.raises(UserError, match="num_fixed_point must be at least 0; got -2"):
         ddim_inversion_table(LINEAR, num_fixed_point=-2)

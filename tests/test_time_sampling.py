@@ -83,6 +83,6 @@ def test_uniform_until_every_step_has_been_seen_ten_times():
 
 
 def test_a_wrong_name():
-    with pytest.raises(UserError, match="train.time_sampler must be one of"):
+    with pytest.raises(UserError, match="^name must be one of"):
         make_timestep_sampler("importance", 10)
     assert len(TIMESTEP_SAMPLERS) == 3

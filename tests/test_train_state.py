@@ -55,9 +55,9 @@ def test_ema_decay(start):
 
 def test_ema_errors():
     for decay in (1.0, -0.1, 2.0):
-        with pytest.raises(UserError, match=r"^optim.ema_decay must be in \[0, 1\); got "):
+        with pytest.raises(UserError, match=r"^decay must be in \[0, 1\); got "):
             make_ema_decay(decay)
-    with pytest.raises(UserError, match="^optim.ema_start must be one of .*did you mean 'warmup'"):
+    with pytest.raises(UserError, match="^start must be one of .*did you mean 'warmup'"):
         make_ema_decay(0.9, start="warm_up")
 
 

@@ -70,8 +70,9 @@ def open_images(
     Raises:
       UserError: nothing of that name, or fewer pictures than asked for.
     """
+    is_path = os.path.exists(os.path.expanduser(given))
     names = {
-        "path": flag,
+        "path": flag if is_path else "--data_path",
         "path=DIR": "--data_path=DIR",
         "split": f"the split of {flag}",
         "name": f"the name in {flag}",

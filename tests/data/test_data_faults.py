@@ -272,7 +272,7 @@ def test_the_folder_disappears(tmp_path, on_demand):
     _flat(tmp_path / "set", range(10))
     images = _make(tmp_path / "set")
     shutil.rmtree(tmp_path / "set")
-    with pytest.raises(UserError, match="data.path '.*set' is gone; put it back"):
+    with pytest.raises(UserError, match="^path '.*set' is gone; put it back"):
         images.load(np.arange(10))
 
 

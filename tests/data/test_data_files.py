@@ -67,7 +67,7 @@ def test_digits_refuse():
         "digits",
         split="tset",
     )
-    _refused("data.path is not read for 'digits'", "digits", path="/some/folder")
+    _refused("^path is not read for 'digits'", "digits", path="/some/folder")
     _refused("data.num_channels must be 1 .* or 3", "digits", num_channels=2)
     _refused(r"data.image_size must be \(H, W\)", "digits", image_size=(8, 0))
 
@@ -138,7 +138,7 @@ def test_wrong_idx_files_are_refused(idx_folder, damage, match):
 
 def test_missing_idx_files_are_named(tmp_path):
     _refused("holds no train-images-idx3-ubyte.gz", "mnist", tmp_path)
-    _refused("data.path must be the folder .*no such folder", "fashion_mnist", tmp_path / "nowhere")
+    _refused("^path must be the folder .*no such folder", "fashion_mnist", tmp_path / "nowhere")
     _refused(r"data.split must be one of \['test', 'train'\]", "mnist", tmp_path, split="validation")
 
 

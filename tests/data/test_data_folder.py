@@ -167,8 +167,8 @@ def test_pictures_of_other_formats_are_mentioned(tmp_path):
 @pytest.mark.parametrize(
     "prepare, match",
     [
-        (lambda p: p / "nowhere", r"data.path must name a folder of images or a packed file; got .*no such folder"),
-        (lambda p: "", r"data.path must name a folder of images or a packed file; got ''; add --config.data.path=DIR"),
+        (lambda p: p / "nowhere", r"^path must name a folder of images or a packed file; got .*no such folder"),
+        (lambda p: "", r"^path must name a folder of images or a packed file; got ''; add --config.data.path=DIR"),
         (lambda p: p, r"holds no image file \(it is empty\)"),
         (
             lambda p: _text(p),

@@ -141,7 +141,7 @@ def test_the_interpreter_exits_with_a_loader_open(end):
 
 def test_bad_arguments_are_refused():
     source = Counting()
-    with pytest.raises(UserError, match="train.batch_size must be a positive multiple .* 3; got 8"):
+    with pytest.raises(UserError, match="^batch_size must be a positive multiple .* 3; got 8"):
         BatchLoader(source, batch_size=8, seed=0, first_step=0, process_count=3)
     with pytest.raises(UserError, match="holds no images"):
         BatchLoader(ArraySource(np.zeros((0, 2, 2, 1), np.uint8)), batch_size=8, seed=0, first_step=0)

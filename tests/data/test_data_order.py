@@ -78,7 +78,7 @@ def test_slices_of_slices_of_the_grammar():
 
 @pytest.mark.parametrize("split", ["train[", "train[5]", "train[a:b]", "", "train[:5][:2]", "../x"])
 def test_a_malformed_split_is_refused(split):
-    with pytest.raises(UserError, match="data.split must be a name with at most one slice"):
+    with pytest.raises(UserError, match="^split must be a name with at most one slice"):
         split_rows(split, num_examples=8)
 
 
