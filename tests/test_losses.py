@@ -98,14 +98,14 @@ def test_nothing_is_clipped_in_training():
 @pytest.mark.parametrize(
     "settings,message",
     [
-        (dict(loss="mse"), "diffusion.loss must be one of"),
-        (dict(prediction="score"), "diffusion.prediction must be one of"),
-        (dict(variance="learnt"), "diffusion.variance must be one of"),
-        (dict(variance="learned"), "'learned' is not trained by diffusion.loss='simple': take 'hybrid', 'vlb'"),
-        (dict(loss="hybrid"), "trains a learned variance; got diffusion.variance='fixed_large': take 'learned_range'"),
-        (dict(loss="hybrid", variance="learned", vlb_lambda=0.0), "diffusion.vlb_lambda must be above 0; got 0.0"),
-        (dict(loss="vlb", weights=jnp.ones(100)), "diffusion.weighting must be 'none' with diffusion.loss='vlb'"),
-        (dict(loss="huber", huber_delta=0.0), "diffusion.huber_delta must be above 0; got 0.0"),
+        (dict(loss="mse"), "loss must be one of"),
+        (dict(prediction="score"), "prediction must be one of"),
+        (dict(variance="learnt"), "variance must be one of"),
+        (dict(variance="learned"), "'learned' is not trained by loss='simple': take 'hybrid', 'vlb'"),
+        (dict(loss="hybrid"), "trains a learned variance; got variance='fixed_large': take 'learned_range'"),
+        (dict(loss="hybrid", variance="learned", vlb_lambda=0.0), "vlb_lambda must be above 0; got 0.0"),
+        (dict(loss="vlb", weights=jnp.ones(100)), "weights must be None with loss='vlb', whose weights are given"),
+        (dict(loss="huber", huber_delta=0.0), "huber_delta must be above 0; got 0.0"),
     ],
 )
 def test_what_is_refused(settings, message):

@@ -109,10 +109,10 @@ def test_a_checkpoint_moves_between_meshes(trained, tmp_path):
 @pytest.mark.parametrize(
     ("num_devices", "fsdp", "message"),
     [
-        (8, 3, r"^mesh.fsdp must divide the number of devices, 8 \(0: all of them\); got 3$"),
-        (0, 16, r"^mesh.fsdp must divide the number of devices, 8 \(0: all of them\); got 16$"),
-        (2, -1, r"^mesh.fsdp must divide the number of devices, 2 \(0: all of them\); got -1$"),
-        (9, 1, r"^train.num_devices must be in 0..8 \(0: all of them\); got 9$"),
+        (8, 3, r"^fsdp must divide the number of devices, 8 \(0: all of them\); got 3$"),
+        (0, 16, r"^fsdp must divide the number of devices, 8 \(0: all of them\); got 16$"),
+        (2, -1, r"^fsdp must divide the number of devices, 2 \(0: all of them\); got -1$"),
+        (9, 1, r"^num_devices must be in 0..8 \(0: all of them\); got 9$"),
     ],
 )
 def test_what_does_not_fit(num_devices, fsdp, message):

@@ -85,13 +85,13 @@ def test_ddim_names_that_no_stride_makes():
 @pytest.mark.parametrize(
     "name,message",
     [
-        ("ddim", "sample.respacing must be such as"),
+        ("ddim", "name must be such as"),
         ("many", "got 'many'"),
         ("10,,5", "got '10,,5'"),
         ("600,10", "section 1 has 500 of the 1000 steps, of which 600 cannot be taken; give 1 to 500"),
         ("0", "of which 0 cannot be taken"),
         ("t=5,9", "sampler's steps must be a falling list of whole numbers in 0..999"),
-        ("t=", "sample.respacing must be such as"),
+        ("t=", "name must be such as"),
     ],
 )
 def test_named_steps_refuse(name, message):

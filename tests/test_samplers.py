@@ -124,10 +124,10 @@ def test_quadratic_steps():
 @pytest.mark.parametrize(
     "arguments,parts",
     [
-        ((100, 0), ["sample.num_sampler_steps", "1..100", "got 0"]),
-        ((100, 101), ["sample.num_sampler_steps", "1..100", "got 101"]),
-        ((100, 10, "cubic"), ["sample.spacing", "'quadratic', 'trailing', 'uniform']", "got 'cubic'"]),
-        ((100, 90, "quadratic"), ["sample.spacing='quadratic'", "90 of 100", "'uniform'"]),
+        ((100, 0), ["num_sampler_steps", "1..100", "got 0"]),
+        ((100, 101), ["num_sampler_steps", "1..100", "got 101"]),
+        ((100, 10, "cubic"), ["spacing", "'quadratic', 'trailing', 'uniform']", "got 'cubic'"]),
+        ((100, 90, "quadratic"), ["spacing='quadratic'", "90 of 100", "'uniform'"]),
     ],
 )
 def test_spaced_steps_refuse(arguments, parts):

@@ -55,10 +55,10 @@ def test_the_weighted_loss_does_not_depend_on_what_is_predicted(weighting):
 
 def test_refusals():
     for settings, message in (
-        (dict(weighting="snr"), "diffusion.weighting must be one of"),
-        (dict(weighting="min_snr", min_snr_gamma=0.0), "diffusion.min_snr_gamma must be above 0; got 0.0"),
-        (dict(weighting="p2", p2_k=0.0), "diffusion.p2_k must be above 0; got 0.0"),
-        (dict(weighting="p2", p2_gamma=-1.0), "diffusion.p2_gamma must be at least 0; got -1.0"),
+        (dict(weighting="snr"), "weighting must be one of"),
+        (dict(weighting="min_snr", min_snr_gamma=0.0), "min_snr_gamma must be above 0; got 0.0"),
+        (dict(weighting="p2", p2_k=0.0), "p2_k must be above 0; got 0.0"),
+        (dict(weighting="p2", p2_gamma=-1.0), "p2_gamma must be at least 0; got -1.0"),
     ):
         with pytest.raises(UserError, match=message):
             loss_weights(SCHEDULE, **settings)

@@ -175,7 +175,7 @@ def class_labels(files: list[str]) -> np.ndarray | None:
 
 def skipped_note(reasons: list[tuple[str, str]], num_files: int, split: str = "") -> str:
     """One line about the (name, reason) of files that could not be read, of all or of those of a split."""
-    part = f" of the split {split!r}" if split else ""
+    part = f" of the split {split}" if split else ""
     shown = first_of([f"{printable(name)} ({reason})" for name, reason in reasons])
     return f"skipped {len(reasons)} of {num_files} image files{part} that could not be read: {shown}"
 

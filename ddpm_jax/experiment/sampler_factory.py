@@ -48,7 +48,7 @@ _TABLES: dict[str, Callable[[Schedule, np.ndarray, ConfigDict], SamplerTable]] =
 }
 SAMPLERS = tuple(_TABLES)
 
-# What the functions of steps and tables call in another way than the group `sample`.
+# What the functions of steps and of tables name otherwise, or a person writes otherwise, than `sample.ARGUMENT`.
 _NAMES = {
     "name": "sample.respacing",
     "variance": "diffusion.variance",

@@ -63,13 +63,13 @@ def test_digits_in_another_size_and_colour():
 
 def test_digits_refuse():
     _refused(
-        r"data.split must be one of \['all', 'test', 'train'\]; got 'tset'; did you mean",
+        r"split must be one of \['all', 'test', 'train'\]; got 'tset'; did you mean",
         "digits",
         split="tset",
     )
     _refused("^path is not read for 'digits'", "digits", path="/some/folder")
-    _refused("data.num_channels must be 1 .* or 3", "digits", num_channels=2)
-    _refused(r"data.image_size must be \(H, W\)", "digits", image_size=(8, 0))
+    _refused("num_channels must be 1 .* or 3", "digits", num_channels=2)
+    _refused(r"image_size must be \(H, W\)", "digits", image_size=(8, 0))
 
 
 # ---- idx
@@ -139,7 +139,7 @@ def test_wrong_idx_files_are_refused(idx_folder, damage, match):
 def test_missing_idx_files_are_named(tmp_path):
     _refused("holds no train-images-idx3-ubyte.gz", "mnist", tmp_path)
     _refused("^path must be the folder .*no such folder", "fashion_mnist", tmp_path / "nowhere")
-    _refused(r"data.split must be one of \['test', 'train'\]", "mnist", tmp_path, split="validation")
+    _refused(r"split must be one of \['test', 'train'\]", "mnist", tmp_path, split="validation")
 
 
 def test_the_real_fashion_mnist(real_data):
@@ -299,7 +299,7 @@ def test_npy_is_memory_mapped(tmp_path):
 def test_arrays_of_unusual_channels(tmp_path):
     np.save(tmp_path / "a.npy", np.concatenate([COLOUR, COLOUR], -1))
     assert _make("array", tmp_path / "a.npy", image_size=(12, 14), num_channels=6).image_shape == (12, 14, 6)
-    _refused("data.num_channels must be 6, as in .*; got 3", "array", tmp_path / "a.npy", num_channels=3)
+    _refused("num_channels must be 6, as in .*; got 3", "array", tmp_path / "a.npy", num_channels=3)
 
 
 @pytest.mark.parametrize(
@@ -326,12 +326,12 @@ def test_other_arrays_are_refused_with_the_remedy(tmp_path, array, match, ending
 def test_wrong_array_files_are_refused(tmp_path):
     _refused("must name a .npz or .npy file .*; got ''", "array")
     _refused("got '.*a.npz' .no such file", "array", tmp_path / "a.npz")
-    _refused("a folder.; read a folder of images by data.name=image_folder", "array", tmp_path)
+    _refused("a folder.; read a folder of images by name=image_folder", "array", tmp_path)
     np.savez(tmp_path / "a.npz", first=GREY, second=GREY)
     _refused("must hold its images as arr_0, images, x_train .*it holds first, second", "array", tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", images=GREY, labels=np.arange(3))
     _refused("10 images but 3 labels", "array", tmp_path / "a.npz")
-    _refused("as x_test for data.split='test'; it holds images, labels", "array", tmp_path / "a.npz", "test")
+    _refused("as x_test for split='test'; it holds images, labels", "array", tmp_path / "a.npz", "test")
     whole = (tmp_path / "a.npz").read_bytes()
     np.save(tmp_path / "b.npy", GREY)
     for name, data in {"a.npz": whole, "b.npy": (tmp_path / "b.npy").read_bytes()}.items():

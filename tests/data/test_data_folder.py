@@ -168,7 +168,7 @@ def test_pictures_of_other_formats_are_mentioned(tmp_path):
     "prepare, match",
     [
         (lambda p: p / "nowhere", r"^path must name a folder of images or a packed file; got .*no such folder"),
-        (lambda p: "", r"^path must name a folder of images or a packed file; got ''; add --config.data.path=DIR"),
+        (lambda p: "", r"^path must name a folder of images or a packed file; got ''; add path=DIR"),
         (lambda p: p, r"holds no image file \(it is empty\)"),
         (
             lambda p: _text(p),

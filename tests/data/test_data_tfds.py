@@ -136,14 +136,14 @@ def test_not_prepared_without_tensorflow(tmp_path, monkeypatch):
     )
     _refused(
         r"'cifar10' is not prepared in .*needs TensorFlow; pip install -e '.\[tfds-prepare\]', "
-        r"or prepare it on another machine .*data.data_dir, "
-        r"or put the original files into a folder .*--config.data.path=DIR",
+        r"or prepare it on another machine .*set data_dir, "
+        r"or put the original files into a folder and set path=DIR",
         "cifar10",
         tmp_path,
     )
     with pytest.raises(UserError) as caught:
         _make("celeb_a", tmp_path)
-    assert "path" not in str(caught.value)  # there is no reader for its original files
+    assert "path=DIR" not in str(caught.value)  # there is no reader for its original files
 
 
 @pytest.fixture
@@ -222,13 +222,13 @@ def test_wrong_names_and_splits(data_dir):
     _refused("did you mean 'tiny_pictures'", "tiny_picture", data_dir)
     _refused("does not open; its configurations are .*did you mean 'bedroom'", "lsun/bedrom")
     _refused(
-        r"data.split must be one of \['test', 'train'\] .*got 'tets'; did you mean",
+        r"split must be one of \['test', 'train'\] .*got 'tets'; did you mean",
         "tiny_pictures",
         data_dir,
         "tets",
     )
-    _refused("data.data_dir must be an existing folder", "mnist", data_dir / "nowhere")
-    _refused("holds 'tiny_pictures', but data.name is 'mnist'", "mnist", data_dir / "tiny_pictures" / "1.0.0")
+    _refused("data_dir must be an existing folder", "mnist", data_dir / "nowhere")
+    _refused("holds 'tiny_pictures', but name is 'mnist'", "mnist", data_dir / "tiny_pictures" / "1.0.0")
     _refused("must have one uint8 image feature", "ag_news_subset")
     with pytest.raises(UserError, match="^path is not read for 'celeb_a'"):
         make_source(name="celeb_a", path="x", image_size=(8, 8), num_channels=3)
