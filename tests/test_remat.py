@@ -91,13 +91,9 @@ def test_a_run_goes_on_with_it_and_without():
 
 
 def test_the_barriers_are_kept_on_cpu_alone(monkeypatch):
-    remat_options.cache_clear()
     monkeypatch.setenv("DDPM_JAX_CPU_OPTIONS", "0")
     assert remat_options() == {}
     monkeypatch.delenv("DDPM_JAX_CPU_OPTIONS")
-    remat_options.cache_clear()
     assert remat_options() == {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    remat_options.cache_clear()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert remat_options() == {}
-    remat_options.cache_clear()

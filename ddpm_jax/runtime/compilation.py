@@ -45,20 +45,26 @@ def quick_compile_options(platform: str | None = None) -> dict[str, str]:
     return {"xla_backend_optimization_level": "0"} if (platform or jax.default_backend()) == "cpu" else {}
 
 
-@functools.cache
 def _if_taken(option: str, value: str, platform: str | None) -> dict[str, str]:
     """The option, where the program is for the CPU, JAX runs there, and its jaxlib has the option."""
     import jax
-    import numpy as np
 
     here = jax.default_backend()
-    if not (platform or here) == here == "cpu" or os.environ.get("DDPM_JAX_CPU_OPTIONS") == "0":
-        return {}
+    is_for_cpu = (platform or here) == here == "cpu" and os.environ.get("DDPM_JAX_CPU_OPTIONS") != "0"
+    return {option: value} if is_for_cpu and _has_option(option, value) else {}
+
+
+@functools.cache
+def _has_option(option: str, value: str) -> bool:
+    """Whether jaxlib takes an option."""
+    import jax
+    import numpy as np
+
     try:
         jax.jit(lambda x: x + 1, compiler_options={option: value})(np.float32(0)).block_until_ready()
     except jax.errors.JaxRuntimeError:
-        return {}  # a jaxlib without this option: its own default is all there is
-    return {option: value}
+        return False
+    return True
 
 
 def enable_compilation_cache(enabled: bool = True) -> None:
