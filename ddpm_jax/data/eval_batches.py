@@ -1,4 +1,4 @@
-"""The pictures of a source in batches of one shape, over all devices."""
+"""The images of a source in batches of one shape, over all devices."""
 
 import jax
 import numpy as np
@@ -11,11 +11,11 @@ from ddpm_jax.data.image_source import load_rows
 from ddpm_jax.runtime.devices import put_batch
 
 
-class Batches:
-    """The first pictures of a source; the last batch is filled up with repeats, which `rows` leaves out.
+class EvalBatches:
+    """The first images of a source; the last batch is filled up with repeats, which `rows` and `gather` leave out.
 
     Args:
-      batch_size: pictures at a time; rounded up to a multiple of the number of devices.
+      batch_size: images at a time; rounded up to a multiple of the number of devices.
       max_images: the most that are used; 0 for all.
       labelled: with the labels of the source.
     """
@@ -25,8 +25,12 @@ class Batches:
     ):
         self.num_images = min(len(source), max_images) if max_images else len(source)
         self.batch_size = -(-min(batch_size, self.num_images) // mesh.size) * mesh.size
-        self.num_devices = mesh.size
         self._source, self._mesh, self._labelled = source, mesh, labelled
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """The shape of the batches, as JSON: the last digits of what is computed depend on it."""
+        return {"batch_size": self.batch_size, "num_devices": self._mesh.size}
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -39,12 +43,12 @@ class Batches:
         return put_batch(batch, self._mesh), put_batch(share, self._mesh)
 
     def rows(self, index: int) -> slice:
-        """Where the pictures of the batch stand among all."""
+        """Where the images of the batch stand among all."""
         return slice(index * self.batch_size, min((index + 1) * self.batch_size, self.num_images))
 
-
-def gather(array: jax.Array) -> np.ndarray:
-    """The global array on this host."""
-    if jax.process_count() > 1:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
+    def gather(self, index: int, array: jax.Array) -> np.ndarray:
+        """What was computed of batch `index`, [B, ...] over the mesh, on every host, without the repeats."""
+        rows = self.rows(index)
+        if jax.process_count() > 1:
+            array = multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array)[: rows.stop - rows.start]

@@ -1,17 +1,16 @@
-"""Bits per dimension of a whole source of pictures, streamed in batches over all devices."""
+"""Bits per dimension of a whole source of images, streamed in batches over all devices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
-from ddpm_jax.data.eval_batches import Batches, gather
+from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.denoiser import VARIANCES, DenoiserOf
 from ddpm_jax.diffusion.likelihood import prior_term, vlb_terms
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
@@ -19,16 +18,15 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced
 from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment import data_factory, model_factory
-from ddpm_jax.runtime.compilation import compiler_options
+from ddpm_jax.runtime.chunks import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import arguments_named, check_one_of
 
-MAX_CHUNKS = 50
 NAMES = ("terms", "x_0_mse", "eps_mse")
 
 
 def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over the pictures, axis 0, and its standard error s/sqrt(N), NaN for one picture; float64."""
+    """The mean over the images, axis 0, and its standard error s/sqrt(N), NaN for one image; float64."""
     mean = np.asarray(values.mean(axis=0, dtype=np.float64))
     if len(values) < 2:
         return mean, np.full_like(mean, np.nan)
@@ -37,7 +35,7 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Bits:
-    """The bound of N pictures in bits/dim (Ho et al. 2020, equation 5), one x_t a step."""
+    """The bound of N images in bits/dim (Ho et al. 2020, equation 5), one x_t a step."""
 
     terms: np.ndarray  # [N, T]: L_t; t = 0 is the decoder's
     prior: np.ndarray  # [N]
@@ -46,11 +44,11 @@ class Bits:
 
     @property
     def total(self) -> np.ndarray:
-        """The bound of each picture, [N]."""
+        """The bound of each image, [N]."""
         return self.terms.sum(axis=1, dtype=np.float64) + self.prior
 
     def summary(self) -> dict[str, tuple[float, float]]:
-        """(mean, standard error) over the pictures in bits/dim: total = prior + kl + decoder."""
+        """(mean, standard error) over the images in bits/dim: total = prior + kl + decoder."""
         parts = {
             "total": self.total,
             "prior": self.prior,
@@ -68,13 +66,13 @@ class Bits:
 
 
 class BitsPerDim:
-    """measure(params) over the first pictures of a source.
+    """measure(params) over the first images of a source.
 
     Args:
       denoiser_of: (params, labels or None) -> denoise_fn.
       variance: of p, one of `diffusion.denoiser.VARIANCES`.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
-      batch_size: pictures at a time; rounded up to a multiple of the number of devices.
+      batch_size: images at a time; rounded up to a multiple of the number of devices.
       labelled: the network takes the labels of the source.
     """
 
@@ -91,12 +89,10 @@ class BitsPerDim:
         max_images: int = 0,
         labelled: bool = False,
     ):
-        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
+        self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
         self.num_steps = schedule.num_steps
         self._key = key
-        # Chunks of equal length, or of two lengths, so that one or two compilations serve all.
-        steps = np.arange(self.num_steps, dtype=np.int32)
-        self._chunks = np.array_split(steps, min(MAX_CHUNKS, self.num_steps))
+        self._chunks = chunks_of(self.num_steps)
 
         def terms_of(params: dict, data: Batch, ids: jax.Array, key: jax.Array, steps: jax.Array):
             images, labels = images_and_labels(data)
@@ -110,12 +106,7 @@ class BitsPerDim:
             )
 
         everywhere, batch = replicated(mesh), batch_sharded(mesh)
-        self._terms_of = jax.jit(
-            terms_of,
-            in_shardings=(everywhere, batch, batch, everywhere, everywhere),
-            out_shardings=batch_sharded(mesh, axis=1),
-            compiler_options=compiler_options(),
-        )
+        self._terms_of = jit_chunk(terms_of, mesh, (everywhere, batch, batch, everywhere, everywhere), batch_axis=1)
         self._prior_of = jax.jit(
             lambda data: prior_term(schedule, to_model_scale(images_and_labels(data)[0])),
             in_shardings=batch,
@@ -132,14 +123,12 @@ class BitsPerDim:
         shape = (self.batches.num_images, self.num_steps)
         arrays = {name: np.zeros(shape, np.float32) for name in NAMES}
         arrays["prior"] = np.zeros(shape[0], np.float32)
-        # The last digits depend on the shape of the batches.
-        shapes = {"batch_size": self.batches.batch_size, "num_devices": self.batches.num_devices}
-        return ResumeFile(prefix, (facts or {}) | shapes, arrays)
+        return ResumeFile(prefix, (facts or {}) | self.batches.facts, arrays)
 
     def calls_done(self, point: ResumeFile) -> int:
         """How many of `num_calls` are done."""
         num_batches, num_chunks = divmod(point.num_done, len(self._chunks))
-        return num_batches * self.num_steps + sum(len(steps) for steps in self._chunks[:num_chunks])
+        return num_batches * self.num_steps + sum(map(len, self._chunks[:num_chunks]))
 
     def measure(
         self,
@@ -148,7 +137,7 @@ class BitsPerDim:
         on_chunk: Callable[[int], None] = lambda num_new: None,
         point: ResumeFile | None = None,
     ) -> Bits:
-        """The bound of every picture.
+        """The bound of every image.
 
         Args:
           on_chunk: called with the number of steps that were just done for a batch.
@@ -159,13 +148,11 @@ class BitsPerDim:
         for index in range(point.num_done // num_chunks, len(self.batches)):
             data, ids = self.batches.load(index)
             rows = self.batches.rows(index)
-            num_rows = rows.stop - rows.start
-            arrays["prior"][rows] = gather(self._prior_of(data))[:num_rows]
-            for chunk in range(point.num_done % num_chunks, num_chunks):
-                steps = self._chunks[chunk]
-                measured = self._terms_of(params, data, ids, self._key, jnp.asarray(steps))
+            arrays["prior"][rows] = self.batches.gather(index, self._prior_of(data))
+            for steps in self._chunks[point.num_done % num_chunks :]:
+                measured = self._terms_of(params, data, ids, self._key, np.asarray(steps, np.int32))
                 for name in NAMES:
-                    arrays[name][rows, steps[0] : steps[-1] + 1] = gather(measured[name].T)[:num_rows]
+                    arrays[name][rows, steps.start : steps.stop] = self.batches.gather(index, measured[name].T)
                 point.advance()
                 on_chunk(len(steps))
         return Bits(**arrays)

@@ -1,4 +1,4 @@
-"""Bits per dimension of the probability flow over a whole source of pictures, on all devices."""
+"""Bits per dimension of the probability flow over a whole source of images, on all devices."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
-from ddpm_jax.data.eval_batches import Batches, gather
+from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.ode_likelihood import (
     FlowState,
@@ -27,15 +27,13 @@ from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment import data_factory, model_factory
-from ddpm_jax.runtime.compilation import compiler_options
+from ddpm_jax.runtime.chunks import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import UserError
 
-MAX_CHUNKS = 50
-
 
 class OdeBits:
-    """measure(params) over the first pictures of a source; see `diffusion.ode_likelihood.ode_bits_per_dim`.
+    """measure(params) over the first images of a source; see `diffusion.ode_likelihood.ode_bits_per_dim`.
 
     Args:
       denoiser_of: (params, labels or None) -> denoise_fn, without a clip; called with t float32.
@@ -59,13 +57,11 @@ class OdeBits:
         max_images: int = 0,
         labelled: bool = False,
     ):
-        self.batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
+        self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
         self.num_ode_steps, self.num_probes = num_ode_steps, num_probes
         self._key = key
         grid = ode_grid(schedule, num_ode_steps).astype(np.float32)
-        # Chunks of equal length, or of two lengths, so that one or two compilations serve all.
-        parts = np.array_split(np.arange(num_ode_steps), min(MAX_CHUNKS, num_ode_steps))
-        self._chunks = [grid[2 * part[0] : 2 * part[-1] + 3] for part in parts]
+        self._chunks = [grid[2 * chunk.start : 2 * chunk.stop + 1] for chunk in chunks_of(num_ode_steps)]
         shape = tuple(source.image_shape)
 
         def begin(data: Batch, ids: jax.Array, key: jax.Array) -> FlowState:
@@ -81,12 +77,8 @@ class OdeBits:
 
         everywhere, batch = replicated(mesh), batch_sharded(mesh)
         self._begin = jax.jit(begin, in_shardings=(batch, batch, everywhere), out_shardings=batch)
-        self._advance = jax.jit(
-            advance,
-            in_shardings=(everywhere, batch, batch, batch, everywhere, everywhere),
-            out_shardings=batch,
-            donate_argnums=1,
-            compiler_options=compiler_options(),
+        self._advance = jit_chunk(
+            advance, mesh, (everywhere, batch, batch, batch, everywhere, everywhere), donate=1
         )
         self._end = jax.jit(
             lambda state: bits_of_density(end_flow(schedule, state), math.prod(shape)),
@@ -101,13 +93,9 @@ class OdeBits:
 
     def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumeFile:
         """Where `measure` goes on from, batch by batch: a file of the same facts, else the start."""
-        own = {
-            "batch_size": self.batches.batch_size,
-            "num_devices": self.batches.num_devices,
-            "num_ode_steps": self.num_ode_steps,
-            "num_probes": self.num_probes,
-        }
-        return ResumeFile(prefix, (facts or {}) | own, {"bits": np.zeros(self.batches.num_images, np.float32)})
+        own = {"num_ode_steps": self.num_ode_steps, "num_probes": self.num_probes}
+        arrays = {"bits": np.zeros(self.batches.num_images, np.float32)}
+        return ResumeFile(prefix, (facts or {}) | self.batches.facts | own, arrays)
 
     def calls_done(self, point: ResumeFile) -> int:
         """How many of `num_calls` are done."""
@@ -120,7 +108,7 @@ class OdeBits:
         on_chunk: Callable[[int], None] = lambda num_new: None,
         point: ResumeFile | None = None,
     ) -> np.ndarray:
-        """Bits/dim of every picture, [N].
+        """Bits/dim of every image, [N].
 
         Args:
           on_chunk: called with the number of steps that were just done for a batch.
@@ -133,8 +121,7 @@ class OdeBits:
             for t in self._chunks:
                 state = jax.block_until_ready(self._advance(params, state, data, ids, self._key, jnp.asarray(t)))
                 on_chunk(len(t) // 2)
-            rows = self.batches.rows(index)
-            point.arrays["bits"][rows] = gather(self._end(state))[: rows.stop - rows.start]
+            point.arrays["bits"][self.batches.rows(index)] = self.batches.gather(index, self._end(state))
             point.advance()
         return point.arrays["bits"]
 

@@ -1,4 +1,4 @@
-"""Pictures from a trained network, on all devices, in batches, with progress: the host side of sampling."""
+"""Images from a trained network, on all devices, in batches, with progress: the host side of sampling."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,24 +11,22 @@ from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
 from ddpm_jax.diffusion.samplers.table import SamplerTable
-from ddpm_jax.runtime.compilation import compiler_options, release_unused_memory
+from ddpm_jax.runtime.chunks import chunks_of, jit_chunk
+from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
-
-MAX_CHUNKS = 50
 
 
 class Generator:
-    """Samples 0..N-1 of a network as uint8 pictures; sample n depends on the seed and n alone.
+    """Samples 0..N-1 of a network as uint8 images; sample n depends on the seed and n alone.
 
-    The table is walked in a few chunks, each one call of a jitted scan, so that the host can show
-    progress, react to Ctrl-C, and look at x_t in between.
+    The table is walked in chunks (`runtime.chunks`), between which the host can look at x_t.
 
     Args:
       denoiser_of: (params, labels or None) -> denoise_fn.
       table: of `ddpm_jax.diffusion.samplers.table`.
       image_shape: (H, W, C).
       mesh: the batch is spread over its devices.
-      batch_size: pictures at a time, a multiple of the number of devices.
+      batch_size: images at a time, a multiple of the number of devices.
       classes: for a network with classes: sample n is of classes[n mod len(classes)]. Empty: it has none.
     """
 
@@ -44,9 +42,7 @@ class Generator:
     ):
         self._mesh, self._batch_size, self._classes = mesh, batch_size, np.asarray(classes, np.int32)
         self.num_rows = table.num_calls
-        # Of equal length, or of two lengths, so that one or two compilations serve all.
-        chunks = np.array_split(np.arange(self.num_rows), min(MAX_CHUNKS, self.num_rows))
-        self._chunks = [table.rows(int(rows[0]), int(rows[-1]) + 1) for rows in chunks]
+        self._chunks = [table.rows(chunk.start, chunk.stop) for chunk in chunks_of(self.num_rows)]
         batch, everywhere = batch_sharded(mesh), replicated(mesh)
 
         def begin(key: jax.Array, ids: jax.Array) -> tuple[SamplerState, jax.Array]:
@@ -59,14 +55,8 @@ class Generator:
             return scan_rows(denoiser_of(params, labels), rows, state, keys)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
-        self._advance = jax.jit(
-            advance,
-            in_shardings=(AS_GIVEN, everywhere, batch, batch, batch),
-            out_shardings=batch,
-            donate_argnums=2,
-            compiler_options=compiler_options(),
-        )
-        # Pictures leave a mesh of several hosts whole, so that each host can write them.
+        self._advance = jit_chunk(advance, mesh, (AS_GIVEN, everywhere, batch, batch, batch), donate=2)
+        # Images leave a mesh of several hosts whole, so that each host can write them.
         self._to_uint8 = jax.jit(to_uint8, out_shardings=everywhere)
 
     def labels(self, ids: np.ndarray) -> np.ndarray | None:
@@ -74,7 +64,7 @@ class Generator:
         return self._classes[ids % len(self._classes)] if len(self._classes) else None
 
     def num_batches(self, num_samples: int) -> int:
-        """How many batches make `num_samples` pictures."""
+        """How many batches make `num_samples` images."""
         return -(-num_samples // self.batch_of(num_samples))
 
     def generate(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.batch import Batch, images_and_labels, label_args, to_model_scale
-from ddpm_jax.data.eval_batches import Batches
+from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
@@ -42,11 +42,11 @@ def make_eval_step(
 
 
 class EvalLoss:
-    """mean_loss(params) over the first pictures of a source, on all devices.
+    """mean_loss(params) over the first images of a source, on all devices.
 
     Args:
       eval_step: of `make_eval_step`.
-      batch_size: pictures at a time; rounded up to a multiple of the number of devices.
+      batch_size: images at a time; rounded up to a multiple of the number of devices.
       max_images: the most that are used; 0 for all.
       labelled: with the labels of the source, for a network with classes.
     """
@@ -62,7 +62,7 @@ class EvalLoss:
         max_images: int = 0,
         labelled: bool = False,
     ):
-        self._batches = Batches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
+        self._batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
         self.num_images, self._key = self._batches.num_images, key
         self.notes = source.notes
 
@@ -79,7 +79,7 @@ class EvalLoss:
         )
 
     def mean_loss(self, params: dict) -> float:
-        """The mean over the held-out pictures."""
+        """The mean over the held-out images."""
         total = 0.0
         for index in range(len(self._batches)):
             # The repeats that fill up the last batch do not count.
