@@ -20,7 +20,6 @@ from ddpm_jax.diffusion.samplers import ddim_inversion_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.sampling_loop import sample_loop
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.runtime.compilation import compiler_options
 
@@ -34,13 +33,11 @@ def main() -> int:
     args = parser.parse_args()
 
     trained = open_trained_run(args.workdir)
-    config, model = trained.config, model_factory.build_model(trained.config)
-    schedule = model_factory.build_schedule(config)
-    source = data_factory.build_source(config, config.data.eval_split or config.data.split)
+    schedule, source = trained.schedule, trained.source(trained.held_out_split or None)
     x_0 = to_model_scale(jnp.asarray(source.load(np.arange(min(args.num_images, len(source))))))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # no noise is drawn: sigma = 0 in every row
 
-    denoiser_of = model_factory.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0)
+    denoiser_of = trained.denoiser_of(clip_x_0=False, dynamic_threshold=0.0)
     go = jax.jit(
         lambda params, table, x: sample_loop(denoiser_of(params, None), table, x, keys),
         compiler_options=compiler_options(),

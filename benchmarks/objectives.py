@@ -10,6 +10,7 @@ better with L_simple and L_hybrid.
 """
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,8 @@ import numpy as np
 
 from ddpm_jax.evaluation.elbo_bits_per_dim import build_bits_per_dim
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
-from ddpm_jax.experiment import data_factory, model_factory, sampler_factory
-from ddpm_jax.experiment.trained_run import TrainedRun, open_trained_run
+from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.image_files import save_npz
 
@@ -62,17 +63,16 @@ def main() -> int:
             train = [sys.executable, "-m", "ddpm_jax.train", f"--config={args.config}", f"--workdir={workdir}"]
             subprocess.run([*train, *flags], check=True, stdout=sys.stderr)
             trained = open_trained_run(str(workdir))
-            with trained.config.unlocked():
-                trained.config.update_from_flattened_dict(dict(setting.split("=") for setting in OBJECTIVES[name]))
-                trained.config.sample.num_sampler_steps = args.num_sampler_steps
+            config = changed(trained.config, [*OBJECTIVES[name], f"sample.num_sampler_steps={args.num_sampler_steps}"])
+            trained = dataclasses.replace(trained, config=config)
             params = jax.device_put(trained.params, replicated(mesh))
             measure = build_bits_per_dim(
-                trained.config, trained.config.data.eval_split, mesh, seed=0, batch_size=180, max_images=args.max_images
+                trained, trained.held_out_split, mesh, seed=0, batch_size=180, max_images=args.max_images
             )
             bits.append(measure.measure(params).summary()["total"][0])
-            images = samples_of(trained, params, mesh, args.num_samples)
-            save_npz(workdir / f"samples_{trained.config.diffusion.variance}.npz", images)
-            real = data_factory.build_source(trained.config, args.reference)
+            images = trained.generator(mesh).generate(params, seed=0, num_samples=args.num_samples)
+            save_npz(workdir / f"samples_{trained.variance}.npz", images)
+            real = trained.source(args.reference)
             real = real.load(np.arange(min(len(real), 10_000)))
             distances.append(frechet_from_features(to_features(real), to_features(images)))
             print(f"{workdir}: {bits[-1]:.3f} bits/dim, Frechet distance {distances[-1]:.4f}", file=sys.stderr)
@@ -80,14 +80,6 @@ def main() -> int:
                           for values, digits in ((bits, 3), (distances, 4)))  # fmt: skip
         print(f"| {name} | {both} |", flush=True)
     return 0
-
-
-def samples_of(trained: TrainedRun, params: dict, mesh: jax.sharding.Mesh, num_samples: int) -> np.ndarray:
-    """uint8 [N, H, W, C] by the run's sampler."""
-    config, schedule = trained.config, model_factory.build_schedule(trained.config)
-    table, model = sampler_factory.build_table(config, schedule), model_factory.build_model(config)
-    generator = sampler_factory.build_generator(config, schedule, table, model, mesh)
-    return generator.generate(params, seed=0, num_samples=num_samples)
 
 
 def to_features(images: np.ndarray) -> np.ndarray:

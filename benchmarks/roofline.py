@@ -76,7 +76,7 @@ def num_bytes(avals) -> int:
 
 def fused_bytes(experiment: Experiment) -> int:
     """What convolutions and products read and write, and the state read and written once with its gradient."""
-    batch = abstract_batch(experiment, experiment.config.train.batch_size)
+    batch = abstract_batch(experiment)
     key = jax.eval_shape(lambda: experiment.keys.train)
     program = jax.make_jaxpr(experiment.train_step)(experiment.abstract_state, batch, key)
     moved = sum(

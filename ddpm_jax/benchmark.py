@@ -79,6 +79,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.benchmarking.dry_run import dry_run
     from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
+    from ddpm_jax.experiment.config_checks import num_devices_of
 
     if args.tpu:
         from ddpm_jax.benchmarking.tpu_topology import absent_tpu
@@ -88,7 +89,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         num_devices = len(devices)
     else:
         devices = None
-        num_devices = args.config.train.num_devices or 1 if args.devices is None else args.devices
+        num_devices = num_devices_of(args.config) or 1 if args.devices is None else args.devices
         use_virtual_devices(num_devices)
     return dry_run(
         changed(args.config, [f"train.num_devices={num_devices}"]),

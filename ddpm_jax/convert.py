@@ -108,7 +108,9 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
-    from ddpm_jax.interchange.imported_workdir import with_overrides, write_workdir
+    from ddpm_jax.experiment.config_changes import changed_import
+    from ddpm_jax.experiment.trained_run import TrainedRun
+    from ddpm_jax.interchange.imported_workdir import write_workdir
 
     path = Path(args.source).expanduser()
     if not path.exists() and not Path(f"{path}.index").exists():  # the prefix of a TensorFlow checkpoint is no file
@@ -120,9 +122,9 @@ def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
             f"scheduler_config.json beside it; or give --format, one of {sorted(formats)}"
         )
     imported = formats[name].read(path, *_model(args.model, formats[name], name, path))
-    config = with_overrides(imported.config, args.overrides)
-    write_workdir(dataclasses.replace(imported, config=config), args.workdir)
-    for line in _description(name, config, imported):
+    imported = dataclasses.replace(imported, config=changed_import(imported.config, args.overrides))
+    write_workdir(imported, args.workdir)
+    for line in _description(name, TrainedRun(0, imported.config, imported.params), imported.notes):
         print(line)
     print(f"wrote {os.path.abspath(args.workdir)}")
     print(f"next: python -m ddpm_jax.sample --workdir={args.workdir} --out={args.workdir}/samples/first")
@@ -139,23 +141,19 @@ def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str,
     return (given or path.stem,)
 
 
-def _description(name: str, config: Any, imported: Any) -> list[str]:
-    """What was imported, for a person to compare with what they expected."""
-    from ddpm_jax.experiment.config_checks import image_shape_of
-    from ddpm_jax.experiment.model_factory import build_schedule
-    from ddpm_jax.experiment.sampler_factory import build_table
+def _description(name: str, run: Any, notes: Sequence[str]) -> list[str]:
+    """What was imported, as a `TrainedRun`, for a person to compare with what they expected."""
     from ddpm_jax.models.unet import num_params
 
-    diffusion, sample, schedule = config.diffusion, config.sample, build_schedule(config)
-    calls, betas = build_table(config, schedule).num_calls, schedule.betas
-    shape = "x".join(map(str, image_shape_of(config)))
-    classes = f" of {config.model.num_classes} classes" if config.model.num_classes else ""
+    facts, betas, num_classes = run.facts, run.schedule.betas, run.model.num_classes
+    shape, classes = "x".join(map(str, run.image_shape)), f" of {num_classes} classes" if num_classes else ""
+    sampler, calls = run.sampler_settings["sampler"], run.sampler_table.num_calls
     return [
-        f"network   {num_params(imported.params):,} parameters for pictures of {shape}{classes}, from {name}",
-        f"schedule  {config.schedule.name}, {schedule.num_steps} steps, beta {betas[0]:.3g} to {betas[-1]:.3g}",
-        f"predicts  {diffusion.prediction}, variance {diffusion.variance}",
-        f"sampler   {sample.sampler}, {calls} network calls, clip_x_0 {str(sample.clip_x_0).lower()}",
-        *(f"note      {note}" for note in imported.notes),
+        f"network   {num_params(run.params):,} parameters for images of {shape}{classes}, from {name}",
+        f"schedule  {facts['schedule']}, {facts['num_steps']} steps, beta {betas[0]:.3g} to {betas[-1]:.3g}",
+        f"predicts  {facts['prediction']}, variance {facts['variance']}",
+        f"sampler   {sampler}, {calls} network calls, clip_x_0 {str(facts['clip_x_0']).lower()}",
+        *(f"note      {note}" for note in notes),
     ]
 
 
@@ -174,8 +172,8 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=weights)
     formats[name].write(path, trained.config, trained.params)
     print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")
-    if name == "diffusers" and not trained.config.model.num_classes:  # their pipeline gives no labels
-        T = trained.config.schedule.num_steps
+    if name == "diffusers" and not trained.labelled:  # their pipeline gives no labels
+        T = trained.schedule.num_steps
         print(f'next: diffusers.DDPMPipeline.from_pretrained("{path}")(num_inference_steps={T}).images[0]')
 
 

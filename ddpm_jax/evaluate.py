@@ -1,14 +1,13 @@
 """`python -m ddpm_jax.evaluate`: likelihood, rate-distortion and sample metrics of a trained model."""
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.experiment.config_flags import OverridesParser
-from ddpm_jax.experiment.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
+from ddpm_jax.experiment.sampler_flags import add_sampler_flags, given_sampler_flags
 from ddpm_jax.runtime.command_line import run
 from ddpm_jax.runtime.errors import UserError
 
@@ -105,7 +104,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.evaluation.run_evaluation import Evaluation, EvaluationSettings
-    from ddpm_jax.experiment.trained_run import open_trained_run, with_data
+    from ddpm_jax.experiment.trained_run import open_trained_run
 
     settings = EvaluationSettings(
         what=what,
@@ -121,7 +120,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     trained, report, metrics = None, None, None
     if args.workdir is not None:
         trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
-        trained = dataclasses.replace(trained, config=with_data(trained.config, args.overrides))
+        trained = trained.with_data(args.overrides)
     if "samples" in what:
         metrics = _build_sample_metrics(args, trained)  # for its checks, before hours of other measurements
     if set(what) != {"samples"}:
@@ -149,7 +148,7 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
 
 def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
     """The `SampleMetrics` of a `TrainedRun`, or of files where it is None."""
-    from ddpm_jax.evaluation import sample_metrics as of_samples
+    from ddpm_jax.evaluation import sample_metrics
     from ddpm_jax.evaluation.metric_settings import SampleSettings
     from ddpm_jax.runtime.devices import make_mesh
 
@@ -159,18 +158,17 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
         **{name: getattr(args, name) for name in names}, image_size=_image_size(args.image_size)
     )
     if trained is None:
-        samples, reference = of_samples.of_files(settings, args.samples)
+        samples, reference = sample_metrics.sets_of_files(settings, args.samples)
     else:
         mesh = make_mesh()
-        # A copy: the other measurements keep the run's own sampler.
-        trained = dataclasses.replace(trained, config=trained.config.copy_and_resolve_references())
-        choose_sampler(
-            trained.config, given_sampler_flags(args), batch_size=args.batch_size or None, num_devices=mesh.size
+        # For these alone: the other measurements keep the run's own sampler.
+        trained = trained.with_sampler(
+            given_sampler_flags(args), batch_size=args.batch_size or None, num_devices=mesh.size
         )
-        samples, reference = of_samples.of_run(
+        samples, reference = sample_metrics.sets_of_run(
             settings, trained, weights=args.weights, mesh=mesh, folder=_sample_folder(args)
         )
-    return of_samples.SampleMetrics(settings, samples, reference, out=_sample_folder(args))
+    return sample_metrics.SampleMetrics(settings, samples, reference, out=_sample_folder(args))
 
 
 def _sample_folder(args: argparse.Namespace) -> str | None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.experiment.config_flags import RunParser
-from ddpm_jax.experiment.sampler_flags import add_sampler_flags, choose_sampler, given_sampler_flags
+from ddpm_jax.experiment.sampler_flags import add_sampler_flags, given_sampler_flags
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.command_line import run
 from ddpm_jax.runtime.errors import UserError, check_between
@@ -48,7 +48,6 @@ def _sample(args: argparse.Namespace) -> None:
     import numpy as np
 
     from ddpm_jax.diffusion.rng import check_seed
-    from ddpm_jax.experiment import model_factory, sampler_factory
     from ddpm_jax.experiment.trained_run import open_trained_run
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
@@ -57,20 +56,15 @@ def _sample(args: argparse.Namespace) -> None:
 
     check_seed("--seed", args.seed)
     trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
-    config = trained.config
     mesh = make_mesh()
-    choose_sampler(config, given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)
-    schedule = model_factory.build_schedule(config)
-    table = sampler_factory.build_table(config, schedule)
-    model = model_factory.build_model(config)
-    model_factory.check_params(config, model, trained.params)
-    generator = sampler_factory.build_generator(config, schedule, table, model, mesh)
+    trained = trained.with_sampler(given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)
+    generator = trained.generator(mesh)
 
     is_first = multi_host.is_first()
     if is_first:
         print(
-            f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), {config.sample.sampler} with "
-            f"{table.num_calls} network calls, seed {args.seed}"
+            f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), "
+            f"{trained.sampler_settings['sampler']} with {generator.num_rows} network calls, seed {args.seed}"
         )
     total = generator.num_batches(args.num_samples) * generator.num_rows
     with ProgressBar(total, "sampling", enabled=is_first) as bar:

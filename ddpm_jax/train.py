@@ -52,27 +52,19 @@ def _status(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     # Here, so that --help need not wait for JAX.
-    from ddpm_jax.experiment.training import train
+    from ddpm_jax.experiment.training import sample_command, train
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.disk_space import disk_full_as_user_error
 
     with disk_full_as_user_error(args.workdir):
         stopped_by = train(args.config, args.workdir, profile_steps=args.profile_steps)
     if multi_host.is_first():
-        _say_end(args, stopped_by)
+        if stopped_by is not None:
+            print(f"stopped by {signal.Signals(stopped_by).name}, all is saved; the same command goes on from here")
+        else:
+            print(f"done: pictures in {args.workdir}/samples")
+            print(f"next: {sample_command(args.config, args.workdir)}")
     return 0 if stopped_by is None else 128 + stopped_by
-
-
-def _say_end(args: argparse.Namespace, stopped_by: int | None) -> None:
-    if stopped_by is not None:
-        name = signal.Signals(stopped_by).name
-        print(f"stopped by {name}, all is saved; the same command goes on from here")
-        return
-    print(f"done: pictures in {args.workdir}/samples")
-    print(
-        f"next: python -m ddpm_jax.sample --workdir={args.workdir} "
-        f"--num_samples={args.config.sample.num_grid} --seed=1 --out={args.workdir}/samples/new"
-    )
 
 
 if __name__ == "__main__":

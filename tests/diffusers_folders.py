@@ -53,7 +53,7 @@ def tensors_of(unet_config, seed=0):
         for name in path[:-1]:
             node = node.setdefault(name, {})
         node[path[-1]] = rng.standard_normal(shape).astype(np.float32)
-    return tensors_from(matches_of_unet(shapes, len(config.model.channel_mults)), tree)
+    return tensors_from(matches_of_unet(shapes), tree)
 
 
 def write_folder(path, unet=UNET, scheduler=SCHEDULER, tensors=None, weights=True):

@@ -92,7 +92,7 @@ def test_a_step_is_traced_or_refused_in_one_sentence(tiny_overrides, overrides):
         assert text and "\n" not in text and "Traceback" not in text
         return
     if is_small(config):
-        batch = abstract_batch(experiment, config.train.batch_size)
+        batch = abstract_batch(experiment)
         state, metrics = jax.eval_shape(experiment.train_step, experiment.abstract_state, batch, experiment.keys.train)
         assert metrics["loss"].shape == ()
         assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)

@@ -106,10 +106,10 @@ def test_rows_that_do_not_fit_say_why(tiny_config):
     assert left_out["plain"] == left_out["fsdp_1"] == "the same as given"
     assert left_out["accum_8"].startswith("train.batch_size must be a multiple of 16 (2 devices times 8 parts); got 8")
     assert left_out["fsdp_4"].startswith("mesh.fsdp must divide the number of devices, 2")
-    assert variants[1].parts.config.model.remat and not config.model.remat
+    assert variants[1].experiment.config.model.remat and not config.model.remat
     chosen, _ = build_variants(config, ["fsdp_2", "given"])
     assert [variant.name for variant in chosen] == ["fsdp_2", "given"]
-    assert changed(config, variants[1].changes).to_json() == variants[1].parts.config.to_json()
+    assert changed(config, variants[1].changes).to_json() == variants[1].experiment.config.to_json()
 
 
 def test_devices_are_chosen_before_jax_starts():

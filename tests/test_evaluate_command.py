@@ -1,5 +1,6 @@
 """Evaluation of a run: the command, its files, the resume, and the stream against the bound computed at once."""
 
+import dataclasses
 import json
 
 import jax
@@ -17,7 +18,6 @@ from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import schedule_from_betas
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim, build_bits_per_dim
 from ddpm_jax.evaluation.ode_bits_per_dim import build_ode_bits
-from ddpm_jax.experiment import data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.runtime.devices import make_mesh
 
@@ -31,9 +31,8 @@ def trained(straight_run):
 
 def whole_set(trained, num_images, *, clip_x_0):
     """(schedule, denoise_fn, x_0) of the first test pictures."""
-    config = trained.config
-    schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
-    images = data_factory.build_source(config, "test").load(np.arange(num_images))
+    schedule, model = trained.schedule, trained.model
+    images = trained.source("test").load(np.arange(num_images))
     denoise_fn = make_denoiser(
         schedule, lambda x_t, t: model.apply({"params": trained.params}, x_t, t), clip_x_0=clip_x_0
     )
@@ -42,7 +41,7 @@ def whole_set(trained, num_images, *, clip_x_0):
 
 def measure(trained, batch_size, max_images, num_devices):
     bits = build_bits_per_dim(
-        trained.config, "test", make_mesh(num_devices), seed=0, batch_size=batch_size, max_images=max_images
+        trained, "test", make_mesh(num_devices), seed=0, batch_size=batch_size, max_images=max_images
     )
     calls = []
     measured = bits.measure(trained.params, on_chunk=calls.append)
@@ -52,7 +51,7 @@ def measure(trained, batch_size, max_images, num_devices):
 
 def test_the_stream_is_the_bound_whatever_the_batches_and_devices(trained):
     schedule, denoise_fn, x_0 = whole_set(trained, 12, clip_x_0=True)
-    variance = trained.config.diffusion.variance
+    variance = trained.variance
     whole = jax.jit(
         lambda x_0: bits_per_dim(schedule, denoise_fn, x_0=x_0, key=seed_keys(0).eval, variance=variance)
     )(x_0)
@@ -74,7 +73,7 @@ def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
     """Against the respaced process written out: alpha-bar of the kept steps, the network asked at those."""
     kept = np.array([2, 5, 12, 19])
     schedule, _, x_0 = whole_set(trained, 4, clip_x_0=True)
-    model, variance = model_factory.build_model(trained.config), trained.config.diffusion.variance
+    model, variance = trained.model, trained.variance
     alphas_bar = schedule.host_alphas_bar[kept]
     process = schedule_from_betas(1 - alphas_bar / np.append(1.0, alphas_bar[:-1]))
     denoise_fn = make_denoiser(
@@ -84,7 +83,7 @@ def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
         lambda x_0: bits_per_dim(process, denoise_fn, x_0=x_0, key=seed_keys(0).eval, variance=variance)
     )(x_0)
     bits = build_bits_per_dim(
-        trained.config, "test", make_mesh(1), seed=0, batch_size=4, max_images=4, respacing="t=19,12,5,2"
+        trained, "test", make_mesh(1), seed=0, batch_size=4, max_images=4, respacing="t=19,12,5,2"
     ).measure(trained.params)
     assert bits.terms.shape == (4, 4)
     np.testing.assert_allclose(bits.total, at_once["total"], rtol=1e-4)  # batches as above
@@ -101,7 +100,7 @@ def test_the_flow_in_batches_is_the_flow_at_once(trained):
     keys = sample_keys(seed_keys(3).eval, jnp.arange(5))
     expected = jax.jit(lambda x_0: ode_bits_per_dim(schedule, denoise_fn, x_0=x_0, keys=keys, num_ode_steps=4))(x_0)
     flow = build_ode_bits(
-        trained.config, "test", make_mesh(2), seed=3, batch_size=4, max_images=5, num_ode_steps=4, num_probes=1
+        trained, "test", make_mesh(2), seed=3, batch_size=4, max_images=5, num_ode_steps=4, num_probes=1
     )
     calls = []
     measured = flow.measure(trained.params, on_chunk=calls.append)
@@ -145,9 +144,8 @@ def test_the_pictures_end_in_the_original_and_in_the_sample(trained):
     """The last estimate is the network's at t = 0, and the walk in parts makes the samples of `sample`."""
     from ddpm_jax.evaluation.progressive_images import build_progressive
 
-    config = trained.config
-    progressive = build_progressive(config, make_mesh(2))
-    images = data_factory.build_source(config, "test").load(np.arange(3))
+    progressive = build_progressive(trained, make_mesh(2))
+    images = trained.source("test").load(np.arange(3))
     t, frames = progressive.decode(trained.params, images, seed=0, num_moments=4)
     np.testing.assert_array_equal(t, [19, 13, 6, 0])
     assert frames.shape == (4, *images.shape)
@@ -156,11 +154,7 @@ def test_the_pictures_end_in_the_original_and_in_the_sample(trained):
     measured = measure(trained, batch_size=3, max_images=3, num_devices=1)
     np.testing.assert_allclose(mse, measured.x_0_mse.T[t], rtol=0.02)
 
-    table = sampler_factory.build_table(config, model_factory.build_schedule(config))
-    model = model_factory.build_model(config)
-    schedule = model_factory.build_schedule(config)
-    generator = sampler_factory.build_generator(config, schedule, table, model, make_mesh(1))
-    samples = generator.generate(trained.params, seed=4, num_samples=3)
+    samples = trained.generator(make_mesh(1)).generate(trained.params, seed=4, num_samples=3)
     t, frames = progressive.generate(trained.params, seed=4, num_samples=3, num_moments=5)
     np.testing.assert_array_equal(t, [19, 15, 11, 7, 3, -1])
     assert np.abs(frames[-1].astype(int) - samples).max() <= 1
@@ -259,8 +253,9 @@ def test_a_network_of_the_mean_has_no_flow(trained):
         config.diffusion.prediction = "mean"
     with pytest.raises(ValueError, match="belongs to whole steps: leave out --ode"):
         build_ode_bits(
-            config, "test", make_mesh(1), seed=0, batch_size=4, max_images=1, num_ode_steps=2, num_probes=1
-        )
+            dataclasses.replace(trained, config=config), "test", make_mesh(1),
+            seed=0, batch_size=4, max_images=1, num_ode_steps=2, num_probes=1,
+        )  # fmt: skip
 
 
 def test_no_run(tmp_path, capsys):

@@ -83,6 +83,36 @@ def test_the_table_is_an_order():
         assert {name.partition(".")[0] for name in allowed} <= set(folders[: folders.index(folder)])
 
 
+def reads_of_configs(source):
+    """The line of each `config.x`, `self._config.x`, `run.config.x` or `config["x"]`; not of `jax.config.x`."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute | ast.Subscript):
+            read = node.value
+            name = read.id if isinstance(read, ast.Name) else read.attr if isinstance(read, ast.Attribute) else ""
+            is_jax = isinstance(read, ast.Attribute) and isinstance(read.value, ast.Name) and read.value.id == "jax"
+            if name.strip("_") == "config" and not is_jax:
+                lines.append(node.lineno)
+    return lines
+
+
+def test_what_counts_as_reading_a_config():
+    for source in ("config.model.channels", "self._config.data", "run.config.eval.batch_size", "f(args.config.train)",
+                   "config['model']", "x = config.unlocked()"):  # fmt: skip
+        assert reads_of_configs(source) == [1], source
+    for source in ("jax.config.update('a', 1)", "build_model(config)", "replace(run, config=run.config)"):
+        assert reads_of_configs(source) == [], source
+
+
+def test_only_experiment_reads_a_config():
+    """The others hand it on, and take plain values, an `Experiment` or a `TrainedRun`."""
+    for module in MODULES:
+        if module.parts[0] != "experiment":
+            path = PACKAGE / module.with_suffix(".py")
+            assert not any(name.startswith("ml_collections") for name in imports_of(path)), path
+            assert not reads_of_configs(path.read_text()), f"{path}: lines {reads_of_configs(path.read_text())}"
+
+
 def test_samplers_stand_on_the_rest_of_the_mathematics():
     for path in (PACKAGE / "diffusion").glob("*.py"):
         assert not any(name.startswith("diffusion.samplers") for name in ours(imports_of(path))), path

@@ -14,7 +14,6 @@ from ddpm_jax.evaluation.kid import kernel_distance
 from ddpm_jax.evaluation.metric_values import numbers_table, warning_of
 from ddpm_jax.evaluation.precision_recall import precision_recall
 from ddpm_jax.evaluation.report import Report
-from ddpm_jax.experiment import model_factory, sampler_factory
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.runtime.devices import make_mesh
@@ -61,12 +60,8 @@ def test_a_run_is_measured_on_the_samples_that_sample_draws(straight_run, tmp_pa
     # The pictures lie in a file that others can read, and are those of the generator.
     (pictures,) = folder.glob("samples_step_*/pictures.npy")
     run = open_trained_run(str(straight_run))
-    with run.config.unlocked():
-        run.config.sample.update(sampler="ddim", num_sampler_steps=4, batch_size=8)
-    schedule, model = model_factory.build_schedule(run.config), model_factory.build_model(run.config)
-    table = sampler_factory.build_table(run.config, schedule)
-    generator = sampler_factory.build_generator(run.config, schedule, table, model, make_mesh())
-    drawn = generator.generate(run.params, seed=0, num_samples=20)
+    run = run.with_sampler({"sampler": "ddim", "num_sampler_steps": 4}, batch_size=8, num_devices=8)
+    drawn = run.generator(make_mesh()).generate(run.params, seed=0, num_samples=20)
     np.testing.assert_array_equal(np.load(pictures), drawn)
     # The numbers are the functions' own.
     a, b = pixels(drawn), pixels(digits.load(np.arange(30)))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from diffusers_folders import UNET, tensors_of, write_folder
 
+from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
 from ddpm_jax.interchange.diffusers_unet import fields_of_unet, unet_of_fields
 from ddpm_jax.interchange.imported_model import config_of
@@ -45,8 +46,9 @@ def test_what_diffusers_cannot_express_is_refused(tmp_path, folder, field, value
 def test_heads_by_number_become_heads_by_width():
     model = {"num_heads": 2, "channels": 4, "channel_mults": (1, 2), "attention_resolutions": (4,), "num_groups": 2}
     config = config_of(image_size=(8, 8), num_channels=1, model=model)
-    assert unet_of_fields(config)["attention_head_dim"] == 4
-    assert fields_of_unet(unet_of_fields(config), "it")["model"]["head_channels"] == 4
+    groups = fields_by_group(config)
+    assert unet_of_fields(groups)["attention_head_dim"] == 4
+    assert fields_of_unet(unet_of_fields(groups), "it")["model"]["head_channels"] == 4
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from ddpm_jax.benchmarking.memory_variants import Variant, build_variants
 from ddpm_jax.benchmarking.text_tables import aligned, counted, mebibytes
-from ddpm_jax.experiment import sampler_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
+from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.program_costs import sampler_step_flops, step_memory, train_step_flops
 from ddpm_jax.experiment.state_sizes import kept_bytes, state_bytes
@@ -35,7 +34,7 @@ numbers, so that arguments are more than the sum above, the more so the narrower
 
 
 def dry_run(
-    config: ConfigDict,
+    config: Config,
     names: tuple[str, ...] = (),
     *,
     devices: Sequence[jax.Device] | None = None,
@@ -46,7 +45,7 @@ def dry_run(
     """Prints the tables as their numbers come, and returns them.
 
     Args:
-      names: rows, of `variants.SWITCHES`; none for all that fit.
+      names: rows, of `memory_variants.SWITCHES`; none for all that fit.
       devices: that it is for; None: those that there are.
       compiles: False leaves out what only a compilation tells.
       say: takes a line of the report.
@@ -79,25 +78,23 @@ def dry_run(
 
 
 def _introduce(experiment: Experiment, say: Callable[[str], None]) -> dict[str, Any]:
-    config, mesh, size = experiment.config, experiment.mesh, num_params(experiment.abstract_state.params)
-    batch_size = config.train.batch_size
+    mesh, size, batch_size = experiment.mesh, num_params(experiment.abstract_state.params), experiment.batch_size
     say(f"model         {size:,} parameters")
     of = "" if platform_of(mesh) == "cpu" else f" of {mesh.devices.flat[0].device_kind}"
     say(f"mesh          {mesh.size} devices{of}: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}")
-    say(f"batch         {batch_size} pictures, {batch_size // mesh.size} on each device")
+    say(f"batch         {batch_size} images, {batch_size // mesh.size} on each device")
     return {"num_params": size, "mesh": dict(mesh.shape), "batch_size": batch_size}
 
 
 def _count(experiment: Experiment, say: Callable[[str], None], progress: Callable[[str], None]) -> dict[str, Any]:
-    config = experiment.config
     progress("counting operations")
     train, sampler = train_step_flops(experiment), sampler_step_flops(experiment)
-    calls = sampler_factory.build_table(config, experiment.schedule).num_calls
-    num_train, num_sampled = config.train.batch_size, config.sample.batch_size
+    calls = experiment.sampler_table.num_calls
+    num_train, num_sampled = experiment.batch_size, experiment.sample_batch_size
     say("\nFLOPs over all devices, a multiply-add as two:")
-    say(f"train step    {counted(train)} for {num_train} pictures, {counted(train / num_train)} a picture")
-    say(f"sampler step  {counted(sampler)} for {num_sampled} pictures, {counted(sampler / num_sampled)} a picture")
-    say(f"one sample    {counted(sampler / num_sampled * calls)} by {config.sample.sampler}, {calls} network calls")
+    say(f"train step    {counted(train)} for {num_train} images, {counted(train / num_train)} an image")
+    say(f"sampler step  {counted(sampler)} for {num_sampled} images, {counted(sampler / num_sampled)} an image")
+    say(f"one sample    {counted(sampler / num_sampled * calls)} by {experiment.sampler}, {calls} network calls")
     return {
         "train_step_flops": train,
         "sampler_step_flops": sampler,

@@ -5,24 +5,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
+import jax.numpy as jnp
 
 from ddpm_jax.benchmarking.data_throughput import data_rate
 from ddpm_jax.benchmarking.startup_time import PHASES, startup
 from ddpm_jax.benchmarking.text_tables import aligned, counted, mebibytes
 from ddpm_jax.benchmarking.timed_programs import PROGRAMS, prepare_call
-from ddpm_jax.experiment import sampler_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
-from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.experiment.config_files import Config, changed
 from ddpm_jax.experiment.program_costs import countable, flops, lower_forward, lower_sampler_rows, train_step_flops
 from ddpm_jax.models.unet import num_params
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.runtime.timing import peak_memory, product_peak, repeated, summary
 
-COLUMNS = ("seconds", "quartiles", "pictures/s", "FLOP/s", "of peak", "compile s", "MiB")
+COLUMNS = ("seconds", "quartiles", "images/s", "FLOP/s", "of peak", "compile s", "MiB")
 NOTE = """\
 A row is one program: train a whole update, forward a network call, sample a step of the sampler (a call and what is
-around it), each on random pictures that lie on the device already. Seconds are the median. FLOPs are XLA's count of the
+around it), each on random images that lie on the device already. Seconds are the median. FLOPs are XLA's count of the
 program without remat; the peak is that of a matrix product in the same type on all devices, measured just before. MiB
 is what the compiler plans on each device: arguments and temporaries."""
 
@@ -31,7 +30,7 @@ WHAT = (*PROGRAMS, "data", "compile")
 
 
 def measure(
-    config: ConfigDict, what: Sequence[str], *, repeats: int = 20, say: Callable[[str], None] = print
+    config: Config, what: Sequence[str], *, repeats: int = 20, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Prints a line of the table for each of `what` as it is measured, and returns the numbers.
 
@@ -53,21 +52,21 @@ def measure(
         report["startup"] = startup(config)
         _say_startup(report["startup"], say)
     if "data" in what:
-        report["data"] = data_rate(config, repeats)
+        report["data"] = data_rate(build_experiment(config), repeats)
         _say_data(report["data"], say)
     programs = [name for name in what if name in PROGRAMS]
     return report | (_measure_programs(config, programs, repeats, say) if programs else {})
 
 
 def _measure_programs(
-    config: ConfigDict, names: list[str], repeats: int, say: Callable[[str], None]
+    config: Config, names: list[str], repeats: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     experiment = build_experiment(config)
     peak = product_peak(experiment.mesh, experiment.model.dtype)
     device, rate = experiment.mesh.devices.flat[0].device_kind, peak["flops_per_second"]
     size = num_params(experiment.abstract_state.params)
     where = f"{experiment.mesh.size} x {device}, jax {jax.__version__}"
-    say(f"model    {size:,} parameters, {config.model.dtype}, on {where}")
+    say(f"model    {size:,} parameters, {jnp.dtype(experiment.model.dtype).name}, on {where}")
     say(f"peak     {counted(rate)}FLOP/s, a product of {peak['side']} x {peak['side']} on each device\n")
     say(aligned(["", *COLUMNS]))
     rows = {}
@@ -94,8 +93,8 @@ def _say_startup(found: dict[str, dict[str, int | float]], say: Callable[[str], 
 
 def _say_data(found: dict[str, int | float], say: Callable[[str], None]) -> None:
     say(
-        f"data     {found['num_pictures']:,} pictures; the first batch after {found['first_seconds']:.2f} s, then "
-        f"{found['pictures_per_second']:,.0f} pictures/s\n"
+        f"data     {found['num_pictures']:,} images; the first batch after {found['first_seconds']:.2f} s, then "
+        f"{found['pictures_per_second']:,.0f} images/s\n"
     )
 
 
@@ -106,7 +105,7 @@ def _measured(name: str, experiment: Experiment, repeats: int, peak: float) -> d
     else:
         useful = flops((lower_forward if name == "forward" else lower_sampler_rows)(countable(experiment)))
     seconds = repeated(call.run, repeats)
-    return summary(seconds, pictures=call.pictures, flops=useful, peak=peak) | dataclasses.asdict(call.costs)
+    return summary(seconds, pictures=call.num_images, flops=useful, peak=peak) | dataclasses.asdict(call.costs)
 
 
 def _line(name: str, row: dict[str, float]) -> str:
@@ -125,6 +124,6 @@ def _line(name: str, row: dict[str, float]) -> str:
 def _say_sampler(experiment: Experiment, rows: dict[str, dict], say: Callable[[str], None]) -> None:
     """What the time of a sampler step makes of a whole sample."""
     if "sample" in rows:
-        calls = sampler_factory.build_table(experiment.config, experiment.schedule).num_calls
+        calls = experiment.sampler_table.num_calls
         rate = rows["sample"]["samples_per_second"] = rows["sample"]["pictures_per_second"] / calls
-        say(f"\n{experiment.config.sample.sampler} with {calls} network calls: {rate:.4g} samples a second")
+        say(f"\n{experiment.sampler} with {calls} network calls: {rate:.4g} samples a second")

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.build import Experiment, build_experiment
-from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.experiment.config_files import Config, changed
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 # Name of a row -> what it changes.
@@ -36,7 +36,7 @@ class Variant:
 
 
 def build_variants(
-    config: ConfigDict, names: Sequence[str] = (), devices: Sequence[jax.Device] | None = None
+    config: Config, names: Sequence[str] = (), devices: Sequence[jax.Device] | None = None
 ) -> tuple[list[Variant], dict[str, str]]:
     """The variants of `names` (none: all) in that order, and why the others are left out, by name.
 
@@ -52,7 +52,7 @@ def build_variants(
     variants, left_out, seen = [], {}, {}
     for name in names or SWITCHES:
         variant_config = changed(config, SWITCHES[name])
-        same = seen.setdefault(variant_config.to_json(), name)
+        same = seen.setdefault(config_to_json(variant_config), name)
         if same != name:
             left_out[name] = f"the same as {same}"
             continue

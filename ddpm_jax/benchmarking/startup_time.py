@@ -1,6 +1,6 @@
 """From the start of a process to the end of its first train step: without compiled programs on disk, and with them.
 
-Each start is a process of its own, `python -m ddpm_jax.benchmarking.startup_time CONFIG`, on random pictures.
+Each start is a process of its own, `python -m ddpm_jax.benchmarking.startup_time CONFIG`, on random images.
 """
 
 import json
@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_json import config_from_json, config_to_json
 from ddpm_jax.runtime.errors import UserError
 
@@ -21,7 +21,7 @@ from ddpm_jax.runtime.errors import UserError
 PHASES = ("imports", "build", "parameters", "first", "second")
 
 
-def startup(config: ConfigDict) -> dict[str, dict[str, int | float]]:
+def startup(config: Config) -> dict[str, dict[str, int | float]]:
     """Seconds of each of PHASES, and "total": from the start of the process to the end of its first step.
 
     "programs" is how many compiled programs are on disk after it.
@@ -75,7 +75,7 @@ def _first_steps(path: str) -> dict[str, Any]:
     mark()
     state = jax.block_until_ready(experiment.fresh_state())
     mark()
-    batch = random_inputs(abstract_batch(experiment, experiment.config.train.batch_size))
+    batch = random_inputs(abstract_batch(experiment))
     step_fn = experiment.jitted_step()
     state, _ = jax.block_until_ready(step_fn(state, batch, experiment.keys.train))
     first_step_at = time.time()

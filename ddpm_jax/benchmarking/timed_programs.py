@@ -1,4 +1,4 @@
-"""The programs of a config ready to run, on random pictures that lie on the device."""
+"""The programs of a config ready to run, on random images that lie on the device."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Call:
     """A compiled program with its inputs."""
 
     run: Callable[[], PyTree]  # makes the call; its outputs may not be there yet
-    pictures: int  # of a call
+    num_images: int  # of a call
     costs: StepMemory
 
 
@@ -37,18 +37,18 @@ def prepare_call(name: str, experiment: Experiment, *, num_rows: int = 1) -> Cal
     """Compiles one of PROGRAMS: a train step, a network call, or `num_rows` steps of the sampler."""
     if name == "train":
         compiled, costs = compiled_with_costs(lambda: lower_step(experiment))
-        call = Call(_training(experiment, compiled), experiment.config.train.batch_size, costs)
+        call = Call(_training(experiment, compiled), experiment.batch_size, costs)
     else:
         lower = lower_forward if name == "forward" else lambda experiment: lower_sampler_rows(experiment, num_rows)
         compiled, costs = compiled_with_costs(lambda: lower(experiment))
-        call = Call(_calling(experiment, compiled), experiment.config.sample.batch_size, costs)
+        call = Call(_calling(experiment, compiled), experiment.sample_batch_size, costs)
     release_unused_memory()
     return call
 
 
 def _training(experiment: Experiment, step: Compiled) -> Callable[[], PyTree]:
     """A function that takes one train step further each time."""
-    batch = random_inputs(abstract_batch(experiment, experiment.config.train.batch_size))
+    batch = random_inputs(abstract_batch(experiment))
     held = [experiment.fresh_state()]
 
     def run() -> PyTree:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
@@ -17,7 +16,7 @@ from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced
 from ddpm_jax.evaluation.resume_file import ResumeFile
-from ddpm_jax.experiment import data_factory, model_factory
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.chunks import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import arguments_named, check_one_of
@@ -159,29 +158,29 @@ class BitsPerDim:
 
 
 def build_bits_per_dim(
-    config: ConfigDict, split: str, mesh: Mesh, *, seed: int, batch_size: int, max_images: int, respacing: str = ""
+    run: TrainedRun, split: str, mesh: Mesh, *, seed: int, batch_size: int, max_images: int, respacing: str = ""
 ) -> BitsPerDim:
-    """Bits/dim of a split under the config's network and variance.
+    """Bits/dim of a split under the run's network and variance.
 
     Args:
       respacing: of `timestep_spacing.named_steps`: the bound of the process of these steps alone; "" for all T.
     """
     check_seed("--seed", seed)
-    check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
-    schedule, model, steps = model_factory.build_schedule(config), model_factory.build_model(config), None
+    check_one_of("diffusion.variance", run.variance, VARIANCES)
+    schedule, steps = run.schedule, None
     if respacing:
         flag = {"name": "--bits_respacing", "num_sampler_steps": "--bits_respacing=N"}
         with arguments_named(flag.get):
             steps = named_steps(schedule.num_steps, respacing)[::-1]
         schedule = respaced(schedule, steps)
     return BitsPerDim(
-        model_factory.build_denoiser(config, schedule, model, dynamic_threshold=0.0, steps=steps),
+        run.denoiser_of(schedule=schedule, dynamic_threshold=0.0, steps=steps),
         schedule,
-        data_factory.build_source(config, split),
-        variance=config.diffusion.variance,
+        run.source(split),
+        variance=run.variance,
         key=seed_keys(seed).eval,
         mesh=mesh,
         batch_size=batch_size,
         max_images=max_images,
-        labelled=config.model.num_classes > 0,
+        labelled=run.labelled,
     )

@@ -12,7 +12,6 @@ from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.evaluation.image_sets import ImageSet
 from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
 from ddpm_jax.evaluation.resume_file import fingerprint
-from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.devices import replicated
@@ -22,7 +21,7 @@ class GeneratedSamples:
     """Samples 0..N-1 of a run as `pictures.npy` in a folder of their own.
 
     Args:
-      run: its config says the sampler.
+      run: with the sampler to draw by.
       weights: the name of the run's weights, for the protocol.
       folder: of the evaluation.
 
@@ -32,28 +31,23 @@ class GeneratedSamples:
 
     def __init__(self, run: TrainedRun, *, weights: str, num_samples: int, seed: int, mesh: Mesh, folder: str):
         check_seed("--seed", seed)
-        config = run.config
-        schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
-        model_factory.check_params(config, model, run.params)
-        table = sampler_factory.build_table(config, schedule)
-        self._generator = sampler_factory.build_generator(config, schedule, table, model, mesh)
+        self._generator = run.generator(mesh)
         self._params = jax.device_put(run.params, replicated(mesh))
         self._seed, self.num_images, self._folder = seed, num_samples, folder
-        self.image_shape = config_checks.image_shape_of(config)
+        self.image_shape = run.image_shape
         self.facts = {
-            "name": f"a {config.data.name} run",
+            "name": f"a {run.facts['data']} run",
             "num_images": num_samples,
             "image_shape": list(self.image_shape),
             "step": run.step,
             "weights": weights,
-            "sampler": config.sample.sampler,
-            "num_calls": table.num_calls,
+            "sampler": run.sampler_settings["sampler"],
+            "num_calls": run.sampler_table.num_calls,
             "seed": seed,
-            "settings": {name: config.sample[name] for name in sorted(config.sample)},
+            "settings": run.sampler_settings,
             "batch_size": self._generator.batch_of(num_samples),
-            "fingerprint": fingerprint(run.params, config_to_json(config)),
+            "fingerprint": fingerprint(run.params, config_to_json(run.config)),
         }
-        self.facts["settings"]["classes"] = list(config.sample.classes)
 
     def draw(self, progress: Callable[[str, int, int], Callable[[int], None]], environment: dict) -> ImageSet:
         """Draws what is missing.
@@ -72,12 +66,12 @@ class GeneratedSamples:
             count = progress("sampling", total, files.num_done // batch_size * generator.num_rows)
 
             def make(first: int) -> dict[str, np.ndarray]:
-                pictures = generator.draw(
+                images = generator.draw(
                     self._params, seed=self._seed, first=first, num_samples=self.num_images, on_chunk=count
                 )
-                return {"pictures": pictures}
+                return {"pictures": images}
 
             files.fill(make)
-        pictures = files.arrays.get("pictures", np.zeros((0, *self.image_shape), np.uint8))
-        self.pictures_folder = files.folder
-        return ImageSet(ArraySource(pictures), self.num_images, self.facts, {})
+        images = files.arrays.get("pictures", np.zeros((0, *self.image_shape), np.uint8))
+        self.images_folder = files.folder
+        return ImageSet(ArraySource(images), self.num_images, self.facts, {})

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
@@ -26,7 +25,7 @@ from ddpm_jax.diffusion.ode_likelihood import (
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.evaluation.resume_file import ResumeFile
-from ddpm_jax.experiment import data_factory, model_factory
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.chunks import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import UserError
@@ -127,7 +126,7 @@ class OdeBits:
 
 
 def build_ode_bits(
-    config: ConfigDict,
+    run: TrainedRun,
     split: str,
     mesh: Mesh,
     *,
@@ -137,23 +136,22 @@ def build_ode_bits(
     num_ode_steps: int,
     num_probes: int,
 ) -> OdeBits:
-    """The probability flow's bits/dim of a split under the config's network."""
+    """The probability flow's bits/dim of a split under the run's network."""
     check_seed("--seed", seed)
-    if config.diffusion.prediction == "mean":
+    if run.prediction == "mean":
         raise UserError(
             "the probability flow needs a network that predicts eps, x_0 or v at any noise level; the run's "
             "diffusion.prediction='mean' belongs to whole steps: leave out --ode"
         )
-    schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
     return OdeBits(
-        model_factory.build_denoiser(config, schedule, model, clip_x_0=False, dynamic_threshold=0.0),
-        schedule,
-        data_factory.build_source(config, split),
+        run.denoiser_of(clip_x_0=False, dynamic_threshold=0.0),
+        run.schedule,
+        run.source(split),
         key=seed_keys(seed).eval,
         mesh=mesh,
         batch_size=batch_size,
         num_ode_steps=num_ode_steps,
         num_probes=num_probes,
         max_images=max_images,
-        labelled=config.model.num_classes > 0,
+        labelled=run.labelled,
     )

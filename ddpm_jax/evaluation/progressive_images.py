@@ -1,4 +1,4 @@
-"""What the network takes x_0 to be along the way: of held-out pictures (decoding) and of samples (generation).
+"""What the network takes x_0 to be along the way: of held-out images (decoding) and of samples (generation).
 
 Ho et al. 2020, section 4.3: the receiver's x_0_hat at falling t, and figure 6.
 """
@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale, to_uint8
 from ddpm_jax.diffusion.denoiser import DenoiserOf
@@ -18,13 +17,13 @@ from ddpm_jax.diffusion.rng import sample_keys, sample_noise, seed_keys
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
 from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import replicated
 
 
 class Progressive:
-    """x_0_hat as pictures. Few pictures are looked at, so that every device holds all of them.
+    """x_0_hat as images. Few images are looked at, so that every device holds all of them.
 
     Args:
       decoder_of, generator_of: (params, labels or None) -> denoise_fn. Decoding shows what was measured, with the
@@ -102,17 +101,16 @@ class Progressive:
         return np.array([*t, -1]), np.stack([*frames, np.asarray(to_uint8(state.x_t))])
 
 
-def build_progressive(config: ConfigDict, mesh: Mesh) -> Progressive:
-    """For the config's network and sampler."""
-    schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
+def build_progressive(run: TrainedRun, mesh: Mesh) -> Progressive:
+    """For the run's network and sampler."""
     return Progressive(
-        model_factory.build_denoiser(config, schedule, model, dynamic_threshold=0.0),
-        model_factory.build_denoiser(config, schedule, model),
-        schedule,
-        sampler_factory.build_table(config, schedule),
-        image_shape=config_checks.image_shape_of(config),
+        run.denoiser_of(dynamic_threshold=0.0),
+        run.denoiser_of(),
+        run.schedule,
+        run.sampler_table,
+        image_shape=run.image_shape,
         mesh=mesh,
-        classes=sampler_factory.sampled_classes(config),
+        classes=run.sampled_classes,
     )
 
 

@@ -1,4 +1,4 @@
-"""All that is measured of a trained run: bits/dim, rate-distortion, the flow's likelihood, pictures; into a folder."""
+"""All that is measured of a trained run: bits/dim, rate-distortion, the flow's likelihood, images; into a folder."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from ddpm_jax.data.batch import images_and_labels
 from ddpm_jax.data.image_source import load_rows
@@ -19,7 +18,6 @@ from ddpm_jax.evaluation.progressive_images import Progressive, build_progressiv
 from ddpm_jax.evaluation.rate_distortion import rate_distortion
 from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report, describe
 from ddpm_jax.evaluation.resume_file import ResumeFile, fingerprint
-from ddpm_jax.experiment import data_factory, model_factory
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.atomic_files import check_folder, replace_file
@@ -28,9 +26,9 @@ from ddpm_jax.runtime.errors import MAX_INT, UserError, check_between, check_one
 from ddpm_jax.runtime.image_files import save_strip
 from ddpm_jax.runtime.progress import ProgressBar
 
-WHAT = ("bits", "pictures", "ode", "samples")  # samples: see of_samples
+WHAT = ("bits", "pictures", "ode", "samples")  # samples: see `sample_metrics`
 _MAX_ODE = 100_000  # steps or probes; beyond this a mistyped number would take the memory
-NUM_PICTURES, NUM_MOMENTS = 8, 10  # rows and columns of the strips
+NUM_IMAGES, NUM_MOMENTS = 8, 10  # rows and columns of the strips
 
 
 @dataclass(frozen=True)
@@ -70,56 +68,47 @@ class Evaluation:
 
     def __init__(self, run: TrainedRun, settings: EvaluationSettings, *, workdir: str, weights: str):
         self.folder = os.path.abspath(settings.out or os.path.join(workdir, "evaluation"))
-        config, self._settings = run.config, settings
-        split = settings.split or config.data.eval_split
+        self._settings = settings
+        split = settings.split or run.held_out_split
         if not split:
             raise UserError("the run names no held-out split: give --split, such as --split=train")
         self._mesh = make_mesh()
-        model_factory.check_params(config, model_factory.build_model(config), run.params)
-        self._source = data_factory.build_source(config, split, "--split" if settings.split else "data.eval_split")
-        self._labelled = config.model.num_classes > 0
-        self._bits, self._ode, self._progressive = self._build(config, split)
+        run.check_params()
+        self._source = run.source(split, "--split" if settings.split else "data.eval_split")
+        self._labelled = run.labelled
+        self._bits, self._ode, self._progressive = self._build(run, split)
         self._is_first = jax.process_index() == 0
         if self._is_first:
             check_folder("--out", self.folder)
         num_images = min(len(self._source), settings.max_images or len(self._source))
-        name = fingerprint(run.params, config_to_json(config), self._source.load(np.arange(min(num_images, 64))))
-        self.facts = {
-            "step": run.step,
+        name = fingerprint(run.params, config_to_json(run.config), self._source.load(np.arange(min(num_images, 64))))
+        self.facts = run.facts | {
             "weights": weights,
-            "data": config.data.name,
             "split": split,
             "num_images": num_images,
             "seed": settings.seed,
             "image_shape": list(self._source.image_shape),
-            "schedule": config.schedule.name,
-            "num_steps": config.schedule.num_steps,
-            "prediction": config.diffusion.prediction,
-            "variance": config.diffusion.variance,
-            "clip_x_0": config.sample.clip_x_0,
-            "fingerprint": name,  # of the weights, the config and the first pictures
+            "fingerprint": name,  # of the weights, the config and the first images
         }
         if settings.bits_respacing:
             self.facts["bits_respacing"] = settings.bits_respacing
         self._params = jax.device_put(run.params, replicated(self._mesh))
 
-    def _build(
-        self, config: ConfigDict, split: str
-    ) -> tuple[BitsPerDim | None, OdeBits | None, Progressive | None]:
+    def _build(self, run: TrainedRun, split: str) -> tuple[BitsPerDim | None, OdeBits | None, Progressive | None]:
         settings = self._settings
         common = {
             "seed": settings.seed,
-            "batch_size": settings.batch_size or config.eval.batch_size,
+            "batch_size": settings.batch_size or run.eval_batch_size,
             "max_images": settings.max_images,
         }
         bits = None
         if "bits" in settings.what:
-            bits = build_bits_per_dim(config, split, self._mesh, **common, respacing=settings.bits_respacing)
-        progressive = build_progressive(config, self._mesh) if "pictures" in settings.what else None
+            bits = build_bits_per_dim(run, split, self._mesh, **common, respacing=settings.bits_respacing)
+        progressive = build_progressive(run, self._mesh) if "pictures" in settings.what else None
         ode = None
         if "ode" in settings.what:
             numbers = {"num_ode_steps": settings.ode_steps, "num_probes": settings.ode_probes}
-            ode = build_ode_bits(config, split, self._mesh, **common, **numbers)
+            ode = build_ode_bits(run, split, self._mesh, **common, **numbers)
         return bits, ode, progressive
 
     def measure(self, on_file: Callable[[str], None] = lambda path: None) -> Report | None:
@@ -179,12 +168,12 @@ class Evaluation:
         report.add(bits_per_dim=summary, by_step=by_step, rate_distortion=curve)
 
     def _draw(self, on_file: Callable[[str], None]) -> None:
-        first = np.arange(min(NUM_PICTURES, self.facts["num_images"]))
+        first = np.arange(min(NUM_IMAGES, self.facts["num_images"]))
         data = load_rows(self._source, first, self._labelled)
         seed = self._settings.seed
         t, frames = self._progressive.decode(self._params, data, seed=seed, num_moments=NUM_MOMENTS)
         walked, samples = self._progressive.generate(
-            self._params, seed=seed, num_samples=NUM_PICTURES, num_moments=NUM_MOMENTS
+            self._params, seed=seed, num_samples=NUM_IMAGES, num_moments=NUM_MOMENTS
         )
         if not self._is_first:
             return

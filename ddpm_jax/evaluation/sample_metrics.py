@@ -1,4 +1,4 @@
-"""Sample metrics of a run or of anyone's pictures against real ones: from pictures to an entry of a report."""
+"""Sample metrics of a run or of anyone's images against real ones: from images to an entry of a report."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,6 @@ from ddpm_jax.evaluation.metric_settings import SampleSettings
 from ddpm_jax.evaluation.metric_values import check_counts, sample_numbers, warning_of
 from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
 from ddpm_jax.evaluation.resume_file import fingerprint
-from ddpm_jax.experiment import config_checks, data_factory
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.devices import make_mesh
@@ -33,12 +32,12 @@ DEFAULT_BATCH_SIZE = 64  # through the extractor
 
 
 class SampleMetrics:
-    """Builds and checks everything, the extractor apart, before a picture is drawn.
+    """Builds and checks everything, the extractor apart, before an image is drawn.
 
     Args:
       settings: what was typed.
       samples: a set, or those of a run, not yet drawn.
-      reference: real pictures.
+      reference: real images.
       out: the folder that results will go to, to see whether they can.
 
     Raises:
@@ -73,7 +72,7 @@ class SampleMetrics:
         self.warning = warning_of(settings.extractor_name, samples.num_images, reference.num_images)
 
     def _check_shapes(self, extractor: str) -> None:
-        shapes = [tuple(pictures.image_shape) for pictures in (self._samples, self._reference)]
+        shapes = [tuple(images.image_shape) for images in (self._samples, self._reference)]
         if extractor == "inception":
             for shape in shapes:
                 if shape[2] not in (1, 3):
@@ -92,7 +91,7 @@ class SampleMetrics:
         reference = self._features(extractor, self._reference, folder, environment, "real pictures")
         if isinstance(samples, GeneratedSamples):
             samples = samples.draw(self._progress, environment)
-            folder = self._samples.pictures_folder
+            folder = self._samples.images_folder
         found = self._features(extractor, samples, folder, environment, "samples")
         if not self._is_first:
             return None
@@ -104,20 +103,20 @@ class SampleMetrics:
         return {"protocol": protocol, "numbers": numbers, "warning": self.warning}
 
     def _features(
-        self, extractor: Extractor, pictures: ImageSet, folder: str, environment: dict, what: str
+        self, extractor: Extractor, images: ImageSet, folder: str, environment: dict, what: str
     ) -> ResumableArrays:
-        facts = {"pictures": pictures.facts, "extractor": extractor.facts, "batch_size": self._batch_size}
+        facts = {"pictures": images.facts, "extractor": extractor.facts, "batch_size": self._batch_size}
         rows = {name: ((width,), np.float32) for name, width in extractor.widths.items()}
         prefix = os.path.join(folder, extractor.name)
-        files = ResumableArrays(prefix, facts | environment, rows, pictures.num_images)
+        files = ResumableArrays(prefix, facts | environment, rows, images.num_images)
         if not files.complete:
             extract = extractor.on_devices(self._mesh, self._batch_size)
             description = f"{extractor.name} features of {what}"
-            count = self._progress(description, pictures.num_images, files.num_done, "picture")
+            count = self._progress(description, images.num_images, files.num_done, "picture")
 
             def make(first: int) -> dict[str, np.ndarray]:
-                images = pictures.load(first, self._batch_size) if self._is_first else None
-                return extract(images, pictures.image_shape)
+                batch = images.load(first, self._batch_size) if self._is_first else None
+                return extract(batch, images.image_shape)
 
             files.fill(make, on_rows=count)
             self._close_bar()
@@ -157,25 +156,21 @@ class SampleMetrics:
             self._bar = None
 
 
-def of_run(
+def sets_of_run(
     settings: SampleSettings, run: TrainedRun, *, weights: str, mesh: Mesh, folder: str
 ) -> tuple[GeneratedSamples, ImageSet]:
-    """(the samples of a run, to be drawn into `folder`; the real pictures, by default what it was trained on)."""
-    config = run.config
-    shape = config_checks.image_shape_of(config)
+    """(the samples of a run, to be drawn into `folder`; the real images, by default what it was trained on)."""
+    shape = run.image_shape
     if settings.image_size not in (None, shape[:2]):
         raise UserError(f"--image_size must be that of the run's pictures, {shape[0]},{shape[1]}, or be left out")
     if settings.reference is None:
-        data = config.data
-        if settings.data_path:
-            with config.unlocked():
-                data.path = settings.data_path  # the files have moved since, or lie elsewhere on this machine
-        identity = {"name": f"{data.name}:{data.split}", "path": data.path, "data_dir": data.data_dir}
+        if settings.data_path:  # the files have moved since, or lie elsewhere on this machine
+            run = run.with_data([f"data.path={settings.data_path}"])
         try:
-            source = data_factory.build_source(config, data.split)
+            source = run.source()
         except UserError as error:
             raise UserError(f"{error}; or name the real pictures by --reference or --data_path") from error
-        reference = image_set("the training data", source, identity, settings.num_reference)
+        reference = image_set("the training data", source, run.training_data, settings.num_reference)
     else:
         reference = _open_reference(settings, shape)
     num_samples = settings.num_samples or min(reference.num_images, MAX_SAMPLES)
@@ -185,8 +180,8 @@ def of_run(
     return samples, reference
 
 
-def of_files(settings: SampleSettings, given: str) -> tuple[ImageSet, ImageSet]:
-    """(the samples in a file or folder, the real pictures)."""
+def sets_of_files(settings: SampleSettings, given: str) -> tuple[ImageSet, ImageSet]:
+    """(the samples in a file or folder, the real images)."""
     if settings.reference is None:
         raise UserError("--samples needs real pictures to compare with: give --reference, such as digits:train")
     samples = open_images(

@@ -8,13 +8,22 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
+from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.experiment import config_checks, model_factory, sampler_factory, training_factory
+from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
 from ddpm_jax.models.unet import UNet, init_params
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
-from ddpm_jax.runtime.devices import batch_sharded, make_mesh, platform_of, replicated, state_sharded
+from ddpm_jax.runtime.devices import (
+    batch_sharded,
+    make_mesh,
+    platform_of,
+    put_batch,
+    replicated,
+    state_sharded,
+)
 from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import TrainStep
 
@@ -30,6 +39,28 @@ class Experiment:
     loss_fn: LossFn
     init: Callable[[jax.Array], TrainState]  # key -> a fresh state
     train_step: TrainStep  # not jitted
+    sampler_table: SamplerTable
+    preview_table: SamplerTable  # of the samples that are drawn during training
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return config_checks.image_shape_of(self.config)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of an update, over all devices."""
+        return self.config.train.batch_size
+
+    @property
+    def sample_batch_size(self) -> int:
+        """Images that are sampled at a time, over all devices."""
+        return self.config.sample.batch_size
+
+    @property
+    def sampler(self) -> str:
+        """The name of its sampler."""
+        return self.config.sample.sampler
 
     @property
     def keys(self) -> SeedKeys:
@@ -50,6 +81,26 @@ class Experiment:
     def state_sharding(self) -> TrainState:
         """Where each array of the state lies."""
         return jax.tree.map(lambda x: x.sharding, self.abstract_state)
+
+    def source(self) -> ImageSource:
+        """The images that it is trained on."""
+        return data_factory.build_source(self.config, self.config.data.split)
+
+    def batches(
+        self, source: ImageSource, *, first_step: int = 0, batch_of_step: Callable[[int], int] = lambda step: step
+    ) -> BatchLoader:
+        """The batches of training from `first_step` on, over the mesh; the arguments are those of `BatchLoader`."""
+        return BatchLoader(
+            source,
+            batch_size=self.batch_size,
+            seed=self.config.train.seed,
+            first_step=first_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            labelled=self.model.num_classes > 0,
+            transform=lambda batch: put_batch(batch, self.mesh),
+            batch_of_step=batch_of_step,
+        )
 
     def fresh_state(self) -> TrainState:
         """The state that training starts from."""
@@ -87,13 +138,13 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     optimizer = training_factory.build_optimizer(config)
     train_step = training_factory.build_train_step(config, mesh, model, loss_fn, optimizer)
     time_sampler = training_factory.build_timestep_sampler(config)
-    # Built for their checks alone: a bad sampler must not come to light after days of training.
-    sampler_factory.build_table(config, schedule)
-    sampler_factory.build_preview_table(config, schedule)
+    # Here, since a bad sampler must not come to light after days of training.
+    sampler_table = sampler_factory.build_table(config, schedule)
+    preview_table = sampler_factory.build_preview_table(config, schedule)
     sampler_factory.check_sample_batch(config, mesh)
     image_shape = config_checks.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:
         return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())
 
-    return Experiment(config, mesh, schedule, model, loss_fn, init, train_step)
+    return Experiment(config, mesh, schedule, model, loss_fn, init, train_step, sampler_table, preview_table)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.config_overrides import apply_override, flatten
 from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.runtime.errors import UserError
 
@@ -24,6 +24,21 @@ CHANGEABLE_AT_IMPORT = (
     "sample.*", "eval.*", "model.dropout", "model.dtype", "model.remat", "diffusion.loss", "diffusion.huber_delta",
     "diffusion.vlb_lambda", "diffusion.weighting", "diffusion.*_gamma", "diffusion.p2_k", "mesh.*",
 )
+
+
+def changed_import(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """The config of imported weights with `group.field=value` applied, for what they do not decide; locked.
+
+    Raises:
+      UserError: a field that the weights decide, an unknown one, or a value of a wrong type.
+    """
+    config = config.copy_and_resolve_references()
+    for override in overrides:
+        apply_override(config, override)
+        field = override.partition("=")[0]
+        if not any(fnmatch.fnmatchcase(field, pattern) for pattern in CHANGEABLE_AT_IMPORT):
+            raise UserError(f"--config.{field} cannot be chosen: the file that is imported decides about it")
+    return config.lock()
 
 
 def check_same_run(saved: ConfigDict, given: ConfigDict, changeable: Sequence[str] = CHANGEABLE) -> None:

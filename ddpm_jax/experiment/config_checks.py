@@ -66,8 +66,13 @@ def check_numbers(config: ConfigDict) -> None:
         raise UserError(f"schedule.num_steps must be in 1..{_MAX_T}; got {config.schedule.num_steps}")
 
 
+def num_devices_of(config: ConfigDict) -> int:
+    """How many devices it is for; 0: all that there are."""
+    return config.train.num_devices
+
+
 def image_shape_of(config: ConfigDict) -> tuple[int, int, int]:
-    """(H, W, C) of the pictures."""
+    """(H, W, C) of the images."""
     size = tuple(config.data.image_size)
     if len(size) != 2 or min(size) < 1:
         raise UserError(f"data.image_size must be (height, width) in pixels; got {size}")

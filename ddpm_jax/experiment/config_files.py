@@ -1,15 +1,18 @@
 """Experiments as ConfigDicts, found by name or path, with overrides applied."""
 
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.config_json import check_storable, whole_config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override, flatten
-from ddpm_jax.experiment.packaged_configs import experiments_folder, packaged_experiments, packaged_module
+from ddpm_jax.experiment.packaged_configs import base_config, experiments_folder, packaged_experiments, packaged_module
 from ddpm_jax.runtime.errors import UserError, did_you_mean
+
+Config = ConfigDict  # what it is to the other folders, which hand it on and read none of its fields
 
 
 def _experiment_module(name_or_path: str) -> types.ModuleType:
@@ -70,6 +73,15 @@ def _with_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     for override in overrides:
         apply_override(config, override)
     return config.lock()
+
+
+def config_of_groups(groups: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+    """The defaults of configs/base.py with the fields of `{"group": {"field": value}}` set; locked."""
+    config = base_config()
+    for group, fields in groups.items():
+        for name, value in fields.items():
+            config[group][name] = value
+    return config
 
 
 def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

@@ -29,6 +29,11 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return fields
 
 
+def fields_by_group(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """All fields of `config` as plain dicts, `{"group": {"field": value}}`."""
+    return {name: dict(group.items()) for name, group in config.items()}
+
+
 def closest_field(got: str, fields: Sequence[str]) -> str | None:
     """The dotted field that a person who typed `got` most likely meant: `train.bs` is `train.batch_size`."""
     group, name = _group(got), _name(got)

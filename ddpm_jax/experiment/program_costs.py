@@ -1,6 +1,6 @@
 """The programs of a config as XLA sees them before they run: floating-point operations, bytes, seconds of compilation.
 
-All of it is of shapes: no parameter and no picture is made.
+All of it is of shapes: no parameter and no image is made.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jax.stages import Compiled, Lowered
 
 from ddpm_jax.data.batch import label_args
 from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_rows
-from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
+from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
 from ddpm_jax.experiment.state_sizes import abstract_batch
@@ -30,7 +30,7 @@ def lower_step(experiment: Experiment, step_fn: TrainStep | None = None) -> Lowe
     Args:
       step_fn: of `experiment.jitted_step`, which then need not be traced and lowered again to run.
     """
-    batch = abstract_batch(experiment, experiment.config.train.batch_size)
+    batch = abstract_batch(experiment)
     key = jax.eval_shape(lambda: experiment.keys.train)  # a shape, which belongs to no device
     return (step_fn or experiment.jitted_step()).lower(experiment.abstract_state, batch, key)
 
@@ -38,13 +38,12 @@ def lower_step(experiment: Experiment, step_fn: TrainStep | None = None) -> Lowe
 def sampled_batch(
     experiment: Experiment,
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
-    """The shapes of x_t, of the keys and of the labels (None where there are none) of `sample.batch_size` pictures."""
-    config, sharding = experiment.config, batch_sharded(experiment.mesh)
-    batch_size = config.sample.batch_size
+    """The shapes of x_t, of the keys and of the labels (None where there are none) of `sample.batch_size` images."""
+    sharding, batch_size = batch_sharded(experiment.mesh), experiment.sample_batch_size
     keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), experiment.keys.sample)
-    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding) if config.model.num_classes else None
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding) if experiment.model.num_classes else None
     return (
-        jax.ShapeDtypeStruct((batch_size, *config_checks.image_shape_of(config)), jnp.float32, sharding=sharding),
+        jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), jnp.float32, sharding=sharding),
         jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
         labels,
     )
@@ -52,9 +51,8 @@ def sampled_batch(
 
 def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
     """(params, x_t, keys, labels) -> x_s: the first rows of the config's sampler, each of which is a network call."""
-    config = experiment.config
-    table = sampler_factory.build_table(config, experiment.schedule)
-    denoiser_of = model_factory.build_denoiser(config, experiment.schedule, experiment.model)
+    table = experiment.sampler_table
+    denoiser_of = model_factory.build_denoiser(experiment.config, experiment.schedule, experiment.model)
 
     def advance(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
         return scan_rows(denoiser_of(params, labels), table.rows(0, num_rows), init_sampler_state(table, x_t), keys).x_t
@@ -121,7 +119,7 @@ def train_step_flops(experiment: Experiment, step_fn: TrainStep | None = None) -
 
 
 def sampler_step_flops(experiment: Experiment) -> float:
-    """Of one network call for `sample.batch_size` pictures, over all devices."""
+    """Of one network call for `sample.batch_size` images, over all devices."""
     return flops(lower_sampler_rows(countable(experiment)))
 
 

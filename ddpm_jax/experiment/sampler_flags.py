@@ -39,17 +39,19 @@ def given_sampler_flags(args: argparse.Namespace) -> dict[str, object]:
     return {name: getattr(args, name) for name in (*_FIELDS, "classes") if getattr(args, name) is not None}
 
 
-def choose_sampler(config: ConfigDict, given: dict[str, object], *, batch_size: int | None, num_devices: int) -> None:
-    """Changes the group `sample` of a run's config to what was given.
+def choose_sampler(
+    config: ConfigDict, given: dict[str, object], *, batch_size: int | None, num_devices: int
+) -> ConfigDict:
+    """A run's config with the group `sample` changed to what was given; locked.
 
     Args:
       given: of `given_sampler_flags`.
-      batch_size: pictures at a time; None: the run's, rounded up to a multiple of the number of devices.
+      batch_size: images at a time; None: the run's, rounded up to a multiple of the number of devices.
 
     Raises:
       UserError: classes that cannot be read; everything else is checked by the factories.
     """
-    given = dict(given)
+    config, given = config.copy_and_resolve_references(), dict(given)
     classes = given.pop("classes", None)
     if classes is not None:
         apply_override(config, f"sample.classes={classes}")
@@ -61,3 +63,4 @@ def choose_sampler(config: ConfigDict, given: dict[str, object], *, batch_size: 
             # The run's batch suits the devices that it was trained on; these may be others.
             batch_size = -(-config.sample.batch_size // num_devices) * num_devices
         config.sample.batch_size = batch_size
+    return config.lock()

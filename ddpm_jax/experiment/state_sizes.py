@@ -10,7 +10,6 @@ from jax.extend.core import Literal
 from jaxtyping import PyTree
 
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.runtime.devices import batch_sharded
 
 
@@ -25,11 +24,11 @@ def device_bytes(tree: PyTree) -> int:
     return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def abstract_batch(experiment: Experiment, batch_size: int) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes of a batch over the mesh: uint8 pictures, with int32 labels where the network has classes."""
-    sharding = batch_sharded(experiment.mesh)
-    images = jax.ShapeDtypeStruct((batch_size, *image_shape_of(experiment.config)), jnp.uint8, sharding=sharding)
-    if not experiment.config.model.num_classes:
+def abstract_batch(experiment: Experiment) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes of a training batch over the mesh: uint8 images, with int32 labels where the network has classes."""
+    sharding, batch_size = batch_sharded(experiment.mesh), experiment.batch_size
+    images = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), jnp.uint8, sharding=sharding)
+    if not experiment.model.num_classes:
         return images
     return images, jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding)
 
@@ -41,7 +40,7 @@ def state_bytes(experiment: Experiment) -> dict[str, int]:
         "params": device_bytes(state.params),
         "ema": device_bytes(state.ema_params),
         "optimizer": device_bytes((state.step, state.opt_state, state.t_history)),
-        "batch": device_bytes(abstract_batch(experiment, experiment.config.train.batch_size)),
+        "batch": device_bytes(abstract_batch(experiment)),
         "gradients": device_bytes(state.params),  # a gradient is as large as what it is of
     }
 
@@ -66,10 +65,10 @@ def kept_bytes(experiment: Experiment) -> int:
     """What the forward pass keeps for the backward pass on one device: the residuals of one part of the batch."""
     config, model = experiment.config, experiment.model
     num_parts = config.optim.clip_replicas or config.train.grad_accum_steps
-    rows = config.train.batch_size // num_parts // experiment.mesh.size
-    x_t = jax.ShapeDtypeStruct((rows, *image_shape_of(config)), jnp.float32)
+    rows = experiment.batch_size // num_parts // experiment.mesh.size
+    x_t = jax.ShapeDtypeStruct((rows, *experiment.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    labels = (t,) if config.model.num_classes else ()
+    labels = (t,) if model.num_classes else ()
 
     def predict(params: PyTree, key: jax.Array, x_t: jax.Array, t: jax.Array, *labels: jax.Array) -> jax.Array:
         return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})

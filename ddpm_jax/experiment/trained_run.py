@@ -1,31 +1,181 @@
-"""A trained run, opened from its workdir: the config from the checkpoint and the weights."""
+"""A trained run, opened from its workdir: the weights of a checkpoint, and what its config says and builds."""
 
+import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax.data import ImageSource
+from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.samplers.table import SamplerTable
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
+from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.packaged_configs import with_defaults
+from ddpm_jax.experiment.sampler_flags import choose_sampler
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 WEIGHTS = {"ema": "ema_params", "raw": "params"}
 
 
-# What may be said anew of a run that is measured: which pictures, and where they are.
+# What may be said anew of a run that is measured: which images, and where they are.
 DATA_FIELDS = ("data.name", "data.path", "data.data_dir", "data.split", "data.eval_split")
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """One checkpoint of a run, as NumPy arrays: nothing in it depends on the devices it was trained on."""
+    """One checkpoint of a run, as NumPy arrays: nothing in it depends on the devices it was trained on.
+
+    What the config describes is built and checked when it is asked for; each raises UserError for what does not fit.
+    """
 
     step: int
     config: ConfigDict
     params: dict
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """The noise schedule of training."""
+        return model_factory.build_schedule(self.config)
+
+    @functools.cached_property
+    def model(self) -> UNet:
+        """The network that `params` are of."""
+        return model_factory.build_model(self.config)
+
+    @functools.cached_property
+    def sampler_table(self) -> SamplerTable:
+        """The steps of its sampler."""
+        return sampler_factory.build_table(self.config, self.schedule)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return config_checks.image_shape_of(self.config)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the network is told the class of an image."""
+        return self.config.model.num_classes > 0
+
+    @property
+    def sampled_classes(self) -> tuple[int, ...]:
+        """Which classes its samples are of, in turn; () for a network without classes."""
+        return sampler_factory.sampled_classes(self.config)
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, one of `diffusion.denoiser.PREDICTIONS`."""
+        return self.config.diffusion.prediction
+
+    @property
+    def variance(self) -> str:
+        """Of p, one of `diffusion.denoiser.VARIANCES`."""
+        return self.config.diffusion.variance
+
+    @property
+    def held_out_split(self) -> str:
+        """The name of the split that it was not trained on; "" where there is none."""
+        return self.config.data.eval_split
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images at a time when the held-out ones are measured."""
+        return self.config.eval.batch_size
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it, as JSON: step, data, schedule, num_steps, prediction, variance, clip_x_0."""
+        config = self.config
+        return {
+            "step": self.step,
+            "data": config.data.name,
+            "schedule": config.schedule.name,
+            "num_steps": config.schedule.num_steps,
+            "prediction": self.prediction,
+            "variance": self.variance,
+            "clip_x_0": config.sample.clip_x_0,
+        }
+
+    @property
+    def training_data(self) -> dict[str, str]:
+        """What it was trained on, as JSON: name, as NAME:SPLIT, path and data_dir."""
+        data = self.config.data
+        return {"name": f"{data.name}:{data.split}", "path": data.path, "data_dir": data.data_dir}
+
+    @property
+    def sampler_settings(self) -> dict[str, Any]:
+        """The fields of `sample` by name, as JSON; "sampler" is which one."""
+        fields = self.config.sample
+        return {name: fields[name] for name in sorted(fields)} | {"classes": list(fields.classes)}
+
+    def source(self, split: str | None = None, field: str = "data.split") -> ImageSource:
+        """The images of a split of its data; None: those that it was trained on.
+
+        Args:
+          field: what a person typed the split as, for complaints about it.
+        """
+        return data_factory.build_source(self.config, split or self.config.data.split, field)
+
+    def check_params(self) -> None:
+        """Raises UserError unless `params` are those of the config's network."""
+        model_factory.check_params(self.config, self.model, self.params)
+
+    def denoiser_of(
+        self,
+        *,
+        schedule: Schedule | None = None,
+        clip_x_0: bool | None = None,
+        dynamic_threshold: float | None = None,
+        steps: np.ndarray | None = None,
+    ) -> DenoiserOf:
+        """(params, labels or None) -> denoise_fn, as the run samples but for what is given here.
+
+        Args:
+          schedule, steps: a `respaced` schedule, and the run's steps that it is of, rising.
+        """
+        return model_factory.build_denoiser(
+            self.config,
+            schedule or self.schedule,
+            self.model,
+            clip_x_0=clip_x_0,
+            dynamic_threshold=dynamic_threshold,
+            steps=steps,
+        )
+
+    def generator(self, mesh: Mesh) -> Generator:
+        """What draws samples by its sampler, after `check_params`."""
+        table = self.sampler_table
+        self.check_params()
+        return sampler_factory.build_generator(self.config, self.schedule, table, self.model, mesh)
+
+    def with_data(self, overrides: Sequence[str]) -> "TrainedRun":
+        """The run with `data.field=value` applied, of the fields DATA_FIELDS.
+
+        Raises:
+          UserError: another field, or a value of a wrong type.
+        """
+        config = self.config.copy_and_resolve_references()
+        for override in overrides:
+            field = override.partition("=")[0]
+            check_one_of("a field after --config.", field, DATA_FIELDS)
+            apply_override(config, override)
+        return dataclasses.replace(self, config=config.lock())
+
+    def with_sampler(self, given: dict[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
+        """The run with another sampler; see `sampler_flags.choose_sampler`."""
+        config = choose_sampler(self.config, given, batch_size=batch_size, num_devices=num_devices)
+        return dataclasses.replace(self, config=config)
 
 
 def open_trained_run(workdir: str, *, step: int | None = None, best: bool = False, weights: str = "ema") -> TrainedRun:
@@ -55,17 +205,3 @@ def open_trained_run(workdir: str, *, step: int | None = None, best: bool = Fals
     finally:
         checkpoints.close()
     return TrainedRun(step, with_defaults(config_from_json(config_json)), params)
-
-
-def with_data(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """`config` with `data.field=value` applied, of the fields DATA_FIELDS; locked.
-
-    Raises:
-      UserError: another field, or a value of a wrong type.
-    """
-    config = config.copy_and_resolve_references()
-    for override in overrides:
-        field = override.partition("=")[0]
-        check_one_of("a field after --config.", field, DATA_FIELDS)
-        apply_override(config, override)
-    return config.lock()

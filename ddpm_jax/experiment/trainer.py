@@ -7,7 +7,7 @@ import os
 
 import jax
 
-from ddpm_jax.data import BatchLoader, ImageSource
+from ddpm_jax.data import ImageSource
 from ddpm_jax.data.shuffling import batch_indices
 from ddpm_jax.experiment import sampler_factory, training_factory
 from ddpm_jax.experiment.build import Experiment
@@ -17,7 +17,7 @@ from ddpm_jax.experiment.program_costs import train_step_flops
 from ddpm_jax.experiment.resume import saved_state
 from ddpm_jax.experiment.training_samples import draw_samples
 from ddpm_jax.runtime import multi_host
-from ddpm_jax.runtime.devices import local_mesh, put_batch
+from ddpm_jax.runtime.devices import local_mesh
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.timing import product_peak
 from ddpm_jax.training.eval_loss import EvalLoss
@@ -79,16 +79,8 @@ class Trainer:
 
     def _run_until_nonfinite(self, state: TrainState, stop: StopRequest) -> TrainState:
         experiment, train = self._experiment, self._config.train
-        with BatchLoader(
-            self._source,
-            batch_size=train.batch_size,
-            seed=train.seed,
-            first_step=int(state.step),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            labelled=self._config.model.num_classes > 0,
-            transform=lambda batch: put_batch(batch, experiment.mesh),
-            batch_of_step=self._rewinds.batch_of_step,
+        with experiment.batches(
+            self._source, first_step=int(state.step), batch_of_step=self._rewinds.batch_of_step
         ) as batches:
             return run_loop(
                 state,
@@ -146,9 +138,8 @@ class Trainer:
     @functools.cached_property
     def _previewer(self) -> Generator:
         experiment = self._experiment
-        table = sampler_factory.build_preview_table(self._config, experiment.schedule)
         return sampler_factory.build_generator(
-            self._config, experiment.schedule, table, experiment.model, experiment.mesh
+            self._config, experiment.schedule, experiment.preview_table, experiment.model, experiment.mesh
         )
 
     def _preview(self, state: TrainState) -> dict[str, float]:
@@ -165,10 +156,10 @@ class Trainer:
 
     def _note_skip(self, error: NonFiniteError) -> None:
         path = self._record(error)
-        self._reporter.note(f"{error}: the update is skipped; its pictures are listed in {path}")
+        self._reporter.note(f"{error}: the update is skipped; its images are listed in {path}")
 
     def _record(self, error: NonFiniteError) -> str:
-        """Writes which pictures the step saw; the path of the file."""
+        """Writes which images the step saw; the path of the file."""
         train, batch = self._config.train, self._rewinds.batch_of_step(error.step - 1)
         indices = batch_indices(
             seed=train.seed, step=batch, batch_size=train.batch_size, num_examples=len(self._source)
@@ -195,7 +186,7 @@ class Trainer:
                 f"train.nonfinite={policy} has reached train.nonfinite_limit={limit}: train in a new --workdir with a "
                 "lower optim.learning_rate"
             )
-        return f"{error}; {last} in {self._workdir}; the pictures of that step are listed in {path}; {remedy}"
+        return f"{error}; {last} in {self._workdir}; the images of that step are listed in {path}; {remedy}"
 
     def _rewound(self, error: NonFiniteError) -> TrainState:
         """The newest state that was saved, or the first one; from it on other batches are taken."""

@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     with fields_named("train", {"project": "train.wandb_project"}):
         check_wandb(config.train.wandb_project)
     profiler = StepProfiler(profile_steps, workdir)
-    source = data_factory.build_source(config, config.data.split)
+    source = experiment.source()
     held_out = build_eval_loss(experiment)
     _check_writable(workdir)
     rewinds = Rewinds(workdir)
@@ -94,6 +94,14 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         return None
     finally:
         checkpoints.close()
+
+
+def sample_command(config: ConfigDict, workdir: str) -> str:
+    """The command that draws as many samples of the trained run as its grids have."""
+    return (
+        f"python -m ddpm_jax.sample --workdir={workdir} --num_samples={config.sample.num_grid} --seed=1 "
+        f"--out={workdir}/samples/new"
+    )
 
 
 def _check_writable(workdir: str) -> None:
@@ -153,8 +161,9 @@ def _introduce(
 
 def _draw_final(state: TrainState, experiment: Experiment, reporter: Reporter, workdir: str) -> None:
     config = experiment.config
-    table = sampler_factory.build_table(config, experiment.schedule)
-    generator = sampler_factory.build_generator(config, experiment.schedule, table, experiment.model, experiment.mesh)
+    generator = sampler_factory.build_generator(
+        config, experiment.schedule, experiment.sampler_table, experiment.model, experiment.mesh
+    )
     draw_final(generator, state, reporter, _samples(workdir), num_samples=config.sample.num_grid)
 
 

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_json import config_to_json, whole_config_from_json
+from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.interchange.diffusers_names import matches_of_unet, with_new_names
 from ddpm_jax.interchange.diffusers_scheduler import fields_of_scheduler, scheduler_of_fields
 from ddpm_jax.interchange.diffusers_unet import fields_of_unet, unet_of_fields
@@ -61,14 +61,13 @@ def read_diffusers(path: str | os.PathLike) -> Imported:
     return Imported(own or config, params, params, tuple(notes))
 
 
-def params_of(config: ConfigDict, tensors: Tensors, weights: Path) -> dict:
+def params_of(config: Config, tensors: Tensors, weights: Path) -> dict:
     """Our tree from the tensors of UNet2DModel."""
     shapes = shapes_of(config)
-    matches = matches_of_unet(shapes, len(config.model.channel_mults))
-    return params_from(matches, with_new_names(tensors), shapes, str(weights))
+    return params_from(matches_of_unet(shapes), with_new_names(tensors), shapes, str(weights))
 
 
-def write_diffusers(path: str | os.PathLike, config: ConfigDict, params: dict) -> None:
+def write_diffusers(path: str | os.PathLike, config: Config, params: dict) -> None:
     """Writes the folder of a DDPMPipeline, which must be new or empty.
 
     The config stands beside the tensors too, so that `read_diffusers` gives back the very same.
@@ -76,8 +75,9 @@ def write_diffusers(path: str | os.PathLike, config: ConfigDict, params: dict) -
     Raises:
       UserError: a field that diffusers cannot express, named, or a folder that holds something.
     """
-    unet, scheduler = unet_of_fields(config), scheduler_of_fields(config)
-    tensors = tensors_from(matches_of_unet(leaf_shapes(params), len(config.model.channel_mults)), params)
+    groups = fields_by_group(config)
+    unet, scheduler = unet_of_fields(groups), scheduler_of_fields(groups)
+    tensors = tensors_from(matches_of_unet(leaf_shapes(params)), params)
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
@@ -146,12 +146,13 @@ def _check_out_channels(read: dict[str, Any], variance: str, what: Path) -> None
 
 def _own_config(
     texts: dict[str, str], unet: dict[str, Any], scheduler: dict[str, Any], what: Path
-) -> ConfigDict | None:
+) -> Config | None:
     """The config that `write_diffusers` put there, unless the folder's settings have been changed since."""
     if OWN_CONFIG not in texts:
         return None
     config = whole_config_from_json(texts[OWN_CONFIG], str(what))
-    for written, given in ((unet_of_fields(config), unet), (scheduler_of_fields(config), scheduler)):
+    groups = fields_by_group(config)
+    for written, given in ((unet_of_fields(groups), unet), (scheduler_of_fields(groups), scheduler)):
         if any(given.get(name) != value for name, value in written.items()):
             return None
     return config

@@ -24,8 +24,9 @@ _IN_ATTENTION = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
-def matches_of_unet(shapes: dict[Path, tuple[int, ...]], num_levels: int) -> list[Match]:
+def matches_of_unet(shapes: dict[Path, tuple[int, ...]]) -> list[Match]:
     """For each leaf of our U-Net the tensor of UNet2DModel."""
+    num_levels = 1 + max(int(path[0].split("_")[1]) for path in shapes if path[0].startswith("down_"))
     return [_match(path, shape, num_levels) for path, shape in shapes.items()]
 
 

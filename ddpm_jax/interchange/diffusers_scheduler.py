@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule, rescale_zero_terminal_snr
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
@@ -78,7 +77,7 @@ def _check_kinds(given: dict[str, Any], what: str) -> None:
 
 
 def _schedule_of(given: dict[str, Any], what: str) -> tuple[dict[str, Any], np.ndarray]:
-    """The fields of `config.schedule` whose betas are theirs, and these betas in float64."""
+    """The fields of `schedule` whose betas are theirs, and these betas in float64."""
     num_steps = given.get("num_train_timesteps", 1000)
     start, end = given.get("beta_start", 1e-4), given.get("beta_end", 0.02)
     if not 0 < num_steps <= _MOST_T:
@@ -144,7 +143,7 @@ def _named(
 
 
 def _sample_of(given: dict[str, Any], name: str | None, pipeline: str | None, T: int) -> tuple[dict, list[str]]:
-    """The fields of `config.sample` for what their pipeline draws by default, and what they cannot say."""
+    """The fields of `sample` for what their pipeline draws by default, and what they cannot say."""
     notes = []
     sampler = SAMPLERS.get(name, "ddim")
     if name not in SAMPLERS:
@@ -166,7 +165,7 @@ def _sample_of(given: dict[str, Any], name: str | None, pipeline: str | None, T:
     if sampler == "plms" and not given.get("skip_prk_steps", False):
         notes.append("the Runge-Kutta steps of PNDMScheduler are not taken over: plms starts as skip_prk_steps has it")
     if sampler in ("ddim", "plms") and not given.get("set_alpha_to_one", sampler == "ddim"):
-        notes.append("set_alpha_to_one=False is not taken over: the last step ends at the clean picture")
+        notes.append("set_alpha_to_one=False is not taken over: the last step ends at the clean image")
     return fields, notes
 
 
@@ -188,38 +187,41 @@ def _steps_of(given: dict[str, Any], num_steps: int, T: int, notes: list[str]) -
     return {"num_sampler_steps": num_steps, "spacing": ours, "respacing": respacing}
 
 
-def scheduler_of_fields(config: ConfigDict) -> dict[str, Any]:
-    """The scheduler_config.json of the DDPMScheduler with the schedule, prediction and variance of `config`.
+def scheduler_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The scheduler_config.json of the DDPMScheduler with the schedule, prediction and variance of a config.
+
+    Args:
+      groups: {"group": {"field": value}}; "schedule", "diffusion" and "sample" are read.
 
     Raises:
       UserError: a prediction or variance that it cannot express.
     """
-    schedule, diffusion, sample = config.schedule, config.diffusion, config.sample
+    schedule, diffusion, sample = (groups[name] for name in ("schedule", "diffusion", "sample"))
     theirs = {ours: name for name, ours in PREDICTIONS.items()}
-    if diffusion.prediction not in theirs:
-        raise UserError(f"DDPMScheduler cannot express diffusion.prediction={diffusion.prediction!r}")
-    if diffusion.variance == "learned":
+    if diffusion["prediction"] not in theirs:
+        raise UserError(f"DDPMScheduler cannot express diffusion.prediction={diffusion['prediction']!r}")
+    if diffusion["variance"] == "learned":
         raise UserError("DDPMScheduler cannot express diffusion.variance='learned': its network gives no logarithm")
     names = {"linear": "linear", "quadratic": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-    scale = 1000 / schedule.num_steps if schedule.name == "linear" else 1.0
-    betas, zero = {"trained_betas": None}, schedule.zero_terminal_snr
-    if schedule.name not in names:
+    scale = 1000 / schedule["num_steps"] if schedule["name"] == "linear" else 1.0
+    betas, zero = {"trained_betas": None}, schedule["zero_terminal_snr"]
+    if schedule["name"] not in names:
         betas, zero = {"trained_betas": list(make_schedule(**schedule).betas_float64)}, False
     return {
         "_class_name": "DDPMScheduler",
-        "num_train_timesteps": schedule.num_steps,
-        "beta_schedule": names.get(schedule.name, "linear"),
-        "beta_start": schedule.beta_start * scale,
-        "beta_end": schedule.beta_end * scale,
+        "num_train_timesteps": schedule["num_steps"],
+        "beta_schedule": names.get(schedule["name"], "linear"),
+        "beta_start": schedule["beta_start"] * scale,
+        "beta_end": schedule["beta_end"] * scale,
         **betas,
-        "variance_type": diffusion.variance,
-        "prediction_type": theirs[diffusion.prediction],
-        "clip_sample": sample.clip_x_0,
+        "variance_type": diffusion["variance"],
+        "prediction_type": theirs[diffusion["prediction"]],
+        "clip_sample": sample["clip_x_0"],
         "clip_sample_range": 1.0,
-        "thresholding": sample.dynamic_threshold > 0,
-        "dynamic_thresholding_ratio": sample.dynamic_threshold or 0.995,
-        "sample_max_value": 1e9 if sample.dynamic_threshold else 1.0,  # here it has no upper end
-        "timestep_spacing": {"leading": "leading", "trailing": "trailing"}.get(sample.spacing, "linspace"),
+        "thresholding": sample["dynamic_threshold"] > 0,
+        "dynamic_thresholding_ratio": sample["dynamic_threshold"] or 0.995,
+        "sample_max_value": 1e9 if sample["dynamic_threshold"] else 1.0,  # here it has no upper end
+        "timestep_spacing": {"leading": "leading", "trailing": "trailing"}.get(sample["spacing"], "linspace"),
         "steps_offset": 0,
         "rescale_betas_zero_snr": zero,
     }

@@ -101,7 +101,7 @@ def _checked(settings: dict[str, Any], what: str) -> dict[str, Any]:
     """The settings with lists as tuples and sample_size as a pair; raises UserError for values of a wrong kind."""
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     if settings["sample_size"] is None:
-        raise UserError(f"{what} has no sample_size: add the height and width of its pictures, such as [32, 32]")
+        raise UserError(f"{what} has no sample_size: add the height and width of its images, such as [32, 32]")
     if _is_count(settings["sample_size"]):
         settings["sample_size"] = (settings["sample_size"],) * 2
     kinds = {
@@ -153,31 +153,34 @@ def _blocks(settings: dict[str, Any], what: str) -> tuple[list[bool], bool]:
     return sides["down_block_types"][0], resamplings == {"resnet"}
 
 
-def unet_of_fields(config: Any) -> dict[str, Any]:
-    """The config.json of the UNet2DModel that computes what the network of `config` does.
+def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The config.json of the UNet2DModel that computes what the network of a config does.
+
+    Args:
+      groups: {"group": {"field": value}}; "model", "data" and "diffusion" are read.
 
     Raises:
       UserError: a field that UNet2DModel cannot express, named.
     """
-    model, height = config.model, config.data.image_size[0]
-    if model.time_scale != 1:
-        raise UserError(f"UNet2DModel cannot express model.time_scale={model.time_scale}: it takes t as it is")
-    if model.channel_mults[0] != 1 or model.conv_in_channels not in (0, model.channels):
+    model, size = groups["model"], list(groups["data"]["image_size"])
+    if model["time_scale"] != 1:
+        raise UserError(f"UNet2DModel cannot express model.time_scale={model['time_scale']}: it takes t as it is")
+    if model["channel_mults"][0] != 1 or model["conv_in_channels"] not in (0, model["channels"]):
         raise UserError(
-            f"UNet2DModel cannot express model.channel_mults={tuple(model.channel_mults)} with model.conv_in_channels="
-            f"{model.conv_in_channels}: its first convolution is as wide as its first level and model.channels"
+            f"UNet2DModel cannot express model.channel_mults={tuple(model['channel_mults'])} with "
+            f"model.conv_in_channels={model['conv_in_channels']}: its first convolution is as wide as its first level "
+            "and model.channels"
         )
-    widths = level_widths(model.channels, model.channel_mults)
-    attention = [height // 2**level in model.attention_resolutions for level in range(len(widths))]
-    plain = "Resnet{}sampleBlock2D" if model.resample_in_blocks else "{}Block2D"
-    resample = "resnet" if model.resample_in_blocks else "conv"
+    widths = level_widths(model["channels"], model["channel_mults"])
+    attention = [size[0] // 2**level in model["attention_resolutions"] for level in range(len(widths))]
+    plain = "Resnet{}sampleBlock2D" if model["resample_in_blocks"] else "{}Block2D"
+    resample = "resnet" if model["resample_in_blocks"] else "conv"
 
     def types(side: str, levels: list[bool]) -> list[str]:
         return [f"Attn{side}Block2D" if wanted else plain.format(side) for wanted in levels]
 
-    channels = config.data.num_channels
-    learned = config.diffusion.variance in ("learned", "learned_range")
-    size = list(config.data.image_size)
+    channels = groups["data"]["num_channels"]
+    learned = groups["diffusion"]["variance"] in ("learned", "learned_range")
     return {
         "_class_name": "UNet2DModel",
         "sample_size": size[0] if size[0] == size[1] else size,
@@ -185,38 +188,38 @@ def unet_of_fields(config: Any) -> dict[str, Any]:
         "out_channels": 2 * channels if learned else channels,
         "center_input_sample": False,
         "time_embedding_type": "positional",
-        "freq_shift": 0 if model.embedding_spacing == "half" else 1,
-        "flip_sin_to_cos": model.embedding_order == "cos_sin",
+        "freq_shift": 0 if model["embedding_spacing"] == "half" else 1,
+        "flip_sin_to_cos": model["embedding_order"] == "cos_sin",
         "down_block_types": types("Down", attention),
         "mid_block_type": "UNetMidBlock2D",
         "up_block_types": types("Up", attention[::-1]),
         "block_out_channels": widths,
-        "layers_per_block": model.num_res_blocks,
+        "layers_per_block": model["num_res_blocks"],
         "mid_block_scale_factor": 1,
-        "downsample_padding": 1 if model.down_padding == "both" else 0,
+        "downsample_padding": 1 if model["down_padding"] == "both" else 0,
         "downsample_type": resample,
         "upsample_type": resample,
-        "dropout": model.dropout,
+        "dropout": model["dropout"],
         "act_fn": "silu",
         "attention_head_dim": _head_width(model, widths, attention),
-        "norm_num_groups": model.num_groups,
-        "attn_norm_num_groups": model.num_groups,
-        "norm_eps": model.norm_eps,
-        "resnet_time_scale_shift": "scale_shift" if model.scale_shift_norm else "default",
+        "norm_num_groups": model["num_groups"],
+        "attn_norm_num_groups": model["num_groups"],
+        "norm_eps": model["norm_eps"],
+        "resnet_time_scale_shift": "scale_shift" if model["scale_shift_norm"] else "default",
         "add_attention": True,
-        "num_class_embeds": model.num_classes or None,
+        "num_class_embeds": model["num_classes"] or None,
     }
 
 
-def _head_width(model: Any, widths: list[int], attention: list[bool]) -> int | None:
+def _head_width(model: dict[str, Any], widths: list[int], attention: list[bool]) -> int | None:
     """Channels of a head; None for one head whatever the width. UNet2DModel knows no number of heads."""
-    if model.head_channels or model.num_heads == 1:
-        return model.head_channels or None
-    heads = {width // model.num_heads for width, wanted in zip(widths, attention, strict=True) if wanted}
-    heads.add(widths[-1] // model.num_heads)  # the middle
+    if model["head_channels"] or model["num_heads"] == 1:
+        return model["head_channels"] or None
+    heads = {width // model["num_heads"] for width, wanted in zip(widths, attention, strict=True) if wanted}
+    heads.add(widths[-1] // model["num_heads"])  # the middle
     if len(heads) > 1:
         raise UserError(
-            f"UNet2DModel has heads of one width; model.num_heads={model.num_heads} gives {sorted(heads)} here, and "
+            f"UNet2DModel has heads of one width; model.num_heads={model['num_heads']} gives {sorted(heads)} here, and "
             "cannot be written for diffusers"
         )
     return heads.pop()

@@ -5,9 +5,8 @@ stands beside its average, `NAME/ExponentialMovingAverage`, and the optimiser's 
 """
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.config_files import Config, load_config
 from ddpm_jax.interchange.imported_model import Imported, shapes_of
 from ddpm_jax.interchange.tensor_mapping import Match, Path, params_from
 from ddpm_jax.runtime.errors import check_one_of
@@ -68,7 +67,7 @@ def read_original(tensors: dict[str, np.ndarray], model: str) -> Imported:
     return read_original_as(tensors, load_config(*MODELS[model]), what=model)
 
 
-def read_original_as(tensors: dict[str, np.ndarray], config: ConfigDict, *, what: str = "the file") -> Imported:
+def read_original_as(tensors: dict[str, np.ndarray], config: Config, *, what: str = "the file") -> Imported:
     """A checkpoint that one trained with their code oneself, as the network of `config`.
 
     Raises:

@@ -1,40 +1,20 @@
 """An imported network as the workdir of a run that has made no step yet."""
 
-import fnmatch
 import os
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from ddpm_jax.experiment import config_checks, model_factory, sampler_factory, training_factory
-from ddpm_jax.experiment.config_changes import CHANGEABLE_AT_IMPORT
+from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_json import config_to_json
-from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.interchange.imported_model import Imported
 from ddpm_jax.runtime.atomic_files import new_folder
-from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
-def with_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """`config` with `group.field=value` applied, for what the weights do not decide; locked.
-
-    Raises:
-      UserError: a field that the weights decide, an unknown one, or a value of a wrong type.
-    """
-    config = config.copy_and_resolve_references()
-    for override in overrides:
-        apply_override(config, override)
-        field = override.partition("=")[0]
-        if not any(fnmatch.fnmatchcase(field, pattern) for pattern in CHANGEABLE_AT_IMPORT):
-            raise UserError(f"--config.{field} cannot be chosen: the file that is imported decides about it")
-    return config.lock()
-
-
-def check_imported(config: ConfigDict) -> None:
+def check_imported(config: Config) -> None:
     """Raises UserError where the config's parts cannot be built or sampled from."""
     config_checks.check_numbers(config)
     model_factory.build_model(config)

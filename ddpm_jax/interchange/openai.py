@@ -8,9 +8,8 @@ layer, in one of two orders (`interchange.fused_qkv`).
 from dataclasses import dataclass
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.config_files import Config, load_config
 from ddpm_jax.experiment.model_factory import build_model
 from ddpm_jax.interchange.fused_qkv import split_fused_qkv
 from ddpm_jax.interchange.imported_model import Imported, shapes_of
@@ -111,7 +110,7 @@ def read_openai(tensors: dict[str, np.ndarray], model: str) -> Imported:
 
 
 def read_openai_as(
-    tensors: dict[str, np.ndarray], config: ConfigDict, *, qkv_order: str = "heads_first", what: str = "the file"
+    tensors: dict[str, np.ndarray], config: Config, *, qkv_order: str = "heads_first", what: str = "the file"
 ) -> Imported:
     """A checkpoint that one trained with one of those codes oneself, as the network of `config`.
 

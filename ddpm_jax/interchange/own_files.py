@@ -5,8 +5,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_json import config_to_json, whole_config_from_json
 from ddpm_jax.interchange.imported_model import OWN_CONFIG, Imported, shapes_of
 from ddpm_jax.interchange.tensor_files import Tensors, read_safetensors, write_safetensors
@@ -46,12 +46,12 @@ def read_npz(path: str | os.PathLike) -> Imported:
     return _imported(arrays, None if config is None else str(config), Path(path))
 
 
-def write_own_safetensors(path: str | os.PathLike, config: ConfigDict, params: dict) -> None:
+def write_own_safetensors(path: str | os.PathLike, config: Config, params: dict) -> None:
     """Writes a .safetensors file of the leaves by path, such as `conv_in/kernel`."""
     write_safetensors(path, tensors_from(_matches(leaf_shapes(params)), params), {OWN_CONFIG: config_to_json(config)})
 
 
-def write_npz(path: str | os.PathLike, config: ConfigDict, params: dict) -> None:
+def write_npz(path: str | os.PathLike, config: Config, params: dict) -> None:
     """Writes an .npz file of the leaves by path, such as `conv_in/kernel`."""
     tensors = tensors_from(_matches(leaf_shapes(params)), params)
     with replace_file(path) as file:

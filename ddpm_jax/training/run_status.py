@@ -20,8 +20,7 @@ def status_lines(workdir: str, clock: Callable[[], float] = time.time) -> list[s
     Raises:
       UserError: no such folder, or no run in it.
     """
-    config = _config(workdir)
-    train, lines = config["train"], read_metrics(workdir)
+    train, lines = _train_fields(workdir), read_metrics(workdir)
     names = [
         ("workdir", os.path.abspath(workdir)),
         ("state", _state(workdir, lines, train, clock)),
@@ -35,13 +34,14 @@ def status_lines(workdir: str, clock: Callable[[], float] = time.time) -> list[s
     return [f"{name:<9} {text}" for name, text in names if text]
 
 
-def _config(workdir: str) -> dict:
+def _train_fields(workdir: str) -> dict:
+    """The group `train` of the run's config."""
     if not os.path.isdir(workdir):
         raise UserError(f"--workdir must be the folder of a training run; there is no {workdir!r}")
     path = os.path.join(workdir, "config.json")
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            return json.load(file)["train"]
     except FileNotFoundError as error:
         raise UserError(f"--workdir {workdir} holds no training run: it has no config.json") from error
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
+from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.experiment.model_factory import build_model, build_schedule
 from ddpm_jax.experiment.sampler_factory import build_table
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
@@ -223,7 +224,7 @@ def test_our_schedules_go_out_and_come_back(name, zero, imported):
     config.schedule.name, config.schedule.num_steps, config.schedule.zero_terminal_snr = name, 200, zero
     config.diffusion.prediction = "v"
     ours = build_schedule(config)
-    written = json.loads(json.dumps(scheduler_of_fields(config)))
+    written = json.loads(json.dumps(scheduler_of_fields(fields_by_group(config))))
     peer = DDPMScheduler.from_config(written)
     assert peer.config.prediction_type == "v_prediction"
     np.testing.assert_allclose(peer.alphas_cumprod, ours.alphas_bar, rtol=3e-4, atol=3e-6)

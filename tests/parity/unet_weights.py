@@ -55,7 +55,7 @@ def to_our_params(model, unet, image_shape):
     shapes = jax.eval_shape(lambda key: init_params(unet, key, image_shape), jax.random.key(0))
     paths = leaf_shapes(shapes)
     tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    return params_from(matches_of_unet(paths, len(unet.channel_mults)), tensors, paths, "the peer")
+    return params_from(matches_of_unet(paths), tensors, paths, "the peer")
 
 
 def run_peer(model, x_t, t, labels=None):
