@@ -148,7 +148,7 @@ def test_the_command_prints_and_writes(command, tmp_path):
     for columns in (state, step):
         wanted = " ".join(["given", *(mebibytes(row[column]) for column in columns)])
         assert any(line.startswith(wanted) for line in lines), wanted
-    assert f"{counted(report['train_step_flops'])} for 8 pictures" in text
+    assert f"{counted(report['train_step_flops'])} for 8 images" in text
 
 
 def test_the_command_without_a_compilation(command):

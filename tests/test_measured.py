@@ -59,7 +59,7 @@ def test_the_rate_of_the_data(tiny_flags, tmp_path, capfd):
     assert benchmark.main([*tiny_flags, "--what=data", "--repeats=3", f"--out={tmp_path}/data.json"]) == 0
     found = json.loads((tmp_path / "data.json").read_text())["data"]
     assert found["num_pictures"] > 0 and found["first_seconds"] > 0 and found["pictures_per_second"] > 0
-    assert f"{found['num_pictures']:,} pictures" in capfd.readouterr().out
+    assert f"{found['num_pictures']:,} images" in capfd.readouterr().out
 
 
 def test_the_second_start_finds_the_programs_of_the_first(tiny_config):
