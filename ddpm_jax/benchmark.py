@@ -22,7 +22,7 @@ PURPOSE = """\
 With --dry_run: parameters, FLOPs of a train step and of a sampler step, and bytes on each device, with and without
 each switch that saves memory: remat, bfloat16, gradient accumulation, FSDP. Nothing is trained and no array is made,
 and the devices need not be there. The rows that need a compilation come one after another.
-With --what: seconds of a train step, a network call and a sampler step on the devices that are there, pictures a
+With --what: seconds of a train step, a network call and a sampler step on the devices that are there, images a
 second, the share of the peak of a matrix product, seconds of compilation and bytes; the rate of the data alone; and the
 seconds from the start of a process to its first train step, with and without compiled programs on disk."""
 

@@ -16,15 +16,15 @@ python -m ddpm_jax.evaluate --workdir=runs/digits
   python -m ddpm_jax.evaluate --workdir=runs/digits --what=samples --num_samples=1617
   python -m ddpm_jax.evaluate --samples=mine.npz --reference=digits:train --extractor=pixels"""
 PURPOSE = """\
-Measures a trained model on real pictures and writes tables, curves and pictures into DIR/evaluation:
+Measures a trained model on real images and writes tables, curves and images into DIR/evaluation:
   bits      bits per dimension, the variational bound (Ho et al. 2020, equation 5) with every L_t, and the
             rate-distortion curve of progressive coding (section 4.3)
-  pictures  what the network takes x_0 to be on the way: of held-out pictures, and of samples
+  pictures  what the network takes x_0 to be on the way: of held-out images, and of samples
   ode       the exact likelihood of the probability flow (Song et al. 2021), a second estimate of bits/dim
   samples   FID, KID, sFID, Inception Score, precision and recall of samples, drawn for it; without Inception
             weights the same distances on other features, under their own names
-Other pictures than the run's: --config.data.path=DIR and the other fields of data.
-Or, with --samples in place of --workdir, the last of these of anyone's pictures.
+Other images than the run's: --config.data.path=DIR and the other fields of data.
+Or, with --samples in place of --workdir, the last of these of anyone's images.
 After Ctrl-C or a kill the same command goes on where it stopped, to the same numbers."""
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument(
         "--batch_size", type=int, default=0, metavar="N",
-        help="pictures at a time, 0: the run's (default); no influence on the result but for rounding",
+        help="images at a time, 0: the run's (default); no influence on the result but for rounding",
     )  # fmt: skip
     parser.add_argument(
         "--bits_respacing", metavar="TEXT",
@@ -65,7 +65,7 @@ def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--reference", metavar="FILE",
-        help="real pictures: a file or folder as for --samples, or a data set such as digits:train; by default what "
+        help="real images: a file or folder as for --samples, or a data set such as digits:train; by default what "
         "the run was trained on",
     )  # fmt: skip
     group.add_argument("--num_samples", type=int, default=0, metavar="N", help="0: as the reference, at most 50000")
@@ -92,7 +92,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             raise UserError("--workdir draws samples of a run, and --samples reads them from a file: give one of them")
         what = ["samples"]
         if args.overrides:
-            raise UserError(f"--config.{args.overrides[0]} is for a run; --samples are pictures: leave it out")
+            raise UserError(f"--config.{args.overrides[0]} is for a run; --samples are images: leave it out")
     elif args.workdir is None:
         raise UserError("what to measure? give --workdir=DIR, the folder of a training run, or --samples=FILE")
     ode = {name: getattr(args, name) for name in ("ode_steps", "ode_probes") if getattr(args, name) is not None}

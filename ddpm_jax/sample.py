@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.sample`: new pictures from a trained run, as a PNG grid and an .npz."""
+"""`python -m ddpm_jax.sample`: new images from a trained run, as a PNG grid and an .npz."""
 
 import argparse
 import os
@@ -12,27 +12,27 @@ from ddpm_jax.runtime.command_line import run
 from ddpm_jax.runtime.errors import UserError, check_between
 
 EXAMPLE = "python -m ddpm_jax.sample --workdir=runs/digits --num_samples=64 --out=runs/digits/samples/new"
-MAX_GRID = 100  # pictures in the PNG; the .npz holds all
+MAX_GRID = 100  # images in the PNG; the .npz holds all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = RunParser(
         "sample",
-        "Draws pictures from a trained model. Model, schedule and sampler come from the checkpoint; the flags\n"
-        "below choose how many pictures, from which weights, and may name another sampler.",
+        "Draws images from a trained model. Model, schedule and sampler come from the checkpoint; the flags\n"
+        "below choose how many images, from which weights, and may name another sampler.",
         EXAMPLE,
         takes_hosts=True,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the training run")
     parser.add_argument("--out", required=True, metavar="PATH", help="writes PATH.png and PATH.npz")
-    parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="pictures (default 64)")
+    parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="sample n depends on it and n alone (default 0)")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default ema)")
     add_sampler_flags(parser)
-    parser.add_argument("--batch_size", type=int, metavar="N", help="pictures at a time; no influence on them")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; no influence on them")
     return run(_sample, parser, argv)
 
 

@@ -62,7 +62,7 @@ def _train(args: argparse.Namespace) -> int:
         if stopped_by is not None:
             print(f"stopped by {signal.Signals(stopped_by).name}, all is saved; the same command goes on from here")
         else:
-            print(f"done: pictures in {args.workdir}/samples")
+            print(f"done: images in {args.workdir}/samples")
             print(f"next: {sample_command(args.config, args.workdir)}")
     return 0 if stopped_by is None else 128 + stopped_by
 

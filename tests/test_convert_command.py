@@ -80,11 +80,11 @@ def test_it_says_what_was_imported(folder, tmp_path, capsys, caplog):
     out, err = capsys.readouterr()
     assert not err and not caplog.messages
     for line in (
-        "network   2,801 parameters for pictures of 8x8x1, from diffusers",
+        "network   2,801 parameters for images of 8x8x1, from diffusers",
         "schedule  linear, 20 steps",
         "predicts  eps, variance fixed_large",
         "sampler   ancestral, 20 network calls, clip_x_0 true",
-        "note      the file does not say which pictures, learning rate and EMA",
+        "note      the file does not say which images, learning rate and EMA",
     ):
         assert line in out, out
 
@@ -110,7 +110,7 @@ def test_evaluating_an_import(folder, pictures, tmp_path, capsys):
         assert evaluate.main([*argv, *more]) == 2
         assert match in capsys.readouterr().err
     assert evaluate.main([*argv, "--split=train", "--batch_size=8", f"--config.data.path={pictures}"]) == 0
-    assert "16 pictures of image_folder 'train', step 0, ema weights" in capsys.readouterr().out
+    assert "16 images of image_folder 'train', step 0, ema weights" in capsys.readouterr().out
 
 
 def train_on(run, *more):

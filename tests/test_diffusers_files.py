@@ -47,7 +47,7 @@ def test_what_a_folder_says_stands_in_the_config(folder, tensors):
     np.testing.assert_array_equal(imported.params["down_1_attention_0"]["query"]["kernel"], kernel.T)
     shortcut = imported.params["up_0_block_0"]["shortcut"]["kernel"]
     np.testing.assert_array_equal(shortcut, tensors["up_blocks.1.resnets.0.conv_shortcut.weight"][:, :, 0, 0].T)
-    assert any("does not say which pictures" in note for note in imported.notes)
+    assert any("does not say which images" in note for note in imported.notes)
 
 
 def test_widths_that_are_no_multiples(tmp_path):

@@ -174,7 +174,7 @@ def test_pictures_in_between_are_left_out(tiny_config, tmp_path, monkeypatch, ca
     monkeypatch.setattr(training_samples, "save_grid", fail)
     monkeypatch.setattr(training, "_draw_final", lambda *args: None)
     assert training.train(tiny_config("train.sample_every_steps=4"), str(tmp_path)) is None
-    warning = "warning: the pictures of step_00000004 could not be written, since the disk is full; training goes on"
+    warning = "warning: the images of step_00000004 could not be written, since the disk is full; training goes on"
     assert warning in capsys.readouterr().err.splitlines()
     one, other = state_of(tmp_path, 8), state_of(straight_run, 8)
     assert all(one[name].tobytes() == other[name].tobytes() for name in other)

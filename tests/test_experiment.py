@@ -207,7 +207,7 @@ def test_divergence(where, message, tiny_flags, state_of, tmp_path, monkeypatch,
     assert train_command.main([*tiny_flags, f"--workdir={tmp_path}"]) == 2
     err = capsys.readouterr().err
     assert err == (
-        f"error: {message}; the last good checkpoint is step 4 in {tmp_path}; the pictures of that step are listed in "
+        f"error: {message}; the last good checkpoint is step 4 in {tmp_path}; the images of that step are listed in "
         f"{tmp_path}/nonfinite/step_{message[-1]:0>8}.json; train in a new --workdir with a lower optim.learning_rate, "
         "or go on here past these batches with --config.train.nonfinite=rewind\n"
     )

@@ -123,7 +123,7 @@ def test_skip_goes_on(tiny_config, straight_run, state_of, tmp_path, monkeypatch
         poison(patch, config, 4)
         assert train(config, str(tmp_path / "run")) is None
     out = capsys.readouterr().out
-    assert "loss became nan at step 5: the update is skipped; its pictures are listed in " in out
+    assert "loss became nan at step 5: the update is skipped; its images are listed in " in out
     assert (tmp_path / "run" / "nonfinite" / "step_00000005.json").exists()
     lines = {line["step"]: line for line in read_metrics(tmp_path / "run")}
     assert lines[6]["skipped_steps"] == 1 and "skipped_steps" not in lines[8]

@@ -26,7 +26,7 @@ def test_the_gaussian_is_numpys_whatever_the_blocks(monkeypatch):
         mean, cov = fit_gaussian(a)
         np.testing.assert_allclose(mean, a.astype(np.float64).mean(axis=0), rtol=1e-14)
         np.testing.assert_allclose(cov, np.cov(a.astype(np.float64), rowvar=False), rtol=1e-11, atol=1e-12)
-    with pytest.raises(UserError, match="at least 2 pictures; got 1"):
+    with pytest.raises(UserError, match="at least 2 images; got 1"):
         fit_gaussian(a[:1])
     with pytest.raises(UserError, match="must be finite"):
         fit_gaussian(np.where(np.arange(7) == 3, np.nan, a))
@@ -103,7 +103,7 @@ def test_the_splits_of_the_score_are_consecutive():
     last = np.exp(scipy.special.entr([0.2, 0.2, 0.6]).sum())
     mean, deviation = inception_score(np.eye(3)[labels], num_splits=3)
     assert mean == pytest.approx((1 + 1 + last) / 3) and deviation == pytest.approx(np.std([1, 1, last]))
-    with pytest.raises(UserError, match="at least as many pictures; got 13"):
+    with pytest.raises(UserError, match="at least as many images; got 13"):
         inception_score(np.eye(3)[labels], num_splits=14)
 
 
@@ -158,7 +158,7 @@ def test_a_collapsed_set_covers_its_points(num_points):
 @pytest.mark.parametrize("rows", [(3, 9), (9, 3)])
 def test_too_few_pictures_are_refused(rows):
     a, b = np.zeros((rows[0], 2)), np.zeros((rows[1], 2))
-    with pytest.raises(UserError, match=f"at least 4 pictures on each side; got {rows[0]} and {rows[1]}"):
+    with pytest.raises(UserError, match=f"at least 4 images on each side; got {rows[0]} and {rows[1]}"):
         p_and_r(a, b)
     with pytest.raises(UserError, match="the same number of columns; got 2 and 3"):
         p_and_r(np.zeros((9, 2)), np.zeros((9, 3)))

@@ -78,7 +78,7 @@ def test_a_run_is_measured_on_the_samples_that_sample_draws(straight_run, tmp_pa
     assert table.strip() in out and f"| Frechet distance (pixels) | {numbers['frechet']:.5g} |" in table
     for part in ("20 of a digits run (8x8x1)", "ddim with 4 network calls, seed 0", "30 of digits", "no FID"):
         assert part in table
-    assert "warning: Frechet distance (pixels) of 20 samples and 30 real pictures" in err
+    assert "warning: Frechet distance (pixels) of 20 samples and 30 real images" in err
     assert "| FID" not in table
 
 
@@ -219,13 +219,13 @@ def test_inceptions_numbers_have_the_papers_names():
     table = numbers_table(entry_of("inception"))
     for row in ("| FID | 12 |", "| KID | 0.25 | ± 0.5 over 100 subsets of 1000; 0.125 on all pairs |",
                 "| sFID | 3.5 |", "| precision | 0.5 |",
-                "| Inception Score | 9 | ± 0.1 over 10 splits; the real pictures: 11 |"):  # fmt: skip
+                "| Inception Score | 9 | ± 0.1 over 10 splits; the real images: 11 |"):  # fmt: skip
         assert row in table
     assert "Inception v3 (2015-12-05), weights abc, resize clean" in table and "no FID" not in table
     few = entry_of("inception")
     few["numbers"]["kernel"]["subset_size"] = 500
     few["protocol"]["samples"]["num_images"] = few["protocol"]["reference"]["num_images"] = 500
-    assert "| KID | 0.25 | on all pairs: 500 pictures are too few for subsets |" in numbers_table(few)
+    assert "| KID | 0.25 | on all pairs: 500 images are too few for subsets |" in numbers_table(few)
     for other in ("classifier", "pixels"):
         assert "FID |" not in numbers_table(entry_of(other)) and "KID |" not in numbers_table(entry_of(other))
 
@@ -265,13 +265,13 @@ def test_the_report_keeps_one_entry_a_protocol_whatever_the_facts(tmp_path):
         (["--what=samples", "--resize=lanczos"], "--resize must be one of ['clean', 'tf_bilinear']"),
         (["--what=samples", "--num_samples=-1"], "--num_samples must be at least 0; got -1"),
         (["--what=samples", "--num_samples=9", "--extractor=pixels", "--num_reference=3"],
-         "must be at least 4 on each side; got 9 samples and 3 real pictures"),
+         "must be at least 4 on each side; got 9 samples and 3 real images"),
         (["--what=samples", "--num_samples=9"], "must be at least 10 on each side"),
         (["--what=samples", "--num_reference=5000"], "the training data has 1"),
         (["--what=samples", "--reference=nothing.npz"], "there is no 'nothing.npz'"),
         (["--what=samples", "--reference=digits:holdout"], "the split of --reference must be"),
         (["--what=samples", "--reference=digit:train"], "the name in --reference must be one of digits, mnist"),
-        (["--what=samples", "--image_size=16,16"], "--image_size must be that of the run's pictures, 8,8"),
+        (["--what=samples", "--image_size=16,16"], "--image_size must be that of the run's images, 8,8"),
         (["--what=samples", "--image_size=16"], "--image_size must be H,W in pixels, such as 32,32; got '16'"),
         (["--what=samples", "--sampler=dimm"], "sample.sampler must be one of"),
         (["--what=samples", "--cache=/dev/null/x"], "--cache: the folder /dev/null/x cannot be written"),
@@ -297,15 +297,15 @@ def test_what_does_not_fit_files_is_one_line(tmp_path, cache, digits, capsys):
     floats = save(tmp_path / "floats.npz", np.zeros((12, 8, 8, 1)))
     (tmp_path / "empty").mkdir()
     for flags, message in (
-        ([f"--samples={mine}"], "--samples needs real pictures to compare with: give --reference"),
+        ([f"--samples={mine}"], "--samples needs real images to compare with: give --reference"),
         ([f"--samples={tmp_path / 'none.npz'}", f"--reference={mine}"], "--samples must be an .npz or .npy file"),
         ([f"--samples={mine}", f"--reference={mine}"], "has none: take --extractor=pixels"),
-        ([f"--samples={mine}", f"--reference={other}", "--extractor=pixels"], "compares pictures of one shape"),
-        ([f"--samples={large}", f"--reference={large}", "--extractor=pixels"], "at most 4096 values a picture"),
+        ([f"--samples={mine}", f"--reference={other}", "--extractor=pixels"], "compares images of one shape"),
+        ([f"--samples={large}", f"--reference={large}", "--extractor=pixels"], "at most 4096 values an image"),
         ([f"--samples={floats}", f"--reference={mine}", "--extractor=pixels"], "must hold uint8 images"),
         ([f"--samples={tmp_path / 'empty'}", f"--reference={mine}", "--extractor=pixels"], "holds no image file"),
         ([f"--samples={mine}", f"--reference={mine}", "--sampler=ddim"], "--sampler is a setting of a run"),
-        (["--samples=celeb_a:train", f"--reference={mine}"], "needs the size of the pictures: give --image_size=H,W"),
+        (["--samples=celeb_a:train", f"--reference={mine}"], "needs the size of the images: give --image_size=H,W"),
         ([], "what to measure? give --workdir=DIR, the folder of a training run, or --samples=FILE"),
     ):
         assert evaluate.main([*flags, *([f"--cache={cache}"] if flags else [])]) == 2

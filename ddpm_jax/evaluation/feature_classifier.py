@@ -21,7 +21,7 @@ from ddpm_jax.runtime.errors import UserError
 
 NUM_FEATURES = 128
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1200, 128, 1e-3, 0
-HELD_OUT_EVERY = 10  # picture 0, 10, 20, ... is not trained on
+HELD_OUT_EVERY = 10  # image 0, 10, 20, ... is not trained on
 _NUMBERS = ("num_classes", "accuracy", "scale")
 CHANNELS, STRIDES = (16, 32, 64), (1, 2, 2)  # of the convolutions
 # All of the above: another recipe is another extractor.
@@ -29,7 +29,7 @@ RECIPE = f"{NUM_FEATURES} {NUM_STEPS} {BATCH_SIZE} {LEARNING_RATE} {SEED} {HELD_
 
 
 class Classifier(nn.Module):
-    """Three 3x3 convolutions, the second and third halving the picture, a hidden layer, a class each."""
+    """Three 3x3 convolutions, the second and third halving the image, a hidden layer, a class each."""
 
     num_classes: int
 
@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         """(the hidden layer's activations, logits); x in [-1, 1]."""
         for index, (channels, stride) in enumerate(zip(CHANNELS, STRIDES, strict=True)):
             x = nn.relu(nn.Conv(channels, (3, 3), strides=stride, name=f"conv_{index}")(x))
-        # Pooled to at most 4x4, so that large pictures do not make a large layer.
+        # Pooled to at most 4x4, so that large images do not make a large layer.
         window = tuple(-(-n // 4) for n in x.shape[1:3])
         x = nn.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
         features = nn.relu(nn.Dense(NUM_FEATURES, name="hidden")(x.reshape(len(x), -1)))
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """Weights, and what the held-out pictures say of them.
+    """Weights, and what the held-out images say of them.
 
     Attributes:
       accuracy: the share of them that it reads right.
@@ -64,7 +64,7 @@ def check_labels(source: ImageSource, what: str) -> int:
     """The number of classes.
 
     Raises:
-      UserError: no labels, fewer than two classes, or too few pictures.
+      UserError: no labels, fewer than two classes, or too few images.
     """
     if source.labels is None:
         raise UserError(
@@ -74,7 +74,7 @@ def check_labels(source: ImageSource, what: str) -> int:
     num_classes = int(source.labels.max()) + 1
     if len(np.unique(source.labels)) < 2 or len(source) < 2 * HELD_OUT_EVERY:
         raise UserError(
-            f"--extractor=classifier needs two classes and {2 * HELD_OUT_EVERY} pictures; {what} has "
+            f"--extractor=classifier needs two classes and {2 * HELD_OUT_EVERY} images; {what} has "
             f"{len(np.unique(source.labels))} and {len(source)}: take --extractor=pixels"
         )
     return num_classes
@@ -87,7 +87,7 @@ def train_classifier(
     num_steps: int = NUM_STEPS,
     on_step: Callable[[], None] = lambda: None,
 ) -> TrainedClassifier:
-    """Adam on the cross-entropy of pictures and labels, from a fixed seed, on one device."""
+    """Adam on the cross-entropy of images and labels, from a fixed seed, on one device."""
     model, optimizer = Classifier(num_classes), optax.adam(LEARNING_RATE)
     held_out = np.arange(0, len(source), HELD_OUT_EVERY)
     training = np.setdiff1d(np.arange(len(source)), held_out)

@@ -1,4 +1,4 @@
-"""What turns pictures into the features that sample metrics compare: Inception, a classifier, the pixels."""
+"""What turns images into the features that sample metrics compare: Inception, a classifier, the pixels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,13 +29,13 @@ MAX_PIXELS = 4096
 
 @dataclass(frozen=True)
 class Extractor:
-    """uint8 pictures -> named features, float32 [B, D].
+    """uint8 images -> named features, float32 [B, D].
 
     Attributes:
       facts: all that the features depend on, as JSON; `name` is one of EXTRACTORS.
       widths: name -> D. "main" is what distances are between; "spatial" is there for sFID, "logits" for a score.
       apply: (params, batch) -> features, in JAX.
-      prepare: what happens to uint8 pictures on the host before.
+      prepare: what happens to uint8 images on the host before.
     """
 
     facts: dict[str, Any]
@@ -81,7 +81,7 @@ class Extractor:
 def inception_extractor(weights: str, resize: str = "tf_bilinear") -> Extractor:
     """The FID's Inception v3.
 
-    Grey pictures become three equal channels.
+    Grey images become three equal channels.
 
     Args:
       weights: the file; see `inception_weights.load_inception`.
@@ -113,15 +113,15 @@ def inception_extractor(weights: str, resize: str = "tf_bilinear") -> Extractor:
 def resize_clean(images: np.ndarray, size: int = INPUT_SIZE) -> np.ndarray:
     """uint8 [B, H, W, C] -> float32 [B, size, size, C]: the rule of clean-fid (Parmar et al. 2022).
 
-    Pillow's bicubic filter, widened when a picture shrinks, a channel at a time in float32; clipped to 0..255.
+    Pillow's bicubic filter, widened when an image shrinks, a channel at a time in float32; clipped to 0..255.
     """
     from PIL import Image
 
     from ddpm_jax.data.image_source import ThreadMap
 
     def channel(plane: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(plane.astype(np.float32))
-        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255)
+        image = Image.fromarray(plane.astype(np.float32))
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255)
 
     planes = images.transpose(0, 3, 1, 2).reshape(-1, *images.shape[1:3])
     resized = np.stack(ThreadMap(channel)(list(planes)))
@@ -162,7 +162,7 @@ def pixels_extractor(image_shape: tuple[int, int, int]) -> Extractor:
     if num_pixels > MAX_PIXELS:
         shape = "x".join(map(str, image_shape))
         raise UserError(
-            f"--extractor=pixels compares at most {MAX_PIXELS} values a picture; got {shape} = {num_pixels}: take "
+            f"--extractor=pixels compares at most {MAX_PIXELS} values an image; got {shape} = {num_pixels}: take "
             "another --extractor, or a smaller --image_size"
         )
 

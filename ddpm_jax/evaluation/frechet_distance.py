@@ -18,13 +18,13 @@ def fit_gaussian(features: Num[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, "D
     The features may be a memory-mapped file larger than memory.
 
     Args:
-        features: [N, D], one row a picture, N at least 2.
+        features: [N, D], one row an image, N at least 2.
 
     Raises:
         UserError: fewer than 2 rows, or a value that is not finite.
     """
     if len(features) < 2:
-        raise UserError(f"the covariance of features needs at least 2 pictures; got {len(features)}")
+        raise UserError(f"the covariance of features needs at least 2 images; got {len(features)}")
     num_rows, num_dims = features.shape
     blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, num_rows, _BLOCK_ROWS)]
     mean, cov = np.zeros(num_dims), np.zeros((num_dims, num_dims))

@@ -1,4 +1,4 @@
-"""What sample metrics compare: anyone's pictures, from a file, a folder or a named data set, and what they are."""
+"""What sample metrics compare: anyone's images, from a file, a folder or a named data set, and what they are."""
 
 import os
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ _NATIVE = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The first `num_images` pictures of a source.
+    """The first `num_images` images of a source.
 
     Attributes:
       facts: what identifies them, as JSON: name, split, size, count, and a fingerprint of the content.
-      identity: the part of it that is the same for any number of pictures.
+      identity: the part of it that is the same for any number of images.
     """
 
     source: ImageSource
@@ -38,7 +38,7 @@ class ImageSet:
         return self.source.image_shape
 
     def load(self, start: int, num_images: int) -> np.ndarray:
-        """uint8 [at most num_images, H, W, C] from picture `start` on."""
+        """uint8 [at most num_images, H, W, C] from image `start` on."""
         return self.source.load(np.arange(start, min(start + num_images, self.num_images)))
 
     def __str__(self) -> str:
@@ -56,19 +56,19 @@ def open_images(
     data_path: str = "",
     num_images: int = 0,
 ) -> ImageSet:
-    """The pictures that a person named.
+    """The images that a person named.
 
     Args:
       flag: what it was typed as, for complaints.
-      given: an `.npz` or `.npy` file of uint8 [N, H, W, C]; a folder of pictures; or NAME:SPLIT, a data set.
-      image_size: (H, W); None: an array's own, else that of `shape_of_others`, else that of a folder's first picture
+      given: an `.npz` or `.npy` file of uint8 [N, H, W, C]; a folder of images; or NAME:SPLIT, a data set.
+      image_size: (H, W); None: an array's own, else that of `shape_of_others`, else that of a folder's first image
         or of the data set.
-      shape_of_others: (H, W, C) of the pictures on the other side.
+      shape_of_others: (H, W, C) of the images on the other side.
       data_path: the folder of the original files of a named set.
       num_images: the first so many; 0: all.
 
     Raises:
-      UserError: nothing of that name, or fewer pictures than asked for.
+      UserError: nothing of that name, or fewer images than asked for.
     """
     is_path = os.path.exists(os.path.expanduser(given))
     names = {
@@ -93,7 +93,7 @@ def open_images(
         elif ":" in given:
             name, _, split = given.partition(":")
             if not (shape or image_size or name in _NATIVE):
-                raise UserError(f"{flag}={given} needs the size of the pictures: give --image_size=H,W")
+                raise UserError(f"{flag}={given} needs the size of the images: give --image_size=H,W")
             shape = shape or _NATIVE.get(name) or (*image_size, 3)
             source = make_source(
                 name=name, split=split, image_size=image_size or shape[:2], num_channels=shape[2], path=data_path
@@ -101,22 +101,22 @@ def open_images(
             identity = {"name": f"{name}:{split}"}
         else:
             raise UserError(
-                f"{flag} must be an .npz or .npy file, a folder of pictures, or a data set and its split such as "
+                f"{flag} must be an .npz or .npy file, a folder of images, or a data set and its split such as "
                 f"digits:train; there is no {given!r}"
             )
     return image_set(flag, RenamingSource(source, names.get), identity, num_images)
 
 
 def image_set(flag: str, source: ImageSource, identity: dict[str, Any], num_images: int = 0) -> ImageSet:
-    """The first `num_images` (0: all) pictures of a source; `flag` is for complaints.
+    """The first `num_images` (0: all) images of a source; `flag` is for complaints.
 
     Raises:
-      UserError: fewer pictures than asked for.
+      UserError: fewer images than asked for.
     """
     if num_images > len(source):
-        raise UserError(f"{flag} has {len(source)} pictures; got a demand for the first {num_images} of them")
+        raise UserError(f"{flag} has {len(source)} images; got a demand for the first {num_images} of them")
     num_images = num_images or len(source)
-    # Of a look at pictures from all over the set: what changed behind the same name is seen.
+    # Of a look at images from all over the set: what changed behind the same name is seen.
     looked_at = source.load(np.unique(np.linspace(0, num_images - 1, 64).astype(np.int64)))
     facts = identity | {
         "num_images": num_images,

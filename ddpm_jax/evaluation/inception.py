@@ -58,7 +58,7 @@ def halving_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 class Inception(nn.Module):
-    """Pictures -> `Features`.
+    """Images -> `Features`.
 
     Attributes:
       has_output: whether there are weights of the output layer, and logits.
@@ -105,8 +105,8 @@ def to_input_range(images: Float[Array, "..."]) -> Float[Array, "..."]:
 def resize_tf_bilinear(images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"], size: int = INPUT_SIZE) -> Array:
     """float32 [B, size, size, C]: ResizeBilinear of TensorFlow 1, as the FID graph holds it.
 
-    Pixel i of the result lies at i * H/size in the picture, between rows floor and floor + 1 (the last one repeated):
-    corners are aligned at the top left alone, and nothing is antialiased when a picture shrinks.
+    Pixel i of the result lies at i * H/size in the image, between rows floor and floor + 1 (the last one repeated):
+    corners are aligned at the top left alone, and nothing is antialiased when an image shrinks.
     """
     x = images.astype(jnp.float32)
     for axis in (1, 2):

@@ -1,4 +1,4 @@
-"""The Inception Score: how sure a classifier is of each picture, and how many classes the pictures fill."""
+"""The Inception Score: how sure a classifier is of each image, and how many classes the images fill."""
 
 import numpy as np
 import scipy.special
@@ -25,7 +25,7 @@ def inception_score(
     """
     num_rows = len(probabilities)
     if num_rows < num_splits:
-        raise UserError(f"the score over {num_splits} splits needs at least as many pictures; got {num_rows}")
+        raise UserError(f"the score over {num_splits} splits needs at least as many images; got {num_rows}")
     scores = np.empty(num_splits)
     for split in range(num_splits):
         rows = slice(split * num_rows // num_splits, (split + 1) * num_rows // num_splits)

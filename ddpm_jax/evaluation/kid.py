@@ -21,7 +21,7 @@ def kernel_distance(
     negative. In blocks, in float64.
 
     Args:
-        a, b: [N, D] and [M, D], one row a picture, N and M at least 2.
+        a, b: [N, D] and [M, D], one row an image, N and M at least 2.
         on_block: called after each of `num_blocks` blocks.
 
     Raises:

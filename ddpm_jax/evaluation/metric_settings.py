@@ -26,7 +26,7 @@ class SampleSettings:
     image_size: tuple[int, int] | None = None
     data_path: str = ""
     cache: str | None = None  # None: ddpm_jax/features in the user's cache folder
-    batch_size: int = 0  # pictures at a time through the extractor; 0: 64
+    batch_size: int = 0  # images at a time through the extractor; 0: 64
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +54,6 @@ class SampleSettings:
 
     @property
     def cache_folder(self) -> str:
-        """Where features of real pictures and trained classifiers are kept."""
+        """Where features of real images and trained classifiers are kept."""
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return os.path.abspath(self.cache or os.path.join(base, "ddpm_jax", "features"))

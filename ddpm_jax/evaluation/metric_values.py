@@ -1,4 +1,4 @@
-"""Features of samples and of real pictures -> the numbers, each under the name that its features allow."""
+"""Features of samples and of real images -> the numbers, each under the name that its features allow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -78,10 +78,10 @@ def sample_numbers(
 
 
 def check_counts(num_samples: int, num_reference: int, has_logits: bool) -> str | None:
-    """What is wrong with so few pictures, or None."""
+    """What is wrong with so few images, or None."""
     least = max(NUM_NEIGHBOURS + 1, NUM_SPLITS if has_logits else 0)
     if min(num_samples, num_reference) < least:
-        return f"must be at least {least} on each side; got {num_samples} samples and {num_reference} real pictures"
+        return f"must be at least {least} on each side; got {num_samples} samples and {num_reference} real images"
     return None
 
 
@@ -96,7 +96,7 @@ def warning_of(extractor: str, num_samples: int, num_reference: int) -> str | No
         return None
     name = NAMES[extractor]["frechet"]
     return (
-        f"{name} of {num_samples} samples and {num_reference} real pictures: its bias falls like 1/N, and below "
+        f"{name} of {num_samples} samples and {num_reference} real images: its bias falls like 1/N, and below "
         f"{FEW_SAMPLES:,} it compares with numbers of the same counts alone (papers take 50,000)"
     )
 
@@ -119,11 +119,11 @@ def numbers_table(entry: dict[str, Any]) -> str:
                 f"{value['whole']:.4g} on all pairs"
             )
             if value["subset_size"] == protocol["samples"]["num_images"] == protocol["reference"]["num_images"]:
-                note = f"on all pairs: {value['subset_size']} pictures are too few for subsets"
+                note = f"on all pairs: {value['subset_size']} images are too few for subsets"
             value = value["mean"]
         elif key == "score":
             note = (
-                f"± {value['standard_deviation']:.3g} over {value['num_splits']} splits; the real pictures: "
+                f"± {value['standard_deviation']:.3g} over {value['num_splits']} splits; the real images: "
                 f"{value['of_reference']:.4g}"
             )
             value = value["mean"]
@@ -137,16 +137,16 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
     """All that the numbers depend on, in a sentence."""
     extractor, samples, reference = protocol["extractor"], protocol["samples"], protocol["reference"]
 
-    def pictures(of: dict[str, Any]) -> str:
+    def images(of: dict[str, Any]) -> str:
         return f"{of['num_images']} of {of['name']} ({'x'.join(map(str, of['image_shape']))})"
 
     if "sampler" in samples:
         how = (
-            f"{pictures(samples)}, step {samples['step']}, {samples['weights']} weights, {samples['sampler']} with "
+            f"{images(samples)}, step {samples['step']}, {samples['weights']} weights, {samples['sampler']} with "
             f"{samples['num_calls']} network calls, seed {samples['seed']}"
         )
     else:
-        how = pictures(samples)
+        how = images(samples)
     if extractor["name"] == "inception":
         what = f"Inception v3 (2015-12-05), weights {extractor['weights_fingerprint']}, resize {extractor['resize']}"
     elif extractor["name"] == "classifier":
@@ -158,4 +158,4 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
         )
     else:
         what = "pixels on the scale 0..1: no FID"
-    return f"Samples: {how}. Against: {pictures(reference)}. Features: {what}"
+    return f"Samples: {how}. Against: {images(reference)}. Features: {what}"

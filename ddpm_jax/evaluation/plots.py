@@ -60,7 +60,7 @@ def _figure(num_panels: int, title: str) -> tuple["Figure", "list[Axes]"]:
 def _curve(axes: "Axes", x: np.ndarray, mean: np.ndarray, error: np.ndarray) -> None:
     marker = "." if len(x) < 50 else None  # of few points, and of a single one, a line alone shows nothing
     axes.plot(x, mean, color=_LINE, linewidth=1.3, marker=marker)
-    # NaN, the error of a single picture, draws no band; nor may it reach below 0 on a logarithmic axis.
+    # NaN, the error of a single image, draws no band; nor may it reach below 0 on a logarithmic axis.
     low = np.maximum(mean - error, 0.5 * np.minimum(mean, mean + error))
     axes.fill_between(x, low, mean + error, color=_LINE, alpha=0.2, linewidth=0)
 

@@ -26,7 +26,7 @@ def precision_recall(
     reaching to the point's k-th nearest neighbour in the set, itself not counted, the border included. In float64.
 
     Args:
-        samples, reference: [N, D] and [M, D], one row a picture.
+        samples, reference: [N, D] and [M, D], one row an image.
         num_neighbours: k.
         on_rows: called with the rows of each block that is done, 2 (N + M) in all.
 
@@ -35,7 +35,7 @@ def precision_recall(
     """
     if min(len(samples), len(reference)) <= num_neighbours:
         raise UserError(
-            f"precision and recall with {num_neighbours} neighbours need at least {num_neighbours + 1} pictures on "
+            f"precision and recall with {num_neighbours} neighbours need at least {num_neighbours + 1} images on "
             f"each side; got {len(samples)} and {len(reference)}"
         )
     if samples.shape[1] != reference.shape[1]:

@@ -15,11 +15,11 @@ def rate_distortion(bits: Bits) -> dict[str, np.ndarray]:
 
     Who has received x_t holds rate_t = L_T + L_(T-1) + ... + L_(t+1) bits/dim (t counts from 0: L_s sends x_(s-1);
     the prior term L_T sends x_(T-1), as in algorithm 3 and in the paper's "L_1 + ... + L_T as rate") and knows
-    x_0_hat(x_t), at a distortion of sqrt(mean over the pictures of their MSE) on the scale of 0..255. At t = 0 the
+    x_0_hat(x_t), at a distortion of sqrt(mean over the images of their MSE) on the scale of 0..255. At t = 0 the
     rate is the whole bound but for the decoder term L_0, which would buy the rest, without loss.
 
     Returns:
-      t; reverse_steps = T - t, the paper's axis; rate and distortion, with `*_standard_error` over the pictures
+      t; reverse_steps = T - t, the paper's axis; rate and distortion, with `*_standard_error` over the images
       (that of the root by the derivative, se(MSE)/(2 RMSE)).
     """
     num_steps = bits.terms.shape[1]

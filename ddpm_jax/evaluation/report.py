@@ -62,17 +62,17 @@ class Report:
 
 def describe(facts: dict[str, Any]) -> str:
     """What was evaluated, in a line."""
-    pictures = "picture" if facts["num_images"] == 1 else "pictures"
+    images = "image" if facts["num_images"] == 1 else "images"
     respacing = f" (the bound over the steps {facts['bits_respacing']!r})" if "bits_respacing" in facts else ""
     return (
-        f"{facts['num_images']} {pictures} of {facts['data']} {facts['split']!r}, step {facts['step']}, "
+        f"{facts['num_images']} {images} of {facts['data']} {facts['split']!r}, step {facts['step']}, "
         f"{facts['weights']} weights, {facts['schedule']} schedule with T = {facts['num_steps']}{respacing}, predicts "
         f"{facts['prediction']}, variance {facts['variance']}, seed {facts['seed']}"
     )
 
 
 def bits_table(results: dict[str, Any]) -> str:
-    """One row an estimate, mean and standard error over the pictures."""
+    """One row an estimate, mean and standard error over the images."""
     lines = [
         "| estimate | bits/dim | prior L_T | KL, L_1 to L_(T-1) | decoder L_0 |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -112,7 +112,7 @@ def _digits(value: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy and tuples as JSON; NaN, the error of a single picture, as null."""
+    """NumPy and tuples as JSON; NaN, the error of a single image, as null."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Large arrays that are filled row by row into files: pictures, features. After Ctrl-C or a kill they go on."""
+"""Large arrays that are filled row by row into files: images, features. After Ctrl-C or a kill they go on."""
 
 import json
 import os

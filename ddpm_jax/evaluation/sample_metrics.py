@@ -68,7 +68,7 @@ class SampleMetrics:
             self._num_classes = feature_classifier.check_labels(reference.source, name)
         has_logits = settings.extractor_name != "pixels"
         if problem := check_counts(samples.num_images, reference.num_images, has_logits):
-            raise UserError(f"the pictures {problem}")
+            raise UserError(f"the images {problem}")
         self.warning = warning_of(settings.extractor_name, samples.num_images, reference.num_images)
 
     def _check_shapes(self, extractor: str) -> None:
@@ -76,10 +76,10 @@ class SampleMetrics:
         if extractor == "inception":
             for shape in shapes:
                 if shape[2] not in (1, 3):
-                    raise UserError(f"Inception sees grey and colour pictures; got {shape[2]} channels")
+                    raise UserError(f"Inception sees grey and colour images; got {shape[2]} channels")
         elif shapes[0] != shapes[1]:
             raise UserError(
-                f"--extractor={extractor} compares pictures of one shape; the samples have {shapes[0]} and the "
+                f"--extractor={extractor} compares images of one shape; the samples have {shapes[0]} and the "
                 f"reference {shapes[1]}: give --image_size=H,W, or files of equal channels"
             )
 
@@ -88,7 +88,7 @@ class SampleMetrics:
         extractor = self._build_extractor()
         environment = {"num_devices": self._mesh.size, "jax": jax.__version__, "backend": jax.default_backend()}
         samples, folder = self._samples, self._settings.cache_folder
-        reference = self._features(extractor, self._reference, folder, environment, "real pictures")
+        reference = self._features(extractor, self._reference, folder, environment, "real images")
         if isinstance(samples, GeneratedSamples):
             samples = samples.draw(self._progress, environment)
             folder = self._samples.images_folder
@@ -112,7 +112,7 @@ class SampleMetrics:
         if not files.complete:
             extract = extractor.on_devices(self._mesh, self._batch_size)
             description = f"{extractor.name} features of {what}"
-            count = self._progress(description, images.num_images, files.num_done, "picture")
+            count = self._progress(description, images.num_images, files.num_done, "image")
 
             def make(first: int) -> dict[str, np.ndarray]:
                 batch = images.load(first, self._batch_size) if self._is_first else None
@@ -162,14 +162,14 @@ def sets_of_run(
     """(the samples of a run, to be drawn into `folder`; the real images, by default what it was trained on)."""
     shape = run.image_shape
     if settings.image_size not in (None, shape[:2]):
-        raise UserError(f"--image_size must be that of the run's pictures, {shape[0]},{shape[1]}, or be left out")
+        raise UserError(f"--image_size must be that of the run's images, {shape[0]},{shape[1]}, or be left out")
     if settings.reference is None:
         if settings.data_path:  # the files have moved since, or lie elsewhere on this machine
             run = run.with_data([f"data.path={settings.data_path}"])
         try:
             source = run.source()
         except UserError as error:
-            raise UserError(f"{error}; or name the real pictures by --reference or --data_path") from error
+            raise UserError(f"{error}; or name the real images by --reference or --data_path") from error
         reference = image_set("the training data", source, run.training_data, settings.num_reference)
     else:
         reference = _open_reference(settings, shape)
@@ -183,7 +183,7 @@ def sets_of_run(
 def sets_of_files(settings: SampleSettings, given: str) -> tuple[ImageSet, ImageSet]:
     """(the samples in a file or folder, the real images)."""
     if settings.reference is None:
-        raise UserError("--samples needs real pictures to compare with: give --reference, such as digits:train")
+        raise UserError("--samples needs real images to compare with: give --reference, such as digits:train")
     samples = open_images(
         "--samples",
         given,

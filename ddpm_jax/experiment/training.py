@@ -1,4 +1,4 @@
-"""A whole training run from a config: data, state, loop, checkpoints, pictures."""
+"""A whole training run from a config: data, state, loop, checkpoints, images."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.resume import resumed_state
 from ddpm_jax.experiment.trainer import Trainer
-from ddpm_jax.experiment.training_samples import LAST_PICTURE, draw_final
+from ddpm_jax.experiment.training_samples import LAST_FILE, draw_final
 from ddpm_jax.models.unet import num_params
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.atomic_files import replace_file
@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         if state is None:
             state = experiment.fresh_state()
         first_step = int(state.step)
-        drawn = _samples(workdir, LAST_PICTURE)
+        drawn = _samples(workdir, LAST_FILE)
         # As process 0 sees the file: all draw, or none.
         draws = bool(multi_host.broadcast_from_first(first_step < config.train.num_steps or not os.path.exists(drawn)))
         if multi_host.is_first() and draws and os.path.exists(drawn):
@@ -144,7 +144,7 @@ def _introduce(
     device = experiment.mesh.devices.flat[0]
     reporter.note(f"workdir   {workdir}")
     held = f", {held_out.num_images} held out" if held_out else ""
-    reporter.note(f"data      {config.data.name}: {len(source)} pictures of {shape}{held}")
+    reporter.note(f"data      {config.data.name}: {len(source)} images of {shape}{held}")
     for note in dict.fromkeys((*source.notes, *(held_out.notes if held_out else ()))):
         reporter.note(f"          {note}")
     devices = f"{experiment.mesh.size} x {device.device_kind}"
@@ -154,7 +154,7 @@ def _introduce(
         start = "from the imported weights"
     if resumed_from is not None and resumed_from >= config.train.num_steps:
         start = f"finished already at step {resumed_from}"
-    reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} pictures, {start}")
+    reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} images, {start}")
     if not resumed_from:
         reporter.note("          the first step compiles: that takes a moment")
 

@@ -1,4 +1,4 @@
-"""The pictures of a training run: grids of raw and EMA weights, and a batch being denoised."""
+"""The images of a training run: grids of raw and EMA weights, and a batch being denoised."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ddpm_jax.training.metrics_log import Reporter
 from ddpm_jax.training.train_state import TrainState
 
 SEED = 0  # all grids of a run start from the same noise, so that they can be compared
-LAST_PICTURE = "denoising.gif"  # of draw_final: where it is, the others are
+LAST_FILE = "denoising.gif"  # of draw_final: where it is, the others are
 NUM_STRIP_ROWS = 6
 NUM_STRIP_COLUMNS = 11
 NUM_GIF_IMAGES = 25
@@ -32,7 +32,7 @@ def draw_samples(
     weights = {"ema": state.ema_params, "raw": state.params}
     # All network calls before anything is written: on a full disk process 0 must not leave the others in one.
     grids = {name: _generate(generator, params, name, num_samples) for name, params in weights.items()}
-    with disk_full_as_warning(f"the pictures of {os.path.basename(path)}"):
+    with disk_full_as_warning(f"the images of {os.path.basename(path)}"):
         for name, images in grids.items():
             _write_grid(images, reporter, path, name, int(state.step))
     means = grids["ema"].mean(axis=(0, 1, 2), dtype=np.float64)
@@ -43,7 +43,7 @@ def draw_final(
     generator: Generator, state: TrainState, reporter: Reporter, folder: str, *, num_samples: int
 ) -> None:
     """Writes final_ema.png and final_raw.png, and the first batch of the former being denoised: denoising.png,
-    some pictures over t, and denoising.gif."""
+    some images over t, and denoising.gif."""
     frames, steps = [], []
 
     def record(first: int, t: int, x_t: np.ndarray) -> None:
@@ -60,7 +60,7 @@ def draw_final(
         columns = np.unique(np.rint(np.linspace(0, len(steps) - 1, NUM_STRIP_COLUMNS)).astype(int))
         labels = ["x_0" if steps[i] < 0 else f"t={steps[i]}" for i in columns]
         save_strip(os.path.join(folder, "denoising.png"), np.stack(frames)[columns, :NUM_STRIP_ROWS], labels)
-        save_gif(os.path.join(folder, LAST_PICTURE), np.stack(frames), GIF_FRAME_MS, GIF_HOLD_MS)
+        save_gif(os.path.join(folder, LAST_FILE), np.stack(frames), GIF_FRAME_MS, GIF_HOLD_MS)
 
 
 def _generate(

@@ -55,7 +55,7 @@ def read_diffusers(path: str | os.PathLike) -> Imported:
     tensors, texts = read_tensors(weights)
     own = _own_config(texts, unet_config, scheduler_config, weights)
     if own is None:
-        notes.append("the file does not say which pictures, learning rate and EMA it was trained with")
+        notes.append("the file does not say which images, learning rate and EMA it was trained with")
         notes.append("it holds one set of weights, which are taken as the averaged ones too")
     params = params_of(own or config, tensors, weights)
     return Imported(own or config, params, params, tuple(notes))

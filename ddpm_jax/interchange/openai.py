@@ -74,8 +74,8 @@ MODELS = {
     "lsun_horse": Published("guided_lsun", ("data.name=lsun/horse",)),
     "lsun_horse_nodropout": Published("guided_lsun", ("data.name=lsun/horse", "model.dropout=0.0")),
 }
-_CLASSIFIER = "is a classifier, which gives labels and no pictures"
-_UPSAMPLER = "is an upsampler, whose network takes a small picture besides x_t"
+_CLASSIFIER = "is a classifier, which gives labels and no images"
+_UPSAMPLER = "is an upsampler, whose network takes a small image besides x_t"
 REFUSED = {
     "upsample_cond_500K": _UPSAMPLER,
     "64_256_upsampler": _UPSAMPLER,
