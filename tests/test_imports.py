@@ -91,7 +91,7 @@ def reads_of_configs(source):
             read = node.value
             name = read.id if isinstance(read, ast.Name) else read.attr if isinstance(read, ast.Attribute) else ""
             is_jax = isinstance(read, ast.Attribute) and isinstance(read.value, ast.Name) and read.value.id == "jax"
-            if name.strip("_") == "config" and not is_jax:
+            if name.endswith("config") and not is_jax:
                 lines.append(node.lineno)
     return lines
 
