@@ -67,24 +67,7 @@ def make_loss_fn(
       >>> loss_fn(lambda x_t, t: 0 * x_t, x_0=x_0, t=t, eps=eps)["loss"]
       Array([1., 1.], dtype=float32)
     """
-    check_one_of("loss", loss, LOSSES)
-    check_one_of("prediction", prediction, PREDICTIONS)
-    check_one_of("variance", variance, VARIANCES)
-    for name, value in (("huber_delta", huber_delta), ("vlb_lambda", vlb_lambda)):
-        if not value > 0:
-            raise UserError(f"{arg(name)} must be above 0; got {value}")
-    if loss in BOUNDS and weights is not None:
-        raise UserError(f"{arg('weights')} must be None with {arg('loss')}={loss!r}, whose weights are given")
-    if variance in LEARNED_VARIANCES and loss not in (*BOUNDS, "hybrid"):
-        raise UserError(
-            f"{arg('variance')}={variance!r} is not trained by {arg('loss')}={loss!r}: "
-            "take 'hybrid', 'vlb' or 'rescaled_vlb', or a fixed variance"
-        )
-    if loss == "hybrid" and variance not in LEARNED_VARIANCES:
-        raise UserError(
-            f"{arg('loss')}='hybrid' trains a learned variance; got {arg('variance')}={variance!r}: "
-            f"take 'learned_range', or {arg('loss')}='simple'"
-        )
+    _check_loss(loss, prediction, variance, {"huber_delta": huber_delta, "vlb_lambda": vlb_lambda}, weights)
 
     def regression(
         model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
@@ -117,6 +100,30 @@ def make_loss_fn(
         return {"loss": simple + vlb_lambda * term, "simple": simple, "vlb": term}
 
     return bound if loss in BOUNDS else hybrid if loss == "hybrid" else regression
+
+
+def _check_loss(
+    loss: str, prediction: str, variance: str, positive: dict[str, float], weights: Float[Array, "T"] | None
+) -> None:
+    """Raises UserError for arguments of `make_loss_fn` that are unknown or do not go together."""
+    check_one_of("loss", loss, LOSSES)
+    check_one_of("prediction", prediction, PREDICTIONS)
+    check_one_of("variance", variance, VARIANCES)
+    for name, value in positive.items():
+        if not value > 0:
+            raise UserError(f"{arg(name)} must be above 0; got {value}")
+    if loss in BOUNDS and weights is not None:
+        raise UserError(f"{arg('weights')} must be None with {arg('loss')}={loss!r}, whose weights are given")
+    if variance in LEARNED_VARIANCES and loss not in (*BOUNDS, "hybrid"):
+        raise UserError(
+            f"{arg('variance')}={variance!r} is not trained by {arg('loss')}={loss!r}: "
+            "take 'hybrid', 'vlb' or 'rescaled_vlb', or a fixed variance"
+        )
+    if loss == "hybrid" and variance not in LEARNED_VARIANCES:
+        raise UserError(
+            f"{arg('loss')}='hybrid' trains a learned variance; got {arg('variance')}={variance!r}: "
+            f"take 'learned_range', or {arg('loss')}='simple'"
+        )
 
 
 def _target(
