@@ -19,7 +19,7 @@ PURPOSE = """\
 Measures a trained model on real images and writes tables, curves and images into DIR/evaluation:
   bits      bits per dimension, the variational bound (Ho et al. 2020, equation 5) with every L_t, and the
             rate-distortion curve of progressive coding (section 4.3)
-  pictures  what the network takes x_0 to be on the way: of held-out images, and of samples
+  images  what the network takes x_0 to be on the way: of held-out images, and of samples
   ode       the exact likelihood of the probability flow (Song et al. 2021), a second estimate of bits/dim
   samples   FID, KID, sFID, Inception Score, precision and recall of samples, drawn for it; without Inception
             weights the same distances on other features, under their own names

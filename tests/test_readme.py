@@ -21,8 +21,8 @@ def test_the_library_example_runs():
     assert shorter.count("range(2)") == shorter.count("spaced_steps(1000, 3)") == 1
     names = {}
     exec(compile(shorter, "README.md", "exec"), names)
-    pictures = np.asarray(names["pictures"])
-    assert pictures.shape == (16, 8, 8, 1) and pictures.dtype == np.uint8
+    samples = np.asarray(names["samples"])
+    assert samples.shape == (16, 8, 8, 1) and samples.dtype == np.uint8
     assert np.isfinite(names["metrics"]["loss"])
 
 

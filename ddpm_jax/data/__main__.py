@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.data pack`: a folder of pictures into one file that reads fast."""
+"""`python -m ddpm_jax.data pack`: a folder of images into one file that reads fast."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from ddpm_jax.runtime.progress import format_duration
 USAGE = "usage: python -m ddpm_jax.data COMMAND ..."
 EXAMPLE = "python -m ddpm_jax.data pack pictures pictures64.array_record --image_size=64,64"
 PURPOSE = """\
-Decodes and resizes every picture below DIR once, and writes the pixels into the file OUT, in the order of the names.
+Decodes and resizes every image below DIR once, and writes the pixels into the file OUT, in the order of the names.
 Training with --config.data.path=OUT then gives the batches that --config.data.path=DIR gives at that size, bit for
 bit, and faster. OUT is there whole or not at all; DIR is only read."""
 

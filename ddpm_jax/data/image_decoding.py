@@ -1,4 +1,4 @@
-"""One picture, whatever its mode and size, to uint8 [H, W, C]."""
+"""One image, whatever its mode and size, to uint8 [H, W, C]."""
 
 import io
 import os
@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 # other programs (EPS).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
-# Pillow's own line between a large picture and a few kilobytes that unpack to gigabytes; it draws it as a warning.
+# Pillow's own line between a large image and a few kilobytes that unpack to gigabytes; it draws it as a warning.
 MAX_PIXELS = 89_478_485
-# Pictures above this are decoded one after the other, all in one thread: several at once would be as many gigabytes,
+# Images above this are decoded one after the other, all in one thread: several at once would be as many gigabytes,
 # and what a thread has freed, the system's allocator keeps for that thread.
 _LARGE_PIXELS = 2**24
 _large = ThreadPoolExecutor(1, thread_name_prefix="ddpm_jax-large")
@@ -52,7 +52,7 @@ def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int]
         uint8 [H, W, C].
 
     Raises:
-        ValueError: where the picture is too large to be one.
+        ValueError: where the image is too large to be one.
         Exception: of many types, from Pillow's decoders, where the file is broken.
     """
     height, width = image_size
@@ -92,9 +92,9 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _load(image: Image.Image, image_size: tuple[int, int], num_channels: int) -> Image.Image:
-    """An image file that was opened -> the picture in L or RGB and at image_size."""
+    """An image file that was opened -> the image in L or RGB and at image_size."""
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)  # a copy of a large picture is a lot of memory
+    ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image is a lot of memory
     return _fit(_to_8_bit(image, num_channels), image_size)
 
 

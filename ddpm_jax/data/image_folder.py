@@ -1,4 +1,4 @@
-"""A folder of pictures: any sizes, any of the common formats, some of them broken."""
+"""A folder of images: any sizes, any of the common formats, some of them broken."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ def first_image_shape(path: str) -> tuple[int, int, int]:
 
 
 class _Store:
-    """The decoded pictures of one folder at one size, shared by the splits."""
+    """The decoded images of one folder at one size, shared by the splits."""
 
     def __init__(self, listing: Listing, shape: tuple[int, int, int]):
         # The system hands out the pages as they are written, so the rows of no split cost nothing.

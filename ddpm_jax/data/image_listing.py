@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax.runtime.errors import UserError, arg
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif")
-# Pictures that people have and this reader does not open: said, not silently passed over.
+# Images that people have and this reader does not open: said, not silently passed over.
 _FOREIGN_ENDINGS = (".heic", ".heif", ".avif", ".tif", ".tiff", ".jp2", ".jxl", ".dng", ".svg", ".psd")
 # The coarsest time stamp of a file system (FAT): a folder changed less than this ago may change again unseen.
 _STAMP_SECONDS = 2.0
@@ -125,7 +125,7 @@ class Listing:
             return False
 
     def notes(self) -> tuple[str, ...]:
-        """Lines about pictures of other formats, and folders that cannot be read."""
+        """Lines about images of other formats, and folders that cannot be read."""
         foreign = {ending: n for ending, n in sorted(self._other_endings.items()) if ending in _FOREIGN_ENDINGS}
         notes = []
         if foreign:

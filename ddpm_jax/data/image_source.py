@@ -37,7 +37,7 @@ def load_rows(
 
 
 class RenamingSource:
-    """A source whose complaints, which may come as late as a picture is read, have `names` for the arguments.
+    """A source whose complaints, which may come as late as an image is read, have `names` for the arguments.
 
     Args:
         names: see `runtime.errors.arguments_named`.

@@ -1,4 +1,4 @@
-"""Writes a folder of pictures into one file, which then reads faster than the pictures decode."""
+"""Writes a folder of images into one file, which then reads faster than the images decode."""
 
 import glob
 import json

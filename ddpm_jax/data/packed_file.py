@@ -1,4 +1,4 @@
-"""A folder of pictures packed into one file at one size: what `python -m ddpm_jax.data pack` writes.
+"""A folder of images packed into one file at one size: what `python -m ddpm_jax.data pack` writes.
 
 The file is an array_record of N + 2 records: the pixels of each image file of the folder, H * W * C bytes in the order
 of the names (none for a file that could not be read); the names; and a header in JSON. Each record has a checksum.
@@ -31,7 +31,7 @@ VERSION = 1
 
 
 def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
-    """The pictures of a packed file: at the size that they were packed at, the same as `make_folder` gives.
+    """The images of a packed file: at the size that they were packed at, the same as `make_folder` gives.
 
     Args:
         split: as of the folder: the name of a first-level sub-folder; otherwise `train` or `all`; slices of them.
@@ -48,7 +48,7 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
     labels = class_labels(files)
     shape = (*image_size, num_channels)
     # As of the folder: what fits in memory was read whole, and lacks every damaged file; of a larger set only the
-    # headers were looked at, and another picture takes the place of one whose rest is damaged.
+    # headers were looked at, and another image takes the place of one whose rest is damaged.
     in_memory = source_lib.fits_in_memory(len(files), shape)
     unreadable = {index - start: fault for index, fault in pack.unreadable.items()}
     left_out = [row for row in rows.tolist() if row in unreadable and (in_memory or unreadable[row][0] == "header")]

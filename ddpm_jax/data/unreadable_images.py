@@ -1,4 +1,4 @@
-"""Pictures of which some may prove unreadable in the middle of a training: another takes the place, and it is said."""
+"""Images of which some may prove unreadable in the middle of a training: another takes the place, and it is said."""
 
 import itertools
 import logging
@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax.data.image_source import DecodedSource
 from ddpm_jax.runtime.errors import UserError, arg
 
-# A few damaged pictures are a nuisance; so many side by side are a disk or a folder that is gone.
+# A few damaged images are a nuisance; so many side by side are a disk or a folder that is gone.
 MAX_IN_A_ROW = 100
 _NUM_TOLD = 20  # each by its name; after that only how many
 
@@ -23,7 +23,7 @@ class ReplacingSource(DecodedSource):
 
     Args:
         attempt_many: n numbers -> n results, each uint8 [H, W, C] or the exception that it raised.
-        name_of: number -> the name of the picture in messages.
+        name_of: number -> the name of the image in messages.
         place: the folder or file that all of it is in, for messages.
         image_shape, labels, notes: as of every source.
     """

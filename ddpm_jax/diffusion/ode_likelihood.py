@@ -1,4 +1,4 @@
-"""log p of a picture under the probability flow: exact for the network at hand, up to the integrator's error.
+"""log p of an image under the probability flow: exact for the network at hand, up to the integrator's error.
 
 Song et al. 2021 ("Score-Based Generative Modeling through Stochastic Differential Equations"), section 4.3 and
 appendix D.2. With y = x_t/a, a = sqrt(alpha-bar), n = sqrt(1 - alpha-bar) and sigma = n/a the flow is
@@ -10,8 +10,8 @@ The same flow in x_t itself and lambda = log(sigma), with v = a eps - n x_0 (Sal
     dx_t/dlambda = a n v_hat = a (a x_t - x_0_hat),        d log p(x_t)/dlambda = -div of that,
 
 whose right sides vanish at both ends: an even grid in lambda serves from the lowest noise to the highest. The
-last x_T ~ N(0, I), which in y reads N(0, (1 + sigma^2) I), since 1/a^2 = 1 + sigma^2. The picture is y at the
-lowest noise level, so that log p(picture) = log N(x_T; 0, I) + (the integral of div) + D log a.
+last x_T ~ N(0, I), which in y reads N(0, (1 + sigma^2) I), since 1/a^2 = 1 + sigma^2. The image is y at the
+lowest noise level, so that log p(image) = log N(x_T; 0, I) + (the integral of div) + D log a.
 """
 
 import math
@@ -87,7 +87,7 @@ class FlowState:
 
 
 def begin_flow(schedule: Schedule, y: Float[Array, "B *D"]) -> FlowState:
-    """The state at t = 0 of pictures on the scale of [-1, 1]: x_t = sqrt(alpha-bar) y."""
+    """The state at t = 0 of images on the scale of [-1, 1]: x_t = sqrt(alpha-bar) y."""
     signal, _ = signal_and_noise(schedule, jnp.zeros(y.shape[:1], jnp.int32), y.ndim)
     return FlowState(signal * y, jnp.zeros(y.shape[:1], y.dtype))
 
@@ -137,7 +137,7 @@ def flow_on(
 
 
 def end_flow(schedule: Schedule, state: FlowState) -> Float[Array, "B"]:
-    """log p of the pictures that the flow began with, in nats, once it is at the grid's last point."""
+    """log p of the images that the flow began with, in nats, once it is at the grid's last point."""
     num_dims = math.prod(state.x_t.shape[1:])
     squares = jnp.sum(state.x_t**2, tuple(range(1, state.x_t.ndim)))
     log_prior = -0.5 * squares - 0.5 * num_dims * math.log(2 * math.pi)

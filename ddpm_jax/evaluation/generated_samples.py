@@ -18,7 +18,7 @@ from ddpm_jax.runtime.devices import replicated
 
 
 class GeneratedSamples:
-    """Samples 0..N-1 of a run as `pictures.npy` in a folder of their own.
+    """Samples 0..N-1 of a run as `images.npy` in a folder of their own.
 
     Args:
       run: with the sampler to draw by.

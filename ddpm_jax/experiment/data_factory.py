@@ -10,7 +10,7 @@ from ddpm_jax.runtime.errors import UserError, arguments_named
 
 
 def build_source(config: ConfigDict, split: str, field: str = "data.split") -> ImageSource:
-    """The pictures of one split; `field` is what a person typed it as, for complaints about it."""
+    """The images of one split; `field` is what a person typed it as, for complaints about it."""
     data = config.data
     shape = image_shape_of(config)
     names = field_names("data", {"split": field, "path=DIR": "--config.data.path=DIR"})
@@ -30,7 +30,7 @@ def build_source(config: ConfigDict, split: str, field: str = "data.split") -> I
 
 
 def _check_labels(source: ImageSource, num_classes: int, what: str) -> None:
-    """Raises UserError unless every picture has a class of the network's."""
+    """Raises UserError unless every image has a class of the network's."""
     if source.labels is None:
         raise UserError(
             f"model.num_classes={num_classes} needs a label for every picture, and {what} has none: "

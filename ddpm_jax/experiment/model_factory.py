@@ -39,7 +39,7 @@ def build_schedule(config: ConfigDict) -> Schedule:
 
 
 def build_model(config: ConfigDict) -> UNet:
-    """The U-Net, refused where the levels, groups or attention do not fit the pictures."""
+    """The U-Net, refused where the levels, groups or attention do not fit the images."""
     image_shape = image_shape_of(config)
     fields = {**config.model}
     check_one_of("model.dtype", fields["dtype"], DTYPES)

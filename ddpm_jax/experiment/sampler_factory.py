@@ -84,7 +84,7 @@ def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
 
 
 def build_preview_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
-    """DDIM over `sample.num_preview_steps` steps, for pictures during training."""
+    """DDIM over `sample.num_preview_steps` steps, for images during training."""
     with fields_named("sample", {"num_sampler_steps": "sample.num_preview_steps"}):
         steps = spaced_steps(schedule.num_steps, min(config.sample.num_preview_steps, schedule.num_steps))
     return ddim_table(schedule, steps=steps)

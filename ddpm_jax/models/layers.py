@@ -152,7 +152,7 @@ class ResBlock(nn.Module):
             h = norm_2(h) * (1 + scale) + shift
         else:
             # In float32: of a sum in half precision XLA makes one in the convolution, for which it writes the time out
-            # as large as the picture.
+            # as large as the image.
             h = norm_2(h.astype(jnp.float32) + by_time.astype(jnp.float32))
         h = nn.swish(h).astype(self.dtype)
         h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(h)

@@ -79,7 +79,7 @@ class UNet(nn.Module):
         """The prediction, [B, H, W, C_out].
 
         Args:
-          x_t: pictures, H and W divisible by 2^(levels-1).
+          x_t: images, H and W divisible by 2^(levels-1).
           t: steps 0..T-1, whole or, between two steps, not.
           labels: 0..num_classes-1, if and only if num_classes > 0; one outside gives NaN.
           train: with dropout, from the key "dropout".

@@ -1,4 +1,4 @@
-"""Nearest-neighbour doubling of a picture, and the 3x3 convolution that follows it."""
+"""Nearest-neighbour doubling of an image, and the 3x3 convolution that follows it."""
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,7 @@ def upsample_conv(
     """
     with_ones = _with_two_ones(_with_two_ones(kernel, 0), 1).astype(dtype)
     # What each compiler does well. XLA for CPU takes 100 times as long for zeros between pixels. XLA for GPUs writes
-    # them out, and makes of the gradient by the kernel a convolution with a window as large as the picture.
+    # them out, and makes of the gradient by the kernel a convolution with a window as large as the image.
     return jax.lax.platform_dependent(
         x.astype(dtype),
         kernel.astype(dtype),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.errors import UserError
 
-# What a checkpoint holds beside the arrays: metadata, the config, the manifest, and room for metrics and pictures.
+# What a checkpoint holds beside the arrays: metadata, the config, the manifest, and room for metrics and images.
 MARGIN_BYTES = 1_000_000
 
 # No space left, the quota is used up, a file larger than is permitted (ulimit -f).

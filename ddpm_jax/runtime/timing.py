@@ -30,7 +30,7 @@ def repeated(run: Callable[[], Any], repeats: int, warm_up: int = 2) -> list[flo
 
 
 def summary(seconds: list[float], *, pictures: int, flops: float, peak: float) -> dict[str, float]:
-    """Median and quartiles of `seconds`, pictures a second, and the share of `peak` that `flops` in that time are."""
+    """Median and quartiles of `seconds`, images a second, and the share of `peak` that `flops` in that time are."""
     low, median, high = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
     return {
         "seconds": median,

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go beside its own file: TensorBoard, and Weights & Biases where asked for."""
+"""Where a run's numbers and images go beside its own file: TensorBoard, and Weights & Biases where asked for."""
 
 import importlib
 import importlib.util
@@ -17,13 +17,13 @@ from ddpm_jax.training.tensorboard_events import TensorboardEvents
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes numbers and pictures of steps."""
+    """Takes numbers and images of steps."""
 
     def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
         """Scalars by name."""
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """A uint8 picture [H, W] or [H, W, C]."""
+        """A uint8 image [H, W] or [H, W, C]."""
 
     def close(self) -> None:
         """Writes out what is buffered."""

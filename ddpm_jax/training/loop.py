@@ -90,7 +90,7 @@ def run_loop(
       batches: of step state.step, of the next one, and so on, on the devices: images, or images and labels.
       key_of_step: step -> the key of the update from it.
       save: starts saving a state and returns numbers to report (such as the eval loss).
-      preview: draws pictures of a state and returns numbers to report.
+      preview: draws images of a state and returns numbers to report.
       rates: (steps, seconds) since the last report -> numbers to report.
 
     Raises:

@@ -51,7 +51,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, int | float]]:
 
 
 class Reporter:
-    """Writes the numbers and pictures of a run into its workdir, and one line at a time on the screen.
+    """Writes the numbers and images of a run into its workdir, and one line at a time on the screen.
 
     Each line of `metrics.jsonl` is one strict JSON object: `step`, `seconds` (of training, summed over
     all resumes) and the values by name; NaN and infinities, which JSON lacks, are null.
@@ -157,7 +157,7 @@ class Reporter:
         return "  ".join(parts)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Shows the sinks a uint8 picture [H, W] or [H, W, C]."""
+        """Shows the sinks a uint8 image [H, W] or [H, W, C]."""
         if self._enabled:
             for sink in self._sinks:
                 sink.image(name, np.asarray(image), int(step))

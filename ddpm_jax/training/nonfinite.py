@@ -96,7 +96,7 @@ class Rewinds:
 def write_record(
     workdir: str, error: NonFiniteError, policy: str, batch: int, indices: np.ndarray, write: bool
 ) -> str:
-    """<workdir>/nonfinite/step_N.json: what became of which step, and which pictures it saw; returns the path."""
+    """<workdir>/nonfinite/step_N.json: what became of which step, and which images it saw; returns the path."""
     path = os.path.join(workdir, RECORDS_FOLDER, f"step_{error.step:08d}.json")
     record = {"step": error.step, "what": error.what, "policy": policy, "batch": batch, "indices": indices.tolist()}
     if write:

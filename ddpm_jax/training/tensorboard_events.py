@@ -12,7 +12,7 @@ _FLUSH_SECONDS = 120  # a flush waits for the disk
 
 
 class TensorboardEvents:
-    """Writes scalars and pictures for TensorBoard, in this thread.
+    """Writes scalars and images for TensorBoard, in this thread.
 
     tensorboardX's own writer does so in another thread, which dies of a full disk, and its queue then holds up the
     training for ever. Here a warning says that the disk is full, and the events end; a run can do without them.
@@ -59,7 +59,7 @@ class TensorboardEvents:
             self.scalar(name, value, step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Records a uint8 picture [H, W] or [H, W, C] of a step."""
+        """Records a uint8 image [H, W] or [H, W, C] of a step."""
         if self._writer is not None:
             self._add(self._summary.image(name, image, dataformats="HWC" if image.ndim == 3 else "HW"), step)
 

@@ -9,7 +9,7 @@ class Throughput:
     """rates(steps, seconds) -> images_per_second, seconds_per_step and, where known, the others.
 
     Args:
-      batch_size: pictures a step, over all devices.
+      batch_size: images a step, over all devices.
       take_counts: of the `BatchLoader`.
       num_processes: that share the batch.
       step_flops: () -> FLOPs of one update of the whole batch, asked at each report; 0 where that is not known.

@@ -1,4 +1,4 @@
-"""From a picture to the noise that DDIM turns into it."""
+"""From an image to the noise that DDIM turns into it."""
 
 import numpy as np
 
