@@ -1,4 +1,4 @@
-"""LSUN bedroom 256x256 of Nichol and Dhariwal 2021: the network of Ho et al. 2020 with a learned variance, 114 M.
+"""LSUN bedroom 256x256 of Nichol and Dhariwal 2021: Ho et al. 2020's network, a learned variance, 114 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/improved_lsun.py --workdir=runs/improved_lsun
 Source: README of openai/improved-diffusion, whose checkpoints of it are lsun_uncond_100M_1200K_bs128 (this) and

@@ -66,8 +66,8 @@ def in_numpy(table):
     return jax.tree.map(np.asarray, table)
 
 
-def walk_in_float64(table, denoise, x, past=None):
-    """[R+1] states: x, then after every row, without noise; `denoise(x, t)` -> x_0_hat, all NumPy."""
+def walk_in_float64(table, denoise, x, past=None, noise=None):
+    """[R+1] states: x, then after every row, with the noise [R, ...]; `denoise(x, t)` -> x_0_hat, all NumPy."""
     names = ("c_x_0", "c_x_t", *(("c_history", "r_x_0", "r_x_t") if table.num_remembered else ()))
     columns = {name: np.asarray(getattr(table, name), np.float64) for name in names}
     history, states = past or [0 * x] * table.num_remembered, [x]
@@ -76,6 +76,8 @@ def walk_in_float64(table, denoise, x, past=None):
         x_s = columns["c_x_0"][i] * x_0 + columns["c_x_t"][i] * x
         for k, past in enumerate(history):
             x_s = x_s + columns["c_history"][i, k] * past
+        if noise is not None:
+            x_s = x_s + noise[i]
         if history:
             history = [columns["r_x_0"][i] * x_0 + columns["r_x_t"][i] * x, *history[:-1]]
         x = x_s
@@ -87,8 +89,6 @@ def walk_in_float64(table, denoise, x, past=None):
 @pytest.mark.parametrize("name", FLOWS | NOISY)
 def test_a_network_that_knows_x_0_is_followed_exactly(name, grid):
     """With x_0_hat = c everywhere the flow is alpha c + sigma eps, for every solver and any steps."""
-    if "churn" in name and grid == "one":
-        return
     steps = GRIDS[grid](SHORT)
     table = (FLOWS | NOISY)[name](SHORT, steps=steps)
     alphas, sigmas = alpha_and_sigma(SHORT, np.append(table.t[:1], table.s))
@@ -103,21 +103,23 @@ def test_a_network_that_knows_x_0_is_followed_exactly(name, grid):
     assert np.all(np.isfinite(states))
 
 
+@pytest.mark.parametrize("name", ["heun churn", "heun some churn"])
+def test_a_single_step_has_no_churn(name):
+    """It starts with the most noise there is, and ends without any."""
+    steps = GRIDS["one"](SHORT)
+    jax.tree.map(np.testing.assert_array_equal, NOISY[name](SHORT, steps=steps), heun_table(SHORT, steps=steps))
+
+
 @pytest.mark.parametrize("name", NOISY)
 def test_noise_keeps_the_deviation_of_every_point(name):
     """x_s - alpha_s c then has the deviation sigma_s: what the formulas for sigma are made for."""
     table = in_numpy(NOISY[name](SHORT, steps=spaced_steps(60, 20)))
+    assert np.any(table.sigma > 0)  # the flow without noise would keep it too
     _, sigmas = alpha_and_sigma(SHORT, np.append(table.t[:1], table.s))
-    # By its linearity: the response to x_T and to the noise of each row, with x_0_hat = 0.
-    gains = []
-    for start in range(-1, table.num_calls):
-        if start < 0:
-            states = walk_in_float64(table, lambda x, t: 0 * x, np.ones(1))[:, 0] * sigmas[0]
-        else:
-            after = walk_in_float64(table.rows(start + 1, table.num_calls), lambda x, t: 0 * x, np.ones(1))[:, 0]
-            states = np.concatenate([np.zeros(start + 1), after * float(table.sigma[start])])
-        gains.append(states)
-    deviation = np.sqrt(np.sum(np.square(gains), axis=0))
+    # By its linearity: the response to x_T and, a column each, to the noise of each row, with x_0_hat = 0.
+    noises = np.diag(np.append(sigmas[0], table.sigma))
+    gains = walk_in_float64(table, lambda x, t: 0 * x, noises[0], noise=noises[1:])
+    deviation = np.sqrt(np.sum(gains**2, axis=1))
     np.testing.assert_allclose(deviation, sigmas, atol=1e-5)
 
 
@@ -235,12 +237,9 @@ def test_noisy_solvers_reach_the_data(name):
         table = in_numpy(NOISY[name](LINEAR, steps=steps))
         states = walk_in_float64(table, denoise, np.array([1.0, 0.0]))[-1]
         mean, variance = states[1], (states[0] - states[1]) ** 2
-        for i in range(table.num_calls):
-            if not float(table.sigma[i]):
-                continue
-            # What becomes of noise that enters after row i.
-            response = walk_in_float64(table.rows(i + 1, table.num_calls), slope, np.ones(1))[-1, 0]
-            variance += (response * float(table.sigma[i])) ** 2
+        # What becomes of the noise that enters after each row, a column each.
+        responses = walk_in_float64(table, slope, np.zeros(table.num_calls), noise=np.diag(table.sigma))[-1]
+        variance += np.sum(responses**2)
         errors.append((abs(mean - M), abs(np.sqrt(variance) - S)))
     means, deviations = np.array(errors).T
     assert np.all(means < 1e-4)
