@@ -81,7 +81,7 @@ def test_the_loader_gives_each_picture_its_label():
             wanted = batch_indices(seed=1, step=step, batch_size=4, num_examples=8)
             assert labels.dtype == np.int32
             assert np.array_equal(images, IMAGES[wanted]) and np.array_equal(labels, LABELS[wanted])
-    with pytest.raises(UserError, match="the data have no labels"):
+    with pytest.raises(UserError, match="^source has no labels: labelled must be False"):
         BatchLoader(ArraySource(IMAGES), batch_size=4, seed=0, first_step=0, labelled=True)
 
 

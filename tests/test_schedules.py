@@ -174,7 +174,7 @@ def test_a_schedule_passes_through_jit_and_tree_map():
     "settings,parts",
     [
         (dict(name="cosin"), ["name", "'linear'", "got 'cosin'", "did you mean 'cosine'"]),
-        (dict(num_steps=0), ["schedule.num_steps", "at least 1", "got 0"]),
+        (dict(num_steps=0), ["num_steps", "at least 1", "got 0"]),
         (dict(num_steps=10), ["(0, 1)", "got 0.01 to 2", "more steps"]),
         (dict(beta_start=0.0), ["beta_start", "got 0.0"]),
         (dict(beta_start=0.03), ["beta_start", "got 0.03 and 0.02"]),
