@@ -49,7 +49,7 @@ class Format:
 def _formats() -> dict[str, Format]:
     """The formats by name, in the order in which a path is tried."""
     # Here, so that --help need not wait for JAX.
-    from ddpm_jax.interchange import diffusers, ho_et_al, openai, own_files, tensor_files, tensorflow_checkpoint
+    from ddpm_jax.interchange import diffusers, ho_et_al, native_files, openai, tensor_files, tensorflow_checkpoint
 
     def is_openai(path: Path) -> bool:
         return path.suffix == ".pt" and path.stem in {*openai.MODELS, *openai.REFUSED}
@@ -66,10 +66,10 @@ def _formats() -> dict[str, Format]:
         return ho_et_al.read_original(tensors, model)
 
     return {
-        "npz": Format(own_files.is_npz, own_files.read_npz, own_files.write_npz),
+        "npz": Format(native_files.is_npz, native_files.read_npz, native_files.write_npz),
         "diffusers": Format(diffusers.is_diffusers, diffusers.read_diffusers, diffusers.write_diffusers),
         "safetensors": Format(
-            own_files.is_own_safetensors, own_files.read_own_safetensors, own_files.write_own_safetensors
+            native_files.is_own_safetensors, native_files.read_own_safetensors, native_files.write_own_safetensors
         ),
         "openai": Format(is_openai, read_openai, models=sorted(openai.MODELS), named=True),
         "original": Format(is_original, read_original, models=sorted(ho_et_al.MODELS)),

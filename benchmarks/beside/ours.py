@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.samplers.sampling_loop import sample_loop
 from ddpm_jax.experiment import model_factory, sampler_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.interchange.own_files import read_npz
+from ddpm_jax.interchange.native_files import read_npz
 from ddpm_jax.runtime.compilation import compiler_options
 
 VARIANTS = ("ddpm_jax",)

@@ -14,8 +14,8 @@ from ddpm_jax.experiment import config_checks, model_factory, sampler_factory
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.interchange.diffusers import write_diffusers
+from ddpm_jax.interchange.native_files import write_npz
 from ddpm_jax.interchange.openai import read_openai_as
-from ddpm_jax.interchange.own_files import write_npz
 from ddpm_jax.models.unet import init_params, num_params
 
 CHECKED = 2  # pictures

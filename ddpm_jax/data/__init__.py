@@ -5,8 +5,8 @@ that needs them, TensorFlow never for reading.
 """
 
 from ddpm_jax.data.batch_loader import BatchLoader, LoaderCounts
-from ddpm_jax.data.datasets import make_source
 from ddpm_jax.data.image_source import ImageSource
 from ddpm_jax.data.shuffling import batch_indices
+from ddpm_jax.data.source_registry import make_source
 
 __all__ = ["BatchLoader", "ImageSource", "LoaderCounts", "batch_indices", "make_source"]

@@ -58,7 +58,7 @@ def make_source(
 
         return make_array(path=path, **common)
     if name in ("mnist", "fashion_mnist", "cifar10") and path:
-        from ddpm_jax.data.original_files import make_originals
+        from ddpm_jax.data.mnist_and_cifar10 import make_originals
 
         return make_originals(name=name, path=path, **common)
     if path:
