@@ -46,7 +46,7 @@ _TABLES: dict[str, Callable[[Schedule, np.ndarray, ConfigDict], SamplerTable]] =
     "unipc": lambda q, steps, c: unipc_table(q, steps=steps, order=2),
     "unipc_3": lambda q, steps, c: unipc_table(q, steps=steps, order=3),
 }
-SAMPLERS = tuple(_TABLES)
+SAMPLERS = tuple(_TABLES)  # every list of their names comes from here or is compared with it in a test
 
 # What the functions of steps and of tables name otherwise, or a person writes otherwise, than `sample.ARGUMENT`.
 _NAMES = {

@@ -1,10 +1,13 @@
 """The flags that choose a sampler, for every command that draws samples from a run."""
 
 import argparse
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from ddpm_jax.diffusion.timestep_spacing import SPACINGS
 from ddpm_jax.experiment.config_overrides import apply_override
+from ddpm_jax.experiment.sampler_factory import SAMPLERS
 
 _FIELDS = ("sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold")
 
@@ -14,14 +17,13 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument(
         "--sampler",
         metavar="NAME",
-        help="ancestral, ddim, euler, euler_ancestral, heun, dpmpp_1, dpmpp_2m, dpmpp_3m, dpmpp_3m_full, "
-        "dpmpp_sde, dpmpp_2m_sde, plms, unipc or unipc_3",
+        help=_one_of(SAMPLERS),
     )
     parser.add_argument("--num_sampler_steps", type=int, metavar="N", help="steps, a network call each; 0: all T")
     parser.add_argument(
         "--spacing",
         metavar="NAME",
-        help="of the visited steps: uniform, quadratic, ddim_quadratic, leading, trailing, log_snr or karras",
+        help=f"of the visited steps: {_one_of(SPACINGS)}",
     )
     parser.add_argument(
         "--respacing", metavar="TEXT", help="instead of both: such as 250, 10,15,20, ddim50, or t=999,500,0"
@@ -32,6 +34,10 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
     parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")
     parser.add_argument("--dynamic_threshold", type=float, metavar="Q", help="a quantile such as 0.995; 0: none")
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def given_sampler_flags(args: argparse.Namespace) -> dict[str, object]:
