@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.runtime.disk_space import folder_bytes
-from ddpm_jax.training.metrics_log import read_metrics
+from ddpm_jax.training.run_log import read_metrics
 
 SETTINGS = (
     "train.num_steps=100000000", "train.checkpoint_every_steps=500", "train.log_every_steps=100",

@@ -15,7 +15,19 @@ from ddpm_jax.diffusion.forward_process import (
     x_0_from_mean,
     x_0_from_v,
 )
-from ddpm_jax.diffusion.likelihood import (
+from ddpm_jax.diffusion.loss_weights import loss_weights
+from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
+from ddpm_jax.diffusion.rng import sample_keys, seed_keys
+from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
+from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
+from ddpm_jax.diffusion.samplers.ddim import ddim_table
+from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise, p_sample_loop, sample_loop
+from ddpm_jax.diffusion.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
+from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
+from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced, spaced_steps
+from ddpm_jax.diffusion.variational_bound import (
     bits_per_dim,
     discretised_gaussian_log_likelihood,
     normal_kl,
@@ -23,18 +35,6 @@ from ddpm_jax.diffusion.likelihood import (
     vlb_term,
     vlb_terms,
 )
-from ddpm_jax.diffusion.loss_weights import loss_weights
-from ddpm_jax.diffusion.losses import make_loss_fn
-from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
-from ddpm_jax.diffusion.rng import sample_keys, seed_keys
-from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
-from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
-from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise, p_sample_loop, sample_loop
-from ddpm_jax.diffusion.samplers.table import SamplerTable
-from ddpm_jax.diffusion.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
-from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
-from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced, spaced_steps
 from ddpm_jax.models.unet import UNet, init_params, num_params
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer

@@ -178,7 +178,7 @@ def _sample_folder(args: argparse.Namespace) -> str | None:
 
 def _measure_samples(metrics: Any, folder: str | None, report: Any, written: list[str]) -> str | None:
     """Measures, adds to the `Report` (None: a new one), and returns what is to be printed."""
-    from ddpm_jax.evaluation.metric_values import numbers_table
+    from ddpm_jax.evaluation.metrics_from_features import numbers_table
     from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
     from ddpm_jax.runtime import multi_host
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from ddpm_jax.interchange.diffusers_names import matches_of_unet
-from ddpm_jax.interchange.diffusers_unet import fields_of_unet
+from ddpm_jax.interchange.diffusers_unet_config import fields_of_unet
 from ddpm_jax.interchange.imported_model import config_of, shapes_of
 from ddpm_jax.interchange.tensor_files import write_safetensors
 from ddpm_jax.interchange.tensor_mapping import tensors_from

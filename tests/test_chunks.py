@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_jax.runtime.chunks import MAX_CHUNKS, chunks_of
+from ddpm_jax.runtime.chunked_loop import MAX_CHUNKS, chunks_of
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 49, 50, 51, 73, 1000, 4001])

@@ -16,7 +16,7 @@ from ddpm_jax.experiment import training, training_samples
 from ddpm_jax.runtime import disk_space
 from ddpm_jax.runtime.disk_space import DiskFullError, check_room, disk_full_as_user_error, folder_bytes, is_full
 from ddpm_jax.training.jsonl_writer import JsonlWriter
-from ddpm_jax.training.metrics_log import Reporter, read_metrics
+from ddpm_jax.training.run_log import Reporter, read_metrics
 from ddpm_jax.training.tensorboard_events import TensorboardEvents
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "/disk/file")

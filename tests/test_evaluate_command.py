@@ -12,10 +12,10 @@ from PIL import Image
 from ddpm_jax import evaluate
 from ddpm_jax.data.batch import to_model_scale
 from ddpm_jax.diffusion.denoiser import make_denoiser
-from ddpm_jax.diffusion.likelihood import bits_per_dim
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import schedule_from_betas
+from ddpm_jax.diffusion.variational_bound import bits_per_dim
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim, build_bits_per_dim
 from ddpm_jax.evaluation.ode_bits_per_dim import build_ode_bits
 from ddpm_jax.experiment.trained_run import open_trained_run

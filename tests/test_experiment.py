@@ -19,8 +19,8 @@ from ddpm_jax.experiment import training
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.experiment.training import train
-from ddpm_jax.training.metrics_log import read_metrics
 from ddpm_jax.training.metrics_window import MetricsWindow
+from ddpm_jax.training.run_log import read_metrics
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 

@@ -8,8 +8,8 @@ import pytest
 from scipy.special import log_ndtr
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
-from ddpm_jax.diffusion.likelihood import bits_per_dim, prior_term, vlb_term
 from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.variational_bound import bits_per_dim, prior_term, vlb_term
 
 M, S, T = 0.1, 0.3, 200
 VARIANCES = pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])

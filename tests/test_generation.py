@@ -1,4 +1,4 @@
-"""The generator beside `diffusion.samplers.table.sample`: chunks, batches, what a watcher sees."""
+"""The generator beside `diffusion.samplers.coefficient_table.sample`: chunks, batches, what a watcher sees."""
 
 import jax
 import jax.numpy as jnp

@@ -13,7 +13,7 @@ from ddpm_jax import evaluate
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.multi_host_flags import _how_to_join
-from ddpm_jax.training.metrics_log import read_metrics
+from ddpm_jax.training.run_log import read_metrics
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.training import train
-from ddpm_jax.training.metrics_log import read_metrics
+from ddpm_jax.training.run_log import read_metrics
 from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, verify
 from ddpm_jax.workdir.checkpoints import Checkpoints
 

@@ -7,13 +7,13 @@ import pytest
 from scipy.special import log_ndtr
 
 from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, VARIANCES, make_denoiser, p_log_var
-from ddpm_jax.diffusion.likelihood import bits_per_dim
 from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop, sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import respaced, spaced_steps
+from ddpm_jax.diffusion.variational_bound import bits_per_dim
 
 LEARNED = pytest.mark.parametrize("variance", LEARNED_VARIANCES)
 

@@ -10,7 +10,10 @@ from scipy.special import log_ndtr
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.forward_process import q_sample
-from ddpm_jax.diffusion.likelihood import (
+from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.rng import sample_keys, sample_noise
+from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.variational_bound import (
     bits_per_dim,
     discretised_gaussian_log_likelihood,
     normal_kl,
@@ -18,9 +21,6 @@ from ddpm_jax.diffusion.likelihood import (
     vlb_term,
     vlb_terms,
 )
-from ddpm_jax.diffusion.losses import make_loss_fn
-from ddpm_jax.diffusion.rng import sample_keys, sample_noise
-from ddpm_jax.diffusion.schedules import make_schedule
 
 ULP = 2.0**-23
 PIXELS = np.arange(256) / 127.5 - 1

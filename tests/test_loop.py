@@ -9,10 +9,10 @@ import pytest
 
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.training.loop import LoopSettings, StopRequest, run_loop
-from ddpm_jax.training.metrics_log import Reporter, read_metrics
 from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.run_log import Reporter, read_metrics
 from ddpm_jax.training.throughput import Throughput
 from ddpm_jax.training.train_state import TrainState
 

@@ -17,8 +17,8 @@ from ddpm_jax.experiment.trainer import Trainer
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.devices import put_batch
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.metrics_log import read_metrics
 from ddpm_jax.training.nonfinite import Rewind, Rewinds
+from ddpm_jax.training.run_log import read_metrics
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 

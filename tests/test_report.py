@@ -11,7 +11,7 @@ import pytest
 from ddpm_jax.runtime import progress
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.progress import ProgressBar, format_duration
-from ddpm_jax.training.metrics_log import Reporter, read_metrics
+from ddpm_jax.training.run_log import Reporter, read_metrics
 
 
 class Clock:

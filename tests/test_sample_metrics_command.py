@@ -11,7 +11,7 @@ from ddpm_jax.data import make_source
 from ddpm_jax.evaluation import feature_classifier, feature_extractors
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
 from ddpm_jax.evaluation.kid import kernel_distance
-from ddpm_jax.evaluation.metric_values import numbers_table, warning_of
+from ddpm_jax.evaluation.metrics_from_features import numbers_table, warning_of
 from ddpm_jax.evaluation.precision_recall import precision_recall
 from ddpm_jax.evaluation.report import Report
 from ddpm_jax.experiment.generator import Generator

@@ -10,8 +10,8 @@ from ddpm_jax import train as train_command
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.log_sinks import check_wandb
-from ddpm_jax.training.metrics_log import Reporter
 from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.run_log import Reporter
 
 
 @pytest.fixture

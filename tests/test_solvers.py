@@ -8,6 +8,7 @@ import pytest
 from ddpm_jax.diffusion.denoiser import Denoised
 from ddpm_jax.diffusion.forward_process import signal_and_noise
 from ddpm_jax.diffusion.rng import sample_keys
+from ddpm_jax.diffusion.samplers import coefficient_table as samplers
 from ddpm_jax.diffusion.samplers import (
     ddim_inversion_table,
     dpmpp_table,
@@ -16,7 +17,6 @@ from ddpm_jax.diffusion.samplers import (
     solver_rows,
     unipc_table,
 )
-from ddpm_jax.diffusion.samplers import table as samplers
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, p_sample_loop, sample_loop, scan_rows

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, ModelFn, make_denoiser, split_output
 from ddpm_jax.diffusion.forward_process import at_step, q_posterior_mean, q_sample, v_from_x_0
-from ddpm_jax.diffusion.likelihood import vlb_term
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.variational_bound import vlb_term
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 LOSSES = ("simple", "l1", "huber", "vlb", "rescaled_vlb", "hybrid")

@@ -26,9 +26,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.diffusion.denoiser import DenoiseFn
 from ddpm_jax.diffusion.forward_process import signal_and_noise
-from ddpm_jax.diffusion.likelihood import HALF_BIN
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import host_half_log_snr, step_at_half_log_snr
+from ddpm_jax.diffusion.variational_bound import HALF_BIN
 from ddpm_jax.runtime.errors import UserError
 
 _DIRECTIONS_AT_ONCE = 8  # of one divergence: the memory it takes

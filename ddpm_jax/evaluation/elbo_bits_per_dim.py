@@ -11,13 +11,13 @@ from ddpm_jax.data import ImageSource
 from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
 from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.denoiser import VARIANCES, DenoiserOf
-from ddpm_jax.diffusion.likelihood import prior_term, vlb_terms
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced
+from ddpm_jax.diffusion.variational_bound import prior_term, vlb_terms
 from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment.trained_run import TrainedRun
-from ddpm_jax.runtime.chunks import chunks_of, jit_chunk
+from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import arguments_named, check_one_of
 

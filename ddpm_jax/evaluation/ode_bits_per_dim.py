@@ -26,7 +26,7 @@ from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment.trained_run import TrainedRun
-from ddpm_jax.runtime.chunks import chunks_of, jit_chunk
+from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import UserError
 

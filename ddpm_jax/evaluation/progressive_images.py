@@ -14,8 +14,8 @@ from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale, to_uin
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise, seed_keys
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
-from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.compilation import compiler_options
@@ -28,7 +28,7 @@ class Progressive:
     Args:
       decoder_of, generator_of: (params, labels or None) -> denoise_fn. Decoding shows what was measured, with the
         clip alone; generation may have a dynamic threshold.
-      table: of `ddpm_jax.diffusion.samplers.table`, for generation.
+      table: of `ddpm_jax.diffusion.samplers.coefficient_table`, for generation.
       classes: for a network with classes: sample n is of classes[n mod len(classes)].
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.evaluation.metric_values import numbers_table
+from ddpm_jax.evaluation.metrics_from_features import numbers_table
 from ddpm_jax.evaluation.rate_distortion import table_steps
 from ddpm_jax.runtime.atomic_files import replace_file
 

@@ -18,7 +18,7 @@ from ddpm_jax.evaluation.feature_extractors import (
 from ddpm_jax.evaluation.generated_samples import GeneratedSamples
 from ddpm_jax.evaluation.image_sets import ImageSet, image_set, open_images
 from ddpm_jax.evaluation.metric_settings import SampleSettings
-from ddpm_jax.evaluation.metric_values import check_counts, sample_numbers, warning_of
+from ddpm_jax.evaluation.metrics_from_features import check_counts, sample_numbers, warning_of
 from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
 from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.experiment.trained_run import TrainedRun

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
-from ddpm_jax.diffusion.samplers.table import SamplerTable
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
 from ddpm_jax.models.unet import UNet, init_params

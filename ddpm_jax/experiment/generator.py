@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from ddpm_jax.data.batch import to_uint8
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
-from ddpm_jax.diffusion.samplers.table import SamplerTable
-from ddpm_jax.runtime.chunks import chunks_of, jit_chunk
+from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
 
@@ -23,7 +23,7 @@ class Generator:
 
     Args:
       denoiser_of: (params, labels or None) -> denoise_fn.
-      table: of `ddpm_jax.diffusion.samplers.table`.
+      table: of `ddpm_jax.diffusion.samplers.coefficient_table`.
       image_shape: (H, W, C).
       mesh: the batch is spread over its devices.
       batch_size: images at a time, a multiple of the number of devices.

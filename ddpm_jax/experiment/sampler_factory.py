@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.denoiser import VARIANCES
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.diffusion.denoiser import DenoiserOf
-from ddpm_jax.diffusion.samplers.table import SamplerTable
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.config_json import config_from_json

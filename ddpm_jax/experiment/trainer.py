@@ -1,4 +1,4 @@
-"""The training of a run: the loop with its loader, saves and previews, and what becomes of a loss that is NaN."""
+"""The training of a run: the loop with its loader, checkpoints and previews, and its NaN handling."""
 
 import functools
 import gc
@@ -22,10 +22,10 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.timing import product_peak
 from ddpm_jax.training.eval_loss import EvalLoss
 from ddpm_jax.training.loop import LoopSettings, StopRequest, run_loop
-from ddpm_jax.training.metrics_log import Reporter
 from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError, Rewinds, write_record
 from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.run_log import Reporter
 from ddpm_jax.training.throughput import Throughput
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import BEST_METRIC, Checkpoints

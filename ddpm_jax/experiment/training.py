@@ -21,9 +21,9 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.eval_loss import EvalLoss, make_eval_step
 from ddpm_jax.training.log_sinks import check_wandb
 from ddpm_jax.training.loop import StopRequest
-from ddpm_jax.training.metrics_log import Reporter
 from ddpm_jax.training.nonfinite import Rewinds
 from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.run_log import Reporter
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import Checkpoints
 

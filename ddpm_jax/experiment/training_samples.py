@@ -10,7 +10,7 @@ from ddpm_jax.runtime.disk_space import disk_full_as_warning
 from ddpm_jax.runtime.image_files import image_grid, save_gif, save_grid, save_strip
 from ddpm_jax.runtime.multi_host import is_first
 from ddpm_jax.runtime.progress import ProgressBar
-from ddpm_jax.training.metrics_log import Reporter
+from ddpm_jax.training.run_log import Reporter
 from ddpm_jax.training.train_state import TrainState
 
 SEED = 0  # all grids of a run start from the same noise, so that they can be compared

@@ -10,7 +10,7 @@ from ddpm_jax.experiment.config_json import config_to_json, whole_config_from_js
 from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.interchange.diffusers_names import matches_of_unet, with_new_names
 from ddpm_jax.interchange.diffusers_scheduler import fields_of_scheduler, scheduler_of_fields
-from ddpm_jax.interchange.diffusers_unet import fields_of_unet, unet_of_fields
+from ddpm_jax.interchange.diffusers_unet_config import fields_of_unet, unet_of_fields
 from ddpm_jax.interchange.imported_model import OWN_CONFIG, Imported, config_of, shapes_of
 from ddpm_jax.interchange.tensor_files import Tensors, read_json, read_tensors, write_safetensors
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes, params_from, tensors_from

@@ -1,4 +1,4 @@
-"""A file of lines that waits where the disk is full."""
+"""A JSONL writer that buffers its lines while the disk is full."""
 
 import os
 import sys

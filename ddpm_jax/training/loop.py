@@ -17,10 +17,10 @@ from jaxtyping import Array, PyTree
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.multi_host import MAX_AHEAD, HostMax
-from ddpm_jax.training.metrics_log import Reporter
 from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
+from ddpm_jax.training.run_log import Reporter
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.training.train_step import TrainStep
 

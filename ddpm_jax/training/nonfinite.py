@@ -1,4 +1,4 @@
-"""What a run did about losses that were not finite: a record, and the batches that it left out by going back.
+"""NaN handling: the error, a record of the step, and the batches that a run leaves out by rewinding.
 
 <workdir>/rewinds.json lists the rewinds; with it the batch of a step stays a pure function of (seed, step, data).
 """

@@ -1,4 +1,4 @@
-"""Where a run stands, read from its workdir without touching it or any device."""
+"""The status of a run, read from its workdir without touching it or any device."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from datetime import datetime
 from ddpm_jax.runtime.disk_space import folder_bytes, size_text
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.progress import format_duration, format_rate
-from ddpm_jax.training.metrics_log import read_metrics
 from ddpm_jax.training.nonfinite import RECORDS_FOLDER, REWINDS_FILE
+from ddpm_jax.training.run_log import read_metrics
 from ddpm_jax.workdir.lock import holder
 
 

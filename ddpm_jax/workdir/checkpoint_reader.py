@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoint_format import migrated
 from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, DamagedError, verify
-from ddpm_jax.workdir.orbax_logging import drop_late_callbacks
+from ddpm_jax.workdir.orbax_side_effects import drop_late_callbacks
 
 _NO_ARRAYS = ("config", "metrics")  # the items that are JSON
 

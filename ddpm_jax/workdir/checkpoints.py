@@ -22,9 +22,9 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoint_format import config_item
 from ddpm_jax.workdir.checkpoint_manifest import write_manifest
 from ddpm_jax.workdir.checkpoint_reader import CheckpointReader, check_metrics
+from ddpm_jax.workdir.cleanup import delete_unfinished, move_aside
 from ddpm_jax.workdir.lock import WorkdirLock
-from ddpm_jax.workdir.orbax_logging import quiet_orbax, wait_for_threads
-from ddpm_jax.workdir.unfinished_files import delete_unfinished, move_aside
+from ddpm_jax.workdir.orbax_side_effects import quiet_orbax, wait_for_threads
 
 BEST_METRIC = "eval_loss"
 

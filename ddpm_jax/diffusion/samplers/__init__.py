@@ -1,13 +1,13 @@
 """Samplers as tables, a file a method, and the loop that runs any of them."""
 
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.ddim_inversion import ddim_inversion_table
 from ddpm_jax.diffusion.samplers.dpm_solver import dpmpp_table
 from ddpm_jax.diffusion.samplers.heun import heun_table
 from ddpm_jax.diffusion.samplers.plms import plms_table
 from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise, p_sample_loop, sample_loop
-from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.samplers.unipc import unipc_table
 
 __all__ = [

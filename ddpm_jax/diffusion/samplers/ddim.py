@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm_jax.diffusion.samplers.table import SamplerTable, make_table
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable, make_table
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import time_grid
 from ddpm_jax.runtime.errors import UserError, arg

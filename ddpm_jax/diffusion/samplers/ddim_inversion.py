@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ddpm_jax.diffusion.samplers.solver_rows import basis, eps_of, flow, grid_with_signal, table_of
-from ddpm_jax.diffusion.samplers.table import SamplerTable
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
+from ddpm_jax.diffusion.samplers.solver_coefficients import basis, eps_of, flow, grid_with_signal, table_of
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.runtime.errors import UserError
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ddpm_jax.diffusion.samplers.solver_rows import LEAST_ALPHA, basis, eps_of, grid_with_signal, table_of
-from ddpm_jax.diffusion.samplers.table import SamplerTable
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
+from ddpm_jax.diffusion.samplers.solver_coefficients import LEAST_ALPHA, basis, eps_of, grid_with_signal, table_of
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import TimeGrid, step_at_half_log_snr
 from ddpm_jax.runtime.errors import UserError, arg

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ddpm_jax.diffusion.samplers.solver_rows import (
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
+from ddpm_jax.diffusion.samplers.solver_coefficients import (
     LEAST_ALPHA,
     Weights,
     basis,
@@ -11,7 +12,6 @@ from ddpm_jax.diffusion.samplers.solver_rows import (
     grid_with_signal,
     table_of,
 )
-from ddpm_jax.diffusion.samplers.table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 
 ADAMS_BASHFORTH = {

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from ddpm_jax.diffusion.denoiser import DenoiseFn
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
-from ddpm_jax.diffusion.samplers.table import SamplerTable
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.runtime.errors import UserError
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddpm_jax.diffusion.samplers.solver_rows import Weights, basis, grid_with_signal, half_log_snr_of, table_of
-from ddpm_jax.diffusion.samplers.table import SamplerTable
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
+from ddpm_jax.diffusion.samplers.solver_coefficients import Weights, basis, grid_with_signal, half_log_snr_of, table_of
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.runtime.errors import UserError
 

@@ -1,5 +1,7 @@
-"""Long loops on the devices in chunks, each one call of a compiled function: in between the host shows progress, keeps
-what is done and reacts to Ctrl-C."""
+"""Long loops on the devices in chunks, each one call of a compiled function.
+
+Between two chunks the host shows progress, keeps what is done and reacts to Ctrl-C.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

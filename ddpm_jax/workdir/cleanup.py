@@ -1,4 +1,4 @@
-"""What a workdir must be rid of: what a killed process was making, and damaged checkpoints."""
+"""Deletes what a killed process left unfinished in a workdir, and moves damaged checkpoints aside."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The rows of a solver in the notation of its paper.
+"""From the formulas of a solver's paper to the coefficients of a sampler's table.
 
 All solvers are linear in x_t, x_0_hat, noise and what earlier rows remembered. So each quantity is a vector of weights
 on these (`basis`), and a formula of a paper, written with such vectors, gives the row of the table. On the host, in
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddpm_jax.diffusion.samplers.table import SamplerTable, make_table
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable, make_table
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import TimeGrid, time_grid
 from ddpm_jax.runtime.errors import UserError, arg

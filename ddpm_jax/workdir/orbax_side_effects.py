@@ -1,4 +1,4 @@
-"""What Orbax says on the screen and would better not, and the threads that it leaves behind."""
+"""Side effects of Orbax: messages on the screen that are no news, and threads that it leaves behind."""
 
 import functools
 import logging

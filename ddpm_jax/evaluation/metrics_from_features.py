@@ -1,4 +1,4 @@
-"""Features of samples and of real images -> the numbers, each under the name that its features allow."""
+"""Sample metrics from features of samples and of real images, each under the name that its features allow."""
 
 from collections.abc import Callable
 from typing import Any
