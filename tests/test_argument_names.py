@@ -25,6 +25,7 @@ from ddpm_jax.experiment import data_factory
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.packaged_configs import base_config
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.models.unet_checks import check_unet
 from ddpm_jax.runtime.devices import make_mesh
@@ -226,6 +227,7 @@ def test_respacing_by_config_and_by_flag(tiny_config):
     config = tiny_config("sample.respacing=ddim15")
     assert message_of(build_experiment, config) == f"sample.respacing{message}sample.num_sampler_steps takes any number"
     settings = {"seed": 0, "batch_size": 8, "max_images": 0, "respacing": "ddim15"}
-    assert message_of(build_bits_per_dim, tiny_config(), "test", make_mesh(), **settings) == (
+    run = TrainedRun(0, tiny_config(), {})
+    assert message_of(build_bits_per_dim, run, "test", make_mesh(), **settings) == (
         f"--bits_respacing{message}--bits_respacing=N takes any number"
     )

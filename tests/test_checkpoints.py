@@ -9,6 +9,7 @@ import pytest
 from ddpm_jax import train as train_command
 from ddpm_jax.experiment import training
 from ddpm_jax.experiment.build import build_experiment
+from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -165,6 +166,6 @@ def test_round_trip(straight_run, state_of, tiny_config):
         assert step == 8 and all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
         assert same_bits(leaves, {name: saved[name] for name in leaves})
     step, text = checkpoints.restore_config(4)
-    assert step == 4 and training.config_from_json(text) == tiny_config()
+    assert step == 4 and config_from_json(text) == tiny_config()
     with pytest.raises(UserError, match=r"^--step must be one of \[2, 4, 6, 8\]; got 5"):
         checkpoints.restore_config(5)

@@ -180,6 +180,7 @@ def test_what_is_found_between_updates_cannot_be_skipped(tiny_config, tmp_path, 
 
 def test_a_backend_that_counts_no_operations(tiny_config, tmp_path, monkeypatch):
     """XLA counts them before compilation on CPU alone: elsewhere the same program is lowered for a CPU device."""
+    monkeypatch.setattr("ddpm_jax.experiment.trainer.train_step_flops", program_costs.train_step_flops)
     monkeypatch.setattr("jax.stages.Lowered.cost_analysis", lambda self: None)
     train(tiny_config("train.num_steps=4"), str(tmp_path))
     assert all("share_of_peak" not in line for line in read_metrics(tmp_path))

@@ -141,7 +141,7 @@ def test_one_ancestral_step_with_a_learned_variance(diffusers, monkeypatch, vari
         LINEAR, lambda x_t, t: jnp.concatenate([last(eps_hat), last(values)], -1), variance=variance
     )
     row = ancestral_table(LINEAR, variance=variance).rows(999 - t, 1000 - t)
-    monkeypatch.setattr("ddpm_jax.diffusion.samplers.coefficient_table.sample_noise", lambda *args: last(z))
+    monkeypatch.setattr("ddpm_jax.diffusion.samplers.sampling_loop.sample_noise", lambda *args: last(z))
     got = np.moveaxis(np.asarray(sample_loop(denoise_fn, row, last(X_T), KEYS)), -1, 1)
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-4)
 
