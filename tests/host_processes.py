@@ -16,13 +16,33 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class HostProcesses:
-    """`python -m ddpm_jax.VERB` in `count` processes of `devices` devices; what they print goes into files.
+class HostOutput:
+    """What `HostProcesses` printed, from the files in its folder.
 
     gloo, which carries the collectives between CPUs, prints into the middle of lines: `lines` leaves that out.
     """
 
+    def __init__(self, folder, verb, count=2):
+        self._outputs = [folder / f"{verb}_{i}.out" for i in range(count)]
+        self._errors = [folder / f"{verb}_{i}.err" for i in range(count)]
+
+    def lines(self, index=0):
+        """What process `index` has printed so far."""
+        text = self._outputs[index].read_text()
+        return re.sub(r"\[Gloo\] Rank \d+|is connected to \d+ peer ranks[^:]*: \d+\n?", "", text).split("\n")
+
+    def errors(self, index=0):
+        return self._errors[index].read_text()
+
+    def all_output(self):
+        return "\n".join(path.read_text()[-3000:] for path in (*self._outputs, *self._errors))
+
+
+class HostProcesses(HostOutput):
+    """`python -m ddpm_jax.VERB` in `count` processes of `devices` devices; what they print goes into files."""
+
     def __init__(self, folder, verb, flags, *, count=2, devices=2):
+        super().__init__(folder, verb, count)
         folder.mkdir(exist_ok=True, parents=True)
         port = free_port()
         env = os.environ | {
@@ -32,22 +52,12 @@ class HostProcesses:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         joining = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", "--heartbeat_seconds=10"]
-        self._outputs = [folder / f"{verb}_{i}.out" for i in range(count)]
-        self._errors = [folder / f"{verb}_{i}.err" for i in range(count)]
         self.processes = []
         for i in range(count):
             own = [*joining, f"--process_id={i}"] if count > 1 else []
             with open(self._outputs[i], "w") as out, open(self._errors[i], "w") as err:
                 command = [sys.executable, "-m", f"ddpm_jax.{verb}", *flags, *own]
                 self.processes.append(subprocess.Popen(command, stdout=out, stderr=err, env=env))
-
-    def lines(self, index=0):
-        """What process `index` has printed so far."""
-        text = self._outputs[index].read_text()
-        return re.sub(r"\[Gloo\] Rank \d+|is connected to \d+ peer ranks[^:]*: \d+\n?", "", text).split("\n")
-
-    def errors(self, index=0):
-        return self._errors[index].read_text()
 
     def wait_for(self, text, timeout=200):
         """Until process 0 has printed a line that begins so."""
@@ -63,6 +73,3 @@ class HostProcesses:
         finally:
             for process in self.processes:
                 process.kill()
-
-    def all_output(self):
-        return "\n".join(path.read_text()[-3000:] for path in (*self._outputs, *self._errors))

@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from host_processes import HostProcesses
+from host_processes import HostOutput, HostProcesses
 
 from ddpm_jax import evaluate
 from ddpm_jax.experiment.training import train
@@ -23,12 +23,15 @@ def flags(tiny_flags):
 
 
 @pytest.fixture(scope="module")
-def shared_run(flags, tmp_path_factory):
-    """A run that two processes trained together without a stop: the processes, ended, and the workdir."""
-    folder = tmp_path_factory.mktemp("shared")
-    processes = HostProcesses(folder, "train", [*flags, f"--workdir={folder / 'run'}"])
-    assert processes.codes() == [0, 0], processes.all_output()
-    return processes, folder / "run"
+def shared_run(flags, made_once):
+    """A run that two processes trained together without a stop: what they printed, and the workdir."""
+
+    def make(folder):
+        processes = HostProcesses(folder, "train", [*flags, f"--workdir={folder / 'run'}"])
+        assert processes.codes() == [0, 0], processes.all_output()
+
+    folder = made_once("shared_by_hosts", make)
+    return HostOutput(folder, "train"), folder / "run"
 
 
 def weights(workdir, item="params"):

@@ -101,7 +101,7 @@ class KilledRun:
 
 @pytest.mark.processes
 def test_killed_at_chosen_points(tiny_flags, tiny_config, tmp_path):
-    run = KilledRun(tiny_flags, tmp_path, num_steps=20)
+    run = KilledRun(tiny_flags, tmp_path, num_steps=14)
     for kill in (
         ("step", 3, "after"),  # the save of step 2 is on its way or done
         ("manifest", 2, "before"),  # committed, without a manifest
@@ -112,7 +112,7 @@ def test_killed_at_chosen_points(tiny_flags, tiny_config, tmp_path):
         assert run.go_on(*kill) == -9, kill
     assert run.go_on("never", 0, "before", after_steps=0.05) == -9
     assert run.unchecked > 0
-    run.check_end(tiny_config(*FEWER, "train.num_steps=20"))
+    run.check_end(tiny_config(*FEWER, "train.num_steps=14"))
 
 
 @pytest.mark.slow

@@ -8,13 +8,13 @@ import pytest
 from ddpm_jax.diffusion.denoiser import Denoised
 from ddpm_jax.diffusion.forward_process import signal_and_noise
 from ddpm_jax.diffusion.rng import sample_keys
-from ddpm_jax.diffusion.samplers import coefficient_table as samplers
+from ddpm_jax.diffusion.samplers import ddim as ddim_module
 from ddpm_jax.diffusion.samplers import (
     ddim_inversion_table,
     dpmpp_table,
     heun_table,
     plms_table,
-    solver_rows,
+    solver_coefficients,
     unipc_table,
 )
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
@@ -169,13 +169,13 @@ def test_order_of_convergence(name):
 )
 def test_order_of_one_step_with_an_exact_past(name, order, monkeypatch):
     """From the middle of the flow on, one step has an error of h^(order + 1); columns not rounded to float32."""
-    real, exact_columns = samplers.make_table, {}
+    real, exact_columns = solver_coefficients.make_table, {}
 
     def make_table(t, s, **columns):
         exact_columns.update(columns)
         return real(t, s, **columns)
 
-    for module in (samplers, solver_rows):
+    for module in (ddim_module, solver_coefficients):
         monkeypatch.setattr(module, "make_table", make_table)
     errors = []
     for num_steps in (33, 65, 129, 257):
