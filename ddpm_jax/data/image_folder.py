@@ -33,7 +33,7 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
 
     Hidden files and folders, `__MACOSX` and files without an image's ending are ignored. A file that cannot
     be read is skipped, and listed in `notes`. Where every image lies in one of at least two sub-folders, the
-    (first-level) sub-folder's rank in the alphabet is the label. See `pixels.decode_image` for what becomes
+    (first-level) sub-folder's rank in the alphabet is the label. See `image_decoding.decode_image` for what becomes
     of modes, transparency and sizes.
 
     A folder that fits `source.MEMORY_BUDGET_BYTES` is decoded here, once for all splits that are in use. Of a larger

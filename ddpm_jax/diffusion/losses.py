@@ -54,7 +54,7 @@ def make_loss_fn(
       huber_delta: > 0, where "huber" turns from the square to the absolute value.
       vlb_lambda: > 0, lambda of "hybrid", on the bound in bits/dim summed over t. The papers' code with
         "rescaled" losses has 0.001, without them 1/T.
-      weights: [T], a factor on the part "simple", "l1" or "huber" of step t; see `weightings`.
+      weights: [T], a factor on the part "simple", "l1" or "huber" of step t; see `loss_weights`.
 
     Raises:
       UserError: an unknown loss, prediction or variance; huber_delta or vlb_lambda not above 0; weights on a

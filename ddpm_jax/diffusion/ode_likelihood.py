@@ -161,7 +161,7 @@ def ode_bits_per_dim(
     """-log2 p(x_0 + u)/D + log2(127.5) of the probability flow, in bits/dim (Song et al. 2021, section 4.3).
 
     The expectation over u, uniform on the pixels' bins, is an upper bound of -log2 P(x_0)/D, where P(x_0) is the
-    flow's mass on the bins (Theis et al. 2016, section 3.1): comparable with the discrete bound of `likelihood`.
+    flow's mass on the bins (Theis et al. 2016, section 3.1): comparable with the discrete bound of `variational_bound`.
 
     Args:
       denoise_fn: made with clip_x_0=False; called with fractional t.

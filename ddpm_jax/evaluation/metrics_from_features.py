@@ -46,7 +46,7 @@ def sample_numbers(
     """Every number that the features give, by the keys of NAMES.
 
     Args:
-      samples, reference: name -> [N, D] of `extractors`: "main", and where there are, "spatial" and "logits".
+      samples, reference: name -> [N, D] of `feature_extractors`: "main", and where there are, "spatial" and "logits".
       progress: for the slow parts.
     """
     a, b = samples["main"], reference["main"]

@@ -1,6 +1,6 @@
 """TensorFlow's checkpoints (the V2 format of TF 1.x and 2.x) as NumPy arrays by name, without TensorFlow.
 
-PREFIX.index is a table (`table_file`): name -> a protocol buffer with type, shape, shard, place and checksum.
+PREFIX.index is a table (`leveldb_table`): name -> a protocol buffer with type, shape, shard, place and checksum.
 PREFIX.data-00000-of-0000N are the shards: the bytes of the tensors, one after another.
 """
 

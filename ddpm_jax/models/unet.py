@@ -190,7 +190,7 @@ def _is_convolution(primitive: object, *_: object, **__: object) -> bool:
 
 
 def level_widths(channels: int, channel_mults: Sequence[int | float]) -> list[int]:
-    """The channels of every level; `checks` refuses fractions of one."""
+    """The channels of every level; `unet_checks` refuses fractions of one."""
     return [round(channels * mult) for mult in channel_mults]
 
 

@@ -1,6 +1,6 @@
 """Several processes that share one run: how they come to one mind.
 
-The engine is JAX's own `jax.distributed` (joined by `host_flags`); every process runs the same command, sees the same
+The engine is JAX's own `jax.distributed` (joined by `multi_host_flags`); every process runs the same command, sees the same
 workdir, and holds some of the devices. Process 0 alone writes logs, images and tables.
 """
 
