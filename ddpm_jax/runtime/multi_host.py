@@ -1,7 +1,7 @@
-"""Several processes that share one run: how they come to one mind.
+"""Several processes that share one run: what they exchange on the host's side, so that all of them act alike.
 
-The engine is JAX's own `jax.distributed` (joined by `multi_host_flags`); every process runs the same command, sees the same
-workdir, and holds some of the devices. Process 0 alone writes logs, images and tables.
+The engine is JAX's own `jax.distributed` (joined by `multi_host_flags`); every process runs the same command, sees the
+same workdir, and holds some of the devices. Process 0 alone writes logs, images and tables.
 """
 
 from collections import deque

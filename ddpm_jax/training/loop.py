@@ -97,7 +97,7 @@ def run_loop(
       NonFiniteError: names the step, before anything of it is saved.
     """
     step = first_step = int(state.step)
-    since, vote = time.monotonic(), HostMax(mesh)
+    since, signal_of_all = time.monotonic(), HostMax(mesh)
     ending = step >= settings.num_steps
     while not ending:
         profiler.before(step)
@@ -109,7 +109,7 @@ def run_loop(
         window.add(metrics)
         window.wait(MAX_AHEAD)
         # Read once a step: a signal that comes after this line ends the loop after a later step, saved too.
-        ending = step >= settings.num_steps or vote.ask(stop.signal_number or 0) > 0
+        ending = step >= settings.num_steps or signal_of_all.ask(stop.signal_number or 0) > 0
         saving = ending or _due(step, settings.checkpoint_every_steps)
         previewing = _due(step, settings.sample_every_steps) and step < settings.num_steps
         if saving or previewing or _due(step, settings.log_every_steps):
