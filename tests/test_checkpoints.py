@@ -1,5 +1,6 @@
 """Checkpoints: which stay, what is read where some are damaged, and one line where none can be."""
 
+import logging
 import shutil
 
 import jax
@@ -13,6 +14,7 @@ from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
+from ddpm_jax.workdir.orbax_side_effects import quiet_orbax
 
 
 def same_bits(one, other):
@@ -169,3 +171,19 @@ def test_round_trip(straight_run, state_of, tiny_config):
     assert step == 4 and config_from_json(text) == tiny_config()
     with pytest.raises(UserError, match=r"^--step must be one of \[2, 4, 6, 8\]; got 5"):
         checkpoints.restore_config(5)
+
+
+def test_what_orbax_says_in_vain_is_not_shown():
+    """A run on a slow disk, or without an eval loss, would warn at every checkpoint."""
+    logger, seen = logging.getLogger("absl"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        quiet_orbax()
+        logger.warning("Waiting for previous save to complete took %f seconds. If this number is high, ...", 1.2)
+        logger.warning("Step 2 did not provide metrics.")
+        logger.warning("something else")
+    finally:
+        logger.removeHandler(handler)
+    assert seen == ["something else"]

@@ -9,6 +9,9 @@ from typing import Any
 
 from ddpm_jax.runtime.disk_space import is_full
 
+# A save without an eval loss has none, which is no fault; a save waits for the one before by design, however slow the
+# disk is.
+_NO_NEWS = ("did not provide metrics", "Waiting for previous save to complete")
 _THREAD_SECONDS = 10  # for which a thread of a save that failed is waited
 
 
@@ -21,7 +24,8 @@ def quiet_orbax() -> None:
         error = record.exc_info[1] if record.exc_info else None
         at_exit = isinstance(error, RuntimeError) and "new futures after shutdown" in str(error)
         full = error is not None and is_full(error)
-        return not (full or at_exit or "did not provide metrics" in record.getMessage())
+        said = record.getMessage()
+        return not (full or at_exit or any(text in said for text in _NO_NEWS))
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(is_news)
