@@ -1,4 +1,4 @@
-"""`python tests/killed_run.py POINT COUNT WHEN FLAGS...`: `ddpm_jax.train FLAGS`, which kills itself (SIGKILL).
+"""`python tests/workdir/killed_run.py POINT COUNT WHEN FLAGS...`: `ddpm_jax.train FLAGS`, which kills itself (SIGKILL).
 
 At the COUNT-th passage of POINT, "before" or "after" it (WHEN):
   step      a train step

@@ -1,5 +1,5 @@
 """The prior, the decoder term, the errors of x_0 and eps, and the whole bound for Gaussian data and the exact
-network, against quadrature in float64. The KL terms have their closed form in test_likelihood.py."""
+network, against quadrature in float64. The KL terms have their closed form in test_variational_bound.py."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """The largest networks trace and shard for eight devices, without one of their parameters being made.
 
 Compiled here is a network of as wide layers and of every kind, with fewer of them; the whole 114 M and 554 M networks
-are compiled by `pytest -m slow tests/test_big_models.py`, some minutes.
+are compiled by `pytest -m slow tests/benchmarking/test_big_models.py`, some minutes.
 """
 
 import json
@@ -20,7 +20,8 @@ SETTINGS = ("train.num_devices=8", "mesh.fsdp=8", "train.batch_size=8", "sample.
 
 def result_of(tmp_path, until, config, *overrides):
     out = tmp_path / "result.json"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+    path = os.pathsep.join([str(HERE.parents[1]), *sys.path])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     if jax.config.jax_compilation_cache_dir:
         environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     command = [sys.executable, str(HERE / "big_model.py"), str(out), until, config, *SETTINGS, *overrides]

@@ -1,6 +1,6 @@
 """In a process of its own: traces, shards, lowers and perhaps compiles the train step of a config for eight devices.
 
-    python tests/big_model.py OUT.json compile|lower CONFIG [GROUP.FIELD=VALUE ...]
+    python tests/benchmarking/big_model.py OUT.json compile|lower CONFIG [GROUP.FIELD=VALUE ...]
 """
 
 import json

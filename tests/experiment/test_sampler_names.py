@@ -8,7 +8,7 @@ from ddpm_jax.experiment.config_flags import RunParser
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
 from ddpm_jax.experiment.sampler_flags import add_sampler_flags
 
-DOCS = (Path(__file__).parent.parent / "docs" / "samplers.md").read_text("utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text("utf-8")
 
 
 def names_in_table(header):

