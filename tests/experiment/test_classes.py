@@ -126,7 +126,9 @@ def test_the_likelihood_is_that_of_each_pictures_class(kind):
 @pytest.fixture(scope="module")
 def run_with_classes(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("classes")
-    config = tiny_config("model.num_classes=10", "train.num_steps=4", "sample.num_sampler_steps=5")
+    config = tiny_config(
+        "model.num_classes=10", "train.num_steps=4", "train.checkpoint_every_steps=4", "sample.num_sampler_steps=5"
+    )
     assert train(config, str(workdir)) is None
     return str(workdir)
 

@@ -22,6 +22,12 @@ from ddpm_jax.training.run_log import read_metrics
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
+@pytest.fixture
+def tiny_config(tiny_config):
+    """The small run with checkpoints 4 and 8."""
+    return lambda *overrides: tiny_config("train.checkpoint_every_steps=4", *overrides)
+
+
 def batch_of(config, number):
     """(indices, pictures) of a batch of the run."""
     source = data_factory.build_source(config, config.data.split)
@@ -174,7 +180,7 @@ def test_rewind_to_imported_weights(tiny_config, own_run, tmp_path, monkeypatch)
 
 def test_what_is_found_between_updates_cannot_be_skipped(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("ddpm_jax.training.eval_loss.EvalLoss.mean_loss", lambda self, params: float("nan"))
-    with pytest.raises(UserError, match="^eval_loss became nan at step 2; .*leaves out updates, and this was found"):
+    with pytest.raises(UserError, match="^eval_loss became nan at step 4; .*leaves out updates, and this was found"):
         train(tiny_config("train.nonfinite=skip"), str(tmp_path))
 
 

@@ -67,7 +67,7 @@ def test_resumed_equals_straight(straight_run, tiny_config, state_of, tmp_path, 
 def test_hybrid_with_importance_sampling_resumes_bit_for_bit(tiny_config, tmp_path):
     """The history of losses is in the checkpoint; T = 2, so that it is full after some steps of 8 images."""
     settings = ("diffusion.loss=hybrid", "diffusion.variance=learned_range", "train.time_sampler=loss_second_moment",
-                "schedule.num_steps=2", "sample.num_preview_steps=2")  # fmt: skip
+                "schedule.num_steps=2", "sample.num_preview_steps=2", "train.checkpoint_every_steps=8")  # fmt: skip
     abstract = build_experiment(tiny_config(*settings)).abstract_state
     states = []
     for stops in ((8,), (6, 8)):
@@ -157,13 +157,14 @@ def stop_at(monkeypatch, at, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops(number, straight_run, tiny_config, state_of, tmp_path, monkeypatch):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    config = tiny_config("train.checkpoint_every_steps=8")
     with monkeypatch.context() as patch:
         stop_at(patch, 3, number)
-        assert train(tiny_config(), str(tmp_path)) == number
+        assert train(config, str(tmp_path)) == number
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert [step for step, *_ in losses(tmp_path)] == [2, 3]
     state_of(tmp_path, 3)
-    train(tiny_config(), str(tmp_path))
+    train(config, str(tmp_path))
     assert same_bits(state_of(tmp_path, 8), state_of(straight_run, 8))
 
 
@@ -232,7 +233,7 @@ def test_eval_loss_that_is_not_finite_is_not_saved(tiny_config, tmp_path, monkey
 
 def test_previews(tiny_config, tmp_path, straight_run, state_of):
     """Pictures during training change nothing in the training."""
-    train(tiny_config("train.sample_every_steps=4"), str(tmp_path))
+    train(tiny_config("train.sample_every_steps=4", "train.checkpoint_every_steps=8"), str(tmp_path))
     names = {path.name for path in (tmp_path / "samples").iterdir()}
     assert {"step_00000004_ema.png", "step_00000004_raw.png"} <= names
     assert same_bits(state_of(tmp_path, 8), state_of(straight_run, 8))
