@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,10 @@ class TensorboardEvents:
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int, clock: Callable[[], float] = time.monotonic):
-        from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        with _without_torch():
+            from tensorboardX import summary
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
 
         self._summary, self._proto, self._clock = summary, event_pb2, clock
         # The suffix: file names hold whole seconds, and a process that follows at once would overwrite its
@@ -85,3 +87,17 @@ class TensorboardEvents:
             self._writer = None
             print(f"warning: no more TensorBoard events from here on, since they cannot be written "
                   f"({error.strerror}); metrics.jsonl holds the same numbers", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Lets no import in here find PyTorch: tensorboardX imports it where it is installed, for some seconds and 200 MB,
+    and does without it where it is not."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]

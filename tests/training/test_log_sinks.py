@@ -1,5 +1,7 @@
 """Weights & Biases beside the run's own files, and profiler traces of chosen steps."""
 
+import os
+import subprocess
 import sys
 import types
 
@@ -100,3 +102,19 @@ def test_profile_steps_that_do_not_fit(steps, tiny_flags, tmp_path, capsys):
         f"error: --profile_steps must be FIRST:LAST with FIRST < LAST, such as 100:105; got '{steps}'\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_does_not_import_pytorch(tmp_path):
+    """Which takes seconds; whoever needs it later finds it."""
+    (tmp_path / "torch.py").write_text("print('imported')")
+    code = (
+        "from ddpm_jax.training.tensorboard_events import TensorboardEvents\n"
+        f"TensorboardEvents({str(tmp_path)!r}, 0).scalar('loss', 1.0, 1)\n"
+        "print('written')\n"
+        "import torch"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (0, "written\nimported\n"), run.stderr
