@@ -3,7 +3,7 @@
     python benchmarks/data_rates.py --pictures=DIR
     python benchmarks/data_rates.py --num_files=1000000
 
-The first takes the pictures in DIR, enlarges them to 256 on the shorter side and saves --num_pictures of them as JPEG
+The first takes the pictures in DIR, enlarges them to 256 on the shorter side and saves --num_images of them as JPEG
 (quality 90) in a temporary folder; then it reads random batches of 128 at --image_size through `BatchLoader`, for
 --seconds each: from the folder and from the packed file as sets too large for memory, and from memory. Its second
 table compares the encodings that a packed file might have, from one thread.
@@ -33,11 +33,11 @@ IN_MEMORY = image_source.MEMORY_BUDGET_BYTES
 BATCH = 128
 
 
-def make_jpegs(pictures: str, folder: Path, num_pictures: int) -> None:
-    """`num_pictures` JPEG files of 256 pixels on the shorter side; those of `pictures` in turn."""
+def make_jpegs(pictures: str, folder: Path, num_images: int) -> None:
+    """`num_images` JPEG files of 256 pixels on the shorter side; those of `pictures` in turn."""
     listing = list_images(pictures)
     folder.mkdir()
-    for number in range(num_pictures):
+    for number in range(num_images):
         with Image.open(listing.openable(number % len(listing.files))) as image:
             scale = 256 / min(image.size)
             size = [max(round(side * scale), 256) for side in image.size]
@@ -105,12 +105,12 @@ def measure_rates(args: argparse.Namespace, folder: Path) -> None:
     """The two tables of --pictures."""
     size = tuple(int(part) for part in args.image_size.split(","))
     jpegs, packed = folder / "jpegs", folder / "packed.array_record"
-    make_jpegs(args.pictures, jpegs, args.num_pictures)
+    make_jpegs(args.pictures, jpegs, args.num_images)
     stored = sum(file.stat().st_size for file in jpegs.iterdir())
     start = time.monotonic()
     pack_folder(str(jpegs), str(packed), image_size=size, num_channels=3)
     seconds = time.monotonic() - start
-    print(f"{args.num_pictures} JPEG files, {stored / 1e6:.1f} MB; packed at {args.image_size} in {seconds:.1f} s: "
+    print(f"{args.num_images} JPEG files, {stored / 1e6:.1f} MB; packed at {args.image_size} in {seconds:.1f} s: "
           f"{packed.stat().st_size / 1e6:.1f} MB; {os.cpu_count()} cores")  # fmt: skip
     print("\n| read from | pictures/s |\n| --- | ---: |")
     for name, path, budget in [
@@ -157,7 +157,7 @@ def measure_start(num_files: int, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", help="a folder of pictures to make the JPEG files of")
-    parser.add_argument("--num_pictures", type=int, default=3000)
+    parser.add_argument("--num_images", type=int, default=3000)
     parser.add_argument("--image_size", default="64,64")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--num_files", type=int, default=0)

@@ -8,10 +8,10 @@ from ddpm_jax.experiment.build import Experiment
 
 
 def data_rate(experiment: Experiment, repeats: int) -> dict[str, int | float]:
-    """Of `repeats` batches of training, taken as fast as they come: "pictures_per_second".
+    """Of `repeats` batches of training, taken as fast as they come: "images_per_second".
 
     "first_seconds" go by until the first, for which the set is listed and, where it fits memory, decoded;
-    "num_pictures" are in the set.
+    "num_images" are in the set.
 
     Raises:
       UserError: the data are not there, or do not fit the config.
@@ -25,7 +25,7 @@ def data_rate(experiment: Experiment, repeats: int) -> dict[str, int | float]:
             jax.block_until_ready(next(batches))
         seconds = time.perf_counter() - first
     return {
-        "num_pictures": len(source),
+        "num_images": len(source),
         "first_seconds": first - since,
-        "pictures_per_second": repeats * experiment.batch_size / seconds,
+        "images_per_second": repeats * experiment.batch_size / seconds,
     }

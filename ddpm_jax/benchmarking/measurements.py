@@ -93,8 +93,8 @@ def _say_startup(found: dict[str, dict[str, int | float]], say: Callable[[str], 
 
 def _say_data(found: dict[str, int | float], say: Callable[[str], None]) -> None:
     say(
-        f"data     {found['num_pictures']:,} images; the first batch after {found['first_seconds']:.2f} s, then "
-        f"{found['pictures_per_second']:,.0f} images/s\n"
+        f"data     {found['num_images']:,} images; the first batch after {found['first_seconds']:.2f} s, then "
+        f"{found['images_per_second']:,.0f} images/s\n"
     )
 
 
@@ -105,7 +105,7 @@ def _measured(name: str, experiment: Experiment, repeats: int, peak: float) -> d
     else:
         useful = flops((lower_forward if name == "forward" else lower_sampler_rows)(countable(experiment)))
     seconds = repeated(call.run, repeats)
-    return summary(seconds, pictures=call.num_images, flops=useful, peak=peak) | dataclasses.asdict(call.costs)
+    return summary(seconds, num_images=call.num_images, flops=useful, peak=peak) | dataclasses.asdict(call.costs)
 
 
 def _line(name: str, row: dict[str, float]) -> str:
@@ -113,7 +113,7 @@ def _line(name: str, row: dict[str, float]) -> str:
         name,
         f"{row['seconds']:.4f}",
         f"{row['seconds_low']:.4f}-{row['seconds_high']:.4f}",
-        f"{row['pictures_per_second']:,.1f}",
+        f"{row['images_per_second']:,.1f}",
         counted(row["flops_per_second"]).strip(),
         f"{100 * row['share_of_peak']:.1f} %",
         f"{row['trace_seconds'] + row['compile_seconds']:.1f}",
@@ -125,5 +125,5 @@ def _say_sampler(experiment: Experiment, rows: dict[str, dict], say: Callable[[s
     """What the time of a sampler step makes of a whole sample."""
     if "sample" in rows:
         calls = experiment.sampler_table.num_calls
-        rate = rows["sample"]["samples_per_second"] = rows["sample"]["pictures_per_second"] / calls
+        rate = rows["sample"]["samples_per_second"] = rows["sample"]["images_per_second"] / calls
         say(f"\n{experiment.sampler} with {calls} network calls: {rate:.4g} samples a second")

@@ -9,7 +9,7 @@ from ddpm_jax.runtime.errors import UserError, arguments_named, did_you_mean
 from ddpm_jax.runtime.progress import format_duration
 
 USAGE = "usage: python -m ddpm_jax.data COMMAND ..."
-EXAMPLE = "python -m ddpm_jax.data pack pictures pictures64.array_record --image_size=64,64"
+EXAMPLE = "python -m ddpm_jax.data pack images images64.array_record --image_size=64,64"
 PURPOSE = """\
 Decodes and resizes every image below DIR once, and writes the pixels into the file OUT, in the order of the names.
 Training with --config.data.path=OUT then gives the batches that --config.data.path=DIR gives at that size, bit for
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         return COMMANDS[argv[0]](argv[1:])
     if {"-h", "--help"} & set(argv):
-        print(f"{USAGE}\n\ncommands:\n  pack    a folder of pictures into one file that reads fast\n\n"
+        print(f"{USAGE}\n\ncommands:\n  pack    a folder of images into one file that reads fast\n\n"
               f"example:\n  {EXAMPLE}\n\nof each: python -m ddpm_jax.data COMMAND --help")  # fmt: skip
         return 0
     got = f"got {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}" if argv else "got none"
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _pack_command(argv: Sequence[str]) -> int:
     parser = CommandParser("data pack", PURPOSE, EXAMPLE, compiles=False)
     parser.usage = "python -m ddpm_jax.data pack DIR OUT --image_size=H,W [flags]"
-    parser.add_argument("folder", metavar="DIR", help="the pictures, in any sub-folders")
+    parser.add_argument("folder", metavar="DIR", help="the images, in any sub-folders")
     parser.add_argument("out", metavar="OUT", help="the file; .array_record is added where it is missing")
     parser.add_argument("--image_size", required=True, metavar="H,W", help="height and width in pixels, as trained on")
     parser.add_argument("--num_channels", default="3", metavar="C", help="3 colour (default) or 1 grey")
@@ -59,7 +59,7 @@ def _pack(args: argparse.Namespace) -> None:
     for note in packed.notes:
         print(f"note: {note}", file=sys.stderr)
     took = format_duration(time.monotonic() - start)
-    print(f"packed {packed.num_images:,} pictures into {packed.path}: {packed.num_bytes / 1e6:,.1f} MB, in {took}")
+    print(f"packed {packed.num_images:,} images into {packed.path}: {packed.num_bytes / 1e6:,.1f} MB, in {took}")
     print(f"next: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path={packed.path} "
           f"--config.data.image_size={args.image_size} --config.data.num_channels={args.num_channels} "
           "--workdir=runs/packed")  # fmt: skip

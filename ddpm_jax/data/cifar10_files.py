@@ -45,7 +45,7 @@ def read_cifar10(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
     raise UserError(
         f"{arg('path')} {str(folder)!r} holds neither cifar-10-binary.tar.gz nor {_BINARY[split][0]}, nor the "
-        f"Python version of either; put the original file there, or read pictures by {arg('name')}=image_folder"
+        f"Python version of either; put the original file there, or read images by {arg('name')}=image_folder"
     )
 
 

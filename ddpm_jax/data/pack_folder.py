@@ -160,7 +160,7 @@ def _check_space(part: Path, num_images: int, shape: tuple[int, int, int]) -> No
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise UserError(
-            f"{num_images:,} pictures of {'x'.join(map(str, shape))} take {needed / 1e9:.1f} GB, and "
+            f"{num_images:,} images of {'x'.join(map(str, shape))} take {needed / 1e9:.1f} GB, and "
             f"{str(part.parent)!r} has {free / 1e9:.1f} GB left; pack to another disk or at a smaller "
             f"{arg('image_size')}"
         )

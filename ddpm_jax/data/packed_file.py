@@ -161,7 +161,7 @@ def array_record_module():
         remedy = "there is none for Windows" if sys.platform == "win32" else "pip install -U array_record"
         reason = " ".join(str(error).split())[:80]
         raise UserError(
-            f"packed pictures need the package array_record ({reason}): {remedy}; or read the folder itself"
+            f"packed images need the package array_record ({reason}): {remedy}; or read the folder itself"
         ) from None
 
 
@@ -185,4 +185,4 @@ def _size_note(pack: Pack, shape: tuple[int, int, int]) -> tuple[str, ...]:
     if shape == pack.image_shape:
         return ()
     packed, wanted = ("x".join(map(str, sizes)) for sizes in (pack.image_shape, shape))
-    return (f"packed as {packed} and resized to {wanted}: pack at that size for the pictures that the folder gives",)
+    return (f"packed as {packed} and resized to {wanted}: pack at that size for the images that the folder gives",)

@@ -63,7 +63,7 @@ def make_source(
         return make_originals(name=name, path=path, **common)
     if path:
         raise UserError(
-            f"{arg('path')} is not read for {name!r} and must be ''; got {path!r}; for a folder of pictures set "
+            f"{arg('path')} is not read for {name!r} and must be ''; got {path!r}; for a folder of images set "
             f"{arg('name')}=image_folder, for an array file {arg('name')}=array, for a prepared TFDS set "
             f"{arg('data_dir')}"
         )

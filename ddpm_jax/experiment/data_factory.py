@@ -33,7 +33,7 @@ def _check_labels(source: ImageSource, num_classes: int, what: str) -> None:
     """Raises UserError unless every image has a class of the network's."""
     if source.labels is None:
         raise UserError(
-            f"model.num_classes={num_classes} needs a label for every picture, and {what} has none: "
+            f"model.num_classes={num_classes} needs a label for every image, and {what} has none: "
             + "; ".join(["take model.num_classes=0, or data with labels", *source.notes])
         )
     lowest, highest = int(np.min(source.labels)), int(np.max(source.labels))

@@ -29,7 +29,7 @@ def repeated(run: Callable[[], Any], repeats: int, warm_up: int = 2) -> list[flo
     return seconds[warm_up:]
 
 
-def summary(seconds: list[float], *, pictures: int, flops: float, peak: float) -> dict[str, float]:
+def summary(seconds: list[float], *, num_images: int, flops: float, peak: float) -> dict[str, float]:
     """Median and quartiles of `seconds`, images a second, and the share of `peak` that `flops` in that time are."""
     low, median, high = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
     return {
@@ -37,7 +37,7 @@ def summary(seconds: list[float], *, pictures: int, flops: float, peak: float) -
         "seconds_low": low,
         "seconds_high": high,
         "repeats": len(seconds),
-        "pictures_per_second": pictures / median,
+        "images_per_second": num_images / median,
         "flops": flops,
         "flops_per_second": flops / median,
         "share_of_peak": flops / median / peak,

@@ -13,10 +13,10 @@ from ddpm_jax.runtime.timing import product_peak, repeated, summary
 
 
 def test_a_summary_follows_from_the_seconds():
-    row = summary([0.5, 0.1, 0.2, 0.3, 0.4], pictures=6, flops=90.0, peak=1000.0)
+    row = summary([0.5, 0.1, 0.2, 0.3, 0.4], num_images=6, flops=90.0, peak=1000.0)
     assert row["repeats"] == 5
     assert (row["seconds_low"], row["seconds"], row["seconds_high"]) == pytest.approx((0.2, 0.3, 0.4))
-    assert row["pictures_per_second"] == pytest.approx(20)
+    assert row["images_per_second"] == pytest.approx(20)
     assert row["flops_per_second"] == pytest.approx(300)
     assert row["share_of_peak"] == pytest.approx(0.3)
 
@@ -45,21 +45,21 @@ def test_the_command_measures_and_writes(tiny_flags, tmp_path, capfd):
     assert report["devices"] == 2 and report["rows"].keys() == {"train", "forward", "sample"}
     for name, row in report["rows"].items():
         assert row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
-        assert row["pictures_per_second"] == pytest.approx(8 / row["seconds"])
+        assert row["images_per_second"] == pytest.approx(8 / row["seconds"])
         assert row["share_of_peak"] == pytest.approx(row["flops_per_second"] / report["peak"]["flops_per_second"])
         assert any(line.startswith(name) for line in text.splitlines())
     flops = {name: row["flops"] for name, row in report["rows"].items()}
     assert flops["forward"] < flops["sample"] < flops["train"]
     sample = report["rows"]["sample"]
-    assert sample["samples_per_second"] == pytest.approx(sample["pictures_per_second"] / 20)
+    assert sample["samples_per_second"] == pytest.approx(sample["images_per_second"] / 20)
     assert "ancestral with 20 network calls" in text
 
 
 def test_the_rate_of_the_data(tiny_flags, tmp_path, capfd):
     assert benchmark.main([*tiny_flags, "--what=data", "--repeats=3", f"--out={tmp_path}/data.json"]) == 0
     found = json.loads((tmp_path / "data.json").read_text())["data"]
-    assert found["num_pictures"] > 0 and found["first_seconds"] > 0 and found["pictures_per_second"] > 0
-    assert f"{found['num_pictures']:,} images" in capfd.readouterr().out
+    assert found["num_images"] > 0 and found["first_seconds"] > 0 and found["images_per_second"] > 0
+    assert f"{found['num_images']:,} images" in capfd.readouterr().out
 
 
 def test_the_second_start_finds_the_programs_of_the_first(tiny_config):

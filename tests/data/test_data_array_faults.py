@@ -137,7 +137,7 @@ def test_labels_that_are_no_class_numbers(tmp_path, tiny_config, labels, told):
     assert images.labels is None
     assert re.search(told, images.notes[0])
     config = tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'a.npz'}")
-    with pytest.raises(UserError, match=f"needs a label for every picture.*{told}"):
+    with pytest.raises(UserError, match=f"needs a label for every image.*{told}"):
         data_factory.build_source(config, "train")
 
 

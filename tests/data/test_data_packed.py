@@ -212,7 +212,7 @@ def test_what_was_written_is_read_before_it_counts(pictures, tmp_path, monkeypat
 def test_too_little_room_is_told_before_the_work(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     assert _pack(pictures, tmp_path / "packed") == 2
-    assert "40 pictures of 12x8x3 take 0.0 GB" in capsys.readouterr().err
+    assert "40 images of 12x8x3 take 0.0 GB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_the_package_is_named_where_it_is_missing(pictures, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "platform", "linux")
     assert _pack(pictures, tmp_path / "other") == 2
     error = capsys.readouterr().err
-    assert "packed pictures need the package array_record (" in error and "pip install -U array_record" in error
+    assert "packed images need the package array_record (" in error and "pip install -U array_record" in error
     with pytest.raises(UserError, match="pip install -U array_record; or read the folder itself"):
         _make(tmp_path / "packed.array_record")
     monkeypatch.setattr(sys, "platform", "win32")

@@ -172,7 +172,7 @@ def test_errors(tiny_config, tmp_path):
     with pytest.raises(UserError, match="num_classes must be above every label; got 5 for the labels 0..9 of digits"):
         data_factory.build_source(tiny_config("model.num_classes=5"), "train")
     np.save(tmp_path / "images.npy", IMAGES.repeat(4, 1).repeat(4, 2))
-    with pytest.raises(UserError, match="model.num_classes=10 needs a label for every picture, and array 'train' has"):
+    with pytest.raises(UserError, match="model.num_classes=10 needs a label for every image, and array 'train' has"):
         data_factory.build_source(
             tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'images.npy'}"), "train"
         )
