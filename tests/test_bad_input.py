@@ -28,7 +28,7 @@ def train_error(tiny_flags, tmp_path, capfd):
 CASES = [
     ("train.batchsize=8", "unknown config field 'train.batchsize'; did you mean 'train.batch_size'?"),
     ("train.batch_size=many", "config field 'train.batch_size' must be an int; got 'many'"),
-    ("optim.learning_rate=nan", "config field 'optim.learning_rate' must be a float; got 'nan'"),
+    ("optim.learning_rate=nan", "config field 'optim.learning_rate' must be a finite float; got 'nan'"),
     ("train.num_devices=9", "train.num_devices must be in 0..8 (0: all of them); got 9"),
     ("train.num_devices=-1", "train.num_devices must be in 0..8 (0: all of them); got -1"),
     ("data.name=digit", "data.name"),
@@ -248,3 +248,16 @@ def test_sample_of_no_run(sample_main, tmp_path, capfd):
     ):
         assert error_of(capfd, sample_main, [*argv, f"--workdir={workdir}"]) == message
     assert not (tmp_path / "absent").exists() and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config=digits", "--workdir="], "--workdir must name a folder; got ''; for the current one give"),
+        (["configs/digits.py", "--workdir=w"], "unexpected argument 'configs/digits.py'; an experiment is given as"),
+        (["--workdir", "w"], "which experiment? give --config=FILE"),
+        (["--config=README.md", "--workdir=w"], "no experiment 'README.md'; give a Python file that exists or one"),
+    ],
+)
+def test_what_is_easily_forgotten(capfd, argv, message):
+    assert error_of(capfd, train_command.main, argv).startswith(message)

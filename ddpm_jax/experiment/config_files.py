@@ -1,7 +1,9 @@
 """Experiments as ConfigDicts, found by name or path, with overrides applied."""
 
+import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def _experiment_module(name_or_path: str) -> types.ModuleType:
         # Not through the import system: two files of one name must not be mistaken for each other.
         module = types.ModuleType(f"experiment_{path.stem}")
         module.__file__ = str(path)
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+        with _failure_in_one_line(path):
+            exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
         return module
     # `configs/digits.py` works from every directory; a mistyped path of one's own does not turn into
     # a packaged experiment that happens to have the same name.
@@ -33,9 +36,25 @@ def _experiment_module(name_or_path: str) -> types.ModuleType:
         return packaged_module(path.stem)
     names = packaged_experiments()
     raise UserError(
-        f"no experiment {name_or_path!r}{did_you_mean(path.stem, names)}; "
-        f"give a file that exists or one of {names}"
+        f"no experiment {name_or_path!r}; give a Python file that exists or one of {names}"
+        f"{did_you_mean(path.stem, names)}"
     )
+
+
+@contextmanager
+def _failure_in_one_line(path: Path) -> Iterator[None]:
+    """Makes an exception of a config file, which is the user's own code, a UserError with the file and the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line, said = (lines or [None])[-1], str(error)
+        if isinstance(error, SyntaxError):
+            line, said = error.lineno, error.msg
+        where = f"{path}, line {line}" if line else str(path)
+        raise UserError(f"config file {where}: {type(error).__name__}: {said}; correct the file") from error
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -59,7 +78,8 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UserError(
             f"config file {name_or_path!r} has no function get_config(); add one that returns a ConfigDict"
         )
-    config = module.get_config()
+    with _failure_in_one_line(Path(module.__file__)):
+        config = module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"get_config() of {name_or_path!r} must return a ConfigDict; got {type(config).__name__}"

@@ -28,6 +28,13 @@ class ConfigParser(CommandParser):
             return super().parse(argv)
         experiment, overrides, argv = split_config_flags(argv)
         if experiment is None:
+            # Not the value of a flag.
+            strays = (argument for before, argument in zip(["", *argv], argv, strict=False)
+                      if not argument.startswith("-") and not re.fullmatch(r"--[^=]+", before))  # fmt: skip
+            stray = next(strays, None)
+            if stray is not None:
+                raise UserError(f"unexpected argument {stray!r}; an experiment is given as --config=FILE, such as "
+                                "--config=configs/digits.py")  # fmt: skip
             raise UserError("which experiment? give --config=FILE, such as --config=configs/digits.py, "
                             f"or the name of a packaged one: {packaged_experiments()}")  # fmt: skip
         config = load_config(experiment, overrides)

@@ -16,7 +16,7 @@ from ddpm_jax.runtime.errors import UserError
 
 _TRUE, _FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 # What a field is called in an error, and an example for a field whose default is None.
-_WANTED = {int: "an int", float: "a float", bool: "true or false", tuple: "a tuple"}
+_WANTED = {int: "an int", float: "a finite float", bool: "true or false", tuple: "a tuple"}
 _EXAMPLES = {int: 1, float: 0.1, bool: True, tuple: (1, 2)}
 
 

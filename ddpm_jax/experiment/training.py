@@ -59,7 +59,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         resumed = state is not None
         if not resumed or int(state.step) < config.train.num_steps:
             checkpoints.check_room(experiment.abstract_state)  # before hours of work, not at the first save
-        if multi_host.is_first():
+        beyond = resumed and int(state.step) > config.train.num_steps  # nothing of the run becomes shorter
+        if multi_host.is_first() and not beyond:
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
         if state is None:

@@ -64,6 +64,8 @@ class CommandParser(argparse.ArgumentParser):
                 raise
         if unknown:
             raise self.unknown_flag(unknown[0])
+        if getattr(args, "workdir", None) == "":  # of a shell variable that is not set: not the current directory
+            raise UserError("--workdir must name a folder; got ''; for the current one give --workdir=.")
         return args
 
     def unknown_flag(self, argument: str) -> UserError:

@@ -139,8 +139,8 @@ def test_packaged_experiments_load_and_survive_json(name):
 
 def test_unknown_experiment(packaged):
     assert error_of(load_config, "smal_digits") == (
-        "no experiment 'smal_digits'; did you mean 'small_digits'?; "
-        "give a file that exists or one of ['small_digits']"
+        "no experiment 'smal_digits'; give a Python file that exists or one of ['small_digits']; "
+        "did you mean 'small_digits'?"
     )
 
 
@@ -154,6 +154,20 @@ def test_mistyped_own_path_is_no_packaged_experiment(packaged):
 def test_file_without_get_config(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     assert "has no function get_config()" in error_of(load_config, str(tmp_path / "empty.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        ("def get_config():\n    return dict(\n", 2, "SyntaxError: '(' was never closed"),
+        ("x = 1\nimport nowhere\n", 2, "ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_config():\n    return foo\n", 2, "NameError: name 'foo' is not defined"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_its_line(tmp_path, text, line, what):
+    (tmp_path / "mine.py").write_text(text)
+    message = error_of(load_config, str(tmp_path / "mine.py"))
+    assert message == f"config file {tmp_path / 'mine.py'}, line {line}: {what}; correct the file"
 
 
 def test_get_config_of_another_type(tmp_path):
@@ -245,8 +259,8 @@ def test_bad_override_field(experiment, override, message):
         ("train.batch_size", "inf", "an int", "128"),
         ("train.batch_size", "", "an int", "128"),
         ("train.limit", "x", "an int", "1"),
-        ("optim.clip", "high", "a float", "1.0"),
-        ("optim.clip", "nan", "a float", "1.0"),
+        ("optim.clip", "high", "a finite float", "1.0"),
+        ("optim.clip", "nan", "a finite float", "1.0"),
         ("data.flip", "maybe", "true or false", "true"),
         ("model.channel_mults", "1,2.5", "a tuple of ints", "1,2"),
         ("model.scales", "a", "a tuple of floats", "1,0.5"),

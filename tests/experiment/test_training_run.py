@@ -113,6 +113,13 @@ def test_finished_run_is_left_alone(own_run, tiny_config, capsys):
     assert after == before
 
 
+def test_a_run_that_is_longer_than_asked_is_left_alone(own_run, tiny_config, capsys):
+    before = (own_run / "config.json").read_bytes()
+    assert train(tiny_config("train.num_steps=6"), str(own_run)) is None
+    assert "finished already at step 8" in capsys.readouterr().out
+    assert (own_run / "config.json").read_bytes() == before
+
+
 def test_missing_last_pictures_are_drawn(own_run, straight_run, tiny_config):
     (own_run / "samples" / "denoising.gif").unlink()
     train(tiny_config(), str(own_run))
