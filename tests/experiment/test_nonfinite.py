@@ -23,7 +23,7 @@ from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 @pytest.fixture
-def tiny_config(tiny_config):
+def config_of(tiny_config):
     """The small run with checkpoints 4 and 8."""
     return lambda *overrides: tiny_config("train.checkpoint_every_steps=4", *overrides)
 
@@ -62,8 +62,8 @@ def poison(monkeypatch, config, *numbers):
     return taken
 
 
-def test_the_pictures_of_the_step_are_listed(tiny_config, tmp_path, monkeypatch):
-    config = tiny_config()
+def test_the_pictures_of_the_step_are_listed(config_of, tmp_path, monkeypatch):
+    config = config_of()
     poison(monkeypatch, config, 4)
     with pytest.raises(UserError, match="^loss became nan at step 5; the last good checkpoint is step 4 "):
         train(config, str(tmp_path))
@@ -74,9 +74,9 @@ def test_the_pictures_of_the_step_are_listed(tiny_config, tmp_path, monkeypatch)
     }  # fmt: skip
 
 
-def test_rewind_leaves_the_batches_out(tiny_config, state_of, tmp_path, monkeypatch, capsys):
+def test_rewind_leaves_the_batches_out(config_of, state_of, tmp_path, monkeypatch, capsys):
     """From step 4 on, batches 5, 6, 7, 8 with another key: by hand, by the run, and by a run that was stopped."""
-    config = tiny_config("train.nonfinite=rewind")
+    config = config_of("train.nonfinite=rewind")
     by_hand = build_experiment(config)
     with monkeypatch.context() as patch:
         taken = poison(patch, config, 4)
@@ -99,22 +99,22 @@ def test_rewind_leaves_the_batches_out(tiny_config, state_of, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         poison(patch, config, 4)
-        train(tiny_config("train.nonfinite=rewind", "train.num_steps=6"), str(tmp_path / "two"))
+        train(config_of("train.nonfinite=rewind", "train.num_steps=6"), str(tmp_path / "two"))
         train(config, str(tmp_path / "two"))
     again = state_of(tmp_path / "two", 8)
     assert all(again[name].tobytes() == leaf.tobytes() for name, leaf in trained.items())
 
 
-def test_rewind_before_the_first_checkpoint_starts_anew(tiny_config, tmp_path, monkeypatch):
-    config = tiny_config("train.nonfinite=rewind", "train.num_steps=4")
+def test_rewind_before_the_first_checkpoint_starts_anew(config_of, tmp_path, monkeypatch):
+    config = config_of("train.nonfinite=rewind", "train.num_steps=4")
     taken = poison(monkeypatch, config, 1)
     assert train(config, str(tmp_path)) is None
     assert taken == [0, 1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "rewinds.json").read_text()) == [{"at": 2, "to": 0, "batch": 2}]
 
 
-def test_rewinds_have_a_limit(tiny_config, tmp_path, monkeypatch):
-    config = tiny_config("train.nonfinite=rewind", "train.nonfinite_limit=2")
+def test_rewinds_have_a_limit(config_of, tmp_path, monkeypatch):
+    config = config_of("train.nonfinite=rewind", "train.nonfinite_limit=2")
     poison(monkeypatch, config, *range(4, 12))
     message = "^loss became nan at step 5; the last good checkpoint is step 4 .*train.nonfinite_limit=2: train in a new"
     with pytest.raises(UserError, match=message):
@@ -123,8 +123,8 @@ def test_rewinds_have_a_limit(tiny_config, tmp_path, monkeypatch):
     assert noted == [{"at": 5, "to": 4, "batch": 5}, {"at": 5, "to": 4, "batch": 6}]
 
 
-def test_skip_goes_on(tiny_config, straight_run, state_of, tmp_path, monkeypatch, capsys):
-    config = tiny_config("train.nonfinite=skip")
+def test_skip_goes_on(config_of, straight_run, state_of, tmp_path, monkeypatch, capsys):
+    config = config_of("train.nonfinite=skip")
     with monkeypatch.context() as patch:
         poison(patch, config, 4)
         assert train(config, str(tmp_path / "run")) is None
@@ -140,9 +140,9 @@ def test_skip_goes_on(tiny_config, straight_run, state_of, tmp_path, monkeypatch
         np.testing.assert_allclose(got[name], leaf, rtol=0, atol=1e-6)
 
 
-def test_rewind_lets_go_of_the_broken_state(tiny_config, tmp_path, monkeypatch):
+def test_rewind_lets_go_of_the_broken_state(config_of, tmp_path, monkeypatch):
     """Two states at once may be more than a device holds."""
-    config = tiny_config("train.nonfinite=rewind")
+    config = config_of("train.nonfinite=rewind")
     poison(monkeypatch, config, 4)
     real, states = Trainer._run_until_nonfinite, []
 
@@ -164,46 +164,46 @@ def test_rewind_lets_go_of_the_broken_state(tiny_config, tmp_path, monkeypatch):
     assert train(config, str(tmp_path)) is None
 
 
-def test_rewind_to_imported_weights(tiny_config, own_run, tmp_path, monkeypatch):
+def test_rewind_to_imported_weights(config_of, own_run, tmp_path, monkeypatch):
     """Their checkpoint, of step 0, may be of another optimiser."""
     imported = tmp_path / "imported"
-    experiment = build_experiment(tiny_config())
+    experiment = build_experiment(config_of())
     checkpoints = Checkpoints(str(imported), create=True)
     checkpoints.save(experiment.fresh_state(), config_to_json(experiment.config))
     checkpoints.wait()
     checkpoints.close()
-    config = tiny_config("train.nonfinite=rewind", "optim.grad_clip=0", "train.num_steps=4")
+    config = config_of("train.nonfinite=rewind", "optim.grad_clip=0", "train.num_steps=4")
     taken = poison(monkeypatch, config, 1)
     assert train(config, str(imported)) is None
     assert taken == [0, 1, 2, 3, 4, 5]
 
 
-def test_what_is_found_between_updates_cannot_be_skipped(tiny_config, tmp_path, monkeypatch):
+def test_what_is_found_between_updates_cannot_be_skipped(config_of, tmp_path, monkeypatch):
     monkeypatch.setattr("ddpm_jax.training.eval_loss.EvalLoss.mean_loss", lambda self, params: float("nan"))
     with pytest.raises(UserError, match="^eval_loss became nan at step 4; .*leaves out updates, and this was found"):
-        train(tiny_config("train.nonfinite=skip"), str(tmp_path))
+        train(config_of("train.nonfinite=skip"), str(tmp_path))
 
 
-def test_a_backend_that_counts_no_operations(tiny_config, tmp_path, monkeypatch):
+def test_a_backend_that_counts_no_operations(config_of, tmp_path, monkeypatch):
     """XLA counts them before compilation on CPU alone: elsewhere the same program is lowered for a CPU device."""
     monkeypatch.setattr("ddpm_jax.experiment.trainer.train_step_flops", program_costs.train_step_flops)
     monkeypatch.setattr("jax.stages.Lowered.cost_analysis", lambda self: None)
-    train(tiny_config("train.num_steps=4"), str(tmp_path))
+    train(config_of("train.num_steps=4"), str(tmp_path))
     assert all("share_of_peak" not in line for line in read_metrics(tmp_path))
 
 
-def test_a_device_without_room_for_the_peak(tiny_config, tmp_path, monkeypatch):
+def test_a_device_without_room_for_the_peak(config_of, tmp_path, monkeypatch):
     def no_room(mesh, dtype):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     monkeypatch.setattr("ddpm_jax.experiment.trainer.product_peak", no_room)
-    train(tiny_config("train.num_steps=4"), str(tmp_path))
+    train(config_of("train.num_steps=4"), str(tmp_path))
     lines = read_metrics(tmp_path)
     assert "seconds_per_step" in lines[-1] and "share_of_peak" not in lines[-1]
 
 
-def test_operations_are_those_of_any_mesh(tiny_config, monkeypatch):
-    experiment = build_experiment(tiny_config("train.num_devices=8", "mesh.fsdp=2"))
+def test_operations_are_those_of_any_mesh(config_of, monkeypatch):
+    experiment = build_experiment(config_of("train.num_devices=8", "mesh.fsdp=2"))
     assert program_costs.countable(experiment) is experiment
     counted = program_costs.train_step_flops(experiment)
     moved = program_costs.on_one_device(experiment, jax.devices("cpu")[3])
