@@ -23,7 +23,7 @@ from roofline import equations
 
 from ddpm_jax.experiment import config_checks, model_factory
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.models.unet import init_params
+from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.compilation import compiler_options
 
 PARTS = ("forward", "by picture", "by kernel")

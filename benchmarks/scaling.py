@@ -34,8 +34,8 @@ from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import lower_step, step_memory, train_step_flops
 
 BASE = (
-    "data.num_channels=3", "data.image_size=32,32", "model.channels=32", "model.channel_mults=1,2,2",
-    "model.attention_resolutions=8", "train.batch_size=16", "train.num_devices=1", "sample.sampler=ddim",
+    "data.num_channels=3", "data.image_size=32,32", "unet.channels=32", "unet.channel_mults=1,2,2",
+    "unet.attention_resolutions=8", "train.batch_size=16", "train.num_devices=1", "sample.sampler=ddim",
     "sample.num_sampler_steps=10", "sample.batch_size=8",
 )  # fmt: skip
 # Name of the axis -> its points and what each of them sets.
@@ -43,9 +43,9 @@ AXES = {
     "batch": ((1, 2, 4, 8, 16, 32, 64, 128, 256, 512), lambda n: [f"train.batch_size={n}"]),
     "resolution": (
         (8, 16, 32, 64, 128, 256),
-        lambda n: [f"data.image_size={n},{n}", f"model.attention_resolutions={n // 4}", "train.batch_size=4"],
+        lambda n: [f"data.image_size={n},{n}", f"unet.attention_resolutions={n // 4}", "train.batch_size=4"],
     ),
-    "width": ((16, 32, 64, 128), lambda n: [f"model.channels={n}"]),
+    "width": ((16, 32, 64, 128), lambda n: [f"unet.channels={n}"]),
     "steps": ((10, 20, 50, 100, 200), lambda n: [f"sample.num_sampler_steps={n}"]),
     "samples": ((8, 16, 32, 64), lambda n: []),
     "devices": ((1, 2, 4, 8), lambda n: [f"train.num_devices={n}", f"mesh.fsdp={n}"]),

@@ -26,7 +26,7 @@ from ddpm_jax.training.run_log import read_metrics
 SETTINGS = (
     "train.num_steps=100000000", "train.checkpoint_every_steps=500", "train.log_every_steps=100",
     "train.sample_every_steps=2000", "sample.num_preview_steps=10", "sample.num_grid=16", "train.batch_size=16",
-    "model.channels=16", "optim.decay_steps=0",
+    "unet.channels=16", "optim.decay_steps=0",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.configs.base import get_config as base_config
 
-# Widths of the levels over model.channels, by the side of the pictures; the same in both codes where both have it.
+# Widths of the levels over unet.channels, by the side of the pictures; the same in both codes where both have it.
 CHANNEL_MULTS = {
     32: (1, 2, 2, 2),
     64: (1, 2, 3, 4),
@@ -25,12 +25,12 @@ def _shared_config(side: int) -> ConfigDict:
     config.data.image_size = (side, side)
     config.diffusion.loss = "hybrid"
     config.diffusion.variance = "learned_range"
-    config.model.channel_mults = CHANNEL_MULTS[side]
-    config.model.dropout = 0.0
-    config.model.norm_eps = 1e-5
-    config.model.scale_shift_norm = True
-    config.model.embedding_order = "cos_sin"
-    config.model.embedding_spacing = "half"
+    config.unet.channel_mults = CHANNEL_MULTS[side]
+    config.unet.dropout = 0.0
+    config.unet.norm_eps = 1e-5
+    config.unet.scale_shift_norm = True
+    config.unet.embedding_order = "cos_sin"
+    config.unet.embedding_spacing = "half"
     config.optim.learning_rate = 1e-4
     config.optim.warmup_steps = 0
     config.optim.grad_clip = 0.0
@@ -48,17 +48,17 @@ def improved_config(side: int) -> ConfigDict:
     config.data.flip = False
     config.schedule.name = "cosine"
     config.schedule.num_steps = 4000
-    config.model.num_res_blocks = 3
-    config.model.attention_resolutions = (16, 8)
-    config.model.num_heads = 4
-    config.model.down_padding = "both"
-    config.model.time_scale = 1000 / 4000  # rescale_timesteps, on unless the recipe says otherwise
+    config.unet.num_res_blocks = 3
+    config.unet.attention_resolutions = (16, 8)
+    config.unet.num_heads = 4
+    config.unet.down_padding = "both"
+    config.unet.time_scale = 1000 / 4000  # rescale_timesteps, on unless the recipe says otherwise
     return config
 
 
 def unscaled(config: ConfigDict) -> ConfigDict:
     """`rescale_timesteps` and `rescale_learned_sigmas` off: t as it is, and L_vlb's mean over t, not its sum / 1000."""
-    config.model.time_scale = 1.0
+    config.unet.time_scale = 1.0
     config.diffusion.vlb_lambda = 1 / config.schedule.num_steps
     return config
 
@@ -75,10 +75,10 @@ def guided_config(side: int) -> ConfigDict:
     config = unscaled(_shared_config(side))
     config.data.name = "imagenet2012"
     config.data.eval_split = "validation"
-    config.model.channels = 256
-    config.model.attention_resolutions = (32, 16, 8)
-    config.model.head_channels = 64
-    config.model.resample_in_blocks = True
+    config.unet.channels = 256
+    config.unet.attention_resolutions = (32, 16, 8)
+    config.unet.head_channels = 64
+    config.unet.resample_in_blocks = True
     config.model.num_classes = 1000
     config.train.batch_size = 256
     return config

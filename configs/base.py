@@ -45,26 +45,34 @@ def get_config() -> ConfigDict:
     config.diffusion.p2_k = 1.0
 
     config.model = ConfigDict()
-    config.model.channels = 128  # width of the first level
-    config.model.channel_mults = (1, 2, 2, 2)  # width of each level over `channels`; a level halves the picture
-    config.model.num_res_blocks = 2  # a level
-    config.model.attention_resolutions = (16,)  # heights in pixels
-    config.model.dropout = 0.1
-    config.model.num_groups = 32  # of GroupNorm; divides every width
+    # unet or conv_net (small, without levels: for tests and trials). Its own fields are in the group of its name.
+    config.model.name = "unet"
     config.model.dtype = "float32"  # of the computation, float32 or bfloat16; parameters are float32
-    config.model.norm_eps = 1e-6  # of GroupNorm; OpenAI's codes have 1e-5
-    config.model.num_heads = 1  # of every self-attention
-    config.model.head_channels = 0  # > 0: channels of a head, whatever num_heads is
-    config.model.scale_shift_norm = False  # t scales and shifts the second norm of a block, not added before it
-    config.model.resample_in_blocks = False  # residual blocks downsample_mean and double the picture, not convolutions
-    config.model.down_padding = "end"  # of the convolution that halves: end (bottom and right), both
-    config.model.embedding_order = "sin_cos"  # of the embedding of t: sin_cos, cos_sin
-    config.model.embedding_spacing = "half_minus_1"  # of its frequencies: half_minus_1, half
     config.model.num_classes = 0  # > 0: the network is told the class of each picture, its label in the data
-    config.model.time_scale = 1.0  # the network sees t times this; improved-diffusion's rescale_timesteps: 1000/T
-    config.model.conv_in_channels = 0  # of the first convolution; 0: model.channels
     # The backward pass computes the inside of every block over again and does not keep it: less memory, more time.
     config.model.remat = False
+
+    config.unet = ConfigDict()
+    config.unet.channels = 128  # width of the first level
+    config.unet.channel_mults = (1, 2, 2, 2)  # width of each level over `channels`; a level halves the picture
+    config.unet.num_res_blocks = 2  # a level
+    config.unet.attention_resolutions = (16,)  # heights in pixels
+    config.unet.dropout = 0.1
+    config.unet.num_groups = 32  # of GroupNorm; divides every width
+    config.unet.norm_eps = 1e-6  # of GroupNorm; OpenAI's codes have 1e-5
+    config.unet.num_heads = 1  # of every self-attention
+    config.unet.head_channels = 0  # > 0: channels of a head, whatever num_heads is
+    config.unet.scale_shift_norm = False  # t scales and shifts the second norm of a block, not added before it
+    config.unet.resample_in_blocks = False  # residual blocks halve and double the picture, not convolutions
+    config.unet.down_padding = "end"  # of the convolution that halves: end (bottom and right), both
+    config.unet.embedding_order = "sin_cos"  # of the embedding of t: sin_cos, cos_sin
+    config.unet.embedding_spacing = "half_minus_1"  # of its frequencies: half_minus_1, half
+    config.unet.time_scale = 1.0  # the network sees t times this; improved-diffusion's rescale_timesteps: 1000/T
+    config.unet.conv_in_channels = 0  # of the first convolution; 0: unet.channels
+
+    config.conv_net = ConfigDict()
+    config.conv_net.channels = 32  # width of every layer
+    config.conv_net.num_layers = 4  # a pixel sees num_layers + 2 pixels to every side
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 2e-4

@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
         config.data.eval_split = ""
         config.data.image_size = (256, 256)
         config.diffusion.variance = "fixed_small"
-        config.model.channel_mults = (1, 1, 2, 2, 4, 4)
-        config.model.dropout = 0.0
+        config.unet.channel_mults = (1, 1, 2, 2, 4, 4)
+        config.unet.dropout = 0.0
         config.optim.learning_rate = 2e-5
         config.train.num_steps = 500_000
         config.train.batch_size = 64

@@ -17,7 +17,7 @@ from ddpm_jax.configs._openai import guided_config
 
 def get_config() -> ConfigDict:
     config = guided_config(128)
-    config.model.num_heads = 4
-    config.model.head_channels = 0
+    config.unet.num_heads = 4
+    config.unet.head_channels = 0
     config.train.num_steps = 4_360_000
     return config.lock()

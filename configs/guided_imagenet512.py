@@ -16,7 +16,7 @@ from ddpm_jax.configs._openai import guided_config
 
 def get_config() -> ConfigDict:
     config = guided_config(512)
-    config.model.conv_in_channels = 128  # the width of the first level, half of model.channels
+    config.unet.conv_in_channels = 128  # the width of the first level, half of unet.channels
     config.train.num_steps = 1_940_000
     config.sample.batch_size = 8
     return config.lock()

@@ -18,9 +18,9 @@ from ddpm_jax.configs._openai import guided_config
 def get_config() -> ConfigDict:
     config = guided_config(64)
     config.schedule.name = "cosine"
-    config.model.channels = 192
-    config.model.num_res_blocks = 3
-    config.model.dropout = 0.1
+    config.unet.channels = 192
+    config.unet.num_res_blocks = 3
+    config.unet.dropout = 0.1
     config.optim.learning_rate = 3e-4
     config.train.num_steps = 540_000
     config.train.batch_size = 2048

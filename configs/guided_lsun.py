@@ -3,7 +3,7 @@
 Command: python -m ddpm_jax.train --config=configs/guided_lsun.py --config.data.name=lsun/horse --workdir=runs/horse
 with data.name lsun/bedroom, lsun/cat or lsun/horse; or data.name=image_folder and --config.data.path=DIR.
 Source: README of openai/guided-diffusion, whose checkpoints of it are lsun_bedroom, lsun_cat, lsun_horse and, with
---config.model.dropout=0, lsun_horse_nodropout. Their best samples take all 1000 steps: --config.sample.respacing=''.
+--config.unet.dropout=0, lsun_horse_nodropout. Their best samples take all 1000 steps: --config.sample.respacing=''.
 Trained in float16 there, in float32 here unless --config.model.dtype=bfloat16.
 Batch size, rate and dropout: table 11 of the paper, and the number of updates: bedroom 500,000 (the default here),
 horse 250,000, cat 200,000.
@@ -22,6 +22,6 @@ def get_config() -> ConfigDict:
     config.data.name = "lsun/bedroom"
     config.data.eval_split = ""
     config.model.num_classes = 0
-    config.model.dropout = 0.1
+    config.unet.dropout = 0.1
     config.train.num_steps = 500_000
     return config.lock()

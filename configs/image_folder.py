@@ -3,7 +3,7 @@
 Command: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path=DIR --workdir=runs/mine
 Data: pictures are resized to cover image_size and centre-cropped; every twentieth is held out.
 Hardware and time: one GPU; not yet run at full length.
-Smaller: --config.data.image_size=32,32 --config.model.channels=64 --config.train.batch_size=32
+Smaller: --config.data.image_size=32,32 --config.unet.channels=64 --config.train.batch_size=32
 """
 
 from ml_collections import ConfigDict
@@ -18,9 +18,9 @@ def get_config() -> ConfigDict:
         config.data.split = "train[:95%]"
         config.data.eval_split = "train[95%:]"
         config.data.image_size = (64, 64)
-        config.model.channels = 96
-        config.model.channel_mults = (1, 2, 3, 4)
-        config.model.attention_resolutions = (16, 8)
+        config.unet.channels = 96
+        config.unet.channel_mults = (1, 2, 3, 4)
+        config.unet.attention_resolutions = (16, 8)
         config.optim.learning_rate = 1e-4
         config.optim.warmup_steps = 1000
         config.optim.ema_decay = 0.9995

@@ -14,6 +14,6 @@ from ddpm_jax.configs._openai import improved_config
 
 def get_config() -> ConfigDict:
     config = improved_config(32)
-    config.model.dropout = 0.3
+    config.unet.dropout = 0.3
     config.train.num_steps = 500_000
     return config.lock()

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = unscaled(improved_config(64))
     config.data.name = "imagenet2012"
     config.data.eval_split = "validation"
-    config.model.channels = 192
+    config.unet.channels = 192
     config.model.num_classes = 1000
     config.optim.learning_rate = 3e-4
     config.train.num_steps = 250_000

@@ -20,9 +20,9 @@ def get_config() -> ConfigDict:
     config.data.eval_split = ""
     config.schedule.name = "linear"
     config.schedule.num_steps = 1000
-    config.model.num_res_blocks = 2
-    config.model.attention_resolutions = (16,)
-    config.model.num_heads = 1
-    config.model.scale_shift_norm = False
+    config.unet.num_res_blocks = 2
+    config.unet.attention_resolutions = (16,)
+    config.unet.num_heads = 1
+    config.unet.scale_shift_norm = False
     config.train.num_steps = 1_200_000
     return unscaled(config).lock()

@@ -35,7 +35,8 @@ from ddpm_jax.diffusion.variational_bound import (
     vlb_term,
     vlb_terms,
 )
-from ddpm_jax.models.unet import UNet, init_params, num_params
+from ddpm_jax.models.parameters import init_params, num_params
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.train_state import TrainState, init_state

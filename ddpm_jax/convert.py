@@ -143,7 +143,7 @@ def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str,
 
 def _description(name: str, run: Any, notes: Sequence[str]) -> list[str]:
     """What was imported, as a `TrainedRun`, for a person to compare with what they expected."""
-    from ddpm_jax.models.unet import num_params
+    from ddpm_jax.models.parameters import num_params
 
     facts, betas, num_classes = run.facts, run.schedule.betas, run.model.num_classes
     shape, classes = "x".join(map(str, run.image_shape)), f" of {num_classes} classes" if num_classes else ""

@@ -60,25 +60,30 @@ CASES = [
     ("train.time_sampler=random", "train.time_sampler must be one of ['loss_second_moment', 'stratified', 'uniform']"),
     ("diffusion.huber_delta=0", "diffusion.huber_delta must be above 0; got 0.0"),
     ("diffusion.variance=small", "diffusion.variance must be one of ['fixed_large', 'fixed_small', 'learned',"),
-    ("model.channels=5", "model.channels must be even and at least 4; got 5"),
-    ("model.channels=0", "model.channels must be even and at least 4; got 0"),
-    ("model.channels=1e11", "model.channels must be at most 2147483647"),
-    ("model.channel_mults=", "model.channel_mults must be one or more numbers above 0; got ()"),
-    ("model.channel_mults=1,0", "model.channel_mults must be one or more numbers above 0; got (1, 0)"),
-    ("model.channel_mults=1,1,1,1,1", "data.image_size must be divisible by 16 = 2^(levels-1)"),
-    ("model.num_res_blocks=0", "model.num_res_blocks must be at least 1; got 0"),
-    ("model.num_groups=3", "model.num_groups must divide every level's width; got 3 groups for the width 4"),
-    ("model.num_groups=0", "model.num_groups must be at least 1; got 0"),
-    ("model.attention_resolutions=5", "model.attention_resolutions must be among the heights of the levels, [8]"),
-    ("model.dropout=1", "model.dropout must be in [0, 1); got 1.0"),
+    ("unet.channels=5", "unet.channels must be even and at least 4; got 5"),
+    ("unet.channels=0", "unet.channels must be even and at least 4; got 0"),
+    ("unet.channels=1e11", "unet.channels must be at most 2147483647"),
+    ("unet.channel_mults=", "unet.channel_mults must be one or more numbers above 0; got ()"),
+    ("unet.channel_mults=1,0", "unet.channel_mults must be one or more numbers above 0; got (1, 0)"),
+    ("unet.channel_mults=1,1,1,1,1", "data.image_size must be divisible by 16 = 2^(levels-1)"),
+    ("unet.num_res_blocks=0", "unet.num_res_blocks must be at least 1; got 0"),
+    ("unet.num_groups=3", "unet.num_groups must divide every level's width; got 3 groups for the width 4"),
+    ("unet.num_groups=0", "unet.num_groups must be at least 1; got 0"),
+    ("unet.attention_resolutions=5", "unet.attention_resolutions must be among the heights of the levels, [8]"),
+    ("unet.dropout=1", "unet.dropout must be in [0, 1); got 1.0"),
+    ("conv_net.channels=7", "conv_net.channels must be even and at least 4; got 7"),
+    ("conv_net.num_layers=0", "conv_net.num_layers must be at least 1; got 0"),
+    ("model.name=u-net", "model.name must be one of ['conv_net', 'unet']; got 'u-net'; did you mean 'unet'?"),
+    ("model.num_classes=-1", "model.num_classes must be at least 0; got -1"),
+    ("model.channels=5", "config field 'model.channels' is now 'unet.channels'"),
     ("model.dtype=float16", "model.dtype must be one of ['bfloat16', 'float32']; got 'float16'"),
-    ("model.norm_eps=0", "model.norm_eps must be above 0 and below 1, such as 1e-6 or 1e-5; got 0.0"),
-    ("model.num_heads=3", "model.num_heads must divide the width of every level with attention and of the middle, [4]"),
-    ("model.head_channels=3", "model.head_channels must divide the width of every level with attention"),
-    ("model.down_padding=start", "model.down_padding must be one of ['both', 'end']; got 'start'"),
-    ("model.embedding_order=cos", "model.embedding_order must be one of ['cos_sin', 'sin_cos']; got 'cos'"),
-    ("model.embedding_spacing=2", "model.embedding_spacing must be one of ['half', 'half_minus_1']; got '2'"),
-    ("model.time_scale=-1", "model.time_scale must be above 0 and at most 1000, such as 1 or 1000/T; got -1.0"),
+    ("unet.norm_eps=0", "unet.norm_eps must be above 0 and below 1, such as 1e-6 or 1e-5; got 0.0"),
+    ("unet.num_heads=3", "unet.num_heads must divide the width of every level with attention and of the middle, [4]"),
+    ("unet.head_channels=3", "unet.head_channels must divide the width of every level with attention"),
+    ("unet.down_padding=start", "unet.down_padding must be one of ['both', 'end']; got 'start'"),
+    ("unet.embedding_order=cos", "unet.embedding_order must be one of ['cos_sin', 'sin_cos']; got 'cos'"),
+    ("unet.embedding_spacing=2", "unet.embedding_spacing must be one of ['half', 'half_minus_1']; got '2'"),
+    ("unet.time_scale=-1", "unet.time_scale must be above 0 and at most 1000, such as 1 or 1000/T; got -1.0"),
     ("optim.learning_rate=0", "optim.learning_rate must be above 0; got 0.0"),
     ("optim.learning_rate=inf", "optim.learning_rate must be finite; got inf"),
     ("optim.warmup_steps=-1", "optim.warmup_steps must be at least 0; got -1"),
@@ -122,7 +127,8 @@ CASES = [
 
 @pytest.mark.parametrize(("override", "message"), CASES, ids=[override for override, _ in CASES])
 def test_one_line(train_error, override, message):
-    assert train_error(f"--config.{override}").startswith(message)
+    network = ["--config.model.name=unet"] if override.startswith("unet.") else []
+    assert train_error(*network, f"--config.{override}").startswith(message)
 
 
 def test_batches_that_the_devices_do_not_divide(train_error):
@@ -179,9 +185,9 @@ def test_every_field_with_nasty_values(tiny_config):
 
 def test_workdir_of_another_run(own_run, train_error):
     before = (own_run / "config.json").read_bytes()
-    message = train_error("--config.train.seed=1", "--config.model.channels=8", workdir=own_run)
+    message = train_error("--config.train.seed=1", "--config.conv_net.channels=4", workdir=own_run)
     assert message.startswith(
-        "the workdir holds a run with another config: model.channels was 4 and is 8; train.seed was 0 and is 1; "
+        "the workdir holds a run with another config: conv_net.channels was 8 and is 4; train.seed was 0 and is 1; "
     )
     assert (own_run / "config.json").read_bytes() == before
 

@@ -97,7 +97,7 @@ def reads_of_configs(source):
 
 
 def test_what_counts_as_reading_a_config():
-    for source in ("config.model.channels", "self._config.data", "run.config.eval.batch_size", "f(args.config.train)",
+    for source in ("config.unet.channels", "self._config.data", "run.config.eval.batch_size", "f(args.config.train)",
                    "config['model']", "x = config.unlocked()"):  # fmt: skip
         assert reads_of_configs(source) == [1], source
     for source in ("jax.config.update('a', 1)", "build_model(config)", "replace(run, config=run.config)"):

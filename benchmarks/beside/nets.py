@@ -10,7 +10,7 @@ NETS = {
     # Its U-Net alone: tests/parity/openai_unet.py has no dropout, and the objective is that of the others.
     "improved_cifar10": (
         "improved_cifar10",
-        ("model.dropout=0.0", "diffusion.loss=simple", "diffusion.variance=fixed_large", "train.time_sampler=uniform"),
+        ("unet.dropout=0.0", "diffusion.loss=simple", "diffusion.variance=fixed_large", "train.time_sampler=uniform"),
     ),
     "celeba_hq_256": ("celeba_hq_256", ()),
 }

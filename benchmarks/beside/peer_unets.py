@@ -43,15 +43,15 @@ def openai_net(facts: dict) -> dict:
     """The settings of `openai_unet` that make the network of a config without classes, by the config's fields."""
     learns = facts["diffusion.variance"] in ("learned", "learned_range")
     return {
-        "channels": facts["model.channels"],
-        "mults": tuple(facts["model.channel_mults"]),
-        "blocks": facts["model.num_res_blocks"],
-        "attention": tuple(facts["model.attention_resolutions"]),
-        "groups": facts["model.num_groups"],
-        "heads": facts["model.num_heads"],
-        "head_channels": facts["model.head_channels"],
-        "scale_shift": facts["model.scale_shift_norm"],
-        "resample_in_blocks": facts["model.resample_in_blocks"],
+        "channels": facts["unet.channels"],
+        "mults": tuple(facts["unet.channel_mults"]),
+        "blocks": facts["unet.num_res_blocks"],
+        "attention": tuple(facts["unet.attention_resolutions"]),
+        "groups": facts["unet.num_groups"],
+        "heads": facts["unet.num_heads"],
+        "head_channels": facts["unet.head_channels"],
+        "scale_shift": facts["unet.scale_shift_norm"],
+        "resample_in_blocks": facts["unet.resample_in_blocks"],
         "new_order": False,
         "classes": 0,
         "num_steps": facts["schedule.num_steps"],
@@ -83,8 +83,8 @@ def lucidrains_unet(facts: dict) -> torch.nn.Module:
     from denoising_diffusion_pytorch import Unet
 
     return Unet(
-        facts["model.channels"], dim_mults=tuple(facts["model.channel_mults"]), channels=facts["data.num_channels"],
-        dropout=facts["model.dropout"],
+        facts["unet.channels"], dim_mults=tuple(facts["unet.channel_mults"]), channels=facts["data.num_channels"],
+        dropout=facts["unet.dropout"],
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.interchange.diffusers import write_diffusers
 from ddpm_jax.interchange.native_files import write_npz
 from ddpm_jax.interchange.openai import read_openai_as
-from ddpm_jax.models.unet import init_params, num_params
+from ddpm_jax.models.parameters import init_params, num_params
 
 CHECKED = 2  # pictures
 

@@ -13,7 +13,7 @@ from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.program_costs import sampler_step_flops, step_memory, train_step_flops
 from ddpm_jax.experiment.state_sizes import kept_bytes, state_bytes
-from ddpm_jax.models.unet import num_params
+from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.devices import platform_of
 from ddpm_jax.runtime.errors import out_of_memory
 

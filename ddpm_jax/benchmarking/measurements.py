@@ -14,7 +14,7 @@ from ddpm_jax.benchmarking.timed_programs import PROGRAMS, prepare_call
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import Config, changed
 from ddpm_jax.experiment.program_costs import countable, flops, lower_forward, lower_sampler_rows, train_step_flops
-from ddpm_jax.models.unet import num_params
+from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.runtime.timing import peak_memory, product_peak, repeated, summary
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
-from ddpm_jax.models.unet import UNet, init_params
+from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
 from ddpm_jax.runtime.devices import (
     batch_sharded,
@@ -35,7 +36,7 @@ class Experiment:
     config: ConfigDict
     mesh: Mesh
     schedule: Schedule
-    model: UNet
+    model: nn.Module
     loss_fn: LossFn
     init: Callable[[jax.Array], TrainState]  # key -> a fresh state
     train_step: TrainStep  # not jitted

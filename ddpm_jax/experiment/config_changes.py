@@ -21,7 +21,7 @@ CHANGEABLE = (
 # What may change when a run starts from imported weights: all but what the weights mean.
 CHANGEABLE_AT_IMPORT = (
     "data.name", "data.path", "data.data_dir", "data.split", "data.eval_split", "data.flip", "optim.*", "train.*",
-    "sample.*", "eval.*", "model.dropout", "model.dtype", "model.remat", "diffusion.loss", "diffusion.huber_delta",
+    "sample.*", "eval.*", "unet.dropout", "model.dtype", "model.remat", "diffusion.loss", "diffusion.huber_delta",
     "diffusion.vlb_lambda", "diffusion.weighting", "diffusion.*_gamma", "diffusion.p2_k", "mesh.*",
 )
 

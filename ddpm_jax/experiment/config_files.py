@@ -1,5 +1,6 @@
 """Experiments as ConfigDicts, found by name or path, with overrides applied."""
 
+import linecache
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.config_json import check_storable, whole_config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override, flatten
+from ddpm_jax.experiment.moved_fields import MOVED, moved_fields_in
 from ddpm_jax.experiment.packaged_configs import base_config, experiments_folder, packaged_experiments, packaged_module
 from ddpm_jax.runtime.errors import UserError, did_you_mean
 
@@ -54,6 +56,9 @@ def _failure_in_one_line(path: Path) -> Iterator[None]:
         if isinstance(error, SyntaxError):
             line, said = error.lineno, error.msg
         where = f"{path}, line {line}" if line else str(path)
+        moved = moved_fields_in(linecache.getline(str(path), line)) if line else []
+        if moved:
+            raise UserError(f"config file {where}: {', '.join(moved)}; correct the file") from error
         raise UserError(f"config file {where}: {type(error).__name__}: {said}; correct the file") from error
 
 
@@ -69,7 +74,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       UserError: no such experiment, no `get_config` in it, an unknown field, a value of a wrong type.
 
-    Example: `load_config("digits", ["train.batch_size=64", "model.channel_mults=1,2,4"])`
+    Example: `load_config("digits", ["train.batch_size=64", "unet.channel_mults=1,2,4"])`
     """
     if Path(name_or_path).suffix == ".json" and Path(name_or_path).is_file():
         return _with_overrides(whole_config_from_json(Path(name_or_path).read_text("utf-8"), name_or_path), overrides)
@@ -86,6 +91,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         )
     for field, value in flatten(config).items():
         check_storable(field, value)
+        if field in MOVED:
+            raise UserError(
+                f"config file {name_or_path!r} sets {field!r}, which is now {MOVED[field]!r}; correct the file"
+            )
     return _with_overrides(config, overrides)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.moved_fields import with_new_names
 from ddpm_jax.experiment.packaged_configs import base_config, with_defaults
 from ddpm_jax.runtime.errors import UserError, did_you_mean
 
@@ -32,7 +33,7 @@ def config_to_json(config: ConfigDict) -> str:
 
 
 def config_from_json(text: str) -> ConfigDict:
-    """The locked config that `config_to_json` wrote; lists become tuples again.
+    """The locked config that `config_to_json` wrote, of this version or an older one; lists become tuples again.
 
     Raises:
       UserError: the text is no JSON object.
@@ -50,7 +51,7 @@ def config_from_json(text: str) -> ConfigDict:
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"the saved config must be a JSON object; got {type(values).__name__}")
-    return ConfigDict(with_tuples(values)).lock()
+    return ConfigDict(with_new_names(with_tuples(values))).lock()
 
 
 def whole_config_from_json(text: str, what: str) -> ConfigDict:

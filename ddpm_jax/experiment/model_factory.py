@@ -21,8 +21,8 @@ from ddpm_jax.diffusion.denoiser import (
 )
 from ddpm_jax.diffusion.schedules import Schedule, make_schedule
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
-from ddpm_jax.models.unet import UNet, init_params
-from ddpm_jax.models.unet_checks import check_unet
+from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
+from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -38,20 +38,22 @@ def build_schedule(config: ConfigDict) -> Schedule:
     return schedule
 
 
-def build_model(config: ConfigDict) -> UNet:
-    """The U-Net, refused where the levels, groups or attention do not fit the images."""
-    image_shape = image_shape_of(config)
-    fields = {**config.model}
-    check_one_of("model.dtype", fields["dtype"], DTYPES)
+def build_model(config: ConfigDict) -> nn.Module:
+    """The network, refused where its settings do not fit each other or the images."""
+    image_shape, name = image_shape_of(config), config.model.name
+    check_one_of("model.name", name, NETWORKS)
+    check_one_of("model.dtype", config.model.dtype, DTYPES)
     learned = config.diffusion.variance in LEARNED_VARIANCES
     out_channels = 2 * image_shape[2] if learned else 0  # 0: as many as x_t has
-    model = UNet(**(fields | {"dtype": DTYPES[fields["dtype"]], "out_channels": out_channels}))
-    with fields_named("model", {"image_size": "data.image_size"}):
-        check_unet(model, image_shape[:2])
+    shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
+    model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
+    shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
+    with fields_named(name, shared_names | {"image_size": "data.image_size"}):
+        NETWORKS[name].check(model, image_shape[:2])
     return model
 
 
-def check_params(config: ConfigDict, model: UNet, params: dict) -> None:
+def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
     """Raises UserError unless the weights of a checkpoint are those of its config's network."""
     wanted = jax.eval_shape(lambda key: init_params(model, key, image_shape_of(config)), jax.random.key(0))
     shapes = [{keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(tree)} for tree in (wanted, params)]

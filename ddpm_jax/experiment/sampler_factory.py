@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -18,7 +19,6 @@ from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.model_factory import build_denoiser
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
@@ -97,7 +97,7 @@ def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def build_generator(
-    config: ConfigDict, schedule: Schedule, table: SamplerTable, model: UNet, mesh: Mesh
+    config: ConfigDict, schedule: Schedule, table: SamplerTable, model: nn.Module, mesh: Mesh
 ) -> Generator:
     """Samples of the network on the whole mesh; refuses a batch that the devices do not divide."""
     check_sample_batch(config, mesh)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -21,7 +22,6 @@ from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.experiment.sampler_flags import choose_sampler
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
@@ -49,7 +49,7 @@ class TrainedRun:
         return model_factory.build_schedule(self.config)
 
     @functools.cached_property
-    def model(self) -> UNet:
+    def model(self) -> nn.Module:
         """The network that `params` are of."""
         return model_factory.build_model(self.config)
 

@@ -14,7 +14,7 @@ from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.resume import resumed_state
 from ddpm_jax.experiment.trainer import Trainer
 from ddpm_jax.experiment.training_samples import LAST_FILE, draw_final
-from ddpm_jax.models.unet import num_params
+from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError

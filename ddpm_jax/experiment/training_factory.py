@@ -5,6 +5,7 @@ Like `model_factory`, this reads a ConfigDict and checks what a person typed, ou
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
@@ -15,7 +16,6 @@ from ddpm_jax.diffusion.losses import BOUNDS, LossFn, make_loss_fn
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_sampler
 from ddpm_jax.experiment.config_checks import fields_named
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
@@ -91,7 +91,7 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def build_train_step(
-    config: ConfigDict, mesh: Mesh, model: UNet, loss_fn: LossFn, optimizer: optax.GradientTransformation
+    config: ConfigDict, mesh: Mesh, model: nn.Module, loss_fn: LossFn, optimizer: optax.GradientTransformation
 ) -> TrainStep:
     """The pure train step, not jitted; refuses a batch that devices and parts do not divide."""
     optim, train = config.optim, config.train

@@ -49,7 +49,11 @@ def read_diffusers(path: str | os.PathLike) -> Imported:
     groups, notes = fields_of_scheduler(scheduler_config, str(scheduler_path), pipeline)
     _check_out_channels(read, groups["diffusion"]["variance"], unet / CONFIG)
     config = config_of(
-        image_size=read["image_size"], num_channels=read["num_channels"], model=read["model"], **groups
+        image_size=read["image_size"],
+        num_channels=read["num_channels"],
+        model=read["model"],
+        unet=read["unet"],
+        **groups,
     )
     weights = path if path.is_file() else _weights_of(unet)
     tensors, texts = read_tensors(weights)

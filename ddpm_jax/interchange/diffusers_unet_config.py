@@ -45,7 +45,7 @@ _MOST_LAYERS = 64  # a level: a mistyped number must not build a network for hou
 
 
 def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
-    """{"image_size", "num_channels", "out_channels", "model"} of a UNet2DModel's config.json.
+    """{"image_size", "num_channels", "out_channels", "model", "unet"} of a UNet2DModel's config.json.
 
     Args:
       given: the settings; the names that begin with "_" are not looked at.
@@ -71,7 +71,7 @@ def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
         raise UserError(f"{what} has attn_norm_num_groups other than norm_num_groups; here they are the same")
     attention, in_blocks = _blocks(settings, what)
     height = settings["sample_size"][0]
-    model = {
+    unet = {
         "channels": widths[0],
         "channel_mults": tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths),
         "num_res_blocks": settings["layers_per_block"],
@@ -87,13 +87,13 @@ def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
         "embedding_order": "cos_sin" if settings["flip_sin_to_cos"] else "sin_cos",
         "embedding_spacing": "half" if settings["freq_shift"] == 0 else "half_minus_1",
         "time_scale": 1.0,
-        "num_classes": settings["num_class_embeds"] or 0,
     }
     return {
         "image_size": settings["sample_size"],
         "num_channels": settings["in_channels"],
         "out_channels": settings["out_channels"],
-        "model": model,
+        "model": {"name": "unet", "num_classes": settings["num_class_embeds"] or 0},
+        "unet": unet,
     }
 
 
@@ -157,24 +157,26 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The config.json of the UNet2DModel that computes what the network of a config does.
 
     Args:
-      groups: {"group": {"field": value}}; "model", "data" and "diffusion" are read.
+      groups: {"group": {"field": value}}; "model", "unet", "data" and "diffusion" are read.
 
     Raises:
       UserError: a field that UNet2DModel cannot express, named.
     """
-    model, size = groups["model"], list(groups["data"]["image_size"])
-    if model["time_scale"] != 1:
-        raise UserError(f"UNet2DModel cannot express model.time_scale={model['time_scale']}: it takes t as it is")
-    if model["channel_mults"][0] != 1 or model["conv_in_channels"] not in (0, model["channels"]):
+    if groups["model"]["name"] != "unet":
+        raise UserError(f"UNet2DModel cannot express model.name={groups['model']['name']!r}: it is a U-Net")
+    unet, size = groups["unet"], list(groups["data"]["image_size"])
+    if unet["time_scale"] != 1:
+        raise UserError(f"UNet2DModel cannot express unet.time_scale={unet['time_scale']}: it takes t as it is")
+    if unet["channel_mults"][0] != 1 or unet["conv_in_channels"] not in (0, unet["channels"]):
         raise UserError(
-            f"UNet2DModel cannot express model.channel_mults={tuple(model['channel_mults'])} with "
-            f"model.conv_in_channels={model['conv_in_channels']}: its first convolution is as wide as its first level "
-            "and model.channels"
+            f"UNet2DModel cannot express unet.channel_mults={tuple(unet['channel_mults'])} with "
+            f"unet.conv_in_channels={unet['conv_in_channels']}: its first convolution is as wide as its first level "
+            "and unet.channels"
         )
-    widths = level_widths(model["channels"], model["channel_mults"])
-    attention = [size[0] // 2**level in model["attention_resolutions"] for level in range(len(widths))]
-    plain = "Resnet{}sampleBlock2D" if model["resample_in_blocks"] else "{}Block2D"
-    resample = "resnet" if model["resample_in_blocks"] else "conv"
+    widths = level_widths(unet["channels"], unet["channel_mults"])
+    attention = [size[0] // 2**level in unet["attention_resolutions"] for level in range(len(widths))]
+    plain = "Resnet{}sampleBlock2D" if unet["resample_in_blocks"] else "{}Block2D"
+    resample = "resnet" if unet["resample_in_blocks"] else "conv"
 
     def types(side: str, levels: list[bool]) -> list[str]:
         return [f"Attn{side}Block2D" if wanted else plain.format(side) for wanted in levels]
@@ -188,38 +190,38 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "out_channels": 2 * channels if learned else channels,
         "center_input_sample": False,
         "time_embedding_type": "positional",
-        "freq_shift": 0 if model["embedding_spacing"] == "half" else 1,
-        "flip_sin_to_cos": model["embedding_order"] == "cos_sin",
+        "freq_shift": 0 if unet["embedding_spacing"] == "half" else 1,
+        "flip_sin_to_cos": unet["embedding_order"] == "cos_sin",
         "down_block_types": types("Down", attention),
         "mid_block_type": "UNetMidBlock2D",
         "up_block_types": types("Up", attention[::-1]),
         "block_out_channels": widths,
-        "layers_per_block": model["num_res_blocks"],
+        "layers_per_block": unet["num_res_blocks"],
         "mid_block_scale_factor": 1,
-        "downsample_padding": 1 if model["down_padding"] == "both" else 0,
+        "downsample_padding": 1 if unet["down_padding"] == "both" else 0,
         "downsample_type": resample,
         "upsample_type": resample,
-        "dropout": model["dropout"],
+        "dropout": unet["dropout"],
         "act_fn": "silu",
-        "attention_head_dim": _head_width(model, widths, attention),
-        "norm_num_groups": model["num_groups"],
-        "attn_norm_num_groups": model["num_groups"],
-        "norm_eps": model["norm_eps"],
-        "resnet_time_scale_shift": "scale_shift" if model["scale_shift_norm"] else "default",
+        "attention_head_dim": _head_width(unet, widths, attention),
+        "norm_num_groups": unet["num_groups"],
+        "attn_norm_num_groups": unet["num_groups"],
+        "norm_eps": unet["norm_eps"],
+        "resnet_time_scale_shift": "scale_shift" if unet["scale_shift_norm"] else "default",
         "add_attention": True,
-        "num_class_embeds": model["num_classes"] or None,
+        "num_class_embeds": groups["model"]["num_classes"] or None,
     }
 
 
-def _head_width(model: dict[str, Any], widths: list[int], attention: list[bool]) -> int | None:
+def _head_width(unet: dict[str, Any], widths: list[int], attention: list[bool]) -> int | None:
     """Channels of a head; None for one head whatever the width. UNet2DModel knows no number of heads."""
-    if model["head_channels"] or model["num_heads"] == 1:
-        return model["head_channels"] or None
-    heads = {width // model["num_heads"] for width, wanted in zip(widths, attention, strict=True) if wanted}
-    heads.add(widths[-1] // model["num_heads"])  # the middle
+    if unet["head_channels"] or unet["num_heads"] == 1:
+        return unet["head_channels"] or None
+    heads = {width // unet["num_heads"] for width, wanted in zip(widths, attention, strict=True) if wanted}
+    heads.add(widths[-1] // unet["num_heads"])  # the middle
     if len(heads) > 1:
         raise UserError(
-            f"UNet2DModel has heads of one width; model.num_heads={model['num_heads']} gives {sorted(heads)} here, and "
+            f"UNet2DModel has heads of one width; unet.num_heads={unet['num_heads']} gives {sorted(heads)} here, and "
             "cannot be written for diffusers"
         )
     return heads.pop()

@@ -11,7 +11,7 @@ from ddpm_jax.experiment.config_files import Config, config_of_groups
 from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.interchange.tensor_mapping import Path, leaf_shapes
-from ddpm_jax.models.unet import init_params
+from ddpm_jax.models.parameters import init_params
 
 OWN_CONFIG = "ddpm_jax_config"  # the text beside the tensors that holds a config of this package
 

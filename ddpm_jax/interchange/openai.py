@@ -49,7 +49,7 @@ class Published:
     """A published checkpoint: the experiment that it is of, and what differs from it."""
 
     experiment: str
-    changes: tuple[str, ...] = ()  # as on the command line: "model.dropout=0.0"
+    changes: tuple[str, ...] = ()  # as on the command line: "unet.dropout=0.0"
     qkv_order: str = "heads_first"
 
 
@@ -72,7 +72,7 @@ MODELS = {
     "lsun_bedroom": Published("guided_lsun"),
     "lsun_cat": Published("guided_lsun", ("data.name=lsun/cat",)),
     "lsun_horse": Published("guided_lsun", ("data.name=lsun/horse",)),
-    "lsun_horse_nodropout": Published("guided_lsun", ("data.name=lsun/horse", "model.dropout=0.0")),
+    "lsun_horse_nodropout": Published("guided_lsun", ("data.name=lsun/horse", "unet.dropout=0.0")),
 }
 _CLASSIFIER = "is a classifier, which gives labels and no images"
 _UPSAMPLER = "is an upsampler, whose network takes a small image besides x_t"

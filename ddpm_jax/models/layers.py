@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
 from ddpm_jax.models.upsample_conv import UpsampleConv, upsample_nearest
-from ddpm_jax.runtime.errors import check_one_of
+from ddpm_jax.runtime.errors import UserError, check_one_of
 
 EMBEDDING_ORDERS = ("sin_cos", "cos_sin")
 EMBEDDING_SPACINGS = ("half_minus_1", "half")
@@ -49,6 +49,22 @@ def time_embedding(
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     parts = (jnp.sin(angles), jnp.cos(angles))
     return jnp.concatenate(parts if order == "sin_cos" else parts[::-1], axis=1)
+
+
+def check_labels(labels: Array | None, num_classes: int) -> None:
+    """Raises UserError unless labels are given if and only if the network takes them."""
+    if (labels is None) != (num_classes == 0):
+        given = "none were given" if labels is None else "some were given"
+        raise UserError(
+            f"labels must be given if and only if num_classes > 0; num_classes is {num_classes} and {given}"
+        )
+
+
+def class_embedding(module: nn.Module, labels: Int[Array, "B"], num_classes: int, dim: int) -> Float[Array, "B dim"]:
+    """A learned vector of each class, the parameter "label_embedding" of `module`; NaN for a label outside."""
+    vectors = module.param("label_embedding", nn.initializers.normal(1.0), (num_classes, dim))
+    # Unsigned, since a negative index would count from the last label.
+    return jnp.take(vectors, labels.astype(jnp.uint32), axis=0, mode="fill")
 
 
 def downsample_mean(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:

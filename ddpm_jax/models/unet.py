@@ -6,11 +6,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from ddpm_jax.models.initialisers import INIT, ZERO_INIT, shared_draws
-from ddpm_jax.models.layers import Downsample, Norm, ResBlock, SelfAttention, Upsample, time_embedding
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.models.initialisers import INIT, ZERO_INIT
+from ddpm_jax.models.layers import (
+    Downsample,
+    Norm,
+    ResBlock,
+    SelfAttention,
+    Upsample,
+    check_labels,
+    class_embedding,
+    time_embedding,
+)
 
 
 class UNet(nn.Module):
@@ -87,12 +95,7 @@ class UNet(nn.Module):
         Raises:
           UserError: labels are missing, or given to a network that takes none.
         """
-        if (labels is None) != (self.num_classes == 0):
-            given = "none were given" if labels is None else "some were given"
-            raise UserError(
-                f"labels must be given if and only if num_classes > 0; num_classes is {self.num_classes} and {given}"
-            )
-
+        check_labels(labels, self.num_classes)
         time = self._embedding(t, labels)  # [B, 4 channels]
 
         def res_block(h: Array, width: int, name: str, resize: str = "", skip: Array | None = None) -> Array:
@@ -149,9 +152,7 @@ class UNet(nn.Module):
         time = dense("time_2")(nn.swish(dense("time_1")(time)))
         if labels is None:
             return time
-        vectors = self.param("label_embedding", nn.initializers.normal(1.0), (self.num_classes, 4 * self.channels))
-        # NaN past either end; unsigned, since a negative index would count from the last label.
-        return time + jnp.take(vectors, labels.astype(jnp.uint32), axis=0, mode="fill").astype(self.dtype)
+        return time + class_embedding(self, labels, self.num_classes, 4 * self.channels).astype(self.dtype)
 
     def _res_block(
         self, h: Array, skip: Array | None, time: Array, *, width: int, resize: str, train: bool, name: str
@@ -192,27 +193,3 @@ def _is_convolution(primitive: object, *_: object, **__: object) -> bool:
 def level_widths(channels: int, channel_mults: Sequence[int | float]) -> list[int]:
     """The channels of every level; `unet_checks` refuses fractions of one."""
     return [round(channels * mult) for mult in channel_mults]
-
-
-def init_params(unet: nn.Module, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> dict:
-    """Fresh float32 parameters for images (H, W, C); jit- and eval_shape-compatible.
-
-    Of the same distribution as `unet.init`'s, from a few long draws, which compile many times sooner.
-    """
-    t = jnp.zeros((1,), jnp.int32)
-    labels = {"labels": t} if getattr(unet, "num_classes", 0) else {}
-    if getattr(unet, "remat", False):  # which names no parameter; a draw must not happen inside of it
-        unet = unet.clone(remat=False)
-
-    @jax.jit  # the network itself is never run: nothing asks for its output
-    def draw(key: Key[Array, ""]) -> dict:
-        key_together, key_apart = jax.random.split(key)
-        with shared_draws(key_together):
-            return unet.init(key_apart, jnp.zeros((1, *image_shape)), t, **labels)["params"]
-
-    return draw(key)
-
-
-def num_params(params: dict) -> int:
-    """The number of weights in a tree of arrays or of their shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -15,7 +15,7 @@ from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import lower_step
 from ddpm_jax.experiment.state_sizes import state_bytes
-from ddpm_jax.models.unet import num_params
+from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.compilation import quick_compile_options
 
 

@@ -49,7 +49,7 @@ def check_compiled(result):
 
 @pytest.mark.processes
 def test_a_wide_network_compiles_for_eight_devices(tmp_path):
-    fewer = ("model.num_res_blocks=1", "model.channel_mults=2,4", "model.attention_resolutions=128")
+    fewer = ("unet.num_res_blocks=1", "unet.channel_mults=2,4", "unet.attention_resolutions=128")
     result = result_of(tmp_path, "compile", "celeba_hq_256", *fewer)
     check_shards(result, 41_274_883)
     check_compiled(result)

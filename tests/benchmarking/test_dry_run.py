@@ -16,7 +16,7 @@ from ddpm_jax.experiment.program_costs import flops, sampler_step_flops, step_me
 from ddpm_jax.experiment.state_sizes import kept_bytes, residual_bytes, state_bytes
 from ddpm_jax.runtime.errors import UserError
 
-WIDE = ("model.channels=16",)  # of the small run: arrays that are large enough to be cut by FSDP
+WIDE = ("conv_net.channels=32",)  # of the small run: arrays that are large enough to be cut by FSDP
 CUT = (*WIDE, "train.num_devices=8", "mesh.fsdp=4")
 
 
@@ -56,7 +56,7 @@ def test_kept_bytes_are_of_the_pictures_that_a_device_has_at_once(tiny_config):
 
 def test_remat_and_bfloat16_keep_less(tiny_config):
     plain, remat, low = (
-        kept_bytes(build_experiment(tiny_config(*WIDE, *override)))
+        kept_bytes(build_experiment(tiny_config("model.name=unet", "unet.channels=16", *override)))
         for override in ((), ("model.remat=true",), ("model.dtype=bfloat16",))
     )
     assert remat < 0.4 * plain and low < plain

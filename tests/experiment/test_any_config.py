@@ -15,6 +15,7 @@ from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
 from ddpm_jax.experiment.state_sizes import abstract_batch
+from ddpm_jax.models.networks import NETWORKS
 from ddpm_jax.runtime.devices import put_batch
 from ddpm_jax.runtime.errors import UserError
 
@@ -28,10 +29,11 @@ NAMES = {
     "sample.sampler": tuple(SAMPLERS),
     "sample.spacing": ("uniform", "quadratic", "ddim_quadratic", "leading", "trailing", "log_snr", "karras"),
     "sample.respacing": ("", "5", "2,3", "ddim5", "t=9,5,0", "t=", "ddim", "0", "1,,2", "-3"),
+    "model.name": tuple(NETWORKS),
     "model.dtype": ("float32", "bfloat16"),
-    "model.down_padding": ("end", "both"),
-    "model.embedding_order": ("sin_cos", "cos_sin"),
-    "model.embedding_spacing": ("half_minus_1", "half"),
+    "unet.down_padding": ("end", "both"),
+    "unet.embedding_order": ("sin_cos", "cos_sin"),
+    "unet.embedding_spacing": ("half_minus_1", "half"),
     "train.time_sampler": ("uniform", "stratified", "loss_second_moment"),
     "train.nonfinite": ("stop", "skip", "rewind"),
     "optim.ema_start": ("warmup", "constant", "copy_first"),
@@ -75,16 +77,23 @@ def build(overrides):
     return config, experiment
 
 
+def network_of(overrides):
+    """The network whose fields are among them; the smallest where none is."""
+    return ["model.name=unet"] if any(override.startswith("unet.") for override in overrides) else []
+
+
 def is_small(config):
     """Whether one step of it may be traced or trained in a test."""
-    model, blocks = config.model, config.model.num_res_blocks * len(config.model.channel_mults)
-    sizes = (model.channels, blocks, model.conv_in_channels, *model.channel_mults, *config.data.image_size)
-    return max(*sizes, config.optim.clip_replicas, config.train.batch_size) <= 64 and model.num_classes <= 1000
+    unet, conv_net, blocks = config.unet, config.conv_net, config.unet.num_res_blocks * len(config.unet.channel_mults)
+    sizes = (unet.channels, blocks, unet.conv_in_channels, *unet.channel_mults, conv_net.channels, conv_net.num_layers)
+    sizes += (*config.data.image_size, config.optim.clip_replicas, config.train.batch_size)
+    return max(sizes) <= 64 and config.model.num_classes <= 1000
 
 
 def step_fields(config):
     """The fields that the train step is made of: configs that differ in others alone have the same step."""
-    others = ("data.", "sample.", "eval.", "train.")
+    networks = (f"{name}." for name in NETWORKS if name != config.model.name)
+    others = ("data.", "sample.", "eval.", "train.", *networks)
     but = ("data.image_size", "data.num_channels", "data.flip", "train.batch_size", "train.time_sampler",
            "train.grad_accum_steps", "train.nonfinite", "train.num_devices")  # fmt: skip
     return tuple((field, value) for field, value in flatten(config).items()
@@ -106,7 +115,7 @@ def test_any_config_is_built_or_refused_in_one_sentence(tiny_overrides):
     @given(OVERRIDES)
     def build_or_refuse(overrides):
         try:
-            config, _ = build([*tiny_overrides, *overrides])
+            config, _ = build([*tiny_overrides, *network_of(overrides), *overrides])
         except UserError as error:
             text = str(error)
             assert text and "\n" not in text and "Traceback" not in text
@@ -118,7 +127,7 @@ def test_any_config_is_built_or_refused_in_one_sentence(tiny_overrides):
     build_or_refuse()
     traced = [*new_steps.values(), *same_steps][:20]
     for overrides in traced:
-        trace_one_step([*tiny_overrides, *overrides])
+        trace_one_step([*tiny_overrides, *network_of(overrides), *overrides])
     assert len(traced) == 20 and len(refused) >= 20
 
 
@@ -138,7 +147,7 @@ def train_one_step(config, experiment):
 def test_a_step_is_trained_or_refused(tiny_overrides, overrides):
     """Up to 100 compilations: `pytest -m slow -n 0 tests/experiment/test_any_config.py`."""
     try:
-        config, experiment = build([*tiny_overrides, *overrides])
+        config, experiment = build([*tiny_overrides, *network_of(overrides), *overrides])
     except UserError as error:
         assert "\n" not in str(error)
         return

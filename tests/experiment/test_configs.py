@@ -14,7 +14,7 @@ from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.packaged_configs import packaged_experiments
 from ddpm_jax.experiment.state_sizes import abstract_batch
-from ddpm_jax.models.unet import init_params, num_params
+from ddpm_jax.models.parameters import init_params, num_params
 
 COUNTS = {
     "digits": 701_345,
@@ -81,9 +81,9 @@ def small(name):
     """The experiment with one block in its first level: more would take seconds to trace; `test_builds` traces it."""
     config = load_config(name)
     with config.unlocked():
-        config.model.num_res_blocks = 1
-        config.model.channel_mults = config.model.channel_mults[:1]
-        config.model.attention_resolutions = (config.data.image_size[0],)
+        config.unet.num_res_blocks = 1
+        config.unet.channel_mults = config.unet.channel_mults[:1]
+        config.unet.attention_resolutions = (config.data.image_size[0],)
     return config
 
 
@@ -94,7 +94,7 @@ NOT_OF_THE_STEP = (
     "eval.*",
 )  # fmt: skip
 NUMBERS = (
-    "data.image_size", "model.channels", "model.attention_resolutions", "schedule.num_steps", "train.batch_size",
+    "data.image_size", "unet.channels", "unet.attention_resolutions", "schedule.num_steps", "train.batch_size",
     "optim.warmup_steps", "optim.decay_steps",
 )  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_the_papers_quirks():
             name="linear", num_steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=False
         )
         assert (config.optim.learning_rate, config.optim.warmup_steps, config.optim.ema_decay) == (2e-4, 5000, 0.9999)
-        assert (config.train.batch_size, config.train.num_steps, config.model.dropout) == (128, 800_000, 0.1)
+        assert (config.train.batch_size, config.train.num_steps, config.unet.dropout) == (128, 800_000, 0.1)
         assert config.data.flip and config.diffusion.variance == "fixed_large"
 
 
@@ -161,7 +161,7 @@ def test_large_pictures():
     for name, steps, rate in (("celeba_hq_256", 500_000, 2e-5), ("lsun", 1_200_000, 2e-5)):
         config = load_config(name)
         assert (config.train.num_steps, config.optim.learning_rate, config.train.batch_size) == (steps, rate, 64)
-        assert config.diffusion.variance == "fixed_small" and config.model.dropout == 0.0
+        assert config.diffusion.variance == "fixed_small" and config.unet.dropout == 0.0
 
 
 def test_the_bound_alone():
@@ -180,8 +180,8 @@ def test_nichol_and_dhariwal():
         assert config.train.time_sampler == ("loss_second_moment" if vlb else "uniform")
         # T L_t / 1000 where sigmas are rescaled, L_t alone where not; t up to 1000 or as it is.
         assert config.diffusion.vlb_lambda == (1 / 4000 if cond else 0.001)
-        assert config.model.time_scale == (1.0 if lsun or cond else 0.25)
-        assert config.model.dropout == (0.3 if "cifar10" in name else 0.0)
+        assert config.unet.time_scale == (1.0 if lsun or cond else 0.25)
+        assert config.unet.dropout == (0.3 if "cifar10" in name else 0.0)
         assert (config.optim.learning_rate, config.train.batch_size) == ((3e-4, 2048) if cond else (1e-4, 128))
         assert not config.data.flip
 
@@ -193,8 +193,8 @@ def test_dhariwal_and_nichol():
         small, dropout = name == "guided_imagenet64", name in ("guided_imagenet64", "guided_lsun")
         assert (config.schedule.name, config.schedule.num_steps) == ("cosine" if small else "linear", 1000)
         assert (config.diffusion.loss, config.diffusion.variance) == ("hybrid", "learned_range")
-        assert (config.diffusion.vlb_lambda, config.model.time_scale) == (0.001, 1.0)
-        assert config.model.dropout == (0.1 if dropout else 0.0)
+        assert (config.diffusion.vlb_lambda, config.unet.time_scale) == (0.001, 1.0)
+        assert config.unet.dropout == (0.1 if dropout else 0.0)
         assert config.model.num_classes == (0 if name == "guided_lsun" else 1000)
         assert config.data.flip
 

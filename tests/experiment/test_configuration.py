@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config():
     config = ConfigDict()
     config.data = ConfigDict(dict(path="", flip=True))
-    config.model = ConfigDict(dict(channel_mults=(1, 2), dropout=0.1, blocks=(), names=("a",)))
+    config.model = ConfigDict(dict(widths=(1, 2), rate=0.1, blocks=(), names=("a",)))
     config.model.scales = (1, 0.5)
     config.optim = ConfigDict(dict(learning_rate=2e-4, clip=1.0))
     config.train = ConfigDict(dict(batch_size=128, num_steps=1000, seed=0, log_every_steps=10))
@@ -170,6 +170,27 @@ def test_a_file_that_fails_is_named_with_its_line(tmp_path, text, line, what):
     assert message == f"config file {tmp_path / 'mine.py'}, line {line}: {what}; correct the file"
 
 
+def test_a_moved_field_is_named_with_its_new_name(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from ddpm_jax.configs import base\n\ndef get_config():\n    c = base.get_config()\n"
+        "    c.model.channels = 64\n    return c\n"
+    )
+    assert error_of(load_config, str(own)) == (
+        f"config file {own}, line 5: model.channels is now unet.channels; correct the file"
+    )
+    own.write_text(
+        "from ml_collections import ConfigDict\n\ndef get_config():\n"
+        "    return ConfigDict({'model': {'channels': 64}})\n"
+    )
+    assert error_of(load_config, str(own)) == (
+        f"config file {str(own)!r} sets 'model.channels', which is now 'unet.channels'; correct the file"
+    )
+    assert error_of(load_config, "digits", ["model.channels=64"]) == (
+        "config field 'model.channels' is now 'unet.channels'"
+    )
+
+
 def test_get_config_of_another_type(tmp_path):
     (tmp_path / "dict.py").write_text("def get_config():\n    return {}\n")
     assert "must return a ConfigDict; got dict" in error_of(load_config, str(tmp_path / "dict.py"))
@@ -178,7 +199,7 @@ def test_get_config_of_another_type(tmp_path):
 def test_default_that_cannot_be_kept(tmp_path):
     (tmp_path / "list.py").write_text(EXPERIMENT.replace("(1, 2)", "[1, 2]"))
     message = error_of(load_config, str(tmp_path / "list.py"))
-    assert message.startswith("config field 'model.channel_mults' must be an int")
+    assert message.startswith("config field 'model.widths' must be an int")
     assert message.endswith("got list")
 
 
@@ -200,12 +221,12 @@ def test_default_that_cannot_be_kept(tmp_path):
         ("data.flip=0", False),
         ("data.path=a=b, c", "a=b, c"),
         ("data.path=", ""),
-        ("model.channel_mults=(1,2,4)", (1, 2, 4)),
-        ("model.channel_mults=1,2,4", (1, 2, 4)),
-        ("model.channel_mults=[1, 2]", (1, 2)),
-        ("model.channel_mults=8", (8,)),
-        ("model.channel_mults=(8,)", (8,)),
-        ("model.channel_mults=()", ()),
+        ("model.widths=(1,2,4)", (1, 2, 4)),
+        ("model.widths=1,2,4", (1, 2, 4)),
+        ("model.widths=[1, 2]", (1, 2)),
+        ("model.widths=8", (8,)),
+        ("model.widths=(8,)", (8,)),
+        ("model.widths=()", ()),
         ("model.scales=1,2", (1.0, 2.0)),
         ("model.blocks=16,8", (16, 8)),
         ("model.names='b',c", ("b", "c")),
@@ -262,7 +283,7 @@ def test_bad_override_field(experiment, override, message):
         ("optim.clip", "high", "a finite float", "1.0"),
         ("optim.clip", "nan", "a finite float", "1.0"),
         ("data.flip", "maybe", "true or false", "true"),
-        ("model.channel_mults", "1,2.5", "a tuple of ints", "1,2"),
+        ("model.widths", "1,2.5", "a tuple of ints", "1,2"),
         ("model.scales", "a", "a tuple of floats", "1,0.5"),
     ],
 )
@@ -311,9 +332,9 @@ def test_same_run(experiment):
     saved = load_config(experiment)
     changeable = ["train.num_steps=5", "train.log_every_steps=1", "data.path=x"]
     check_same_run(saved, load_config(experiment, changeable))
-    other = ["train.seed=1", "model.dropout=0.2", "optim.clip=2", "train.batch_size=1"]
+    other = ["train.seed=1", "model.rate=0.2", "optim.clip=2", "train.batch_size=1"]
     assert error_of(check_same_run, saved, load_config(experiment, other)) == (
-        "the workdir holds a run with another config: model.dropout was 0.1 and is 0.2; "
+        "the workdir holds a run with another config: model.rate was 0.1 and is 0.2; "
         "optim.clip was 1.0 and is 2.0; train.batch_size was 128 and is 1; and 1 more; "
         "give the values of that run to continue it, or another workdir to start anew"
     )
@@ -341,23 +362,23 @@ def older(config, *fields):
 
 
 def test_fields_that_a_run_is_older_than_have_their_defaults():
-    config = load_config("digits", ["model.channels=8", "eval.batch_size=7"])
-    old = older(config, "model.num_heads", "model.time_scale", "eval")
+    config = load_config("digits", ["unet.channels=8", "eval.batch_size=7"])
+    old = older(config, "unet.num_heads", "unet.time_scale", "eval")
     before = config_to_json(old)
     filled = with_defaults(old)
     assert filled.is_locked and config_to_json(old) == before
-    assert (filled.model.num_heads, filled.model.time_scale, filled.eval.batch_size) == (1, 1.0, 256)
+    assert (filled.unet.num_heads, filled.unet.time_scale, filled.eval.batch_size) == (1, 1.0, 256)
     assert config_overrides.flatten(filled) == config_overrides.flatten(config) | {"eval.batch_size": 256}
     assert with_defaults(config) == config
 
 
 def test_a_run_older_than_a_field_goes_on_with_its_default_alone():
     config = load_config("digits")
-    old = older(config, "model.num_heads", "optim.ema_start")
+    old = older(config, "unet.num_heads", "optim.ema_start")
     check_same_run(old, config)
     check_same_run(config, old)  # an experiment of one's own, written before the field
-    assert "model.num_heads was 1 and is 2; give" in error_of(
-        check_same_run, old, load_config("digits", ["model.num_heads=2"])
+    assert "unet.num_heads was 1 and is 2; give" in error_of(
+        check_same_run, old, load_config("digits", ["unet.num_heads=2"])
     )
 
 

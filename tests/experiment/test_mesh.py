@@ -13,7 +13,7 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 # Wide enough that most parameters have the 1,024 numbers from which they are cut.
-WIDE = ("model.channels=16", "optim.learning_rate=2e-4")
+WIDE = ("conv_net.channels=32", "optim.learning_rate=2e-4")
 # (devices, mesh.fsdp): data alone, parameters alone, both.
 MESHES = ((1, 1), (2, 1), (4, 2), (8, 1), (8, 8))
 

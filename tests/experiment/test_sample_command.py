@@ -92,7 +92,7 @@ def test_weights_and_checkpoints_differ(draw):
 def test_config_comes_from_the_checkpoint(draw, own_run):
     wanted = draw("--num_samples=2")
     config = json.loads((own_run / "config.json").read_text())
-    config["model"]["channels"] = 64
+    config["conv_net"]["channels"] = 64
     config["schedule"]["name"] = "linear"
     (own_run / "config.json").write_text(json.dumps(config))
     assert np.array_equal(draw("--num_samples=2", workdir=own_run), wanted)
@@ -115,11 +115,11 @@ def test_weights_that_do_not_fit(sample_main, straight_run, tmp_path, monkeypatc
     def wider(text):
         config = real(text)
         with config.unlocked():
-            config.model.channels = 8
+            config.conv_net.channels = 4
         return config
 
     monkeypatch.setattr(trained_run, "config_from_json", wider)
     assert sample_main([f"--workdir={straight_run}", f"--out={tmp_path}/x", "--nocompilation_cache"]) == 2
     err = capfd.readouterr().err
-    assert err.startswith("error: the checkpoint does not fit the network of its config: ['conv_in']['bias'] is (4,) ")
+    assert err.startswith("error: the checkpoint does not fit the network of its config: ['conv_in']['bias'] is (8,) ")
     assert len(err.splitlines()) == 1

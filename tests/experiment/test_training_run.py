@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from PIL import Image
 from ddpm_jax import train as train_command
 from ddpm_jax.experiment import training
 from ddpm_jax.experiment.build import Experiment, build_experiment
-from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.experiment.training import train
 from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.run_log import read_metrics
@@ -85,24 +83,6 @@ def test_hybrid_with_importance_sampling_resumes_bit_for_bit(tiny_config, tmp_pa
     assert states[0].t_history.counts.sum() >= 20
     for one, other in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
         assert one.tobytes() == other.tobytes()
-
-
-def test_a_run_from_before_the_variants_of_the_network(own_run, straight_run, tiny_config, state_of):
-    """Its config names the network's first fields alone: it is opened, and ends where the straight run ends."""
-    first = {"channels", "channel_mults", "num_res_blocks", "attention_resolutions", "dropout", "num_groups", "dtype"}
-    for step in (6, 8):
-        shutil.rmtree(own_run / "checkpoints" / str(step))
-    for path in own_run.glob("checkpoints/*/config/metadata"):
-        kept = json.loads(path.read_text())
-        config = json.loads(kept["config"])
-        assert first < config["model"].keys()
-        config["model"] = {name: value for name, value in config["model"].items() if name in first}
-        path.write_text(json.dumps({"config": json.dumps(config)}))
-        (path.parent.parent / "manifest.json").unlink()  # nor were there any digests then
-    run = open_trained_run(str(own_run))
-    assert run.step == 4 and run.config == tiny_config()
-    train(tiny_config(), str(own_run))
-    assert same_bits(state_of(own_run, 8), state_of(straight_run, 8))
 
 
 def test_finished_run_is_left_alone(own_run, tiny_config, capsys):

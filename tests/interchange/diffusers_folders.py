@@ -45,7 +45,9 @@ SCHEDULER = {
 def tensors_of(unet_config, seed=0):
     """Random float32 tensors of a UNet2DModel by name."""
     read = fields_of_unet(unet_config, "it")
-    config = config_of(image_size=read["image_size"], num_channels=read["num_channels"], model=read["model"])
+    config = config_of(
+        image_size=read["image_size"], num_channels=read["num_channels"], model=read["model"], unet=read["unet"]
+    )
     shapes, rng = shapes_of(config), np.random.default_rng(seed)
     tree = {}
     for path, shape in shapes.items():

@@ -104,7 +104,7 @@ def test_evaluating_an_import(folder, pictures, tmp_path, capsys):
     for more, match in (
         ([], "give --split, such as --split=train"),
         (["--split=train"], "data.path must name a folder of images or a packed file; got ''; add"),
-        (["--config.model.channels=8"], "a field after --config. must be one of ['data.data_dir'"),
+        (["--config.unet.channels=8"], "a field after --config. must be one of ['data.data_dir'"),
         (["--config=digits"], "takes no --config=FILE"),
     ):
         assert evaluate.main([*argv, *more]) == 2
@@ -139,7 +139,7 @@ def test_training_goes_on_from_an_import(own_copy, capsys):
     assert "going on from step 2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", ["model.channels=8", "schedule.num_steps=30", "diffusion.prediction=v"])
+@pytest.mark.parametrize("change", ["unet.channels=8", "schedule.num_steps=30", "diffusion.prediction=v"])
 def test_training_keeps_what_the_weights_mean(own_copy, capsys, change):
     assert train_on(own_copy, f"--config.{change}") == 2
     assert f"{change.split('=')[0]} was" in capsys.readouterr().err
@@ -175,7 +175,7 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
         (["--from={folder}", "--format=difusers"], "--format must be one of .* did you mean 'diffusers'"),
         (["--from={folder}", "--weights=raw"], "--weights is for --to alone"),
         (["--from={folder}", "--config=digits"], "takes no --config=FILE"),
-        (["--from={folder}", "--config.model.channels=8"], "--config.model.channels cannot be chosen"),
+        (["--from={folder}", "--config.unet.channels=8"], "--config.unet.channels cannot be chosen"),
         (["--from={folder}", "--config.data.pth=x"], "unknown config field 'data.pth'; did you mean 'data.path'"),
         (["--from={pictures}"], "no format is recognised in it"),
         (["--from={folder}", "--model=cifar10"], "--model=cifar10 is not for diffusers"),

@@ -37,8 +37,8 @@ def test_what_a_folder_says_stands_in_the_config(folder, tensors):
     imported = read_diffusers(folder)
     config = imported.config
     assert (config.data.image_size, config.data.num_channels) == ((8, 8), 1)
-    assert config.model.channels == 4 and config.model.channel_mults == (1, 2)
-    assert config.model.attention_resolutions == (4,) and config.model.dropout == 0.0
+    assert config.unet.channels == 4 and config.unet.channel_mults == (1, 2)
+    assert config.unet.attention_resolutions == (4,) and config.unet.dropout == 0.0
     assert config.schedule.name == "linear" and config.schedule.num_steps == 20
     # Theirs are the betas themselves, ours those of 1000 steps.
     assert config.schedule.beta_end == pytest.approx(0.02 * 20 / 1000)
@@ -53,7 +53,7 @@ def test_what_a_folder_says_stands_in_the_config(folder, tensors):
 def test_widths_that_are_no_multiples(tmp_path):
     write_folder(tmp_path / "hub", UNET | {"block_out_channels": [4, 6]})
     imported = read_diffusers(tmp_path / "hub")
-    assert imported.config.model.channel_mults == (1, 1.5)
+    assert imported.config.unet.channel_mults == (1, 1.5)
     write_diffusers(tmp_path / "back", imported.config, imported.params)
     assert read_diffusers(tmp_path / "back").config == imported.config
 
@@ -170,8 +170,8 @@ def test_a_hostile_bin_is_named_and_not_executed(folder, tmp_path):
         ({"attn_norm_num_groups": 4}, "attn_norm_num_groups other than norm_num_groups"),
         ({"sample_size": None}, "has no sample_size"),
         ({"sample_size": 7}, "data.image_size must be divisible by 2"),
-        ({"norm_num_groups": 3}, "model.num_groups must divide"),
-        ({"attention_head_dim": 3}, "model.head_channels must divide"),
+        ({"norm_num_groups": 3}, "unet.num_groups must divide"),
+        ({"attention_head_dim": 3}, "unet.head_channels must divide"),
         ({"layers_per_block": 10**9}, "layers_per_block=1000000000"),
         ({"downsample_padding": 2}, "downsample_padding=2"),
         ({"out_channels": 2}, "out_channels=2 for in_channels=1; with variance_type='fixed_large'.* must be 1"),

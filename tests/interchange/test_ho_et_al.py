@@ -10,12 +10,12 @@ from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.model_factory import build_model
 from ddpm_jax.interchange.ho_et_al import MODELS, is_wanted, read_original, read_original_as
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes
-from ddpm_jax.models.unet import init_params, num_params
+from ddpm_jax.models.parameters import init_params, num_params
 from ddpm_jax.runtime.errors import UserError
 
 SMALL = [
-    "model.channels=8", "model.channel_mults=1,2", "model.num_res_blocks=1", "model.attention_resolutions=4",
-    "model.num_groups=4", "data.image_size=8,12",
+    "unet.channels=8", "unet.channel_mults=1,2", "unet.num_res_blocks=1", "unet.attention_resolutions=4",
+    "unet.num_groups=4", "data.image_size=8,12",
 ]  # fmt: skip
 NET = dict(channels=8, mults=(1, 2), blocks=1, attention=(4,), groups=4)
 CONFIG = load_config("cifar10_paper", SMALL)

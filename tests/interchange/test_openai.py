@@ -12,12 +12,12 @@ from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.model_factory import build_model
 from ddpm_jax.interchange.openai import MODELS, REFUSED, openai_matches, read_openai, read_openai_as
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes, tensors_from
-from ddpm_jax.models.unet import init_params
+from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.errors import UserError
 
 SMALL = [
-    "model.channels=8", "model.num_groups=4", "model.num_res_blocks=1", "model.attention_resolutions=4",
-    "model.channel_mults=1,2", "data.image_size=8,8", "model.num_heads=2",
+    "unet.channels=8", "unet.num_groups=4", "unet.num_res_blocks=1", "unet.attention_resolutions=4",
+    "unet.channel_mults=1,2", "data.image_size=8,8", "unet.num_heads=2",
 ]  # fmt: skip
 CONFIG = load_config("improved_cifar10", SMALL)
 
@@ -109,11 +109,11 @@ def test_models_that_are_none_of_ours():
 def test_what_a_published_config_says(name):
     """The READMEs' flags, and the defaults of the code where they are silent."""
     config = load_config(MODELS[name].experiment, MODELS[name].changes)
-    model, guided = config.model, MODELS[name].experiment.startswith("guided")
-    assert (model.norm_eps, model.embedding_order, model.embedding_spacing) == (1e-5, "cos_sin", "half")
-    assert model.down_padding == ("end" if guided else "both")  # theirs has no such convolution where blocks resample
-    assert model.resample_in_blocks == guided
-    assert model.scale_shift_norm == (not name.startswith("lsun_uncond"))
+    unet, guided = config.unet, MODELS[name].experiment.startswith("guided")
+    assert (unet.norm_eps, unet.embedding_order, unet.embedding_spacing) == (1e-5, "cos_sin", "half")
+    assert unet.down_padding == ("end" if guided else "both")  # theirs has no such convolution where blocks resample
+    assert unet.resample_in_blocks == guided
+    assert unet.scale_shift_norm == (not name.startswith("lsun_uncond"))
     cosine = name.startswith(("cifar10", "imagenet64", "64x64"))
     assert config.schedule.name == ("cosine" if cosine else "linear")
     assert config.schedule.num_steps == (4000 if cosine and not guided else 1000)
@@ -122,6 +122,6 @@ def test_what_a_published_config_says(name):
     assert config.sample.sampler == "ancestral" and config.sample.respacing == "250"
     with_dropout = {"cifar10": 0.3, "64x64": 0.1, "lsun_be": 0.1, "lsun_ca": 0.1, "lsun_ho": 0.1}
     dropout = next((rate for start, rate in with_dropout.items() if name.startswith(start)), 0.0)
-    assert model.dropout == (0.0 if name.endswith("nodropout") else dropout)
+    assert unet.dropout == (0.0 if name.endswith("nodropout") else dropout)
     labelled = name == "imagenet64_cond_270M_250K" or name.endswith("_diffusion")
-    assert model.num_classes == (1000 if labelled else 0)
+    assert config.model.num_classes == (1000 if labelled else 0)

@@ -24,12 +24,12 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     "field,value,match",
     [
-        ("model.time_scale", 0.25, "cannot express model.time_scale=0.25"),
-        ("model.channel_mults", (2, 4), r"cannot express model.channel_mults=\(2, 4\) .* its first convolution"),
-        ("model.conv_in_channels", 8, "model.conv_in_channels=8: its first convolution"),
+        ("unet.time_scale", 0.25, "cannot express unet.time_scale=0.25"),
+        ("unet.channel_mults", (2, 4), r"cannot express unet.channel_mults=\(2, 4\) .* its first convolution"),
+        ("unet.conv_in_channels", 8, "unet.conv_in_channels=8: its first convolution"),
         ("diffusion.prediction", "mean", "cannot express diffusion.prediction='mean'"),
         ("diffusion.variance", "learned", "cannot express diffusion.variance='learned'"),
-        ("model.num_heads", 2, r"heads of one width; model.num_heads=2 gives \[2, 4\]"),
+        ("unet.num_heads", 2, r"heads of one width; unet.num_heads=2 gives \[2, 4\]"),
     ],
 )
 def test_what_diffusers_cannot_express_is_refused(tmp_path, folder, field, value, match):
@@ -37,18 +37,18 @@ def test_what_diffusers_cannot_express_is_refused(tmp_path, folder, field, value
     config = imported.config.copy_and_resolve_references()
     group, name = field.split(".")
     config[group][name] = value
-    config.model.attention_resolutions = (8, 4)
+    config.unet.attention_resolutions = (8, 4)
     with pytest.raises(UserError, match=match):
         write_diffusers(tmp_path / "out", config, imported.params)
     assert not (tmp_path / "out").exists()
 
 
 def test_heads_by_number_become_heads_by_width():
-    model = {"num_heads": 2, "channels": 4, "channel_mults": (1, 2), "attention_resolutions": (4,), "num_groups": 2}
-    config = config_of(image_size=(8, 8), num_channels=1, model=model)
+    unet = {"num_heads": 2, "channels": 4, "channel_mults": (1, 2), "attention_resolutions": (4,), "num_groups": 2}
+    config = config_of(image_size=(8, 8), num_channels=1, unet=unet)
     groups = fields_by_group(config)
     assert unet_of_fields(groups)["attention_head_dim"] == 4
-    assert fields_of_unet(unet_of_fields(groups), "it")["model"]["head_channels"] == 4
+    assert fields_of_unet(unet_of_fields(groups), "it")["unet"]["head_channels"] == 4
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_plain_files_that_are_none_of_ours_are_refused(tmp_path, folder):
 @pytest.mark.parametrize(
     "text,match",
     [("{", "damaged"), ('{"model": {"chanels": 3}}', "'model.chanels', which no experiment has; did you mean"),
-     ('{"model": {"channels": "3"}}', "model.channels of .* must be like 128; got '3'")],
+     ('{"model": {"channels": "3"}}', "unet.channels of .* must be like 128; got '3'")],
 )  # fmt: skip
 def test_a_config_beside_the_tensors_is_checked(tmp_path, text, match):
     write_safetensors(tmp_path / "w.safetensors", {"a": np.zeros(3, np.float32)}, {"ddpm_jax_config": text})

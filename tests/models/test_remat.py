@@ -7,7 +7,8 @@ import pytest
 
 from ddpm_jax.experiment.config_changes import check_same_run
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.models.unet import UNet, init_params
+from ddpm_jax.models.parameters import init_params
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.compilation import quick_compile_options, remat_options
 
 # Every kind of block: attention, shortcuts, resampling, and dropout of half of each activation.

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.models.unet import UNet, init_params, num_params
+from ddpm_jax.models.parameters import init_params, num_params
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.models.unet_checks import check_unet
 from ddpm_jax.runtime.errors import UserError
 

@@ -17,11 +17,11 @@ from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.model_factory import build_model
 from ddpm_jax.interchange.openai import MODELS, openai_matches, read_openai_as
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes
-from ddpm_jax.models.unet import init_params
+from ddpm_jax.models.parameters import init_params
 
 SMALL = [
-    "model.channels=16", "model.num_groups=4", "model.num_res_blocks=1", "data.image_size=8,12",
-    "model.attention_resolutions=4", "model.dropout=0.0",
+    "unet.channels=16", "unet.num_groups=4", "unet.num_res_blocks=1", "data.image_size=8,12",
+    "unet.attention_resolutions=4", "unet.dropout=0.0",
 ]  # fmt: skip
 # What each code's own flags make of the network, apart from its size.
 IMPROVED = dict(
@@ -33,22 +33,22 @@ GUIDED = IMPROVED | dict(resample_in_blocks=True, head_channels=64, classes=1000
 @pytest.mark.parametrize(
     "experiment,changes,order,net",
     [
-        ("improved_cifar10", ["model.channel_mults=1,2"], "heads_first", IMPROVED | dict(mults=(1, 2))),
+        ("improved_cifar10", ["unet.channel_mults=1,2"], "heads_first", IMPROVED | dict(mults=(1, 2))),
         (
             "improved_lsun",
-            ["model.channel_mults=1,2", "model.num_heads=2"],
+            ["unet.channel_mults=1,2", "unet.num_heads=2"],
             "heads_first",
             IMPROVED | dict(mults=(1, 2), scale_shift=False, heads=2, num_steps=0),
         ),
         (
             "guided_imagenet64",
-            ["model.channel_mults=1,2", "model.head_channels=8", "model.num_classes=5"],
+            ["unet.channel_mults=1,2", "unet.head_channels=8", "model.num_classes=5"],
             "qkv_first",
             GUIDED | dict(mults=(1, 2), head_channels=8, new_order=True, classes=5),
         ),
         (
             "guided_imagenet512",
-            ["model.channel_mults=0.5,2", "model.head_channels=8", "model.num_classes=5", "model.conv_in_channels=8"],
+            ["unet.channel_mults=0.5,2", "unet.head_channels=8", "model.num_classes=5", "unet.conv_in_channels=8"],
             "heads_first",
             GUIDED | dict(mults=(0.5, 2), head_channels=8, classes=5),
         ),
@@ -132,7 +132,7 @@ def test_the_published_network_has_these_tensors(name):
         sizes[match.theirs] = sizes.get(match.theirs, 0) + int(np.prod(shapes[match.ours]))
     assert sizes == theirs_at_full_size(tuple(net.items()))
     assert config.data.image_size == (net["side"],) * 2
-    assert config.model.head_channels == net["head_channels"]
-    assert config.model.num_heads == net["heads"] or net["head_channels"]
-    assert config.model.time_scale == (1000 / net["num_steps"] if net["num_steps"] else 1.0)
+    assert config.unet.head_channels == net["head_channels"]
+    assert config.unet.num_heads == net["heads"] or net["head_channels"]
+    assert config.unet.time_scale == (1000 / net["num_steps"] if net["num_steps"] else 1.0)
     assert published.qkv_order == ("qkv_first" if net["new_order"] else "heads_first")

@@ -10,7 +10,8 @@ pytest.importorskip("diffusers", reason="diffusers is not installed: pip install
 
 from unet_weights import peer_unet, randomise, run_peer, to_our_params
 
-from ddpm_jax.models.unet import UNet, init_params, num_params
+from ddpm_jax.models.parameters import init_params, num_params
+from ddpm_jax.models.unet import UNet
 
 
 @pytest.mark.parametrize(

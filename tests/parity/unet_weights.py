@@ -7,7 +7,7 @@ from diffusers import UNet2DModel
 
 from ddpm_jax.interchange.diffusers_names import matches_of_unet
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes, params_from
-from ddpm_jax.models.unet import init_params
+from ddpm_jax.models.parameters import init_params
 
 
 def peer_unet(channels, mults, num_res_blocks, attention_levels, num_groups, side, colours=3, **others):

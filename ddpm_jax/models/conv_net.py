@@ -1,0 +1,96 @@
+"""The smallest network of the package: convolutions of one width, without levels or attention.
+
+For tests, for trying out everything around a network in seconds, and as the pattern of a network of one's own.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.models.initialisers import INIT, ZERO_INIT
+from ddpm_jax.models.layers import check_labels, class_embedding, time_embedding
+from ddpm_jax.runtime.errors import UserError, arg
+
+
+class ConvNet(nn.Module):
+    """x_t, t -> the prediction, by residual layers h + conv(swish(h + time)).
+
+    Attributes:
+      channels: width of every layer; even.
+      num_layers: residual layers; a pixel of the prediction sees num_layers + 2 pixels to every side.
+      out_channels: channels of the prediction; 0 for as many as x_t has.
+      num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t.
+      dtype: of the convolutions. Parameters and the output are float32.
+      remat: the backward pass computes each layer over again (gradient checkpointing).
+    """
+
+    channels: int = 32
+    num_layers: int = 4
+    out_channels: int = 0
+    num_classes: int = 0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x_t: Float[Array, "B H W C"],
+        t: Int[Array, "B"] | Float[Array, "B"],
+        labels: Int[Array, "B"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "B H W C_out"]:
+        """The prediction, [B, H, W, C_out].
+
+        Args:
+          x_t: images of any height and width.
+          t: steps 0..T-1, whole or, between two steps, not.
+          labels: 0..num_classes-1, if and only if num_classes > 0; one outside gives NaN.
+          train: makes no difference: there is no dropout.
+
+        Raises:
+          UserError: labels are missing, or given to a network that takes none.
+        """
+        del train
+        check_labels(labels, self.num_classes)
+        time = nn.Dense(self.channels, kernel_init=INIT, dtype=self.dtype, name="time")(
+            time_embedding(t, self.channels)
+        )
+        if labels is not None:
+            time = time + class_embedding(self, labels, self.num_classes, self.channels).astype(self.dtype)
+        layer = nn.remat(_Layer) if self.remat else _Layer
+        h = self._conv("conv_in")(x_t)  # [B, H, W, channels]
+        for i in range(self.num_layers):
+            h = layer(self.channels, self.dtype, name=f"layer_{i}")(h, time)
+        out = self.out_channels or x_t.shape[-1]
+        return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(nn.swish(h))
+
+    def _conv(self, name: str) -> nn.Conv:
+        return nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name=name)
+
+
+class _Layer(nn.Module):
+    """h + conv(swish(h + time))."""
+
+    channels: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, h: Array, time: Array) -> Array:
+        conv = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv")
+        return h + conv(nn.swish(h + time[:, None, None, :]))
+
+
+def check_conv_net(network: ConvNet, image_size: tuple[int, int]) -> None:
+    """Refuses settings that the network cannot be built with.
+
+    Raises:
+      UserError: names the attribute of the network, what it is, and what it may be.
+    """
+    del image_size  # any will do
+    if network.channels % 2 or network.channels < 4:
+        raise UserError(f"{arg('channels')} must be even and at least 4; got {network.channels}")
+    for field, least in (("num_layers", 1), ("num_classes", 0)):
+        if getattr(network, field) < least:
+            raise UserError(f"{arg(field)} must be at least {least}; got {getattr(network, field)}")

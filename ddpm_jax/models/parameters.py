@@ -1,0 +1,32 @@
+"""Fresh parameters of a network, and how many it has."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from ddpm_jax.models.initialisers import shared_draws
+
+
+def init_params(network: nn.Module, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> dict:
+    """Fresh float32 parameters for images (H, W, C); jit- and eval_shape-compatible.
+
+    Of the same distribution as `network.init`'s, from a few long draws, which compile many times sooner.
+    """
+    t = jnp.zeros((1,), jnp.int32)
+    labels = {"labels": t} if getattr(network, "num_classes", 0) else {}
+    if getattr(network, "remat", False):  # which names no parameter; a draw must not happen inside of it
+        network = network.clone(remat=False)
+
+    @jax.jit  # the network itself is never run: nothing asks for its output
+    def draw(key: Key[Array, ""]) -> dict:
+        key_together, key_apart = jax.random.split(key)
+        with shared_draws(key_together):
+            return network.init(key_apart, jnp.zeros((1, *image_shape)), t, **labels)["params"]
+
+    return draw(key)
+
+
+def num_params(params: dict) -> int:
+    """The number of weights in a tree of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
