@@ -33,7 +33,7 @@ def main() -> int:
     args = parser.parse_args()
 
     trained = open_trained_run(args.workdir)
-    schedule, source = trained.schedule, trained.source(trained.held_out_split or None)
+    schedule, source = trained.process.schedule, trained.source(trained.held_out_split or None)
     x_0 = to_model_scale(jnp.asarray(source.load(np.arange(min(args.num_images, len(source))))))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # no noise is drawn: sigma = 0 in every row
 

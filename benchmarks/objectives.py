@@ -71,7 +71,7 @@ def main() -> int:
             )
             bits.append(measure.measure(params).summary()["total"][0])
             images = trained.generator(mesh).generate(params, seed=0, num_samples=args.num_samples)
-            save_npz(workdir / f"samples_{trained.variance}.npz", images)
+            save_npz(workdir / f"samples_{trained.process.variance}.npz", images)
             real = trained.source(args.reference)
             real = real.load(np.arange(min(len(real), 10_000)))
             distances.append(frechet_from_features(to_features(real), to_features(images)))

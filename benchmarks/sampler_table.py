@@ -65,7 +65,7 @@ def main() -> int:
     trained = open_trained_run(args.workdir)
     config, mesh = trained.config, make_mesh()
     params = jax.device_put(trained.params, replicated(mesh))
-    schedule, model = model_factory.build_schedule(config), model_factory.build_model(config)
+    process, model = model_factory.build_process(config), model_factory.build_model(config)
     source = data_factory.build_source(config, args.split or config.data.split)
     real = features(source.load(np.arange(len(source))))
     facts = {"step": trained.step, "num_samples": args.num_samples, "seed": args.seed, "num_real": len(real)}
@@ -90,12 +90,12 @@ def main() -> int:
                         | settings | {"num_sampler_steps": num_steps}
                     )  # fmt: skip
                 try:
-                    table = sampler_factory.build_table(config, schedule)
+                    table = sampler_factory.build_table(config, process)
                 except UserError as error:
                     print(f"{key}: {error}", file=sys.stderr)
                     row.append("-")
                     continue
-                generator = sampler_factory.build_generator(config, schedule, table, model, mesh)
+                generator = sampler_factory.build_generator(config, process, table, model, mesh)
                 start = time.monotonic()
                 images = generator.generate(params, seed=args.seed, num_samples=args.num_samples)
                 cells[key] = {

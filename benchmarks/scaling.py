@@ -148,9 +148,9 @@ def training(experiment: Experiment) -> Callable[[], None]:
 
 def sampling(experiment: Experiment, num_samples: int) -> Callable[[], None]:
     """A function that draws so many samples from a network that is not trained."""
-    table = sampler_factory.build_table(experiment.config, experiment.schedule)
+    table = sampler_factory.build_table(experiment.config, experiment.process)
     generator = sampler_factory.build_generator(
-        experiment.config, experiment.schedule, table, experiment.model, experiment.mesh
+        experiment.config, experiment.process, table, experiment.model, experiment.mesh
     )
     params = experiment.fresh_state().params
     return lambda: generator.generate(params, seed=0, num_samples=num_samples)

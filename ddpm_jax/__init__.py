@@ -1,11 +1,11 @@
 """Denoising diffusion probabilistic models in JAX and Flax.
 
-The pure core: a schedule, a network, a loss, a train step, a sampler's table. Whole runs from a config are in
+The pure core: a process, a network, a loss, a train step, a sampler's table. Whole runs from a config are in
 `ddpm_jax.experiment.training`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.workdir.checkpoints`.
 """
 
 from ddpm_jax.data.batch import to_model_scale, to_uint8
-from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser, p_log_var
+from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser
 from ddpm_jax.diffusion.forward_process import (
     eps_from_x_0,
     q_posterior_mean,
@@ -18,6 +18,8 @@ from ddpm_jax.diffusion.forward_process import (
 from ddpm_jax.diffusion.loss_weights import loss_weights
 from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
+from ddpm_jax.diffusion.parameterisations import Parameterisation
+from ddpm_jax.diffusion.process import Prediction, Process
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
@@ -44,6 +46,9 @@ from ddpm_jax.training.train_step import make_train_step
 
 __all__ = [
     "Denoised",
+    "Parameterisation",
+    "Prediction",
+    "Process",
     "SamplerTable",
     "Schedule",
     "TrainState",
@@ -73,7 +78,6 @@ __all__ = [
     "normal_kl",
     "num_params",
     "ode_bits_per_dim",
-    "p_log_var",
     "p_sample_loop",
     "plms_table",
     "prior_term",

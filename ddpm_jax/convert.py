@@ -145,7 +145,7 @@ def _description(name: str, run: Any, notes: Sequence[str]) -> list[str]:
     """What was imported, as a `TrainedRun`, for a person to compare with what they expected."""
     from ddpm_jax.models.parameters import num_params
 
-    facts, betas, num_classes = run.facts, run.schedule.betas, run.model.num_classes
+    facts, betas, num_classes = run.facts, run.process.schedule.betas, run.model.num_classes
     shape, classes = "x".join(map(str, run.image_shape)), f" of {num_classes} classes" if num_classes else ""
     sampler, calls = run.sampler_settings["sampler"], run.sampler_table.num_calls
     return [
@@ -173,7 +173,7 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     formats[name].write(path, trained.config, trained.params)
     print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")
     if name == "diffusers" and not trained.labelled:  # their pipeline gives no labels
-        T = trained.schedule.num_steps
+        T = trained.process.num_steps
         print(f'next: diffusers.DDPMPipeline.from_pretrained("{path}")(num_inference_steps={T}).images[0]')
 
 

@@ -14,6 +14,7 @@ import ddpm_jax
 from ddpm_jax.data import image_source, make_source
 from ddpm_jax.data.pack_folder import pack_folder
 from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.heun import heun_table
@@ -44,6 +45,7 @@ LIBRARY = sorted(
     if path.name != "__main__.py"
 ) + [PACKAGE / "runtime" / "devices.py"]
 LINEAR = make_schedule("linear", num_steps=20)
+COSINE = make_schedule("cosine", num_steps=20)
 
 
 def message_of(function, *args, **kwargs):
@@ -119,8 +121,8 @@ CASES = [
      "{sample.}spacing='quadratic' with 19 of 20 steps would visit a step twice: take fewer "
      "{sample.}num_sampler_steps or 'uniform'"),
     (lambda: ddim_table(LINEAR, eta=50.0), ["sample.sampler=ddim", "sample.eta=50.0"], "{sample.}eta must be at least"),
-    (lambda: make_loss_fn(LINEAR, loss="l2"), ["diffusion.loss=l2"], "{diffusion.}loss must be one of ["),
-    (lambda: make_loss_fn(LINEAR, variance="learned"), ["diffusion.variance=learned"],
+    (lambda: make_loss_fn(Process(COSINE), loss="l2"), ["diffusion.loss=l2"], "{diffusion.}loss must be one of ["),
+    (lambda: make_loss_fn(Process(COSINE, variance="learned")), ["diffusion.variance=learned"],
      "{diffusion.}variance='learned' is not trained by {diffusion.}loss='simple': take 'hybrid'"),
     (lambda: make_mesh(99), ["train.num_devices=99"], "{train.}num_devices must be in 0..8"),
     (lambda: make_mesh(8, 3), ["train.num_devices=8", "mesh.fsdp=3"], "{mesh.}fsdp must divide the number of devices"),
@@ -142,14 +144,14 @@ def test_the_library_names_arguments_and_the_experiment_fields(tiny_config, libr
 
 def test_what_a_caller_writes_in_another_way_is_renamed_whole(tiny_config):
     advice = "take steps=None for all, ddim_table, or train with 'learned_range'"
-    assert advice in message_of(ancestral_table, LINEAR, steps=spaced_steps(20, 5), variance="learned")
+    assert advice in message_of(ancestral_table, Process(COSINE, variance="learned"), steps=spaced_steps(20, 5))
     config = tiny_config("diffusion.variance=learned", "diffusion.loss=hybrid", "sample.num_sampler_steps=5")
     advice = "take sample.num_sampler_steps=0 for all, sample.sampler='ddim', or train with 'learned_range'"
     assert advice in message_of(build_experiment, config)
 
 
 def test_a_weighting_of_a_bound(tiny_config):
-    message = message_of(make_loss_fn, LINEAR, loss="vlb", weights=jnp.ones(20))
+    message = message_of(make_loss_fn, Process(COSINE), loss="vlb", weights=jnp.ones(20))
     assert message == "weights must be None with loss='vlb', whose weights are given"
     message = message_of(build_experiment, tiny_config("diffusion.loss=vlb", "diffusion.weighting=p2"))
     assert message == "diffusion.weighting must be 'none' with diffusion.loss='vlb', whose weights are given"

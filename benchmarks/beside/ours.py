@@ -42,16 +42,16 @@ def _check(job: Job, experiment: Experiment) -> None:
     folder = Path(job.folder)
     inputs, params = np.load(folder / "inputs.npz"), read_npz(folder / "ours.npz").params
     x, t, eps = (jnp.asarray(inputs[name]) for name in ("x", "t", "eps"))
-    table = sampler_factory.build_table(experiment.config, experiment.schedule)
+    table = sampler_factory.build_table(experiment.config, experiment.process)
     middle = table.num_calls // 2
     table = table.rows(middle, middle + CHECKED_ROWS).replace(sigma=jnp.zeros(CHECKED_ROWS))
-    denoiser_of = model_factory.build_denoiser(experiment.config, experiment.schedule, experiment.model)
+    denoiser_of = model_factory.build_denoiser(experiment.config, experiment.process, experiment.model)
 
     def predict(params: dict, x_t: jax.Array) -> jax.Array:
         return experiment.model.apply({"params": params}, x_t, t)
 
     def loss(params: dict) -> jax.Array:
-        return jnp.mean((eps - predict(params, q_sample(experiment.schedule, x_0=x, t=t, eps=eps))) ** 2)
+        return jnp.mean((eps - predict(params, q_sample(experiment.process.schedule, x_0=x, t=t, eps=eps))) ** 2)
 
     def numbers(params: dict) -> dict[str, jax.Array]:
         value, grads = jax.value_and_grad(loss)(params)

@@ -25,16 +25,16 @@ def main() -> None:
     net, folder = sys.argv[1], Path(sys.argv[2])
     experiment, changes = NETS[net]
     config = load_config(experiment, [*changes, "train.num_devices=1"])
-    schedule, image_shape = model_factory.build_schedule(config), config_checks.image_shape_of(config)
+    process, image_shape = model_factory.build_process(config), config_checks.image_shape_of(config)
     params = _openai_params(config, folder) if net.startswith("improved") else _random_params(config)
     if not net.startswith("improved"):
         write_diffusers(folder / "diffusers", config, params)
     write_npz(folder / "ours.npz", config, params)
-    table = sampler_factory.build_table(config, schedule)
+    table = sampler_factory.build_table(config, process)
     x, eps = np.random.default_rng(0).standard_normal((2, CHECKED, *image_shape)).astype(np.float32)
     np.savez(
-        folder / "inputs.npz", x=x, eps=eps, t=np.array([17, schedule.num_steps // 2], np.int32),
-        alphas_bar=np.asarray(schedule.host_alphas_bar),
+        folder / "inputs.npz", x=x, eps=eps, t=np.array([17, process.num_steps // 2], np.int32),
+        alphas_bar=np.asarray(process.schedule.host_alphas_bar),
         # From the middle: at its start x_0 is the difference of two large numbers, all of it rounding.
         **{
             f"table_{name}": np.asarray(getattr(table, name))[table.num_calls // 2 :][:NUM_ROWS]

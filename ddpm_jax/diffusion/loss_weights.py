@@ -4,18 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.diffusion.denoiser import PREDICTIONS
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 WEIGHTINGS = ("none", "min_snr", "p2")
 
 
 def loss_weights(
-    schedule: Schedule,
+    process: Process,
     weighting: str,
     *,
-    prediction: str = "eps",
     min_snr_gamma: float = 5.0,
     p2_gamma: float = 1.0,
     p2_k: float = 1.0,
@@ -28,7 +26,6 @@ def loss_weights(
     of v of e sqrt(SNR + 1), and one of the previous mean of e times its coefficient (Ho et al. 2020, eq. 7).
 
     Args:
-      prediction: "eps", "x_0", "v" or "mean".
       min_snr_gamma, p2_k: > 0.
       p2_gamma: >= 0; 0 is no weighting.
 
@@ -36,7 +33,6 @@ def loss_weights(
       UserError: an unknown name, a number out of its range, or a weight that is infinite at some step.
     """
     check_one_of("weighting", weighting, WEIGHTINGS)
-    check_one_of("prediction", prediction, PREDICTIONS)
     for name, value, least in (("min_snr_gamma", min_snr_gamma, "above 0"), ("p2_k", p2_k, "above 0")):
         if not value > 0:
             raise UserError(f"{arg(name)} must be {least}; got {value}")
@@ -44,17 +40,17 @@ def loss_weights(
         raise UserError(f"{arg('p2_gamma')} must be at least 0; got {p2_gamma}")
     if weighting == "none":
         return None
+    schedule = process.schedule
     snr = schedule.host_alphas_bar / schedule.host_one_minus_alphas_bar
     if weighting == "min_snr":
         on_x_0 = np.minimum(snr, min_snr_gamma)
     else:
         on_x_0 = snr / (p2_k + snr) ** p2_gamma
-    coef = np.asarray(schedule.posterior_mean_coef_x_0, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        weights = on_x_0 / {"eps": snr, "x_0": np.ones_like(snr), "v": snr + 1, "mean": coef**2}[prediction]
+        weights = on_x_0 / process.parameterisation.error_of_x_0(schedule)
     if not np.all(np.isfinite(weights)):
         raise UserError(
-            f"{arg('weighting')}={weighting!r} with {arg('prediction')}={prediction!r} is infinite where "
-            "alpha-bar falls to 0: predict 'x_0' or 'v', or take another schedule"
+            f"{arg('weighting')}={weighting!r} with {arg('prediction')}={process.parameterisation.name!r} is infinite "
+            "where alpha-bar falls to 0: predict 'x_0' or 'v', or take another schedule"
         )
     return jnp.asarray(weights, jnp.float32)

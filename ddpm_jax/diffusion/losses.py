@@ -1,21 +1,34 @@
 """Training losses, [B] each: L_simple (L2, L1, Huber), the terms of the variational bound, and L_hybrid."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, PREDICTIONS, VARIANCES, ModelFn, make_denoiser, split_output
-from ddpm_jax.diffusion.forward_process import at_step, q_posterior_mean, q_sample, v_from_x_0
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.denoiser import Denoised
+from ddpm_jax.diffusion.forward_process import at_step, q_sample
+from ddpm_jax.diffusion.process import ModelFn, Prediction, Process
 from ddpm_jax.diffusion.variational_bound import vlb_term
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 LOSSES = ("simple", "l1", "huber", "vlb", "rescaled_vlb", "hybrid")
 BOUNDS = ("vlb", "rescaled_vlb")
 
-LossFn = Callable[..., dict[str, Float[Array, "B"]]]
+
+@dataclass(frozen=True)
+class LossFn:
+    """loss_fn(model_fn, x_0=, t=, eps=) -> {"loss": [B], and its parts by name}; see `make_loss_fn`."""
+
+    process: Process
+    losses: Callable[..., dict[str, Float[Array, "B"]]]
+
+    def __call__(
+        self, model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
+    ) -> dict[str, Float[Array, "B"]]:
+        """The losses of the images at their steps, under the noise that is given."""
+        return self.losses(model_fn, x_0=x_0, t=t, eps=eps)
 
 
 def _mean_over_dims(values: Float[Array, "B *D"]) -> Float[Array, "B"]:
@@ -29,11 +42,9 @@ def _huber(error: Float[Array, "B *D"], delta: float) -> Float[Array, "B *D"]:
 
 
 def make_loss_fn(
-    schedule: Schedule,
+    process: Process,
     *,
     loss: str = "simple",
-    prediction: str = "eps",
-    variance: str = "fixed_large",
     huber_delta: float = 1.0,
     vlb_lambda: float = 0.001,
     weights: Float[Array, "T"] | None = None,
@@ -49,97 +60,70 @@ def make_loss_fn(
 
     Args:
       loss: one of `LOSSES`.
-      prediction: what the network predicts: "eps", "x_0", "v" or "mean".
-      variance: of p, for the bounds; a learned one makes the network's output twice as wide.
       huber_delta: > 0, where "huber" turns from the square to the absolute value.
       vlb_lambda: > 0, lambda of "hybrid", on the bound in bits/dim summed over t. The papers' code with
         "rescaled" losses has 0.001, without them 1/T.
       weights: [T], a factor on the part "simple", "l1" or "huber" of step t; see `loss_weights`.
 
     Raises:
-      UserError: an unknown loss, prediction or variance; huber_delta or vlb_lambda not above 0; weights on a
+      UserError: an unknown loss; huber_delta or vlb_lambda not above 0; weights on a
         bound; a learned variance that no part of the loss trains, or "hybrid" without one.
 
     Example:
       >>> from ddpm_jax.diffusion.schedules import make_schedule
-      >>> loss_fn = make_loss_fn(make_schedule("linear"))
+      >>> loss_fn = make_loss_fn(Process(make_schedule("linear")))
       >>> x_0, eps, t = jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.array([0, 999])
       >>> loss_fn(lambda x_t, t: 0 * x_t, x_0=x_0, t=t, eps=eps)["loss"]
       Array([1., 1.], dtype=float32)
     """
-    _check_loss(loss, prediction, variance, {"huber_delta": huber_delta, "vlb_lambda": vlb_lambda}, weights)
+    _check_loss(loss, process, {"huber_delta": huber_delta, "vlb_lambda": vlb_lambda}, weights)
 
-    def regression(
-        model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
-    ) -> dict[str, Float[Array, "B"]]:
-        x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
-        output, _ = split_output(model_fn(x_t, t), variance=variance, num_channels=x_0.shape[-1])
-        error = _target(schedule, prediction, x_0=x_0, x_t=x_t, t=t, eps=eps) - output
+    def simple_of(prediction: Prediction, **at: Array) -> Float[Array, "B"]:
+        error = process.target(**at) - prediction.value
         values = {"l1": jnp.abs, "huber": lambda error: _huber(error, huber_delta)}.get(loss, jnp.square)(error)
         losses = _mean_over_dims(values)
-        return {"loss": losses if weights is None else at_step(weights, t, 1) * losses}
+        return losses if weights is None else at_step(weights, at["t"], 1) * losses
 
-    def bound(
+    def bound_of(prediction: Prediction, *, x_0: Array, x_t: Array, t: Array) -> Float[Array, "B"]:
+        denoised = Denoised(process.x_0_hat(prediction.value, x_t=x_t, t=t), prediction.var_values)
+        term, _ = vlb_term(process, lambda x_t, t: denoised, x_0=x_0, x_t=x_t, t=t)
+        return term if loss == "vlb" else process.num_steps * term
+
+    def losses(
         model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
     ) -> dict[str, Float[Array, "B"]]:
-        denoise_fn = make_denoiser(
-            schedule, model_fn, prediction=prediction, variance=variance, clip_x_0=False
-        )
-        x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
-        term, _ = vlb_term(schedule, denoise_fn, x_0=x_0, x_t=x_t, t=t, variance=variance)
-        return {"loss": term if loss == "vlb" else schedule.num_steps * term}
-
-    def hybrid(
-        model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
-    ) -> dict[str, Float[Array, "B"]]:
-        output = model_fn(q_sample(schedule, x_0=x_0, t=t, eps=eps), t)  # called once for both parts
-        mean, var_values = split_output(output, variance=variance, num_channels=x_0.shape[-1])
-        frozen = jnp.concatenate([jax.lax.stop_gradient(mean), var_values], axis=-1)
-        simple = regression(lambda x_t, t: output, x_0=x_0, t=t, eps=eps)["loss"]
-        term = bound(lambda x_t, t: frozen, x_0=x_0, t=t, eps=eps)["loss"]
+        x_t = q_sample(process.schedule, x_0=x_0, t=t, eps=eps)
+        prediction = process.predict(model_fn, x_t, t)
+        if loss in BOUNDS:
+            return {"loss": bound_of(prediction, x_0=x_0, x_t=x_t, t=t)}
+        simple = simple_of(prediction, x_0=x_0, x_t=x_t, t=t, eps=eps)
+        if loss != "hybrid":
+            return {"loss": simple}
+        frozen = prediction._replace(value=jax.lax.stop_gradient(prediction.value))
+        term = bound_of(frozen, x_0=x_0, x_t=x_t, t=t)
         return {"loss": simple + vlb_lambda * term, "simple": simple, "vlb": term}
 
-    return bound if loss in BOUNDS else hybrid if loss == "hybrid" else regression
+    return LossFn(process, losses)
 
 
 def _check_loss(
-    loss: str, prediction: str, variance: str, positive: dict[str, float], weights: Float[Array, "T"] | None
+    loss: str, process: Process, positive: dict[str, float], weights: Float[Array, "T"] | None
 ) -> None:
     """Raises UserError for arguments of `make_loss_fn` that are unknown or do not go together."""
     check_one_of("loss", loss, LOSSES)
-    check_one_of("prediction", prediction, PREDICTIONS)
-    check_one_of("variance", variance, VARIANCES)
     for name, value in positive.items():
         if not value > 0:
             raise UserError(f"{arg(name)} must be above 0; got {value}")
     if loss in BOUNDS and weights is not None:
         raise UserError(f"{arg('weights')} must be None with {arg('loss')}={loss!r}, whose weights are given")
-    if variance in LEARNED_VARIANCES and loss not in (*BOUNDS, "hybrid"):
+    variance = process.variance
+    if process.learns_variance and loss not in (*BOUNDS, "hybrid"):
         raise UserError(
             f"{arg('variance')}={variance!r} is not trained by {arg('loss')}={loss!r}: "
             "take 'hybrid', 'vlb' or 'rescaled_vlb', or a fixed variance"
         )
-    if loss == "hybrid" and variance not in LEARNED_VARIANCES:
+    if loss == "hybrid" and not process.learns_variance:
         raise UserError(
             f"{arg('loss')}='hybrid' trains a learned variance; got {arg('variance')}={variance!r}: "
             f"take 'learned_range', or {arg('loss')}='simple'"
         )
-
-
-def _target(
-    schedule: Schedule,
-    prediction: str,
-    *,
-    x_0: Float[Array, "B *D"],
-    x_t: Float[Array, "B *D"],
-    t: Int[Array, "B"],
-    eps: Float[Array, "B *D"],
-) -> Float[Array, "B *D"]:
-    """What the network is asked for."""
-    if prediction == "eps":
-        return eps
-    if prediction == "x_0":
-        return x_0
-    if prediction == "v":
-        return v_from_x_0(schedule, x_0=x_0, t=t, eps=eps)
-    return q_posterior_mean(schedule, x_0=x_0, x_t=x_t, t=t)

@@ -26,14 +26,24 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.diffusion.denoiser import DenoiseFn
 from ddpm_jax.diffusion.forward_process import signal_and_noise
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import host_half_log_snr, step_at_half_log_snr
 from ddpm_jax.diffusion.variational_bound import HALF_BIN
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 _DIRECTIONS_AT_ONCE = 8  # of one divergence: the memory it takes
 
 DirectionFn = Callable[[Int[Array, ""]], Float[Array, "B *D"]]
+
+
+def check_fractional(process: Process) -> None:
+    """Raises UserError where the network says nothing between two steps, at which the flow asks it."""
+    if not process.parameterisation.fractional:
+        raise UserError(
+            f"the probability flow needs a network that predicts eps, x_0 or v at any noise level; "
+            f"{arg('prediction')}={process.parameterisation.name!r} belongs to whole steps: {arg('leave out the flow')}"
+        )
 
 
 def ode_grid(schedule: Schedule, num_ode_steps: int) -> np.ndarray:
@@ -157,7 +167,7 @@ def bits_of_density(log_density: Float[Array, "B"], num_dims: int) -> Float[Arra
 
 
 def ode_bits_per_dim(
-    schedule: Schedule,
+    process: Process,
     denoise_fn: DenoiseFn,
     *,
     x_0: Float[Array, "B *D"],
@@ -178,20 +188,22 @@ def ode_bits_per_dim(
       num_probes: of Hutchinson's estimate of the divergence; 0: exact, at D Jacobian products a call.
 
     Raises:
-      UserError: fewer than 1 step, or fewer than 0 probes.
+      UserError: fewer than 1 step, fewer than 0 probes, or a prediction that belongs to whole steps.
 
     Example:
       >>> from ddpm_jax.diffusion.denoiser import make_denoiser
       >>> from ddpm_jax.diffusion.rng import sample_keys
       >>> from ddpm_jax.diffusion.schedules import make_schedule
-      >>> schedule = make_schedule("linear")
-      >>> model_fn = lambda x_t, t: x_t * signal_and_noise(schedule, t, 2)[1]  # exact for data N(0, I)
-      >>> denoise_fn = make_denoiser(schedule, model_fn, clip_x_0=False)
+      >>> process = Process(make_schedule("linear"))
+      >>> model_fn = lambda x_t, t: x_t * signal_and_noise(process.schedule, t, 2)[1]  # exact for data N(0, I)
+      >>> denoise_fn = make_denoiser(process, model_fn, clip_x_0=False)
       >>> keys = sample_keys(jax.random.key(0), jnp.arange(1))
-      >>> bits = ode_bits_per_dim(schedule, denoise_fn, x_0=jnp.zeros((1, 2)), keys=keys, num_probes=0)
+      >>> bits = ode_bits_per_dim(process, denoise_fn, x_0=jnp.zeros((1, 2)), keys=keys, num_probes=0)
       >>> abs(float(bits[0]) - math.log2(math.sqrt(2 * math.pi) * 127.5)) < 1e-3  # -log2 N(0; 0, 1) and the scale
       True
     """
+    check_fractional(process)
+    schedule = process.schedule
     num_directions, direction_fn = directions(keys, x_0.shape[1:], num_probes)
     t = jnp.asarray(ode_grid(schedule, num_ode_steps), jnp.float32)
     state = begin_flow(schedule, dequantise(x_0, keys))

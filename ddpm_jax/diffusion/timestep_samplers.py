@@ -23,6 +23,7 @@ class TimestepSampler(NamedTuple):
     # expectation of the mean loss over uniform t.
     sample: Callable[[PyTree, Key[Array, ""], int], tuple[Int[Array, "B"], Float[Array, "B"]]]
     update: Callable[[PyTree, Int[Array, "B"], Float[Array, "B"]], PyTree]  # (history, t, losses) -> history
+    num_steps: int  # T
 
 
 # A pytree's leaves may be shapes or shardings, so its fields are not checked in tests.
@@ -61,7 +62,7 @@ def make_timestep_sampler(name: str, num_steps: int) -> TimestepSampler:
             t = jnp.minimum((part * num_steps).astype(jnp.int32), num_steps - 1)
         return t, jnp.ones((batch_size,))
 
-    return TimestepSampler(lambda: None, sample, lambda history, t, losses: history)
+    return TimestepSampler(lambda: None, sample, lambda history, t, losses: history, num_steps)
 
 
 def _loss_second_moment(num_steps: int) -> TimestepSampler:
@@ -89,4 +90,4 @@ def _loss_second_moment(num_steps: int) -> TimestepSampler:
         counts = jnp.where(counts >= 2 * HISTORY, counts % HISTORY + HISTORY, counts)
         return LossHistory(history.losses.at[row, slot].set(losses, mode="drop"), counts)
 
-    return TimestepSampler(init, sample, update)
+    return TimestepSampler(init, sample, update, num_steps)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax.scipy.special import erf, erfc
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddpm_jax.diffusion.denoiser import DenoiseFn, p_log_var
+from ddpm_jax.diffusion.denoiser import DenoiseFn
 from ddpm_jax.diffusion.forward_process import at_step, eps_from_x_0, q_posterior_mean, q_sample
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.schedules import Schedule
 
@@ -96,23 +97,23 @@ def bits_per_dim_of(nats: Float[Array, "B *D"]) -> Float[Array, "B"]:
 
 
 def vlb_term(
-    schedule: Schedule,
+    process: Process,
     denoise_fn: DenoiseFn,
     *,
     x_0: Float[Array, "B *D"],
     x_t: Float[Array, "B *D"],
     t: Int[Array, "B"],
-    variance: str,
 ) -> tuple[Float[Array, "B"], Float[Array, "B *D"]]:
     """L_t of the bound in bits/dim, and x_0_hat: for t > 0 KL(q(x_(t-1) | x_t, x_0) || p(x_(t-1) | x_t)),
     for t = 0 -log p(x_0 | x_1) (Ho et al. 2020, equation 5; t here is the paper's minus 1).
 
     Args:
-      variance: of p, one of `diffusion.denoiser.VARIANCES`; `denoise_fn` must have been made for it.
+      denoise_fn: of a network of this process.
     """
+    schedule = process.schedule
     denoised = denoise_fn(x_t, t)
     p_mean = q_posterior_mean(schedule, x_0=denoised.x_0_hat, x_t=x_t, t=t)
-    log_var = p_log_var(schedule, variance=variance, t=t, ndim=x_0.ndim, var_values=denoised.var_values)
+    log_var = process.log_var(t, ndim=x_0.ndim, var_values=denoised.var_values)
     q_mean = q_posterior_mean(schedule, x_0=x_0, x_t=x_t, t=t)
     q_log_var = at_step(schedule.log_var_fixed_small, t, x_0.ndim)
     kl = bits_per_dim_of(normal_kl(q_mean, q_log_var, p_mean, log_var))
@@ -129,31 +130,32 @@ def prior_term(schedule: Schedule, x_0: Float[Array, "B *D"]) -> Float[Array, "B
 
 
 def vlb_terms(
-    schedule: Schedule,
+    process: Process,
     denoise_fn: DenoiseFn,
     *,
     x_0: Float[Array, "B *D"],
     keys: Key[Array, "B"],
     steps: Int[Array, "S"],
-    variance: str,
 ) -> dict[str, Array]:
     """L_t of the bound in bits/dim at the given steps, with one sample of x_t each; one `lax.scan`.
 
     Args:
       x_0: real images on the scale of [-1, 1], made of uint8 values.
       keys: one an image; step t draws its noise from fold_in(key, t).
+      denoise_fn: of a network of this process.
       steps: the t wanted.
-      variance: of p, one of `diffusion.denoiser.VARIANCES`; `denoise_fn` must have been made for it.
 
     Returns:
       terms, x_0_mse and eps_mse, each [S, B].
     """
 
+    schedule = process.schedule
+
     def one_step(_, step: Int[Array, ""]):
         t = jnp.full(x_0.shape[:1], step, jnp.int32)
         eps = sample_noise(keys, step, x_0.shape[1:])
         x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
-        term, x_0_hat = vlb_term(schedule, denoise_fn, x_0=x_0, x_t=x_t, t=t, variance=variance)
+        term, x_0_hat = vlb_term(process, denoise_fn, x_0=x_0, x_t=x_t, t=t)
         eps_hat = eps_from_x_0(schedule, x_t=x_t, t=t, x_0=x_0_hat)
         axes = tuple(range(1, x_0.ndim))
         mse = {"x_0_mse": jnp.mean((x_0_hat - x_0) ** 2, axes), "eps_mse": jnp.mean((eps_hat - eps) ** 2, axes)}
@@ -163,25 +165,24 @@ def vlb_terms(
 
 
 def bits_per_dim(
-    schedule: Schedule,
+    process: Process,
     denoise_fn: DenoiseFn,
     *,
     x_0: Float[Array, "B *D"],
     key: Key[Array, ""],
-    variance: str,
 ) -> dict[str, Array]:
     """The whole bound in bits/dim, one sample of x_t at each of the T steps (Ho et al. 2020, equation 5).
 
     Args:
       x_0: real images on the scale of [-1, 1], made of uint8 values.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
-      variance: of p, one of `diffusion.denoiser.VARIANCES`; `denoise_fn` must have been made for it.
+      denoise_fn: of a network of this process.
 
     Returns:
       total [B] = sum of terms + prior; terms [T, B]; prior [B]; x_0_mse and eps_mse [T, B].
     """
     keys = sample_keys(key, jnp.arange(x_0.shape[0]))
-    steps = jnp.arange(schedule.num_steps, dtype=jnp.int32)
-    by_step = vlb_terms(schedule, denoise_fn, x_0=x_0, keys=keys, steps=steps, variance=variance)
-    prior = prior_term(schedule, x_0)
+    steps = jnp.arange(process.num_steps, dtype=jnp.int32)
+    by_step = vlb_terms(process, denoise_fn, x_0=x_0, keys=keys, steps=steps)
+    prior = prior_term(process.schedule, x_0)
     return {"total": jnp.sum(by_step["terms"], axis=0) + prior, "prior": prior, **by_step}

@@ -10,16 +10,17 @@ from jax.sharding import Mesh
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
 from ddpm_jax.data.eval_batches import EvalBatches
-from ddpm_jax.diffusion.denoiser import VARIANCES, DenoiserOf
+from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
-from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced
+from ddpm_jax.diffusion.timestep_spacing import named_steps
 from ddpm_jax.diffusion.variational_bound import prior_term, vlb_terms
 from ddpm_jax.evaluation.resume_file import ResumeFile
+from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
-from ddpm_jax.runtime.errors import arguments_named, check_one_of
+from ddpm_jax.runtime.errors import arguments_named
 
 NAMES = ("terms", "x_0_mse", "eps_mse")
 
@@ -69,7 +70,6 @@ class BitsPerDim:
 
     Args:
       denoiser_of: (params, labels or None) -> denoise_fn.
-      variance: of p, one of `diffusion.denoiser.VARIANCES`.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
       batch_size: images at a time; rounded up to a multiple of the number of devices.
       labelled: the network takes the labels of the source.
@@ -78,10 +78,9 @@ class BitsPerDim:
     def __init__(
         self,
         denoiser_of: DenoiserOf,
-        schedule: Schedule,
+        process: Process,
         source: ImageSource,
         *,
-        variance: str,
         key: jax.Array,
         mesh: Mesh,
         batch_size: int,
@@ -89,25 +88,24 @@ class BitsPerDim:
         labelled: bool = False,
     ):
         self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
-        self.num_steps = schedule.num_steps
+        self.num_steps = process.num_steps
         self._key = key
         self._chunks = chunks_of(self.num_steps)
 
         def terms_of(params: dict, data: Batch, ids: jax.Array, key: jax.Array, steps: jax.Array):
             images, labels = images_and_labels(data)
             return vlb_terms(
-                schedule,
+                process,
                 denoiser_of(params, labels),
                 x_0=to_model_scale(images),
                 keys=sample_keys(key, ids),
                 steps=steps,
-                variance=variance,
             )
 
         everywhere, batch = replicated(mesh), batch_sharded(mesh)
         self._terms_of = jit_chunk(terms_of, mesh, (everywhere, batch, batch, everywhere, everywhere), batch_axis=1)
         self._prior_of = jax.jit(
-            lambda data: prior_term(schedule, to_model_scale(images_and_labels(data)[0])),
+            lambda data: prior_term(process.schedule, to_model_scale(images_and_labels(data)[0])),
             in_shardings=batch,
             out_shardings=batch,
         )
@@ -166,18 +164,17 @@ def build_bits_per_dim(
       respacing: of `timestep_spacing.named_steps`: the bound of the process of these steps alone; "" for all T.
     """
     check_seed("--seed", seed)
-    check_one_of("diffusion.variance", run.variance, VARIANCES)
-    schedule, steps = run.schedule, None
+    process = run.process
     if respacing:
         flag = {"name": "--bits_respacing", "num_sampler_steps": "--bits_respacing=N"}
         with arguments_named(flag.get):
-            steps = named_steps(schedule.num_steps, respacing)[::-1]
-        schedule = respaced(schedule, steps)
+            steps = named_steps(process.num_steps, respacing)[::-1]
+        with fields_named("diffusion"):
+            process = process.respaced(steps)
     return BitsPerDim(
-        run.denoiser_of(schedule=schedule, dynamic_threshold=0.0, steps=steps),
-        schedule,
+        run.denoiser_of(process=process, dynamic_threshold=0.0),
+        process,
         run.source(split),
-        variance=run.variance,
         key=seed_keys(seed).eval,
         mesh=mesh,
         batch_size=batch_size,

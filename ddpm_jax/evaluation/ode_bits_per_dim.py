@@ -16,6 +16,7 @@ from ddpm_jax.diffusion.ode_likelihood import (
     FlowState,
     begin_flow,
     bits_of_density,
+    check_fractional,
     dequantise,
     directions,
     end_flow,
@@ -25,10 +26,10 @@ from ddpm_jax.diffusion.ode_likelihood import (
 from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.evaluation.resume_file import ResumeFile
+from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
-from ddpm_jax.runtime.errors import UserError
 
 
 class OdeBits:
@@ -138,14 +139,11 @@ def build_ode_bits(
 ) -> OdeBits:
     """The probability flow's bits/dim of a split under the run's network."""
     check_seed("--seed", seed)
-    if run.prediction == "mean":
-        raise UserError(
-            "the probability flow needs a network that predicts eps, x_0 or v at any noise level; the run's "
-            "diffusion.prediction='mean' belongs to whole steps: leave out --ode"
-        )
+    with fields_named("diffusion", {"leave out the flow": "leave out --ode"}):
+        check_fractional(run.process)
     return OdeBits(
         run.denoiser_of(clip_x_0=False, dynamic_threshold=0.0),
-        run.schedule,
+        run.process.schedule,
         run.source(split),
         key=seed_keys(seed).eval,
         mesh=mesh,

@@ -106,7 +106,7 @@ def build_progressive(run: TrainedRun, mesh: Mesh) -> Progressive:
     return Progressive(
         run.denoiser_of(dynamic_threshold=0.0),
         run.denoiser_of(),
-        run.schedule,
+        run.process.schedule,
         run.sampler_table,
         image_shape=run.image_shape,
         mesh=mesh,

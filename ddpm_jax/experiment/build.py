@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.diffusion.losses import LossFn
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
@@ -35,7 +35,7 @@ class Experiment:
 
     config: ConfigDict
     mesh: Mesh
-    schedule: Schedule
+    process: Process
     model: nn.Module
     loss_fn: LossFn
     init: Callable[[jax.Array], TrainState]  # key -> a fresh state
@@ -133,19 +133,19 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     config_checks.check_numbers(config)
     with config_checks.fields_named("train", {"fsdp": "mesh.fsdp"}):
         mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
-    schedule = model_factory.build_schedule(config)
+    process = model_factory.build_process(config)
     model = model_factory.build_model(config)
-    loss_fn = training_factory.build_loss(config, schedule)
+    loss_fn = training_factory.build_loss(config, process)
     optimizer = training_factory.build_optimizer(config)
     train_step = training_factory.build_train_step(config, mesh, model, loss_fn, optimizer)
     time_sampler = training_factory.build_timestep_sampler(config)
     # Here, since a bad sampler must not come to light after days of training.
-    sampler_table = sampler_factory.build_table(config, schedule)
-    preview_table = sampler_factory.build_preview_table(config, schedule)
+    sampler_table = sampler_factory.build_table(config, process)
+    preview_table = sampler_factory.build_preview_table(config, process)
     sampler_factory.check_sample_batch(config, mesh)
     image_shape = config_checks.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:
         return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())
 
-    return Experiment(config, mesh, schedule, model, loss_fn, init, train_step, sampler_table, preview_table)
+    return Experiment(config, mesh, process, model, loss_fn, init, train_step, sampler_table, preview_table)

@@ -6,20 +6,14 @@ What a person typed is checked here, outside jit, and named by its config field.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
 from ddpm_jax.data.batch import label_args
-from ddpm_jax.diffusion.denoiser import (
-    LEARNED_VARIANCES,
-    PREDICTIONS,
-    DenoiseFn,
-    DenoiserOf,
-    check_prediction,
-    make_denoiser,
-)
-from ddpm_jax.diffusion.schedules import Schedule, make_schedule
+from ddpm_jax.diffusion.denoiser import DenoiseFn, DenoiserOf, make_denoiser
+from ddpm_jax.diffusion.parameterisations import PREDICTIONS
+from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
+from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
 from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
@@ -28,14 +22,15 @@ from ddpm_jax.runtime.errors import UserError, check_one_of
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def build_schedule(config: ConfigDict) -> Schedule:
-    """The noise schedule, refused where the network's prediction cannot be inverted."""
-    check_one_of("diffusion.prediction", config.diffusion.prediction, PREDICTIONS)
+def build_process(config: ConfigDict) -> Process:
+    """The noise schedule, what the network predicts and the variance; refused where a prediction has no x_0."""
+    diffusion = config.diffusion
+    check_one_of("diffusion.prediction", diffusion.prediction, PREDICTIONS)
+    check_one_of("diffusion.variance", diffusion.variance, VARIANCES)
     with fields_named("schedule"):
         schedule = make_schedule(**config.schedule)
     with fields_named("diffusion"):
-        check_prediction(schedule, config.diffusion.prediction)
-    return schedule
+        return Process(schedule, diffusion.prediction, diffusion.variance)
 
 
 def build_model(config: ConfigDict) -> nn.Module:
@@ -43,8 +38,7 @@ def build_model(config: ConfigDict) -> nn.Module:
     image_shape, name = image_shape_of(config), config.model.name
     check_one_of("model.name", name, NETWORKS)
     check_one_of("model.dtype", config.model.dtype, DTYPES)
-    learned = config.diffusion.variance in LEARNED_VARIANCES
-    out_channels = 2 * image_shape[2] if learned else 0  # 0: as many as x_t has
+    out_channels = 2 * image_shape[2] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t has
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
     shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
@@ -67,36 +61,23 @@ def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
 
 def build_denoiser(
     config: ConfigDict,
-    schedule: Schedule,
+    process: Process,
     model: nn.Module,
     *,
     clip_x_0: bool | None = None,
     dynamic_threshold: float | None = None,
-    steps: np.ndarray | None = None,
 ) -> DenoiserOf:
-    """(params, labels or None) -> denoise_fn, as the config has it but for what is given here.
-
-    Args:
-      steps: of a `respaced` schedule, whose step i is the network's steps[i]; rising.
-    """
+    """(params, labels or None) -> denoise_fn, as the config has it but for what is given here."""
     sample = config.sample
-    if steps is not None and config.diffusion.prediction == "mean":
-        raise UserError(
-            "diffusion.prediction='mean' is the mean of the step before among all T; a process of fewer steps has "
-            "another: leave the respacing out"
-        )
 
     def denoiser_of(params: dict, labels: jax.Array | None) -> DenoiseFn:
         def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            t = t if steps is None else jnp.take(jnp.asarray(steps, jnp.int32), t)
             return model.apply({"params": params}, x_t, t, *label_args(labels))
 
         with fields_named("diffusion", {"dynamic_threshold": "sample.dynamic_threshold"}):
             return make_denoiser(
-                schedule,
+                process,
                 model_fn,
-                prediction=config.diffusion.prediction,
-                variance=config.diffusion.variance,
                 clip_x_0=sample.clip_x_0 if clip_x_0 is None else clip_x_0,
                 dynamic_threshold=sample.dynamic_threshold if dynamic_threshold is None else dynamic_threshold,
             )

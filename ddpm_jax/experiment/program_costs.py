@@ -52,7 +52,7 @@ def sampled_batch(
 def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
     """(params, x_t, keys, labels) -> x_s: the first rows of the config's sampler, each of which is a network call."""
     table = experiment.sampler_table
-    denoiser_of = model_factory.build_denoiser(experiment.config, experiment.schedule, experiment.model)
+    denoiser_of = model_factory.build_denoiser(experiment.config, experiment.process, experiment.model)
 
     def advance(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
         return scan_rows(denoiser_of(params, labels), table.rows(0, num_rows), init_sampler_state(table, x_t), keys).x_t

@@ -9,12 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax.diffusion.denoiser import VARIANCES
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
 from ddpm_jax.experiment.generator import Generator
@@ -22,29 +21,29 @@ from ddpm_jax.experiment.model_factory import build_denoiser
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
-# The samplers by name: (schedule, steps, config) -> table.
-_TABLES: dict[str, Callable[[Schedule, np.ndarray, ConfigDict], SamplerTable]] = {
-    "ancestral": lambda q, steps, c: ancestral_table(q, steps=steps, variance=c.diffusion.variance),
-    "ddim": lambda q, steps, c: ddim_table(q, steps=steps, eta=c.sample.eta),
-    "euler": lambda q, steps, c: ddim_table(q, steps=steps, eta=0.0),
-    "euler_ancestral": lambda q, steps, c: ddim_table(q, steps=steps, eta=1.0),
-    "heun": lambda q, steps, c: heun_table(
-        q,
+# The samplers by name: (process, steps, config) -> table.
+_TABLES: dict[str, Callable[[Process, np.ndarray, ConfigDict], SamplerTable]] = {
+    "ancestral": lambda p, steps, c: ancestral_table(p, steps=steps),
+    "ddim": lambda p, steps, c: ddim_table(p.schedule, steps=steps, eta=c.sample.eta),
+    "euler": lambda p, steps, c: ddim_table(p.schedule, steps=steps, eta=0.0),
+    "euler_ancestral": lambda p, steps, c: ddim_table(p.schedule, steps=steps, eta=1.0),
+    "heun": lambda p, steps, c: heun_table(
+        p.schedule,
         steps=steps,
         churn=c.sample.churn,
         churn_min=c.sample.churn_min,
         churn_max=c.sample.churn_max or math.inf,
         churn_noise=c.sample.churn_noise,
     ),
-    "dpmpp_1": lambda q, steps, c: dpmpp_table(q, steps=steps, order=1),
-    "dpmpp_2m": lambda q, steps, c: dpmpp_table(q, steps=steps, order=2),
-    "dpmpp_3m": lambda q, steps, c: dpmpp_table(q, steps=steps, order=3),
-    "dpmpp_3m_full": lambda q, steps, c: dpmpp_table(q, steps=steps, order=3, full_order=True),
-    "dpmpp_sde": lambda q, steps, c: dpmpp_table(q, steps=steps, order=1, sde=True),
-    "dpmpp_2m_sde": lambda q, steps, c: dpmpp_table(q, steps=steps, order=2, sde=True),
-    "plms": lambda q, steps, c: plms_table(q, steps=steps),
-    "unipc": lambda q, steps, c: unipc_table(q, steps=steps, order=2),
-    "unipc_3": lambda q, steps, c: unipc_table(q, steps=steps, order=3),
+    "dpmpp_1": lambda p, steps, c: dpmpp_table(p.schedule, steps=steps, order=1),
+    "dpmpp_2m": lambda p, steps, c: dpmpp_table(p.schedule, steps=steps, order=2),
+    "dpmpp_3m": lambda p, steps, c: dpmpp_table(p.schedule, steps=steps, order=3),
+    "dpmpp_3m_full": lambda p, steps, c: dpmpp_table(p.schedule, steps=steps, order=3, full_order=True),
+    "dpmpp_sde": lambda p, steps, c: dpmpp_table(p.schedule, steps=steps, order=1, sde=True),
+    "dpmpp_2m_sde": lambda p, steps, c: dpmpp_table(p.schedule, steps=steps, order=2, sde=True),
+    "plms": lambda p, steps, c: plms_table(p.schedule, steps=steps),
+    "unipc": lambda p, steps, c: unipc_table(p.schedule, steps=steps, order=2),
+    "unipc_3": lambda p, steps, c: unipc_table(p.schedule, steps=steps, order=3),
 }
 SAMPLERS = tuple(_TABLES)  # every list of their names comes from here or is compared with it in a test
 
@@ -57,37 +56,37 @@ _NAMES = {
 }
 
 
-def build_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
+def build_table(config: ConfigDict, process: Process) -> SamplerTable:
     """The sampler's table, from the groups `sample` and `diffusion`."""
     fields = config.sample
     check_one_of("sample.sampler", fields.sampler, SAMPLERS)
-    check_one_of("diffusion.variance", config.diffusion.variance, VARIANCES)
     for name in ("eta", "churn", "churn_min", "churn_max", "churn_noise"):  # also where the sampler reads none
         if not math.isfinite(fields[name]) or fields[name] < 0:
             hint = ": 0 is deterministic, 1 has full noise" if name == "eta" else ""
             raise UserError(f"sample.{name} must be at least 0; got {fields[name]}{hint}")
     if not 0 <= fields.dynamic_threshold <= 1:
         raise UserError(f"sample.dynamic_threshold must be in [0, 1], 0 for none; got {fields.dynamic_threshold}")
+    schedule = process.schedule
     with fields_named("sample", _NAMES):
         if fields.respacing:
             steps = named_steps(schedule.num_steps, fields.respacing)
         else:
             wanted = fields.num_sampler_steps or schedule.num_steps
             steps = spaced_steps(schedule.num_steps, wanted, fields.spacing, schedule=schedule)
-        table = _TABLES[fields.sampler](schedule, steps, config)
-    if config.diffusion.prediction == "mean" and not jnp.issubdtype(table.t.dtype, jnp.integer):
+        table = _TABLES[fields.sampler](process, steps, config)
+    if not process.parameterisation.fractional and not jnp.issubdtype(table.t.dtype, jnp.integer):
         raise UserError(
-            f"diffusion.prediction='mean' belongs to whole steps; got sample.spacing={fields.spacing!r} and "
-            f"sample.churn={fields.churn}: take 'uniform' and 0"
+            f"diffusion.prediction={config.diffusion.prediction!r} belongs to whole steps; got "
+            f"sample.spacing={fields.spacing!r} and sample.churn={fields.churn}: take 'uniform' and 0"
         )
     return table
 
 
-def build_preview_table(config: ConfigDict, schedule: Schedule) -> SamplerTable:
+def build_preview_table(config: ConfigDict, process: Process) -> SamplerTable:
     """DDIM over `sample.num_preview_steps` steps, for images during training."""
     with fields_named("sample", {"num_sampler_steps": "sample.num_preview_steps"}):
-        steps = spaced_steps(schedule.num_steps, min(config.sample.num_preview_steps, schedule.num_steps))
-    return ddim_table(schedule, steps=steps)
+        steps = spaced_steps(process.num_steps, min(config.sample.num_preview_steps, process.num_steps))
+    return ddim_table(process.schedule, steps=steps)
 
 
 def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -97,12 +96,12 @@ def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def build_generator(
-    config: ConfigDict, schedule: Schedule, table: SamplerTable, model: nn.Module, mesh: Mesh
+    config: ConfigDict, process: Process, table: SamplerTable, model: nn.Module, mesh: Mesh
 ) -> Generator:
     """Samples of the network on the whole mesh; refuses a batch that the devices do not divide."""
     check_sample_batch(config, mesh)
     return Generator(
-        build_denoiser(config, schedule, model),
+        build_denoiser(config, process, model),
         table,
         image_shape=image_shape_of(config),
         mesh=mesh,

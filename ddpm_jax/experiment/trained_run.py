@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
@@ -44,9 +43,9 @@ class TrainedRun:
     params: dict
 
     @functools.cached_property
-    def schedule(self) -> Schedule:
-        """The noise schedule of training."""
-        return model_factory.build_schedule(self.config)
+    def process(self) -> Process:
+        """The noise schedule of training, what the network predicts and the variance."""
+        return model_factory.build_process(self.config)
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -56,7 +55,7 @@ class TrainedRun:
     @functools.cached_property
     def sampler_table(self) -> SamplerTable:
         """The steps of its sampler."""
-        return sampler_factory.build_table(self.config, self.schedule)
+        return sampler_factory.build_table(self.config, self.process)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -72,16 +71,6 @@ class TrainedRun:
     def sampled_classes(self) -> tuple[int, ...]:
         """Which classes its samples are of, in turn; () for a network without classes."""
         return sampler_factory.sampled_classes(self.config)
-
-    @property
-    def prediction(self) -> str:
-        """What the network predicts, one of `diffusion.denoiser.PREDICTIONS`."""
-        return self.config.diffusion.prediction
-
-    @property
-    def variance(self) -> str:
-        """Of p, one of `diffusion.denoiser.VARIANCES`."""
-        return self.config.diffusion.variance
 
     @property
     def held_out_split(self) -> str:
@@ -102,8 +91,8 @@ class TrainedRun:
             "data": config.data.name,
             "schedule": config.schedule.name,
             "num_steps": config.schedule.num_steps,
-            "prediction": self.prediction,
-            "variance": self.variance,
+            "prediction": config.diffusion.prediction,
+            "variance": config.diffusion.variance,
             "clip_x_0": config.sample.clip_x_0,
         }
 
@@ -134,30 +123,28 @@ class TrainedRun:
     def denoiser_of(
         self,
         *,
-        schedule: Schedule | None = None,
+        process: Process | None = None,
         clip_x_0: bool | None = None,
         dynamic_threshold: float | None = None,
-        steps: np.ndarray | None = None,
     ) -> DenoiserOf:
         """(params, labels or None) -> denoise_fn, as the run samples but for what is given here.
 
         Args:
-          schedule, steps: a `respaced` schedule, and the run's steps that it is of, rising.
+          process: the run's own, or that of some of its steps.
         """
         return model_factory.build_denoiser(
             self.config,
-            schedule or self.schedule,
+            process or self.process,
             self.model,
             clip_x_0=clip_x_0,
             dynamic_threshold=dynamic_threshold,
-            steps=steps,
         )
 
     def generator(self, mesh: Mesh) -> Generator:
         """What draws samples by its sampler, after `check_params`."""
         table = self.sampler_table
         self.check_params()
-        return sampler_factory.build_generator(self.config, self.schedule, table, self.model, mesh)
+        return sampler_factory.build_generator(self.config, self.process, table, self.model, mesh)
 
     def with_data(self, overrides: Sequence[str]) -> "TrainedRun":
         """The run with `data.field=value` applied, of the fields DATA_FIELDS.

@@ -139,7 +139,7 @@ class Trainer:
     def _previewer(self) -> Generator:
         experiment = self._experiment
         return sampler_factory.build_generator(
-            self._config, experiment.schedule, experiment.preview_table, experiment.model, experiment.mesh
+            self._config, experiment.process, experiment.preview_table, experiment.model, experiment.mesh
         )
 
     def _preview(self, state: TrainState) -> dict[str, float]:

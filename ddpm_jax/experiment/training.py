@@ -124,7 +124,7 @@ def build_eval_loss(experiment: Experiment) -> EvalLoss | None:
         return None
     return EvalLoss(
         data_factory.build_source(config, config.data.eval_split, "data.eval_split"),
-        make_eval_step(experiment.model, experiment.loss_fn, num_steps=config.schedule.num_steps),
+        make_eval_step(experiment.model, experiment.loss_fn),
         key=experiment.keys.eval,
         mesh=experiment.mesh,
         batch_size=config.eval.batch_size,
@@ -163,7 +163,7 @@ def _introduce(
 def _draw_final(state: TrainState, experiment: Experiment, reporter: Reporter, workdir: str) -> None:
     config = experiment.config
     generator = sampler_factory.build_generator(
-        config, experiment.schedule, experiment.sampler_table, experiment.model, experiment.mesh
+        config, experiment.process, experiment.sampler_table, experiment.model, experiment.mesh
     )
     draw_final(generator, state, reporter, _samples(workdir), num_samples=config.sample.num_grid)
 

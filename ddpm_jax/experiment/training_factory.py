@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.loss_weights import loss_weights
 from ddpm_jax.diffusion.losses import BOUNDS, LossFn, make_loss_fn
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_sampler
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.runtime.devices import check_batch_size
@@ -24,14 +24,13 @@ from ddpm_jax.training.train_step import TrainStep, make_train_step
 NONFINITE = ("stop", "skip", "rewind")  # what becomes of a loss that is not finite
 
 
-def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
+def build_loss(config: ConfigDict, process: Process) -> LossFn:
     """The training loss."""
     diffusion = config.diffusion
     with fields_named("diffusion"):
         weights = loss_weights(
-            schedule,
+            process,
             diffusion.weighting,
-            prediction=diffusion.prediction,
             min_snr_gamma=diffusion.min_snr_gamma,
             p2_gamma=diffusion.p2_gamma,
             p2_k=diffusion.p2_k,
@@ -41,10 +40,8 @@ def build_loss(config: ConfigDict, schedule: Schedule) -> LossFn:
                 f"diffusion.weighting must be 'none' with diffusion.loss={diffusion.loss!r}, whose weights are given"
             )
         return make_loss_fn(
-            schedule,
+            process,
             loss=diffusion.loss,
-            prediction=diffusion.prediction,
-            variance=diffusion.variance,
             huber_delta=diffusion.huber_delta,
             vlb_lambda=diffusion.vlb_lambda,
             weights=weights,
@@ -112,7 +109,6 @@ def build_train_step(
         model,
         loss_fn,
         optimizer,
-        num_steps=config.schedule.num_steps,
         ema_decay=ema_decay,
         time_sampler=build_timestep_sampler(config),
         flip=config.data.flip,

@@ -18,7 +18,7 @@ def check_imported(config: Config) -> None:
     """Raises UserError where the config's parts cannot be built or sampled from."""
     config_checks.check_numbers(config)
     model_factory.build_model(config)
-    sampler_factory.build_table(config, model_factory.build_schedule(config))
+    sampler_factory.build_table(config, model_factory.build_process(config))
 
 
 def write_workdir(imported: Imported, workdir: str | os.PathLike) -> None:

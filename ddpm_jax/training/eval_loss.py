@@ -16,14 +16,14 @@ from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
 
 
-def make_eval_step(
-    model: nn.Module, loss_fn: LossFn, *, num_steps: int
-) -> Callable[[PyTree, Array, Array, Array], Array]:
+def make_eval_step(model: nn.Module, loss_fn: LossFn) -> Callable[[PyTree, Array, Array, Array], Array]:
     """eval_step(params, batch, ids int32 [B], key) -> the loss of each image, [B]; batches as in `make_train_step`.
 
     Image i has the same t and eps at every evaluation: t is the i-th of a stratified sequence over 0..T-1
     (the golden ratio's), eps comes from fold_in(key, i). Numbers at different steps can be compared.
     """
+
+    num_steps = loss_fn.process.num_steps
 
     def eval_step(params: PyTree, batch: Batch, ids: Int[Array, "B"], key: Key[Array, ""]) -> Float[Array, "B"]:
         images, labels = images_and_labels(batch)

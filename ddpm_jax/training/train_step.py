@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ddpm_jax.data.batch import Batch, images_and_labels, label_args, to_model_scale
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_sampler
+from ddpm_jax.runtime.errors import UserError, arg
 from ddpm_jax.training.optimizer import StepFn, clip_by_global_norm, global_norm
 from ddpm_jax.training.train_state import TrainState
 
@@ -92,7 +93,6 @@ def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
-    num_steps: int,
     ema_decay: StepFn,
     time_sampler: TimestepSampler | None = None,
     flip: bool = False,
@@ -111,8 +111,7 @@ def make_train_step(
     Args:
       model: called as model.apply({"params": p}, x_t, t, train=True, rngs={"dropout": key}), with labels after t
         where the batch has some.
-      loss_fn: of `diffusion.losses.make_loss_fn`.
-      num_steps: T.
+      loss_fn: of `diffusion.losses.make_loss_fn`; its process says what T is.
       ema_decay: update number -> the decay.
       time_sampler: of t on 0..T-1; None for the uniform one. Its history is in the state.
       flip: mirror each image with probability 1/2.
@@ -126,8 +125,17 @@ def make_train_step(
     Metrics: loss and its parts, grad_norm (of the averaged gradient, before the optimiser's clip), param_norm (of the
     new parameters), t_bin_sum and t_bin_count [4]. Where t is not uniform, all but the norms are weighted so that they
     estimate the mean over uniform t.
+
+    Raises:
+      UserError: a time sampler of another T.
     """
+    num_steps = loss_fn.process.num_steps
     time_sampler = time_sampler or make_timestep_sampler("uniform", num_steps)
+    if time_sampler.num_steps != num_steps:
+        raise UserError(
+            f"{arg('time_sampler')} must be of the {num_steps} steps of the loss's process; "
+            f"got one of {time_sampler.num_steps}"
+        )
 
     gradient = _make_gradient(model, loss_fn, num_parts, clip_each_part)
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.denoiser import PREDICTIONS, VARIANCES, make_denoiser, p_log_var
+from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.forward_process import q_posterior_mean, q_sample, v_from_x_0
+from ddpm_jax.diffusion.parameterisations import PREDICTIONS
+from ddpm_jax.diffusion.process import VARIANCES, Process
 from ddpm_jax.diffusion.schedules import make_schedule, rescale_zero_terminal_snr
 from ddpm_jax.runtime.errors import UserError
 
@@ -29,7 +31,7 @@ def test_the_truth_in_every_prediction_gives_x_0(prediction):
         "v": v_from_x_0(LINEAR, x_0=x_0, t=T, eps=eps),
         "mean": q_posterior_mean(LINEAR, x_0=x_0, x_t=x_t, t=T),
     }[prediction]
-    denoise_fn = make_denoiser(LINEAR, lambda x_t, t: truth, prediction=prediction, clip_x_0=False)
+    denoise_fn = make_denoiser(Process(LINEAR, prediction=prediction), lambda x_t, t: truth, clip_x_0=False)
     # 1/sqrt(alpha-bar) = 157 at t = 999; the mean holds x_0 with a weight of 1e-4 there.
     atol = {"eps": 1e-4, "mean": 5e-3}.get(prediction, 2e-6)
     np.testing.assert_allclose(denoise_fn(x_t, T).x_0_hat, x_0, atol=atol)
@@ -38,13 +40,15 @@ def test_the_truth_in_every_prediction_gives_x_0(prediction):
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 def test_a_whole_step_may_be_written_as_a_float(prediction):
     x_t = case()[2]
-    denoise_fn = jax.jit(make_denoiser(LINEAR, lambda x_t, t: 0.3 * x_t, prediction=prediction, clip_x_0=False))
+    denoise_fn = jax.jit(
+        make_denoiser(Process(LINEAR, prediction=prediction), lambda x_t, t: 0.3 * x_t, clip_x_0=False)
+    )
     whole, fractional = denoise_fn(x_t, T).x_0_hat, denoise_fn(x_t, T.astype(jnp.float32)).x_0_hat
     np.testing.assert_allclose(fractional, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_previous_mean_is_for_whole_steps():
-    denoise_fn = make_denoiser(LINEAR, lambda x_t, t: x_t, prediction="mean")
+    denoise_fn = make_denoiser(Process(LINEAR, prediction="mean"), lambda x_t, t: x_t)
     with pytest.raises(ValueError, match="the previous mean belongs to a whole step t"):
         denoise_fn(jnp.zeros((1, 2)), jnp.array([0.5]))
 
@@ -52,14 +56,14 @@ def test_the_previous_mean_is_for_whole_steps():
 def test_dynamic_threshold():
     x_0 = np.random.default_rng(0).normal(0, 1, (3, 4, 5)) * np.array([0.2, 1.0, 4.0]).reshape(3, 1, 1)
     denoise_fn = make_denoiser(
-        LINEAR, lambda x_t, t: jnp.asarray(x_0, jnp.float32), prediction="x_0", dynamic_threshold=0.9
+        Process(LINEAR, prediction="x_0"), lambda x_t, t: jnp.asarray(x_0, jnp.float32), dynamic_threshold=0.9
     )
     got = denoise_fn(jnp.zeros((3, 4, 5)), jnp.zeros(3, jnp.int32)).x_0_hat
     limit = np.maximum(np.quantile(np.abs(x_0).reshape(3, -1), 0.9, axis=1), 1).reshape(3, 1, 1)
     assert limit[0] == 1 and limit[2] > 3
     np.testing.assert_allclose(got, np.clip(x_0, -limit, limit) / limit, rtol=1e-5)
     with pytest.raises(UserError, match=r"^dynamic_threshold must be in \[0, 1\], 0 for none; got 1.5"):
-        make_denoiser(LINEAR, lambda x_t, t: x_t, dynamic_threshold=1.5)
+        make_denoiser(Process(LINEAR), lambda x_t, t: x_t, dynamic_threshold=1.5)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 1000, 4000])
@@ -71,7 +75,7 @@ def test_variances_at_t_0_are_finite_and_repaired(num_steps):
     expected = {"learned": -3.0}
     for variance in VARIANCES:
         told = jnp.full((1, 2), values.get(variance, 0.0))
-        got = p_log_var(schedule, variance=variance, t=jnp.zeros(1, jnp.int32), ndim=2, var_values=told)
+        got = Process(schedule, variance=variance).log_var(jnp.zeros(1, jnp.int32), ndim=2, var_values=told)
         np.testing.assert_allclose(got, expected.get(variance, repaired), rtol=1e-6)
 
 
@@ -88,7 +92,7 @@ def test_zero_terminal_snr():
     for prediction in ("eps", "v"):
         if prediction == "eps":
             with pytest.raises(UserError, match="'eps' says nothing about x_0 where alpha-bar falls to 0"):
-                make_denoiser(schedule, lambda x_t, t: x_t)
+                make_denoiser(Process(schedule), lambda x_t, t: x_t)
             continue
-        denoise_fn = make_denoiser(schedule, lambda x_t, t: 0.5 * x_t, prediction=prediction)
+        denoise_fn = make_denoiser(Process(schedule, prediction=prediction), lambda x_t, t: 0.5 * x_t)
         assert np.all(np.isfinite(denoise_fn(jnp.ones((1, 2)), jnp.array([999])).x_0_hat))

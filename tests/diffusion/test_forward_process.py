@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.denoiser import make_denoiser, p_log_var
+from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.forward_process import (
     at_step,
     eps_from_x_0,
@@ -15,6 +15,7 @@ from ddpm_jax.diffusion.forward_process import (
     x_0_from_eps,
     x_0_from_v,
 )
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.runtime.errors import UserError
 
@@ -111,15 +112,15 @@ def test_at_step_is_nan_past_the_end():
 
 def test_fixed_variances():
     t = jnp.array([0, 1, 500, 999])
-    small = jnp.exp(p_log_var(LINEAR, variance="fixed_small", t=t, ndim=1))
-    large = jnp.exp(p_log_var(LINEAR, variance="fixed_large", t=t, ndim=1))
+    small = jnp.exp(Process(LINEAR, variance="fixed_small").log_var(t, ndim=1))
+    large = jnp.exp(Process(LINEAR, variance="fixed_large").log_var(t, ndim=1))
     # exp of a float32 logarithm around -10 multiplies its rounding by 10.
     np.testing.assert_allclose(small[1:], LINEAR.posterior_var[t[1:]], rtol=10 * ULP)
     np.testing.assert_allclose(large[1:], LINEAR.betas[t[1:]], rtol=10 * ULP)
     assert small[0] == large[0] == small[1]
-    assert p_log_var(LINEAR, variance="fixed_small", t=t, ndim=3).shape == (4, 1, 1)
+    assert Process(LINEAR, variance="fixed_small").log_var(t, ndim=3).shape == (4, 1, 1)
     with pytest.raises(UserError, match="^variance .* got 'fixed_smal'; did you mean 'fixed_small'"):
-        p_log_var(LINEAR, variance="fixed_smal", t=t, ndim=3)
+        Process(LINEAR, variance="fixed_smal")
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
@@ -128,7 +129,7 @@ def test_a_perfect_network_is_denoised_to_x_0(prediction):
     x_t = q_sample(LINEAR, x_0=x_0, t=t, eps=eps)
     truth = {"eps": eps, "x_0": x_0, "v": v_from_x_0(LINEAR, x_0=x_0, t=t, eps=eps)}[prediction]
     seen = []
-    denoise_fn = make_denoiser(LINEAR, lambda x, s: seen.append((x, s)) or truth, prediction=prediction)
+    denoise_fn = make_denoiser(Process(LINEAR, prediction=prediction), lambda x, s: seen.append((x, s)) or truth)
     tolerance = 32 * ULP / (column(LINEAR.sqrt_alphas_bar) if prediction == "eps" else 1)
     assert_within(denoise_fn(x_t, t).x_0_hat, x_0, tolerance)
     assert seen[0][0] is x_t and seen[0][1] is t
@@ -137,15 +138,15 @@ def test_a_perfect_network_is_denoised_to_x_0(prediction):
 def test_x_0_is_clipped_where_asked_and_only_there():
     model_fn = lambda x_t, t: x_t  # noqa: E731
     x_t, t = jnp.array([[-3.0, -0.5, 0.5, 3.0]]), jnp.array([7])
-    clipped = make_denoiser(LINEAR, model_fn, prediction="x_0")(x_t, t).x_0_hat
+    clipped = make_denoiser(Process(LINEAR, prediction="x_0"), model_fn)(x_t, t).x_0_hat
     np.testing.assert_array_equal(clipped, [[-1, -0.5, 0.5, 1]])
-    free = make_denoiser(LINEAR, model_fn, prediction="x_0", clip_x_0=False)(x_t, t).x_0_hat
+    free = make_denoiser(Process(LINEAR, prediction="x_0"), model_fn, clip_x_0=False)(x_t, t).x_0_hat
     np.testing.assert_array_equal(free, x_t)
 
 
 def test_predictions_that_are_refused():
     with pytest.raises(UserError, match="^prediction .* got 'epsilon'"):
-        make_denoiser(LINEAR, lambda x_t, t: x_t, prediction="epsilon")
+        make_denoiser(Process(LINEAR, prediction="epsilon"), lambda x_t, t: x_t)
 
 
 @pytest.mark.parametrize("settings", [("jsd", 100, 0.02), ("constant", 10_000, 0.02)])
@@ -154,8 +155,8 @@ def test_eps_is_refused_where_it_says_nothing_about_x_0(settings):
     name, num_steps, beta_end = settings
     schedule = make_schedule(name, num_steps=num_steps, beta_end=beta_end)
     with pytest.raises(UserError, match="predict 'x_0' or 'v'"):
-        make_denoiser(schedule, lambda x_t, t: x_t)
-    denoise_fn = make_denoiser(schedule, lambda x_t, t: x_t, prediction="v")
+        make_denoiser(Process(schedule), lambda x_t, t: x_t)
+    denoise_fn = make_denoiser(Process(schedule, prediction="v"), lambda x_t, t: x_t)
     assert np.isfinite(denoise_fn(jnp.ones((1, 2)), jnp.array([num_steps - 1])).x_0_hat).all()
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import log_ndtr
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.variational_bound import bits_per_dim, prior_term, vlb_term
 
@@ -25,7 +26,7 @@ def exact_denoiser(schedule):
         bar, noise = (table[t][:, None] for table in (schedule.alphas_bar, schedule.one_minus_alphas_bar))
         return jnp.sqrt(noise) * (x_t - jnp.sqrt(bar) * M) / (bar * S**2 + noise)
 
-    return make_denoiser(schedule, model_fn, clip_x_0=False)
+    return make_denoiser(Process(schedule), model_fn, clip_x_0=False)
 
 
 def normal_grid(num_points):
@@ -65,8 +66,8 @@ def test_the_decoder_term_is_the_integral(variance):
     noise = np.tile(z, len(pixels))[:, None]
     x_t = np.sqrt(schedule.host_alphas_bar[0]) * x_0 + np.sqrt(schedule.host_one_minus_alphas_bar[0]) * noise
     terms, _ = vlb_term(
-        schedule, exact_denoiser(schedule), x_0=jnp.asarray(x_0, jnp.float32), x_t=jnp.asarray(x_t, jnp.float32),
-        t=jnp.zeros(len(x_0), jnp.int32), variance=variance,
+        Process(schedule, variance=variance), exact_denoiser(schedule), x_0=jnp.asarray(x_0, jnp.float32),
+        x_t=jnp.asarray(x_t, jnp.float32), t=jnp.zeros(len(x_0), jnp.int32),
     )  # fmt: skip
     got = np.asarray(terms, np.float64).reshape(len(pixels), -1) @ weights
     expected = decoder_bits(schedule, pixels)
@@ -97,7 +98,7 @@ def test_total_terms_and_errors_are_their_expectations(variance):
     x_0 = np.rint((draws + 1) * 127.5) / 127.5 - 1
     out = jax.jit(
         lambda x_0: bits_per_dim(
-            schedule, exact_denoiser(schedule), x_0=x_0, key=jax.random.key(0), variance=variance
+            Process(schedule, variance=variance), exact_denoiser(schedule), x_0=x_0, key=jax.random.key(0)
         )
     )(jnp.asarray(x_0, jnp.float32))
     out = {name: np.asarray(array, np.float64) for name, array in out.items()}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import log_ndtr
 
-from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, VARIANCES, make_denoiser, p_log_var
+from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop, sample_loop
@@ -86,7 +87,9 @@ def test_hybrid_and_vlb_are_the_slow_ones(variance, num_steps):
     arguments = dict(x_0=jnp.asarray(x_0, jnp.float32), t=jnp.asarray(t), eps=jnp.asarray(eps, jnp.float32))
 
     def losses(loss):
-        return jax.jit(lambda: make_loss_fn(schedule, loss=loss, variance=variance, vlb_lambda=0.01)(fn, **arguments))()
+        return jax.jit(
+            lambda: make_loss_fn(Process(schedule, variance=variance), loss=loss, vlb_lambda=0.01)(fn, **arguments)
+        )()
 
     # x_0_hat = (x_t - ...)/sqrt(alpha-bar): float32 rounding, which alpha-bar_T = 1e-9 makes large, over sigma.
     bar = np.cumprod(1 - betas)[t]
@@ -110,7 +113,9 @@ def test_the_bound_of_hybrid_trains_the_variance_alone(variance):
     def gradient(part, **settings):
         def f(a, b):
             fn = lambda x_t, t: jnp.concatenate([a * x_t, b * jnp.ones_like(x_t)], axis=-1)  # noqa: E731
-            return jnp.sum(make_loss_fn(schedule, variance=variance, **settings)(fn, x_0=x_0, t=t, eps=eps)[part])
+            return jnp.sum(
+                make_loss_fn(Process(schedule, variance=variance), **settings)(fn, x_0=x_0, t=t, eps=eps)[part]
+            )
 
         return np.array(jax.grad(f, (0, 1))(jnp.float32(0.5), jnp.float32(-0.3)))
 
@@ -127,13 +132,13 @@ def test_the_bound_of_hybrid_trains_the_variance_alone(variance):
 def test_the_ends_of_a_learned_range_are_beta_tilde_and_beta():
     schedule = make_schedule("linear")
     t = jnp.arange(1000)
-    arguments = dict(variance="learned_range", t=t, ndim=2)
-    low = p_log_var(schedule, var_values=-jnp.ones((1000, 1)), **arguments)[:, 0]
-    high = p_log_var(schedule, var_values=jnp.ones((1000, 1)), **arguments)[:, 0]
+    process = Process(schedule, variance="learned_range")
+    low = process.log_var(t, ndim=2, var_values=-jnp.ones((1000, 1)))[:, 0]
+    high = process.log_var(t, ndim=2, var_values=jnp.ones((1000, 1)))[:, 0]
     np.testing.assert_allclose(low, schedule.log_var_fixed_small, rtol=1e-6)
     np.testing.assert_allclose(high, np.log(schedule.betas_float64), rtol=1e-6)
     assert np.all(high > low) and np.all(np.isfinite(low))
-    beyond = p_log_var(schedule, var_values=3 * jnp.ones((1000, 1)), **arguments)[:, 0]
+    beyond = process.log_var(t, ndim=2, var_values=3 * jnp.ones((1000, 1)))[:, 0]
     np.testing.assert_allclose(beyond, 2 * high - low, rtol=1e-5)  # not cut off: a gradient is left
 
 
@@ -153,43 +158,44 @@ def test_a_variance_learned_to_be_beta_tilde_is_fixed_small(variance):
     def learned_fn(x_t, t):
         return jnp.concatenate([0.4 * x_t, jnp.broadcast_to(values(t)[:, None], x_t.shape)], axis=-1)
 
-    learned = make_denoiser(schedule, learned_fn, variance=variance)
-    fixed = make_denoiser(schedule, lambda x_t, t: 0.4 * x_t)
+    learned = make_denoiser(Process(schedule, variance=variance), learned_fn)
+    fixed = make_denoiser(Process(schedule), lambda x_t, t: 0.4 * x_t)
     x_0 = jnp.asarray(pictures(np.random.default_rng(0), 3, 5), jnp.float32)
     arguments = dict(x_0=x_0, key=jax.random.key(0))
-    one = bits_per_dim(schedule, learned, variance=variance, **arguments)
-    other = bits_per_dim(schedule, fixed, variance="fixed_small", **arguments)
+    one = bits_per_dim(Process(schedule, variance=variance), learned, **arguments)
+    other = bits_per_dim(Process(schedule, variance="fixed_small"), fixed, **arguments)
     np.testing.assert_allclose(one["total"], other["total"], rtol=1e-5)
     np.testing.assert_allclose(one["terms"], other["terms"], rtol=1e-4, atol=1e-6)
     grids = [None] if variance == "learned" else [None, spaced_steps(30, 7)]
     for steps in grids:
         draw = dict(key=jax.random.key(1), num_samples=4, shape=(5,))
-        got = p_sample_loop(learned, ancestral_table(schedule, steps=steps, variance=variance), **draw)
-        expected = p_sample_loop(fixed, ancestral_table(schedule, steps=steps, variance="fixed_small"), **draw)
+        got = p_sample_loop(learned, ancestral_table(Process(schedule, variance=variance), steps=steps), **draw)
+        expected = p_sample_loop(fixed, ancestral_table(Process(schedule, variance="fixed_small"), steps=steps), **draw)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_learned_range_of_the_kept_steps_lies_between_their_own_beta_tilde_and_beta():
     """At +1 the noise is that of "fixed_large" of the same steps, whose betas are those of the respaced process."""
     schedule, steps = make_schedule("linear"), spaced_steps(1000, 10)
-    table = ancestral_table(schedule, steps=steps, variance="learned_range")
+    table = ancestral_table(Process(schedule, variance="learned_range"), steps=steps)
     betas = np.array(respaced(schedule, steps).betas_float64)[::-1]
     at_1 = np.exp(0.5 * (np.asarray(table.log_var_shift) + np.asarray(table.log_var_scale)))
     np.testing.assert_allclose(at_1, np.sqrt(betas), rtol=1e-5)
     at_minus_1 = np.exp(0.5 * (np.asarray(table.log_var_shift) - np.asarray(table.log_var_scale)))
-    small = np.asarray(ancestral_table(schedule, steps=steps, variance="fixed_small").sigma)
+    small = np.asarray(ancestral_table(Process(schedule, variance="fixed_small"), steps=steps).sigma)
     np.testing.assert_allclose(at_minus_1[:-1], small[:-1], rtol=1e-5)
     assert table.sigma.tolist() == [1.0] * 9 + [0.0]
     keys = sample_keys(jax.random.key(0), jnp.arange(2))
-    denoise_fn = make_denoiser(schedule, lambda x_t, t: jnp.concatenate([x_t, jnp.ones_like(x_t)], -1),
-                               variance="learned_range")  # fmt: skip
+    denoise_fn = make_denoiser(
+        Process(schedule, variance="learned_range"), lambda x_t, t: jnp.concatenate([x_t, jnp.ones_like(x_t)], -1)
+    )
     one = sample_loop(denoise_fn, table.rows(0, 1), jnp.zeros((2, 3)), keys)
     np.testing.assert_allclose(one, np.sqrt(betas[0]) * sample_noise(keys, 1, (3,)), rtol=1e-5)
 
 
 def test_the_network_must_be_twice_as_wide():
     schedule = make_schedule("linear", num_steps=100)
-    denoise_fn = make_denoiser(schedule, lambda x_t, t: x_t, variance="learned")
+    denoise_fn = make_denoiser(Process(schedule, variance="learned"), lambda x_t, t: x_t)
     with pytest.raises(ValueError, match="the network must give 6 channels; got 3"):
         denoise_fn(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32))
 
@@ -204,11 +210,12 @@ def test_a_term_is_never_negative(variance):
     t = jnp.arange(1000)
     values = {"learned": jnp.asarray(schedule.log_var_fixed_small)[:, None] * jnp.ones((1, 4))}
     for scale in (0.0, 1e-3, 1.0):
+
         def fn(x_t, t):
             exact = eps + scale * jnp.sin(40 * x_t)  # noqa: B023
             if variance not in LEARNED_VARIANCES:
                 return exact
             return jnp.concatenate([exact, values.get(variance, -jnp.ones((1000, 4)))], axis=-1)
 
-        terms = make_loss_fn(schedule, loss="vlb", variance=variance)(fn, x_0=x_0, t=t, eps=eps)["loss"]
+        terms = make_loss_fn(Process(schedule, variance=variance), loss="vlb")(fn, x_0=x_0, t=t, eps=eps)["loss"]
         assert np.all(np.asarray(terms) >= 0)

@@ -7,6 +7,7 @@ import pytest
 
 from ddpm_jax.diffusion.forward_process import q_posterior_mean, q_sample
 from ddpm_jax.diffusion.losses import BOUNDS, make_loss_fn
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.runtime.errors import UserError
 
@@ -37,7 +38,7 @@ def test_formulas(loss, prediction):
         "l1": error,
         "huber": np.where(error <= 0.5, error**2, 2 * 0.5 * error - 0.5**2),
     }[loss]
-    loss_fn = make_loss_fn(SCHEDULE, loss=loss, prediction=prediction, huber_delta=0.5)
+    loss_fn = make_loss_fn(Process(SCHEDULE, prediction=prediction), loss=loss, huber_delta=0.5)
     x_0, eps = case()
     got = loss_fn(model_fn, x_0=x_0, t=jnp.asarray(T), eps=eps)["loss"]
     assert got.shape == (4,) and got.dtype == jnp.float32
@@ -48,11 +49,11 @@ def test_formulas(loss, prediction):
 def test_huber_is_l2_for_wide_deltas_and_l1_for_narrow_ones():
     x_0, eps = case()
     arguments = dict(x_0=x_0, t=jnp.asarray(T), eps=eps)
-    simple = make_loss_fn(SCHEDULE)(model_fn, **arguments)["loss"]
-    wide = make_loss_fn(SCHEDULE, loss="huber", huber_delta=1e3)(model_fn, **arguments)["loss"]
+    simple = make_loss_fn(Process(SCHEDULE))(model_fn, **arguments)["loss"]
+    wide = make_loss_fn(Process(SCHEDULE), loss="huber", huber_delta=1e3)(model_fn, **arguments)["loss"]
     np.testing.assert_array_equal(wide, simple)
-    l1 = make_loss_fn(SCHEDULE, loss="l1")(model_fn, **arguments)["loss"]
-    narrow = make_loss_fn(SCHEDULE, loss="huber", huber_delta=1e-4)(model_fn, **arguments)["loss"]
+    l1 = make_loss_fn(Process(SCHEDULE), loss="l1")(model_fn, **arguments)["loss"]
+    narrow = make_loss_fn(Process(SCHEDULE), loss="huber", huber_delta=1e-4)(model_fn, **arguments)["loss"]
     # 2 delta |e| - delta^2, divided by 2 delta, is |e| - delta/2: at most 1e-4 less than |e|.
     np.testing.assert_allclose(narrow / 2e-4, l1, atol=1e-4)
 
@@ -60,7 +61,7 @@ def test_huber_is_l2_for_wide_deltas_and_l1_for_narrow_ones():
 def test_huber_is_smooth_where_it_turns():
     def huber(e):
         x_0 = jnp.zeros((1, 1))
-        loss_fn = make_loss_fn(SCHEDULE, loss="huber", prediction="x_0", huber_delta=0.5)
+        loss_fn = make_loss_fn(Process(SCHEDULE, prediction="x_0"), loss="huber", huber_delta=0.5)
         return loss_fn(lambda x_t, t: x_0 + e, x_0=x_0, t=jnp.array([0]), eps=x_0)["loss"][0]
 
     inside, outside = (jax.value_and_grad(huber)(e) for e in (0.5 * (1 - 1e-6), 0.5 * (1 + 1e-6)))
@@ -77,7 +78,7 @@ def test_a_perfect_network_has_the_smallest_loss_and_a_loss_per_sample(loss, pre
     v = jnp.sqrt(bar) * eps - jnp.sqrt(1 - bar) * x_0
     mean = q_posterior_mean(SCHEDULE, x_0=x_0, x_t=q_sample(SCHEDULE, x_0=x_0, t=t, eps=eps), t=t)
     truth = {"eps": eps, "x_0": x_0, "v": v, "mean": mean}[prediction]
-    loss_fn = make_loss_fn(SCHEDULE, loss=loss, prediction=prediction, variance="fixed_small")
+    loss_fn = make_loss_fn(Process(SCHEDULE, prediction=prediction, variance="fixed_small"), loss=loss)
     best = loss_fn(lambda x_t, t: truth, x_0=x_0, t=t, eps=eps)["loss"]
     off = loss_fn(lambda x_t, t: truth.at[2].add(0.5), x_0=x_0, t=t, eps=eps)["loss"]
     assert best.shape == (4,)
@@ -89,25 +90,23 @@ def test_a_perfect_network_has_the_smallest_loss_and_a_loss_per_sample(loss, pre
 
 def test_nothing_is_clipped_in_training():
     """The bound of a network far outside [-1, 1] still pulls it back."""
-    loss_fn = make_loss_fn(SCHEDULE, loss="vlb", prediction="x_0")
+    loss_fn = make_loss_fn(Process(SCHEDULE, prediction="x_0"), loss="vlb")
     x_0 = jnp.zeros((1, 3))
     f = lambda w: loss_fn(lambda x_t, t: w + 0 * x_t, x_0=x_0, t=jnp.array([5]), eps=x_0)["loss"][0]  # noqa: E731
     assert f(4.0) > f(2.0) and jax.grad(f)(4.0) > 0
 
 
 @pytest.mark.parametrize(
-    "settings,message",
+    "variance,settings,message",
     [
-        (dict(loss="mse"), "loss must be one of"),
-        (dict(prediction="score"), "prediction must be one of"),
-        (dict(variance="learnt"), "variance must be one of"),
-        (dict(variance="learned"), "'learned' is not trained by loss='simple': take 'hybrid', 'vlb'"),
-        (dict(loss="hybrid"), "trains a learned variance; got variance='fixed_large': take 'learned_range'"),
-        (dict(loss="hybrid", variance="learned", vlb_lambda=0.0), "vlb_lambda must be above 0; got 0.0"),
-        (dict(loss="vlb", weights=jnp.ones(100)), "weights must be None with loss='vlb', whose weights are given"),
-        (dict(loss="huber", huber_delta=0.0), "huber_delta must be above 0; got 0.0"),
+        ("fixed_large", dict(loss="mse"), "loss must be one of"),
+        ("learned", dict(), "'learned' is not trained by loss='simple': take 'hybrid', 'vlb'"),
+        ("fixed_large", dict(loss="hybrid"), "trains a learned variance; got variance='fixed_large': take"),
+        ("learned", dict(loss="hybrid", vlb_lambda=0.0), "vlb_lambda must be above 0; got 0.0"),
+        ("fixed_large", dict(loss="vlb", weights=jnp.ones(100)), "weights must be None with loss='vlb'"),
+        ("fixed_large", dict(loss="huber", huber_delta=0.0), "huber_delta must be above 0; got 0.0"),
     ],
 )
-def test_what_is_refused(settings, message):
+def test_what_is_refused(variance, settings, message):
     with pytest.raises(UserError, match=message):
-        make_loss_fn(SCHEDULE, **settings)
+        make_loss_fn(Process(SCHEDULE, variance=variance), **settings)

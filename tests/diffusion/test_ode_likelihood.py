@@ -8,6 +8,7 @@ import pytest
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.forward_process import signal_and_noise
 from ddpm_jax.diffusion.ode_likelihood import bits_of_density, dequantise, ode_bits_per_dim, ode_grid
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.runtime.errors import UserError
@@ -32,7 +33,7 @@ def exact_network(schedule, prediction="eps"):
         x_0 = mean[None] + (centred * signal * values[None] / (signal**2 * values[None] + noise**2)) @ vectors.T
         return {"eps": eps, "x_0": x_0, "v": signal * eps - noise * x_0}[prediction].reshape(x_t.shape)
 
-    return make_denoiser(schedule, model_fn, prediction=prediction, clip_x_0=False)
+    return make_denoiser(Process(schedule, prediction=prediction), model_fn, clip_x_0=False)
 
 
 def pictures(num_images):
@@ -61,7 +62,7 @@ def closed_form(schedule, y):
 def measured(schedule, prediction="eps", num_images=6, **settings):
     x_0, keys = pictures(num_images), sample_keys(jax.random.key(1), jnp.arange(num_images))
     denoise_fn = exact_network(schedule, prediction)
-    bits = jax.jit(lambda x_0: ode_bits_per_dim(schedule, denoise_fn, x_0=x_0, keys=keys, **settings))(x_0)
+    bits = jax.jit(lambda x_0: ode_bits_per_dim(Process(schedule), denoise_fn, x_0=x_0, keys=keys, **settings))(x_0)
     return np.asarray(bits, np.float64), dequantise(x_0, keys)
 
 
@@ -97,11 +98,13 @@ def test_a_flow_that_is_not_linear():
         means = centres + signal * std**2 * (x_t - signal * centres) / var
         return jnp.sum(weights * means, axis=1, keepdims=True)
 
-    denoise_fn = make_denoiser(schedule, x_0_hat, prediction="x_0", clip_x_0=False)
+    denoise_fn = make_denoiser(Process(schedule, prediction="x_0"), x_0_hat, clip_x_0=False)
     x_0 = jnp.linspace(-0.7, 0.7, 40)[:, None]
     keys = sample_keys(jax.random.key(1), jnp.arange(40))
     flow = jax.jit(
-        lambda x_0, n: ode_bits_per_dim(schedule, denoise_fn, x_0=x_0, keys=keys, num_ode_steps=n, num_probes=0),
+        lambda x_0, n: ode_bits_per_dim(
+            Process(schedule), denoise_fn, x_0=x_0, keys=keys, num_ode_steps=n, num_probes=0
+        ),
         static_argnums=1,
     )
     coarse, middle, fine = (np.asarray(flow(x_0, n), np.float64) for n in (12, 24, 96))
@@ -139,8 +142,8 @@ def test_a_picture_has_its_number_whatever_the_batch(num_probes):
     denoise_fn, x_0 = exact_network(schedule), pictures(3)
     keys = sample_keys(jax.random.key(1), jnp.arange(3))
     settings = {"num_ode_steps": 4, "num_probes": num_probes}
-    whole = ode_bits_per_dim(schedule, denoise_fn, x_0=x_0, keys=keys, **settings)
-    alone = ode_bits_per_dim(schedule, denoise_fn, x_0=x_0[1:2], keys=keys[1:2], **settings)
+    whole = ode_bits_per_dim(Process(schedule), denoise_fn, x_0=x_0, keys=keys, **settings)
+    alone = ode_bits_per_dim(Process(schedule), denoise_fn, x_0=x_0[1:2], keys=keys[1:2], **settings)
     np.testing.assert_allclose(alone, whole[1:2], rtol=1e-5)
     assert abs(float(whole[0] - whole[1])) > 1e-2
 
@@ -177,5 +180,5 @@ def test_what_does_not_fit(settings, message):
     schedule = make_schedule("linear", num_steps=50)
     keys = sample_keys(jax.random.key(1), jnp.arange(1))
     with pytest.raises(UserError) as error:
-        ode_bits_per_dim(schedule, exact_network(schedule), x_0=pictures(1), keys=keys, **settings)
+        ode_bits_per_dim(Process(schedule), exact_network(schedule), x_0=pictures(1), keys=keys, **settings)
     assert message in str(error.value)

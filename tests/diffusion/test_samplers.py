@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.denoiser import Denoised
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
@@ -31,7 +32,7 @@ def assert_same_table(one, other, rtol=ONE_ULP):
 @pytest.mark.parametrize("num_sampler_steps", [None, 1, 2, 37, 250])
 def test_ddim_with_eta_1_is_ancestral_with_beta_tilde(schedule, num_sampler_steps):
     steps = num_sampler_steps and spaced_steps(schedule.num_steps, num_sampler_steps)
-    small = ancestral_table(schedule, steps=steps, variance="fixed_small")
+    small = ancestral_table(Process(schedule, variance="fixed_small"), steps=steps)
     assert_same_table(ddim_table(schedule, steps=steps, eta=1.0), small)
 
 
@@ -39,15 +40,15 @@ def test_ddim_with_eta_1_is_ancestral_with_beta_tilde(schedule, num_sampler_step
 def test_all_steps_as_a_list_is_the_full_table(schedule):
     steps = spaced_steps(schedule.num_steps, schedule.num_steps)
     for variance in ("fixed_small", "fixed_large"):
-        full = ancestral_table(schedule, variance=variance)
-        assert_same_table(ancestral_table(schedule, steps=steps, variance=variance), full, rtol=0)
+        full = ancestral_table(Process(schedule, variance=variance))
+        assert_same_table(ancestral_table(Process(schedule, variance=variance), steps=steps), full, rtol=0)
     assert_same_table(ddim_table(schedule, steps=steps, eta=0.3), ddim_table(schedule, eta=0.3), rtol=0)
 
 
 @SCHEDULES
 def test_ancestral_rows_are_the_schedules_posterior(schedule):
     for variance in ("fixed_small", "fixed_large"):
-        table = ancestral_table(schedule, variance=variance)
+        table = ancestral_table(Process(schedule, variance=variance))
         t = np.arange(schedule.num_steps)[::-1]
         np.testing.assert_array_equal(table.t, t)
         np.testing.assert_array_equal(table.s, t - 1)
@@ -64,7 +65,8 @@ def test_the_last_row_lands_on_x_0_without_noise(name, num_sampler_steps):
     schedule = make_schedule(name, num_steps=50)
     steps = spaced_steps(50, num_sampler_steps)
     tables = [ddim_table(schedule, steps=steps, eta=eta) for eta in (0.0, 0.5, 1.0)]
-    tables += [ancestral_table(schedule, steps=steps, variance=v) for v in ("fixed_small", "fixed_large")]
+    processes = [Process(schedule, prediction="v", variance=variance) for variance in ("fixed_small", "fixed_large")]
+    tables += [ancestral_table(process, steps=steps) for process in processes]
     for table in tables:
         assert table.num_calls == num_sampler_steps
         assert table.s[-1] == -1 and table.t[0] == 49
@@ -95,8 +97,8 @@ def test_strided_ancestral_rows_are_the_process_of_the_kept_steps(schedule, vari
     steps = spaced_steps(schedule.num_steps, 40)
     bar = schedule.host_alphas_bar[steps[::-1]]
     kept = schedule_from_betas(1 - bar / np.append(1.0, bar[:-1]))
-    strided = ancestral_table(schedule, steps=steps, variance=variance)
-    own = ancestral_table(kept, variance=variance)
+    strided = ancestral_table(Process(schedule, variance=variance), steps=steps)
+    own = ancestral_table(Process(kept, variance=variance))
     for name in COLUMNS:
         np.testing.assert_allclose(getattr(strided, name), getattr(own, name), rtol=ONE_ULP)
 
@@ -138,14 +140,14 @@ def test_spaced_steps_refuse(arguments, parts):
 
 @pytest.mark.parametrize("steps", [[], [5, 5], [1, 2], [1000], [3, -1], [[3, 2]]])
 def test_tables_refuse_steps_that_do_not_fall_in_range(steps):
-    for make_table in (ancestral_table, ddim_table):
+    for make_table, made_of in ((ancestral_table, Process(LINEAR)), (ddim_table, LINEAR)):
         with pytest.raises(UserError, match=r"sampler's steps must be a falling list of whole numbers in 0\.\.999"):
-            make_table(LINEAR, steps=np.array(steps))
+            make_table(made_of, steps=np.array(steps))
 
 
 def test_tables_refuse_settings():
     with pytest.raises(UserError, match="^variance"):
-        ancestral_table(LINEAR, variance="large")
+        ancestral_table(Process(LINEAR, variance="large"))
     for eta in (-0.1, 30.0):
         with pytest.raises(UserError, match=f"^eta .* got {eta}: try 0 to 1"):
             ddim_table(LINEAR, eta=eta)
@@ -177,9 +179,9 @@ def moments_of_walk(schedule, table):
 
 
 ORACLE_TABLES = {
-    "ancestral small": lambda s: ancestral_table(s, variance="fixed_small"),
-    "ancestral large": lambda s: ancestral_table(s, variance="fixed_large"),
-    "strided": lambda s: ancestral_table(s, steps=spaced_steps(s.num_steps, 100), variance="fixed_small"),
+    "ancestral small": lambda s: ancestral_table(Process(s, variance="fixed_small")),
+    "ancestral large": lambda s: ancestral_table(Process(s, variance="fixed_large")),
+    "strided": lambda s: ancestral_table(Process(s, variance="fixed_small"), steps=spaced_steps(s.num_steps, 100)),
     "ddim": lambda s: ddim_table(s, steps=spaced_steps(s.num_steps, 100)),
     "ddim 0.5": lambda s: ddim_table(s, steps=spaced_steps(s.num_steps, 100), eta=0.5),
     "ddim 1": lambda s: ddim_table(s, eta=1.0),
@@ -226,7 +228,7 @@ def test_ancestral_sampling_is_of_first_order_in_the_number_of_steps(variance):
     errors = []
     for num_steps in (500, 1000, 2000, 4000):
         schedule = make_schedule("linear", num_steps=num_steps)
-        mean, deviation = moments_of_walk(schedule, ancestral_table(schedule, variance=variance))
+        mean, deviation = moments_of_walk(schedule, ancestral_table(Process(schedule, variance=variance)))
         errors.append(deviation - S)
         assert abs(mean - M) < 1e-2 * S
     orders = np.log2(np.array(errors[:-1]) / errors[1:])

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.sampling_loop import frame_ends, initial_noise, p_sample_loop, sample_loop
@@ -132,7 +133,7 @@ def test_frame_ends():
 def test_the_denoiser_sees_the_rows_t_and_the_clip_acts_on_x_0():
     """One DDIM step by hand, with a network whose x_0_hat is clipped."""
     table = ddim_table(LINEAR, steps=np.array([600, 200]))
-    denoise_fn = make_denoiser(LINEAR, lambda x_t, t: -x_t + 1e-3 * t[:, None])
+    denoise_fn = make_denoiser(Process(LINEAR), lambda x_t, t: -x_t + 1e-3 * t[:, None])
     x_t = np.array([[0.5, 2.0]])
     got = sample_loop(
         denoise_fn,

@@ -7,6 +7,7 @@ import pytest
 
 from ddpm_jax.diffusion.denoiser import Denoised
 from ddpm_jax.diffusion.forward_process import signal_and_noise
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.samplers import ddim as ddim_module
 from ddpm_jax.diffusion.samplers import (
@@ -38,7 +39,7 @@ FLOWS = {  # the deterministic ones
     "unipc_3": lambda q, steps: unipc_table(q, steps=steps, order=3),
 }
 NOISY = {
-    "ancestral": lambda q, steps: ancestral_table(q, steps=steps, variance="fixed_small"),
+    "ancestral": lambda q, steps: ancestral_table(Process(q, variance="fixed_small"), steps=steps),
     "ddim eta=0.6": lambda q, steps: ddim_table(q, steps=steps, eta=0.6),
     "dpmpp_sde": lambda q, steps: dpmpp_table(q, steps=steps, order=1, sde=True),
     "dpmpp_2m_sde": lambda q, steps: dpmpp_table(q, steps=steps, order=2, sde=True),
@@ -320,7 +321,7 @@ def test_a_start_from_pure_noise():
     steps = spaced_steps(100, 10)
     for table in (
         ddim_table(schedule, steps=steps),
-        ancestral_table(schedule, steps=steps),
+        ancestral_table(Process(schedule, prediction="v"), steps=steps),
         *(dpmpp_table(schedule, steps=steps, order=order) for order in (1, 2, 3)),
         *(dpmpp_table(schedule, steps=steps, order=order, sde=True) for order in (1, 2)),
     ):

@@ -11,6 +11,7 @@ from scipy.special import log_ndtr
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.variational_bound import (
@@ -201,8 +202,8 @@ def test_kl_terms_of_gaussian_data_equal_their_closed_form(variance):
     x_0 = jnp.tile(jnp.array([[m + s, m + s, m - s, m - s]]), (999, 1))
     eps = jnp.tile(jnp.array([[1.0, -1.0, 1.0, -1.0]]), (999, 1))
     x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
-    denoise_fn = make_denoiser(schedule, exact_eps(schedule, m, s), clip_x_0=False)
-    terms, _ = vlb_term(schedule, denoise_fn, x_0=x_0, x_t=x_t, t=t, variance=variance)
+    denoise_fn = make_denoiser(Process(schedule), exact_eps(schedule, m, s), clip_x_0=False)
+    terms, _ = vlb_term(Process(schedule, variance=variance), denoise_fn, x_0=x_0, x_t=x_t, t=t)
 
     nats, sigma2 = closed_form_terms(schedule, m, s, variance)
     # Two means of size 1 are subtracted: 4 ulp of error on a difference d that counts as d^2/(2 sigma^2).
@@ -217,9 +218,9 @@ def test_the_whole_bound_on_gaussian_pixels_is_just_above_their_entropy(variance
     schedule = make_schedule("linear", num_steps=T)
     draws = np.clip(m + s * np.random.default_rng(0).standard_normal((16, 1024)), -1, 1)
     x_0 = jnp.asarray(np.rint((draws + 1) * 127.5) / 127.5 - 1, jnp.float32)
-    denoise_fn = make_denoiser(schedule, exact_eps(schedule, m, s), clip_x_0=False)
+    denoise_fn = make_denoiser(Process(schedule), exact_eps(schedule, m, s), clip_x_0=False)
     out = jax.jit(
-        lambda x_0: bits_per_dim(schedule, denoise_fn, x_0=x_0, key=jax.random.key(0), variance=variance)
+        lambda x_0: bits_per_dim(Process(schedule, variance=variance), denoise_fn, x_0=x_0, key=jax.random.key(0))
     )(x_0)
     entropy = np.log2(s * np.sqrt(2 * np.pi * np.e) * 127.5)
     # A bound on the entropy, up to the scatter of 16,384 pixels: 0.72 bits each, so 0.02 at four deviations.
@@ -267,9 +268,9 @@ def test_bits_per_dim_is_the_slow_loop(variance):
     keys = sample_keys(key, jnp.arange(3))
     noise = [np.asarray(sample_noise(keys, t, x_0.shape[1:]), np.float64) for t in range(60)]
     model = lambda x_t, t: 0.6 * x_t + 0.01 * t  # noqa: E731
-    denoise_fn = make_denoiser(schedule, lambda x_t, t: model(x_t, t.reshape(-1, 1, 1, 1)))
+    denoise_fn = make_denoiser(Process(schedule), lambda x_t, t: model(x_t, t.reshape(-1, 1, 1, 1)))
     out = jax.jit(
-        lambda x: bits_per_dim(schedule, denoise_fn, x_0=x, key=key, variance=variance)
+        lambda x: bits_per_dim(Process(schedule, variance=variance), denoise_fn, x_0=x, key=key)
     )(jnp.asarray(x_0, jnp.float32))
     terms, prior = slow_bits_per_dim(np.array(schedule.betas_float64), model, x_0, noise, variance)
     # Means of size 1 err by 4 ulp; over the smallest deviation (0.014 at t=1) and times a |z| of some 10.
@@ -290,11 +291,10 @@ def test_the_reported_errors_are_those_of_the_network():
         return (x_t - jnp.sqrt(bar) * x_0) / jnp.sqrt(1 - bar) + 0.5
 
     out = bits_per_dim(
-        schedule,
-        make_denoiser(schedule, model_fn, clip_x_0=False),
+        Process(schedule, variance="fixed_large"),
+        make_denoiser(Process(schedule), model_fn, clip_x_0=False),
         x_0=x_0,
         key=key,
-        variance="fixed_large",
     )
     np.testing.assert_allclose(out["eps_mse"], 0.25, rtol=1e-3)
     bar = schedule.host_alphas_bar[:, None]
@@ -317,9 +317,9 @@ def test_the_vlb_loss_summed_over_t_is_the_bound(variance, prediction):
     schedule = make_schedule("linear", num_steps=T)
     model_fn = lambda x_t, t: 0.3 * x_t + 0.1  # noqa: E731
     x_0 = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 5)) / 127.5 - 1, jnp.float32)
-    denoise_fn = make_denoiser(schedule, model_fn, prediction=prediction, clip_x_0=False)
-    out = bits_per_dim(schedule, denoise_fn, x_0=x_0, key=key, variance=variance)
-    loss_fn = make_loss_fn(schedule, loss="vlb", prediction=prediction, variance=variance)
+    denoise_fn = make_denoiser(Process(schedule, prediction=prediction), model_fn, clip_x_0=False)
+    out = bits_per_dim(Process(schedule, variance=variance), denoise_fn, x_0=x_0, key=key)
+    loss_fn = make_loss_fn(Process(schedule, prediction=prediction, variance=variance), loss="vlb")
     losses = [
         loss_fn(
             model_fn,
@@ -336,7 +336,7 @@ def test_the_vlb_loss_summed_over_t_is_the_bound(variance, prediction):
 def test_the_vlb_gradient_is_finite_at_every_step():
     """Both branches of t == 0 are computed: neither may put a NaN into the other's gradient."""
     schedule = make_schedule("cosine", num_steps=4000)
-    loss_fn = make_loss_fn(schedule, loss="vlb", prediction="x_0")
+    loss_fn = make_loss_fn(Process(schedule, prediction="x_0"), loss="vlb")
     t = jnp.arange(4000)
     x_0 = jnp.ones((4000, 2))
     for scale in (0.0, 1.0, 1e4):
@@ -347,10 +347,11 @@ def test_the_vlb_gradient_is_finite_at_every_step():
 def test_terms_of_some_steps_are_those_of_all():
     schedule, key = make_schedule("cosine", num_steps=12), jax.random.key(1)
     x_0 = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 4)) / 127.5 - 1, jnp.float32)
-    denoise_fn = make_denoiser(schedule, lambda x_t, t: 0.4 * x_t)
-    whole = bits_per_dim(schedule, denoise_fn, x_0=x_0, key=key, variance="fixed_small")
+    denoise_fn = make_denoiser(Process(schedule), lambda x_t, t: 0.4 * x_t)
+    whole = bits_per_dim(Process(schedule, variance="fixed_small"), denoise_fn, x_0=x_0, key=key)
     # Images 1 and 2 alone, some steps alone: image i's noise depends on the key and i.
     keys = sample_keys(key, jnp.arange(1, 3))
-    part = vlb_terms(schedule, denoise_fn, x_0=x_0[1:], keys=keys, steps=jnp.array([0, 7]), variance="fixed_small")
+    process = Process(schedule, variance="fixed_small")
+    part = vlb_terms(process, denoise_fn, x_0=x_0[1:], keys=keys, steps=jnp.array([0, 7]))
     for name in ("terms", "x_0_mse", "eps_mse"):
         np.testing.assert_allclose(part[name], whole[name][jnp.array([0, 7]), 1:], rtol=4 * ULP)

@@ -13,6 +13,7 @@ from ddpm_jax import evaluate
 from ddpm_jax.data.batch import to_model_scale
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import schedule_from_betas
 from ddpm_jax.diffusion.variational_bound import bits_per_dim
@@ -30,13 +31,13 @@ def trained(straight_run):
 
 
 def whole_set(trained, num_images, *, clip_x_0):
-    """(schedule, denoise_fn, x_0) of the first test pictures."""
-    schedule, model = trained.schedule, trained.model
+    """(process, denoise_fn, x_0) of the first test pictures."""
+    process, model = trained.process, trained.model
     images = trained.source("test").load(np.arange(num_images))
     denoise_fn = make_denoiser(
-        schedule, lambda x_t, t: model.apply({"params": trained.params}, x_t, t), clip_x_0=clip_x_0
+        process, lambda x_t, t: model.apply({"params": trained.params}, x_t, t), clip_x_0=clip_x_0
     )
-    return schedule, denoise_fn, to_model_scale(jnp.asarray(images))
+    return process, denoise_fn, to_model_scale(jnp.asarray(images))
 
 
 def measure(trained, batch_size, max_images, num_devices):
@@ -50,11 +51,8 @@ def measure(trained, batch_size, max_images, num_devices):
 
 
 def test_the_stream_is_the_bound_whatever_the_batches_and_devices(trained):
-    schedule, denoise_fn, x_0 = whole_set(trained, 12, clip_x_0=True)
-    variance = trained.variance
-    whole = jax.jit(
-        lambda x_0: bits_per_dim(schedule, denoise_fn, x_0=x_0, key=seed_keys(0).eval, variance=variance)
-    )(x_0)
+    process, denoise_fn, x_0 = whole_set(trained, 12, clip_x_0=True)
+    whole = jax.jit(lambda x_0: bits_per_dim(process, denoise_fn, x_0=x_0, key=seed_keys(0).eval))(x_0)
     one = measure(trained, batch_size=12, max_images=12, num_devices=1)
     # Same noise, other batch shapes: convolutions sum in another order, some 1e-6 of each term.
     np.testing.assert_allclose(one.total, whole["total"], rtol=1e-4)
@@ -72,16 +70,15 @@ def test_the_stream_is_the_bound_whatever_the_batches_and_devices(trained):
 def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
     """Against the respaced process written out: alpha-bar of the kept steps, the network asked at those."""
     kept = np.array([2, 5, 12, 19])
-    schedule, _, x_0 = whole_set(trained, 4, clip_x_0=True)
-    model, variance = trained.model, trained.variance
-    alphas_bar = schedule.host_alphas_bar[kept]
-    process = schedule_from_betas(1 - alphas_bar / np.append(1.0, alphas_bar[:-1]))
+    process, _, x_0 = whole_set(trained, 4, clip_x_0=True)
+    model = trained.model
+    alphas_bar = process.schedule.host_alphas_bar[kept]
+    betas = 1 - alphas_bar / np.append(1.0, alphas_bar[:-1])
+    fewer = Process(schedule_from_betas(betas), process.prediction, process.variance)
     denoise_fn = make_denoiser(
-        process, lambda x_t, t: model.apply({"params": trained.params}, x_t, jnp.asarray(kept, jnp.int32)[t])
+        fewer, lambda x_t, t: model.apply({"params": trained.params}, x_t, jnp.asarray(kept, jnp.int32)[t])
     )
-    at_once = jax.jit(
-        lambda x_0: bits_per_dim(process, denoise_fn, x_0=x_0, key=seed_keys(0).eval, variance=variance)
-    )(x_0)
+    at_once = jax.jit(lambda x_0: bits_per_dim(fewer, denoise_fn, x_0=x_0, key=seed_keys(0).eval))(x_0)
     bits = build_bits_per_dim(
         trained, "test", make_mesh(1), seed=0, batch_size=4, max_images=4, respacing="t=19,12,5,2"
     ).measure(trained.params)
@@ -96,9 +93,9 @@ def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
 
 
 def test_the_flow_in_batches_is_the_flow_at_once(trained):
-    schedule, denoise_fn, x_0 = whole_set(trained, 5, clip_x_0=False)
+    process, denoise_fn, x_0 = whole_set(trained, 5, clip_x_0=False)
     keys = sample_keys(seed_keys(3).eval, jnp.arange(5))
-    expected = jax.jit(lambda x_0: ode_bits_per_dim(schedule, denoise_fn, x_0=x_0, keys=keys, num_ode_steps=4))(x_0)
+    expected = jax.jit(lambda x_0: ode_bits_per_dim(process, denoise_fn, x_0=x_0, keys=keys, num_ode_steps=4))(x_0)
     flow = build_ode_bits(
         trained, "test", make_mesh(2), seed=3, batch_size=4, max_images=5, num_ode_steps=4, num_probes=1
     )

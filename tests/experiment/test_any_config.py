@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddpm_jax.diffusion.denoiser import PREDICTIONS, VARIANCES
 from ddpm_jax.diffusion.losses import LOSSES
+from ddpm_jax.diffusion.parameterisations import PREDICTIONS
+from ddpm_jax.diffusion.process import VARIANCES
 from ddpm_jax.diffusion.schedules import SCHEDULES
 from ddpm_jax.experiment import data_factory, sampler_factory
 from ddpm_jax.experiment.build import build_experiment
@@ -73,7 +74,7 @@ def build(overrides):
     data_factory.build_source(config, config.data.split)
     if config.data.eval_split:
         data_factory.build_source(config, config.data.eval_split, "data.eval_split")
-    sampler_factory.build_table(config, experiment.schedule)
+    sampler_factory.build_table(config, experiment.process)
     return config, experiment
 
 

@@ -13,7 +13,8 @@ from ddpm_jax import evaluate
 from ddpm_jax.data import BatchLoader, batch_indices, make_source
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.diffusion.denoiser import make_denoiser
-from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.losses import LossFn, make_loss_fn
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim
@@ -45,7 +46,7 @@ class Constant(nn.Module):
 
 
 def denoiser_of(params, labels):
-    return make_denoiser(SCHEDULE, lambda x_t, t: Constant().apply({"params": params}, x_t, t, labels))
+    return make_denoiser(Process(SCHEDULE), lambda x_t, t: Constant().apply({"params": params}, x_t, t, labels))
 
 
 def constant_denoiser(label):
@@ -61,7 +62,11 @@ def test_each_picture_trains_its_own_class(num_parts):
         return {"loss": jnp.mean((model_fn(x_0, t) - eps) ** 2, (1, 2, 3)), "eps": jnp.mean(eps, (1, 2, 3))}
 
     step_fn = make_train_step(
-        Constant(), loss_fn, optax.sgd(1.0), num_steps=T, ema_decay=make_ema_decay(0.9), num_parts=num_parts
+        Constant(),
+        LossFn(Process(SCHEDULE), loss_fn),
+        optax.sgd(1.0),
+        ema_decay=make_ema_decay(0.9),
+        num_parts=num_parts,
     )
     state = init_state(jax.tree.map(jnp.asarray, PARAMS), optax.sgd(1.0))
     new, _ = jax.jit(step_fn)(state, (IMAGES, LABELS), jax.random.key(0))
@@ -86,7 +91,7 @@ def test_the_loader_gives_each_picture_its_label():
 
 
 def test_the_eval_loss_is_that_of_each_pictures_class():
-    eval_step = jax.jit(make_eval_step(Constant(), make_loss_fn(SCHEDULE), num_steps=T))
+    eval_step = jax.jit(make_eval_step(Constant(), make_loss_fn(Process(SCHEDULE))))
     ids, key = np.arange(8), jax.random.key(0)
     all_labels = {label: eval_step(PARAMS, (IMAGES, np.full(8, label)), ids, key) for label in range(3)}
     wanted = [all_labels[label][i] for i, label in enumerate(LABELS)]
@@ -96,7 +101,7 @@ def test_the_eval_loss_is_that_of_each_pictures_class():
 def test_samples_are_of_the_classes_in_turn():
     def images_of(denoiser_of, classes, batch_size=8, num_devices=8):
         made = Generator(
-            denoiser_of, ancestral_table(SCHEDULE), image_shape=(2, 2, 1), mesh=make_mesh(num_devices),
+            denoiser_of, ancestral_table(Process(SCHEDULE)), image_shape=(2, 2, 1), mesh=make_mesh(num_devices),
             batch_size=batch_size, classes=classes,
         )  # fmt: skip
         return made.generate(PARAMS, seed=0, num_samples=11)
@@ -114,7 +119,7 @@ def test_the_likelihood_is_that_of_each_pictures_class(kind):
         shared = dict(key=jax.random.key(0), mesh=make_mesh(2), batch_size=4, labelled=labels is not None)
         source = ArraySource(IMAGES, labels)
         if kind == "bound":
-            return BitsPerDim(denoiser_of, SCHEDULE, source, variance="fixed_large", **shared).measure(PARAMS).total
+            return BitsPerDim(denoiser_of, Process(SCHEDULE), source, **shared).measure(PARAMS).total
         return OdeBits(denoiser_of, SCHEDULE, source, num_ode_steps=3, num_probes=1, **shared).measure(PARAMS)
 
     mixed = of_class(denoiser_of, LABELS)

@@ -7,6 +7,7 @@ import pytest
 
 from ddpm_jax.data.batch import to_uint8
 from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import seed_keys
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
@@ -21,9 +22,9 @@ PARAMS = {"w": jnp.float32(0.5)}
 
 
 def generator(num_steps, batch_size=8, num_devices=8):
-    schedule = make_schedule("cosine", num_steps=num_steps)
+    process = Process(make_schedule("cosine", num_steps=num_steps))
     return Generator(
-        lambda params, labels: make_denoiser(schedule, lambda x_t, t: params["w"] * x_t), ancestral_table(schedule),
+        lambda params, labels: make_denoiser(process, lambda x_t, t: params["w"] * x_t), ancestral_table(process),
         image_shape=SHAPE, mesh=make_mesh(num_devices), batch_size=batch_size,
     )  # fmt: skip
 
@@ -31,8 +32,10 @@ def generator(num_steps, batch_size=8, num_devices=8):
 @pytest.mark.parametrize("num_steps", [1, 20, 53, 120])  # one step; a chunk a step; a prime; chunks of 3
 def test_equals_one_scan(num_steps):
     schedule = make_schedule("cosine", num_steps=num_steps)
-    denoise_fn = make_denoiser(schedule, lambda x_t, t: 0.5 * x_t)
-    whole = p_sample_loop(denoise_fn, ancestral_table(schedule), key=seed_keys(3).sample, num_samples=5, shape=SHAPE)
+    denoise_fn = make_denoiser(Process(schedule), lambda x_t, t: 0.5 * x_t)
+    whole = p_sample_loop(
+        denoise_fn, ancestral_table(Process(schedule)), key=seed_keys(3).sample, num_samples=5, shape=SHAPE
+    )
     images = generator(num_steps).generate(PARAMS, seed=3, num_samples=5)
     assert images.shape == (5, *SHAPE) and images.dtype == np.uint8
     np.testing.assert_allclose(images.astype(int), np.asarray(to_uint8(whole)).astype(int), atol=1)

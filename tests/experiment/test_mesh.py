@@ -78,9 +78,9 @@ def test_samples_of_cut_parameters(trained):
     pictures = []
     for devices, fsdp in ((1, 1), (8, 8)):
         experiment, _, _ = trained(devices, fsdp)
-        table = sampler_factory.build_preview_table(experiment.config, experiment.schedule)
+        table = sampler_factory.build_preview_table(experiment.config, experiment.process)
         generator = sampler_factory.build_generator(
-            experiment.config, experiment.schedule, table, experiment.model, experiment.mesh
+            experiment.config, experiment.process, table, experiment.model, experiment.mesh
         )
         # The same weights on both: of one device, moved onto the other mesh.
         params = jax.device_put(jax.device_get(trained(1, 1)[2].ema_params), experiment.state_sharding.params)

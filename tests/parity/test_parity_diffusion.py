@@ -6,6 +6,7 @@ import pytest
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.forward_process import q_posterior_mean, q_sample, x_0_from_eps
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.schedules import make_schedule
@@ -48,7 +49,7 @@ def test_diffusers_q_sample(diffusers):
 def one_row(schedule, table, i, x_t, eps_hat, z):
     """Row i of a table, with the network's output and the noise given; x_0_hat is clipped."""
     t = jnp.full(x_t.shape[:1], table.t[i])
-    denoise_fn = make_denoiser(schedule, lambda x_t, t: jnp.asarray(eps_hat))
+    denoise_fn = make_denoiser(Process(schedule), lambda x_t, t: jnp.asarray(eps_hat))
     x_0_hat = denoise_fn(jnp.asarray(x_t), t).x_0_hat
     return table.c_x_0[i] * x_0_hat + table.c_x_t[i] * x_t + table.sigma[i] * z
 
@@ -69,7 +70,7 @@ def test_one_ancestral_step_of_diffusers(diffusers, monkeypatch, variance, t):
     x_t, eps_hat, z = (normals(2, 3, 4, 4, seed=seed) for seed in range(3))
     GivenNoise(monkeypatch, scheduling_ddpm, z)
     expected = peer.step(torch.from_numpy(eps_hat), t, torch.from_numpy(x_t)).prev_sample
-    table = ancestral_table(LINEAR, variance=variance)
+    table = ancestral_table(Process(LINEAR, variance=variance))
     ours = one_row(LINEAR, table, 999 - t, x_t, eps_hat, z)
     np.testing.assert_allclose(ours, expected.numpy(), **LOOSE)
 
@@ -99,7 +100,7 @@ def test_strided_ancestral_step_of_diffusers(diffusers, monkeypatch):
 
     peer = diffusers.DDPMScheduler(1000, variance_type="fixed_large", clip_sample=True)
     peer.set_timesteps(timesteps=spaced_steps(1000, 20).tolist())
-    table = ancestral_table(LINEAR, steps=spaced_steps(1000, 20))
+    table = ancestral_table(Process(LINEAR), steps=spaced_steps(1000, 20))
     x_t, eps_hat, z = (normals(2, 3, 4, 4, seed=seed) for seed in range(3))
     GivenNoise(monkeypatch, scheduling_ddpm, z)
     for i in (0, 10, 19):

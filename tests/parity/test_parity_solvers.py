@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
@@ -32,7 +33,7 @@ def ours(table):
     def model_fn(x_t, t):
         return network(x_t, t.reshape(-1, 1, 1, 1), jnp.tanh)
 
-    denoise_fn = make_denoiser(LINEAR, model_fn, clip_x_0=False)
+    denoise_fn = make_denoiser(Process(LINEAR), model_fn, clip_x_0=False)
     return np.asarray(jax.jit(lambda x: sample_loop(denoise_fn, table, x, KEYS))(X_T))
 
 
@@ -117,7 +118,7 @@ def test_euler_ancestral(diffusers, monkeypatch):
     np.testing.assert_array_equal(steps, peer.timesteps.numpy())
     expected = theirs(peer, in_sigma(LINEAR.host_alphas_bar[steps[0]]))
     np.testing.assert_allclose(ours(ddim_table(LINEAR, steps=steps, eta=1.0)), expected, **CLOSE)
-    small = ancestral_table(LINEAR, steps=steps, variance="fixed_small")
+    small = ancestral_table(Process(LINEAR, variance="fixed_small"), steps=steps)
     np.testing.assert_allclose(ours(small), expected, **CLOSE)
 
 
@@ -138,9 +139,9 @@ def test_one_ancestral_step_with_a_learned_variance(diffusers, monkeypatch, vari
     expected = peer.step(torch.from_numpy(np.concatenate([eps_hat, told], 1)), t, torch.from_numpy(X_T)).prev_sample
     last = lambda x: jnp.moveaxis(jnp.asarray(x), 1, -1)  # noqa: E731
     denoise_fn = make_denoiser(
-        LINEAR, lambda x_t, t: jnp.concatenate([last(eps_hat), last(values)], -1), variance=variance
+        Process(LINEAR, variance=variance), lambda x_t, t: jnp.concatenate([last(eps_hat), last(values)], -1)
     )
-    row = ancestral_table(LINEAR, variance=variance).rows(999 - t, 1000 - t)
+    row = ancestral_table(Process(LINEAR, variance=variance)).rows(999 - t, 1000 - t)
     monkeypatch.setattr("ddpm_jax.diffusion.samplers.sampling_loop.sample_noise", lambda *args: last(z))
     got = np.moveaxis(np.asarray(sample_loop(denoise_fn, row, last(X_T), KEYS)), -1, 1)
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-4)
@@ -168,5 +169,6 @@ def test_dynamic_threshold(diffusers):
     peer = diffusers.DDPMScheduler(1000, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e9)
     x_0 = 3 * X_T
     expected = peer._threshold_sample(torch.from_numpy(x_0)).numpy()
-    denoise_fn = make_denoiser(LINEAR, lambda x_t, t: jnp.asarray(x_0), prediction="x_0", dynamic_threshold=0.9)
+    process = Process(LINEAR, prediction="x_0")
+    denoise_fn = make_denoiser(process, lambda x_t, t: jnp.asarray(x_0), dynamic_threshold=0.9)
     np.testing.assert_allclose(denoise_fn(jnp.asarray(X_T), jnp.zeros(2, jnp.int32)).x_0_hat, expected, rtol=1e-5)

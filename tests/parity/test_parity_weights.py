@@ -17,11 +17,12 @@ from hub_configs import CHURCH, CIFAR10, SCHEDULERS
 from unet_weights import peer_unet, randomise, run_peer
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.experiment.config_overrides import fields_by_group
-from ddpm_jax.experiment.model_factory import build_model, build_schedule
+from ddpm_jax.experiment.model_factory import build_model, build_process
 from ddpm_jax.experiment.sampler_factory import build_table
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
 from ddpm_jax.interchange.diffusers_scheduler import fields_of_scheduler, scheduler_of_fields
@@ -38,7 +39,7 @@ def normals(*shape, seed=0):
 def check_outputs(peer, imported, batch, num_ddim_steps):
     """One forward pass to 1e-4, and a walk of DDIM to 1e-3."""
     config = imported.config
-    unet, schedule, params = build_model(config), build_schedule(config), jax.device_put(imported.params)
+    unet, schedule, params = build_model(config), build_process(config).schedule, jax.device_put(imported.params)
     network = jax.jit(lambda p, *args: unet.apply({"params": p}, *args), compiler_options=quick_compile_options())
     labels = np.arange(batch) if unet.num_classes else None
 
@@ -53,7 +54,7 @@ def check_outputs(peer, imported, batch, num_ddim_steps):
         return
     table = ddim_table(schedule, steps=spaced_steps(1000, num_ddim_steps, "leading"))
     rows = zip(*(np.asarray(column) for column in (table.t, table.c_x_0, table.c_x_t)), strict=True)
-    denoise_fn, ours = make_denoiser(schedule, apply), jnp.asarray(x_t)
+    denoise_fn, ours = make_denoiser(Process(schedule), apply), jnp.asarray(x_t)
     for t, c_x_0, c_x_t in rows:  # not by `walk`, whose scan would compile the network once more
         ours = c_x_0 * denoise_fn(ours, jnp.full(batch, t)).x_0_hat + c_x_t * ours
     scheduler = DDIMScheduler(1000)
@@ -223,7 +224,7 @@ def test_our_schedules_go_out_and_come_back(name, zero, imported):
     config = imported.config.copy_and_resolve_references()
     config.schedule.name, config.schedule.num_steps, config.schedule.zero_terminal_snr = name, 200, zero
     config.diffusion.prediction = "v"
-    ours = build_schedule(config)
+    ours = build_process(config).schedule
     written = json.loads(json.dumps(scheduler_of_fields(fields_by_group(config))))
     peer = DDPMScheduler.from_config(written)
     assert peer.config.prediction_type == "v_prediction"
@@ -255,7 +256,7 @@ def test_the_default_sampler_visits_the_steps_of_their_pipeline(scheduler, pipel
     if steps[0] >= num_steps:  # theirs then fails: there is no such step
         assert any("past the last step" in note for note in notes)
         steps = steps - 1
-    np.testing.assert_array_equal(build_table(config, build_schedule(config)).t, steps)
+    np.testing.assert_array_equal(build_table(config, build_process(config)).t, steps)
 
 
 # --- the shapes of the Hub ----------------------------------------------------------------------------------

@@ -5,6 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.losses import LossFn
+from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.training.eval_loss import make_eval_step
 
 T = 20
@@ -20,17 +23,19 @@ def test_t_and_noise_are_of_the_picture_and_the_key():
     def only_eps(model_fn, x_0, t, eps):
         return {"loss": eps[:, 0, 0, 0]}
 
+    process = Process(make_schedule("cosine", num_steps=T))
+    seen, only_t, only_eps = (LossFn(process, losses) for losses in (seen, only_t, only_eps))
     params, network = {}, nn.Dense(1)  # which no loss here asks
-    step_fn = jax.jit(make_eval_step(network, seen, num_steps=T))
+    step_fn = jax.jit(make_eval_step(network, seen))
     ids = np.arange(16, dtype=np.int32)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
     whole = np.asarray(step_fn(params, pixels, ids, jax.random.key(0)))
     assert np.array_equal(step_fn(params, pixels[5:9], ids[5:9], jax.random.key(0)), whole[5:9])
     assert not np.array_equal(step_fn(params, pixels, ids, jax.random.key(1)), whole)
-    noise = jax.jit(make_eval_step(network, only_eps, num_steps=T))(params, pixels, ids, jax.random.key(0))
+    noise = jax.jit(make_eval_step(network, only_eps))(params, pixels, ids, jax.random.key(0))
     assert len(np.unique(noise)) == 16
     # Stratified: of 1000 ids every t comes 50 times, give or take the few that a golden sequence allows.
     many, blank = np.arange(1000, dtype=np.int32), np.zeros((1000, 1, 1, 1), np.uint8)
-    t = np.asarray(jax.jit(make_eval_step(network, only_t, num_steps=T))(params, blank, many, jax.random.key(0)))
+    t = np.asarray(jax.jit(make_eval_step(network, only_t))(params, blank, many, jax.random.key(0)))
     counts = np.bincount(t.astype(int), minlength=T)
     assert counts.shape == (T,) and counts.min() >= 47 and counts.max() <= 53

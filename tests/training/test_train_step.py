@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from ddpm_jax.data.batch import to_model_scale, to_uint8
-from ddpm_jax.diffusion.losses import make_loss_fn
+from ddpm_jax.diffusion.losses import LossFn, make_loss_fn
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
 from ddpm_jax.runtime.devices import batch_sharded, make_mesh, replicated
@@ -17,7 +18,8 @@ from ddpm_jax.training.train_state import init_state
 from ddpm_jax.training.train_step import _random_flip, make_train_step
 
 T = 20
-LOSS_FN = make_loss_fn(make_schedule("cosine", num_steps=T))
+PROCESS = Process(make_schedule("cosine", num_steps=T))
+LOSS_FN = make_loss_fn(PROCESS)
 SGD = optax.sgd(0.1)
 
 
@@ -49,7 +51,7 @@ def images():
 
 def make(model=None, optimizer=SGD, ema="constant", **kwargs):
     return make_train_step(
-        model or Line(), LOSS_FN, optimizer, num_steps=T, ema_decay=make_ema_decay(0.9, start=ema), **kwargs
+        model or Line(), LOSS_FN, optimizer, ema_decay=make_ema_decay(0.9, start=ema), **kwargs
     )
 
 
@@ -170,8 +172,8 @@ def loss_of_zero(images, flip):
         def __call__(self, x_t, t, *, train=False):
             return jnp.zeros_like(x_t)
 
-    loss_fn = make_loss_fn(make_schedule("cosine", num_steps=T), prediction="v")
-    step_fn = make_train_step(Zero(), loss_fn, SGD, num_steps=T, ema_decay=make_ema_decay(0.9), flip=flip)
+    loss_fn = make_loss_fn(Process(make_schedule("cosine", num_steps=T), prediction="v"))
+    step_fn = make_train_step(Zero(), loss_fn, SGD, ema_decay=make_ema_decay(0.9), flip=flip)
     return float(run(step_fn, images)[1]["loss"])
 
 
@@ -196,7 +198,7 @@ def test_dropout_differs_by_step_and_part(images):
     def loss(num_parts=1, start=0, dropout=0.5):
         model = Line(dropout)
         step_fn = make_train_step(
-            model, loss_fn, SGD, num_steps=T, ema_decay=make_ema_decay(0.9), num_parts=num_parts
+            model, LossFn(PROCESS, loss_fn), SGD, ema_decay=make_ema_decay(0.9), num_parts=num_parts
         )
         return float(run(step_fn, images, start=start)[1]["loss"])
 
@@ -209,7 +211,7 @@ def test_dropout_differs_by_step_and_part(images):
             jax.debug.callback(lambda data: seen.append(tuple(np.asarray(data).tolist())), jax.random.key_data(key))
             return super().mask(key, shape)
 
-    step_fn = make_train_step(Watched(0.5), loss_fn, SGD, num_steps=T, ema_decay=make_ema_decay(0.9), num_parts=4)
+    step_fn = make_train_step(Watched(0.5), LossFn(PROCESS, loss_fn), SGD, ema_decay=make_ema_decay(0.9), num_parts=4)
     run(step_fn, images)
     jax.effects_barrier()
     assert len(set(seen)) == 4
@@ -277,7 +279,7 @@ def test_the_parts_of_the_loss_are_reported(images):
         losses = jnp.mean((eps - model_fn(x_0, t)) ** 2, axis=(1, 2, 3))
         return {"loss": losses + 3.0, "simple": losses, "vlb": jnp.full_like(losses, 3.0)}
 
-    step_fn = make_train_step(Line(), loss_fn, SGD, num_steps=T, ema_decay=make_ema_decay(0.9))
+    step_fn = make_train_step(Line(), LossFn(PROCESS, loss_fn), SGD, ema_decay=make_ema_decay(0.9))
     metrics = run(step_fn, images)[1]
     assert float(metrics["vlb"]) == 3.0
     np.testing.assert_allclose(metrics["loss"], metrics["simple"] + 3, rtol=1e-6)

@@ -2,16 +2,13 @@
 
 import numpy as np
 
-from ddpm_jax.diffusion.denoiser import LEARNED_VARIANCES, VARIANCES, learned_range
+from ddpm_jax.diffusion.process import Process, learned_range
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable, make_table
-from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import time_grid
-from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg
 
 
-def ancestral_table(
-    schedule: Schedule, *, steps: np.ndarray | None = None, variance: str = "fixed_large"
-) -> SamplerTable:
+def ancestral_table(process: Process, *, steps: np.ndarray | None = None) -> SamplerTable:
     """x_s ~ p(x_s | x_t) = N(mu-tilde(x_t, x_0_hat), sigma^2 I) (Ho et al. 2020, algorithm 2).
 
     With `steps`, the process of the kept steps alone: its betas follow from the kept alpha-bar, and a learned range
@@ -19,13 +16,12 @@ def ancestral_table(
 
     Args:
       steps: the t to visit, falling; None for all T.
-      variance: one of `diffusion.denoiser.VARIANCES`.
 
     Raises:
-      UserError: steps that do not fall or leave 0..T-1, an unknown variance, or "learned", which is the variance of
+      UserError: steps that do not fall or leave 0..T-1, or the variance "learned", which is the variance of
         one step of all T, with fewer steps.
     """
-    check_one_of("variance", variance, VARIANCES)
+    schedule, variance = process.schedule, process.variance
     grid = time_grid(schedule, steps)
     if variance == "learned" and not np.array_equal(grid.t, np.arange(schedule.num_steps - 1, -2, -1)):
         raise UserError(
@@ -39,7 +35,7 @@ def ancestral_table(
         "c_x_t": (1 - abar_s) * np.sqrt(alpha) / (1 - abar_t),
         "sigma": np.where(clean, 0.0, np.sqrt(beta if variance == "fixed_large" else small)),
     }
-    if variance in LEARNED_VARIANCES:
+    if process.learns_variance:
         columns["sigma"] = np.where(clean, 0.0, 1.0)
         shift, scale = np.zeros_like(beta), np.ones_like(beta)
         if variance == "learned_range":

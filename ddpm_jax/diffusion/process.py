@@ -1,0 +1,161 @@
+"""The process: a noise schedule, what the network predicts, and the variance of p. Everything else takes it whole."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.diffusion.forward_process import at_step
+from ddpm_jax.diffusion.parameterisations import PARAMETERISATIONS, PREDICTIONS, Parameterisation, Steps
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.timestep_spacing import respaced
+from ddpm_jax.runtime.errors import UserError, check_one_of
+
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+LEARNED_VARIANCES = ("learned", "learned_range")
+
+ModelFn = Callable[[Float[Array, "B *D C"], Steps], Float[Array, "B *D C_out"]]
+
+
+class Prediction(NamedTuple):
+    """The output of a network, split."""
+
+    value: Float[Array, "B *D"]  # what the parameterisation reads
+    var_values: Float[Array, "B *D"] | None = None  # where the variance is learned: `Process.log_var` reads them
+
+
+@dataclass(frozen=True)
+class Process:
+    """q and p of a diffusion model, but for the network (Ho et al. 2020, section 2).
+
+    Attributes:
+      schedule: the noise levels of the T steps.
+      prediction: what the network predicts, one of `PREDICTIONS`: "eps", "x_0", "v" or "mean" (the mean of x_(t-1),
+        whole steps alone); or a `Parameterisation` of one's own.
+      variance: of p(x_(t-1) | x_t), one of `VARIANCES`; see `log_var`. With a learned one the network gives twice as
+        many channels as x_t has, the prediction first.
+      network_steps: [T] the t that the network is called with at each step; None: the step itself. See `respaced`.
+
+    Raises:
+      UserError: an unknown prediction or variance; "eps" where alpha-bar falls to 0, as under "jsd".
+
+    Example:
+      >>> from ddpm_jax.diffusion.schedules import make_schedule
+      >>> process = Process(make_schedule("cosine", num_steps=10), prediction="v")
+      >>> process.num_steps, process.respaced(np.array([0, 4, 9])).num_steps
+      (10, 3)
+    """
+
+    schedule: Schedule
+    prediction: str | Parameterisation = "eps"
+    variance: str = "fixed_large"
+    network_steps: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prediction, Parameterisation):
+            check_one_of("prediction", self.prediction, PREDICTIONS)
+        check_one_of("variance", self.variance, VARIANCES)
+        self.parameterisation.check(self.schedule)
+
+    @functools.cached_property
+    def parameterisation(self) -> Parameterisation:
+        """How the network's output is read."""
+        given = self.prediction
+        return given if isinstance(given, Parameterisation) else PARAMETERISATIONS[given]
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.schedule.num_steps
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network gives the variance."""
+        return self.variance in LEARNED_VARIANCES
+
+    def respaced(self, steps: np.ndarray) -> "Process":
+        """The process of some of the steps, rising, whose step i is the network's steps[i]; see `timestep_spacing`.
+
+        Raises:
+          UserError: a prediction that belongs to the step before among all T.
+        """
+        if not self.parameterisation.fractional:
+            raise UserError(
+                f"prediction={self.parameterisation.name!r} belongs to the step before among all T; a process of fewer "
+                "steps has another: leave the respacing out"
+            )
+        of_network = steps if self.network_steps is None else self.network_steps[steps]
+        schedule = respaced(self.schedule, steps)
+        return dataclasses.replace(self, schedule=schedule, network_steps=np.asarray(of_network, np.int32))
+
+    def predict(self, model_fn: ModelFn, x_t: Float[Array, "B *D C"], t: Steps) -> Prediction:
+        """The network's output at x_t and t, int32 [B] or between two steps float32 [B].
+
+        Raises:
+          ValueError: the network has another number of output channels than the variance asks for.
+        """
+        network_t = t if self.network_steps is None else jnp.take(jnp.asarray(self.network_steps), t)
+        inputs = self.parameterisation.inputs(self.schedule, x_t=x_t, t=t, network_t=network_t)
+        return self.split(model_fn(*inputs), num_channels=x_t.shape[-1])
+
+    def split(self, output: Float[Array, "B *D C_out"], *, num_channels: int) -> Prediction:
+        """The parts of an output: with a learned variance its last axis holds both.
+
+        Raises:
+          ValueError: another number of channels than that.
+        """
+        wanted = num_channels * (2 if self.learns_variance else 1)
+        if output.shape[-1] != wanted:
+            raise ValueError(
+                f"with {num_channels} channels and variance={self.variance!r} the network must give {wanted} channels; "
+                f"got {output.shape[-1]}"
+            )
+        if self.learns_variance:
+            return Prediction(output[..., :num_channels], output[..., num_channels:])
+        return Prediction(output)
+
+    def target(
+        self,
+        *,
+        x_0: Float[Array, "B *D"],
+        x_t: Float[Array, "B *D"],
+        t: Int[Array, "B"],
+        eps: Float[Array, "B *D"],
+    ) -> Float[Array, "B *D"]:
+        """The prediction that is right."""
+        return self.parameterisation.target(self.schedule, x_0=x_0, x_t=x_t, t=t, eps=eps)
+
+    def x_0_hat(self, value: Float[Array, "B *D"], *, x_t: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:
+        """x_0 of a prediction, not limited."""
+        return self.parameterisation.x_0_hat(self.schedule, x_t=x_t, t=t, output=value)
+
+    def log_var(
+        self, t: Int[Array, "B"], *, ndim: int, var_values: Float[Array, "B *D"] | None = None
+    ) -> Float[Array, "B ..."]:
+        """log sigma_t^2 of p(x_(t-1) | x_t), [B, 1, ..., 1] if fixed (Ho et al. 2020, section 3.2), else [B, *D].
+
+        "fixed_small" is beta-tilde_t, "fixed_large" beta_t, both repaired at t=0. "learned": `var_values` is the log
+        variance itself. "learned_range": with u = (var_values + 1)/2, u log beta_t + (1 - u) log beta-tilde_t,
+        beta-tilde repaired at t=0 (Nichol and Dhariwal 2021, equation 15); u is not limited to [0, 1].
+
+        Args:
+          var_values: of `Prediction`, for the learned variances.
+        """
+        schedule = self.schedule
+        if self.variance == "learned":
+            return var_values
+        if self.variance == "learned_range":
+            shift, scale = learned_range(schedule.log_var_fixed_small, schedule.log_betas)
+            return at_step(shift, t, ndim) + at_step(scale, t, ndim) * var_values
+        table = schedule.log_var_fixed_small if self.variance == "fixed_small" else schedule.log_var_fixed_large
+        return at_step(table, t, ndim)
+
+
+def learned_range(log_small: Array | np.ndarray, log_large: Array | np.ndarray) -> tuple:
+    """(shift, scale) with shift + scale * v = log_small at v = -1 and log_large at v = 1."""
+    return (log_large + log_small) / 2, (log_large - log_small) / 2
