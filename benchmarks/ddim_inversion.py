@@ -39,7 +39,7 @@ def main() -> int:
 
     denoiser_of = trained.denoiser_of(clip_x_0=False, dynamic_threshold=0.0)
     go = jax.jit(
-        lambda params, table, x: sample_loop(denoiser_of(params, None), table, x, keys),
+        lambda params, table, x: sample_loop(denoiser_of(params, {}), table, x, keys),
         compiler_options=compiler_options(),
     )
     print("| steps | iterations | network calls, there and back | RMSE (0..255) | mean and std of the noise |")

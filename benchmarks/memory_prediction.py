@@ -20,6 +20,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.program_costs import lower_step
@@ -94,7 +95,7 @@ def measure(experiment) -> dict:
     # Ones, since drawing the parameters would take memory of its own; the step takes the same whatever they are.
     state = jax.tree.map(lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype)), experiment.abstract_state)
     for _ in range(NUM_STEPS):
-        state, _ = jax.block_until_ready(step(state, images, experiment.keys.train))
+        state, _ = jax.block_until_ready(step(state, Batch(images), experiment.keys.train))
     return {"rise": resident("VmHWM") - before, "before": before}
 
 

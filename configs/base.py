@@ -44,6 +44,10 @@ def get_config() -> ConfigDict:
     config.diffusion.p2_gamma = 1.0
     config.diffusion.p2_k = 1.0
 
+    config.condition = ConfigDict()
+    # Part of the training images whose class the network is not told, such as 0.1: for classifier-free guidance.
+    config.condition.drop_rate = 0.0
+
     config.model = ConfigDict()
     # unet or conv_net (small, without levels: for tests and trials). Its own fields are in the group of its name.
     config.model.name = "unet"

@@ -4,7 +4,7 @@ The pure core: a process, a network, a loss, a train step, a sampler's table. Wh
 `ddpm_jax.experiment.training`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.workdir.checkpoints`.
 """
 
-from ddpm_jax.data.batch import to_model_scale, to_uint8
+from ddpm_jax.data.batch import Batch, to_model_scale, to_uint8
 from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser
 from ddpm_jax.diffusion.forward_process import (
     eps_from_x_0,
@@ -45,6 +45,7 @@ from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import make_train_step
 
 __all__ = [
+    "Batch",
     "Denoised",
     "Parameterisation",
     "Prediction",

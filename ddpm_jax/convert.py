@@ -172,7 +172,7 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=weights)
     formats[name].write(path, trained.config, trained.params)
     print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")
-    if name == "diffusers" and not trained.labelled:  # their pipeline gives no labels
+    if name == "diffusers" and not trained.condition:  # their pipeline gives no labels
         T = trained.process.num_steps
         print(f'next: diffusers.DDPMPipeline.from_pretrained("{path}")(num_inference_steps={T}).images[0]')
 

@@ -75,10 +75,10 @@ def _sample(args: argparse.Namespace) -> None:
             on_chunk=bar.update,
         )
     if is_first:
-        labels = generator.labels(np.arange(args.num_samples))
-        save_npz(f"{out}.npz", images, labels)
+        condition = generator.condition_of(np.arange(args.num_samples))
+        save_npz(f"{out}.npz", images, condition)
         save_grid(f"{out}.png", images[:MAX_GRID])
-        arrays = f"uint8 {list(images.shape)} as arr_0" + ("" if labels is None else ", classes as arr_1")
+        arrays = f"uint8 {list(images.shape)} as arr_0" + (", classes as arr_1" if "label" in condition else "")
         print(f"wrote {out}.npz ({arrays}) and {out}.png")
 
 

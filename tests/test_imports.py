@@ -126,7 +126,7 @@ def test_no_command_imports_another():
 
 def test_the_mathematics_and_the_networks_are_pure():
     """No config, no file, and in the mathematics no Linen."""
-    standard = {"collections", "contextlib", "contextvars", "dataclasses", "functools", "math", "typing"}
+    standard = {"collections", "contextlib", "contextvars", "dataclasses", "enum", "functools", "math", "typing"}
     libraries = {"flax", "jax", "jaxtyping", "numpy", "ddpm_jax"}
     for folder in ("diffusion", "models"):
         for path in (PACKAGE / folder).rglob("*.py"):

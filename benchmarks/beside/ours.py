@@ -60,7 +60,7 @@ def _check(job: Job, experiment: Experiment) -> None:
             "prediction": predict(params, x),
             "loss": value,
             "gradient_norm": jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))),
-            "walk": sample_loop(denoiser_of(params, None), table, eps, keys),
+            "walk": sample_loop(denoiser_of(params, {}), table, eps, keys),
         }
 
     found = jax.jit(numbers, compiler_options=compiler_options())(params)

@@ -61,9 +61,9 @@ def _training(experiment: Experiment, step: Compiled) -> Callable[[], PyTree]:
 def _calling(experiment: Experiment, program: Compiled) -> Callable[[], PyTree]:
     """A function that makes the same network call each time, with fresh parameters."""
     init = jax.jit(lambda key: experiment.init(key).params, out_shardings=experiment.state_sharding.params)
-    x_t, keys, labels = sampled_batch(experiment)
+    x_t, keys, condition = sampled_batch(experiment)
     keys = jax.device_put(jax.random.split(experiment.keys.sample, keys.shape[0]), keys.sharding)
-    inputs = (init(experiment.keys.init), random_inputs(x_t), keys, random_inputs(labels))
+    inputs = (init(experiment.keys.init), random_inputs(x_t), keys, random_inputs(condition))
     return lambda: program(*inputs)
 
 

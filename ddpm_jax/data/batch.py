@@ -1,22 +1,21 @@
-"""A batch as it travels to the device, uint8 images and perhaps labels, and its images as float32 in [-1, 1]."""
+"""A batch as it travels to the device: uint8 images and their condition; and images as float32 in [-1, 1]."""
+
+from typing import NamedTuple, no_type_check
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
-Images = UInt8[Array | np.ndarray, "B H W C"]
-Labels = Int[Array | np.ndarray, "B"]
-Batch = Images | tuple[Images, Labels]
+from ddpm_jax.data.condition import Condition
 
 
-def images_and_labels(batch: Batch) -> tuple[Images, Labels | None]:
-    """Both parts of a batch; None where it has no labels."""
-    return batch if isinstance(batch, tuple) else (batch, None)
+# A pytree's leaves may be shardings or shapes, so its fields are not checked in tests.
+@no_type_check
+class Batch(NamedTuple):
+    """Images, and what the network is told of each; `{}` where it is told nothing."""
 
-
-def label_args(labels: Labels | None) -> tuple[Labels, ...]:
-    """What a network is called with after x_t and t."""
-    return () if labels is None else (labels,)
+    image: UInt8[Array | np.ndarray, "B H W C"]
+    condition: Condition = {}
 
 
 def to_model_scale(images: UInt8[Array, "..."]) -> Float[Array, "..."]:

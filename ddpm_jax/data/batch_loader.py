@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_jax.data.image_source import ImageSource, load_rows
+from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.image_source import ImageSource, check_columns, load_rows
 from ddpm_jax.data.shuffling import batch_indices
 from ddpm_jax.runtime.errors import UserError, arg
 
@@ -39,14 +40,14 @@ class BatchLoader:
         seed, first_step: see `batch_indices`.
         process_index, process_count: p in 0..P-1, and P.
         num_prefetch: batches held ready, at least 1.
-        labelled: with the labels of the source.
+        spec: what the network is told, of the columns of the source.
         transform: applied to every batch in the background thread, such as the copy to the devices, which then
             overlaps with the training. num_prefetch + 1 of its results exist beside those in use.
         batch_of_step: step -> the number of its batch, for a run that has left some out.
         clock: seconds as a function, for tests.
 
     Yields:
-        uint8 [B/P, H, W, C]; if labelled, the pair of it and int32 [B/P]; or what `transform` makes of that.
+        `Batch` of B/P images; or what `transform` makes of it.
 
     Raises:
         UserError: where process_count does not divide batch_size, or the source is empty.
@@ -55,7 +56,7 @@ class BatchLoader:
         >>> from ddpm_jax.data import make_source
         >>> digits = make_source(name="digits", image_size=(8, 8), num_channels=1)
         >>> with BatchLoader(digits, batch_size=32, seed=0, first_step=0) as loader:
-        ...     next(loader).shape
+        ...     next(loader).image.shape
         (32, 8, 8, 1)
     """
 
@@ -69,7 +70,7 @@ class BatchLoader:
         process_index: int = 0,
         process_count: int = 1,
         num_prefetch: int = 2,
-        labelled: bool = False,
+        spec: ConditionSpec | None = None,
         transform: Callable[[Any], Any] | None = None,
         batch_of_step: Callable[[int], int] = lambda step: step,
         clock: Callable[[], float] = time.perf_counter,
@@ -90,8 +91,8 @@ class BatchLoader:
         share = batch_size // process_count
         rows = slice(process_index * share, (process_index + 1) * share)
 
-        if labelled and source.labels is None:
-            raise UserError(f"{arg('source')} has no labels: {arg('labelled')} must be False")
+        spec = spec or {}
+        check_columns(source, spec)
 
         tally = self._tally = _Tally()
         self._clock = clock
@@ -100,7 +101,7 @@ class BatchLoader:
             since = clock()
             number = batch_of_step(step)
             indices = batch_indices(seed=seed, step=number, batch_size=batch_size, num_examples=len(source))
-            batch = load_rows(source, indices[rows], labelled)
+            batch = load_rows(source, indices[rows], spec)
             batch = batch if transform is None else transform(batch)
             tally.add(images=share, load_seconds=clock() - since)
             return batch

@@ -7,7 +7,8 @@ from jax.sharding import Mesh
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.batch import Batch
-from ddpm_jax.data.image_source import load_rows
+from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.image_source import check_columns, load_rows
 from ddpm_jax.runtime.devices import put_batch
 
 
@@ -17,15 +18,22 @@ class EvalBatches:
     Args:
       batch_size: images at a time; rounded up to a multiple of the number of devices.
       max_images: the most that are used; 0 for all.
-      labelled: with the labels of the source.
+      spec: what the network is told, of the columns of the source.
     """
 
     def __init__(
-        self, source: ImageSource, mesh: Mesh, *, batch_size: int, max_images: int = 0, labelled: bool = False
+        self,
+        source: ImageSource,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        max_images: int = 0,
+        spec: ConditionSpec | None = None,
     ):
         self.num_images = min(len(source), max_images) if max_images else len(source)
         self.batch_size = -(-min(batch_size, self.num_images) // mesh.size) * mesh.size
-        self._source, self._mesh, self._labelled = source, mesh, labelled
+        self._source, self._mesh, self._spec = source, mesh, spec or {}
+        check_columns(source, self._spec)
 
     @property
     def facts(self) -> dict[str, int]:
@@ -36,10 +44,10 @@ class EvalBatches:
         return -(-self.num_images // self.batch_size)
 
     def load(self, index: int) -> tuple[Batch, jax.Array]:
-        """Batch 0..len-1, of uint8 [B, H, W, C], and its ids int32 [B], over the mesh."""
+        """Batch 0..len-1, of B images, and its ids int32 [B], over the mesh."""
         ids = np.arange(index * self.batch_size, (index + 1) * self.batch_size, dtype=np.int32)
         share = np.split(ids, jax.process_count())[jax.process_index()]
-        batch = load_rows(self._source, np.minimum(share, self.num_images - 1), self._labelled)
+        batch = load_rows(self._source, np.minimum(share, self.num_images - 1), self._spec)
         return put_batch(batch, self._mesh), put_batch(share, self._mesh)
 
     def rows(self, index: int) -> slice:

@@ -1,13 +1,15 @@
 """What a source of images is, and the two ways to be one: all in memory, or decoded on demand."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from ddpm_jax.runtime.errors import arguments_named
+from ddpm_jax.data.batch import Batch
+from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 
 # Sets up to this size are decoded once and kept; larger ones are decoded for each batch.
 MEMORY_BUDGET_BYTES = 2 * 2**30
@@ -15,7 +17,10 @@ MEMORY_BUDGET_BYTES = 2 * 2**30
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Random access to uint8 images of one shape."""
+    """Random access to uint8 images of one shape.
+
+    A source may also have `columns`: what it knows of each image beside its label, by name, [N, ...] each.
+    """
 
     image_shape: tuple[int, int, int]  # (H, W, C)
     labels: np.ndarray | None  # int64 [N], or None
@@ -28,12 +33,25 @@ class ImageSource(Protocol):
         ...
 
 
-def load_rows(
-    source: ImageSource, indices: np.ndarray, labelled: bool
-) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """uint8 [B, H, W, C]; if labelled, the pair of it and the labels, int32 [B]."""
-    images = source.load(indices)
-    return (images, np.asarray(source.labels[indices], np.int32)) if labelled else images
+def columns_of(source: ImageSource) -> dict[str, np.ndarray]:
+    """What the source knows of its images, by name: "label", and its `columns` where it has some; [N, ...] each."""
+    label = {} if source.labels is None else {"label": source.labels}
+    return label | dict(getattr(source, "columns", {}))
+
+
+def check_columns(source: ImageSource, spec: ConditionSpec) -> None:
+    """Raises UserError unless the source knows what the network is told."""
+    known = columns_of(source)
+    missing = [name for name in spec if name not in known]
+    if missing:
+        raise UserError(f"{arg('source')} must have the columns of {arg('spec')}; {missing[0]!r} is not in {[*known]}")
+
+
+def load_rows(source: ImageSource, indices: np.ndarray, spec: ConditionSpec) -> Batch:
+    """The images and the entries of `spec`, of the columns of the source."""
+    columns = columns_of(source) if spec else {}
+    condition = {name: np.asarray(columns[name][indices], entry.dtype) for name, entry in spec.items()}
+    return Batch(source.load(indices), condition)
 
 
 class RenamingSource:
@@ -58,6 +76,11 @@ class RenamingSource:
     def labels(self) -> np.ndarray | None:
         """As of the source."""
         return self._source.labels
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """As of the source."""
+        return getattr(self._source, "columns", {})
 
     @property
     def notes(self) -> tuple[str, ...]:

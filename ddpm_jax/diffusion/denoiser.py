@@ -1,11 +1,11 @@
 """From a network to what the reverse process needs: x_0_hat, and what a learned variance is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import no_type_check
 
 import flax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ddpm_jax.diffusion.parameterisations import Steps
 from ddpm_jax.diffusion.process import ModelFn, Process
@@ -24,8 +24,8 @@ class Denoised:
 
 
 DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
-# (params, labels of the batch or None) -> its denoiser: for what runs a network on all devices.
-DenoiserOf = Callable[[PyTree, Int[Array, "B"] | None], DenoiseFn]
+# (params, condition of the batch, {} for none) -> its denoiser: for what runs a network on all devices.
+DenoiserOf = Callable[[PyTree, Mapping[str, Array]], DenoiseFn]
 
 
 def make_denoiser(

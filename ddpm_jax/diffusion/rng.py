@@ -1,5 +1,6 @@
 """One seed, and the keys that all randomness comes from."""
 
+import enum
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,17 @@ class SeedKeys(NamedTuple):
     train: jax.Array  # step n uses fold_in(train, n)
     sample: jax.Array  # sample n uses fold_in(sample, n)
     eval: jax.Array  # held-out image i uses fold_in(eval, i)
+
+
+class Purpose(enum.IntEnum):
+    """What draws from a key beside its steps or samples; a new one takes the next number: old runs keep theirs."""
+
+    CONDITION_DROP = 0  # which images of a training step lose their condition
+
+
+def purpose_key(key: Key[Array, ""], purpose: Purpose, n: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The n-th key of a purpose, fold_in(fold_in(key, 2^31 + purpose), n): beyond all steps, samples and rewinds."""
+    return jax.random.fold_in(jax.random.fold_in(key, 2**31 + purpose), n)
 
 
 def check_seed(name: str, seed: int) -> None:

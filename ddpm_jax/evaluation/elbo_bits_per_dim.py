@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
+from ddpm_jax.data.batch import Batch, to_model_scale
+from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.process import Process
@@ -69,10 +70,10 @@ class BitsPerDim:
     """measure(params) over the first images of a source.
 
     Args:
-      denoiser_of: (params, labels or None) -> denoise_fn.
+      denoiser_of: (params, condition) -> denoise_fn.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
       batch_size: images at a time; rounded up to a multiple of the number of devices.
-      labelled: the network takes the labels of the source.
+      spec: what the network is told, of the columns of the source.
     """
 
     def __init__(
@@ -85,19 +86,18 @@ class BitsPerDim:
         mesh: Mesh,
         batch_size: int,
         max_images: int = 0,
-        labelled: bool = False,
+        spec: ConditionSpec | None = None,
     ):
-        self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
+        self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, spec=spec)
         self.num_steps = process.num_steps
         self._key = key
         self._chunks = chunks_of(self.num_steps)
 
         def terms_of(params: dict, data: Batch, ids: jax.Array, key: jax.Array, steps: jax.Array):
-            images, labels = images_and_labels(data)
             return vlb_terms(
                 process,
-                denoiser_of(params, labels),
-                x_0=to_model_scale(images),
+                denoiser_of(params, data.condition),
+                x_0=to_model_scale(data.image),
                 keys=sample_keys(key, ids),
                 steps=steps,
             )
@@ -105,7 +105,7 @@ class BitsPerDim:
         everywhere, batch = replicated(mesh), batch_sharded(mesh)
         self._terms_of = jit_chunk(terms_of, mesh, (everywhere, batch, batch, everywhere, everywhere), batch_axis=1)
         self._prior_of = jax.jit(
-            lambda data: prior_term(process.schedule, to_model_scale(images_and_labels(data)[0])),
+            lambda data: prior_term(process.schedule, to_model_scale(data.image)),
             in_shardings=batch,
             out_shardings=batch,
         )
@@ -179,5 +179,5 @@ def build_bits_per_dim(
         mesh=mesh,
         batch_size=batch_size,
         max_images=max_images,
-        labelled=run.labelled,
+        spec=run.condition,
     )

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale
+from ddpm_jax.data.batch import Batch, to_model_scale
+from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.ode_likelihood import (
@@ -36,11 +37,11 @@ class OdeBits:
     """measure(params) over the first images of a source; see `diffusion.ode_likelihood.ode_bits_per_dim`.
 
     Args:
-      denoiser_of: (params, labels or None) -> denoise_fn, without a clip; called with t float32.
+      denoiser_of: (params, condition) -> denoise_fn, without a clip; called with t float32.
       key: image i is dequantised and probed with fold_in(key, i).
       num_ode_steps: Runge-Kutta steps, four network calls each.
       num_probes: of the divergence; 0: exact.
-      labelled: the network takes the labels of the source.
+      spec: what the network is told, of the columns of the source.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class OdeBits:
         num_ode_steps: int,
         num_probes: int,
         max_images: int = 0,
-        labelled: bool = False,
+        spec: ConditionSpec | None = None,
     ):
-        self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
+        self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, spec=spec)
         self.num_ode_steps, self.num_probes = num_ode_steps, num_probes
         self._key = key
         grid = ode_grid(schedule, num_ode_steps).astype(np.float32)
@@ -65,13 +66,12 @@ class OdeBits:
         shape = tuple(source.image_shape)
 
         def begin(data: Batch, ids: jax.Array, key: jax.Array) -> FlowState:
-            images, _ = images_and_labels(data)
-            return begin_flow(schedule, dequantise(to_model_scale(images), sample_keys(key, ids)))
+            return begin_flow(schedule, dequantise(to_model_scale(data.image), sample_keys(key, ids)))
 
         def advance(
             params: dict, state: FlowState, data: Batch, ids: jax.Array, key: jax.Array, t: jax.Array
         ) -> FlowState:
-            denoise_fn = denoiser_of(params, images_and_labels(data)[1])
+            denoise_fn = denoiser_of(params, data.condition)
             num_directions, direction_fn = directions(sample_keys(key, ids), shape, num_probes)
             return flow_on(schedule, denoise_fn, state, t, num_directions=num_directions, direction_fn=direction_fn)
 
@@ -151,5 +151,5 @@ def build_ode_bits(
         num_ode_steps=num_ode_steps,
         num_probes=num_probes,
         max_images=max_images,
-        labelled=run.labelled,
+        spec=run.condition,
     )

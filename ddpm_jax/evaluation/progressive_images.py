@@ -3,20 +3,21 @@
 Ho et al. 2020, section 4.3: the receiver's x_0_hat at falling t, and figure 6.
 """
 
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax.data.batch import Batch, images_and_labels, to_model_scale, to_uint8
+from ddpm_jax.data.batch import Batch, to_model_scale, to_uint8
+from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.experiment.generator import ConditionOf, no_condition
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import replicated
@@ -26,10 +27,10 @@ class Progressive:
     """x_0_hat as images. Few images are looked at, so that every device holds all of them.
 
     Args:
-      decoder_of, generator_of: (params, labels or None) -> denoise_fn. Decoding shows what was measured, with the
+      decoder_of, generator_of: (params, condition) -> denoise_fn. Decoding shows what was measured, with the
         clip alone; generation may have a dynamic threshold.
       table: of `ddpm_jax.diffusion.samplers.coefficient_table`, for generation.
-      classes: for a network with classes: sample n is of classes[n mod len(classes)].
+      condition_of: what the network is told of samples by number; see `Generator`.
     """
 
     def __init__(
@@ -41,15 +42,14 @@ class Progressive:
         *,
         image_shape: tuple[int, int, int],
         mesh: Mesh,
-        classes: Sequence[int] = (),
+        condition_of: ConditionOf = no_condition,
     ):
         self._schedule, self._table, self._image_shape = schedule, table, image_shape
-        self._classes = np.asarray(classes, np.int32)
+        self._condition_of = condition_of
 
         def decode(params: dict, data: Batch, key: jax.Array, steps: jax.Array) -> jax.Array:
-            images, labels = images_and_labels(data)
-            x_0, keys = to_model_scale(images), sample_keys(key, jnp.arange(len(images)))
-            denoise_fn = decoder_of(params, labels)
+            x_0, keys = to_model_scale(data.image), sample_keys(key, jnp.arange(len(data.image)))
+            denoise_fn = decoder_of(params, data.condition)
 
             def at_step(step: jax.Array) -> jax.Array:
                 t = jnp.full(x_0.shape[:1], step)
@@ -59,9 +59,9 @@ class Progressive:
             return jax.lax.map(at_step, steps)
 
         def generate(
-            params: dict, rows: SamplerTable, state: SamplerState, keys: jax.Array, labels: jax.Array | None
+            params: dict, rows: SamplerTable, state: SamplerState, keys: jax.Array, condition: Condition
         ) -> tuple[jax.Array, SamplerState]:
-            denoise_fn = generator_of(params, labels)
+            denoise_fn = generator_of(params, condition)
             estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
             return to_uint8(estimate), scan_rows(denoise_fn, rows, state, keys)
 
@@ -70,12 +70,12 @@ class Progressive:
         self._generate = jax.jit(generate, **options)
 
     def decode(
-        self, params: dict, data: np.ndarray | tuple[np.ndarray, np.ndarray], *, seed: int, num_moments: int
+        self, params: dict, data: Batch, *, seed: int, num_moments: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """(t falling [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]), with x_t as in the measurement of the bound.
 
         Args:
-          data: uint8 [N, H, W, C], the first N of the source; with their labels for a network with classes.
+          data: the first N images of the source, and their condition.
         """
         t = np.unique(np.rint(np.linspace(0, self._schedule.num_steps - 1, num_moments)).astype(np.int32))[::-1]
         return t, np.asarray(self._decode(params, data, seed_keys(seed).eval, t.copy()))
@@ -90,12 +90,12 @@ class Progressive:
         num_rows = self._table.num_calls
         starts = np.unique(np.rint(np.linspace(0, num_rows, min(num_moments, num_rows) + 1)).astype(int))
         keys = sample_keys(seed_keys(seed).sample, jnp.arange(num_samples))
-        labels = self._classes[np.arange(num_samples) % len(self._classes)] if len(self._classes) else None
+        condition = self._condition_of(np.arange(num_samples))
         state = init_sampler_state(self._table, initial_noise(keys, self._image_shape))
         t, frames = [], []
         for start, stop in zip(starts[:-1], starts[1:], strict=True):
             rows = self._table.rows(int(start), int(stop))
-            estimate, state = self._generate(params, rows, state, keys, labels)
+            estimate, state = self._generate(params, rows, state, keys, condition)
             t.append(float(rows.t[0]))
             frames.append(np.asarray(estimate))
         return np.array([*t, -1]), np.stack([*frames, np.asarray(to_uint8(state.x_t))])
@@ -110,7 +110,7 @@ def build_progressive(run: TrainedRun, mesh: Mesh) -> Progressive:
         run.sampler_table,
         image_shape=run.image_shape,
         mesh=mesh,
-        classes=run.sampled_classes,
+        condition_of=run.condition_of,
     )
 
 

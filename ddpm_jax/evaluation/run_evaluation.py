@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.data.batch import images_and_labels
 from ddpm_jax.data.image_source import load_rows
 from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim, build_bits_per_dim, mean_and_error
@@ -75,7 +74,7 @@ class Evaluation:
         self._mesh = make_mesh()
         run.check_params()
         self._source = run.source(split, "--split" if settings.split else "data.eval_split")
-        self._labelled = run.labelled
+        self._condition = run.condition
         self._bits, self._ode, self._progressive = self._build(run, split)
         self._is_first = jax.process_index() == 0
         if self._is_first:
@@ -169,7 +168,7 @@ class Evaluation:
 
     def _draw(self, on_file: Callable[[str], None]) -> None:
         first = np.arange(min(NUM_IMAGES, self.facts["num_images"]))
-        data = load_rows(self._source, first, self._labelled)
+        data = load_rows(self._source, first, self._condition)
         seed = self._settings.seed
         t, frames = self._progressive.decode(self._params, data, seed=seed, num_moments=NUM_MOMENTS)
         walked, samples = self._progressive.generate(
@@ -178,7 +177,7 @@ class Evaluation:
         if not self._is_first:
             return
         for name, moments, labels in (
-            ("progressive_decoding.png", [*frames, images_and_labels(data)[0]], [*step_labels(t), "original"]),
+            ("progressive_decoding.png", [*frames, data.image], [*step_labels(t), "original"]),
             ("progressive_generation.png", samples, [*step_labels(walked[:-1]), "sample"]),
         ):
             save_strip(self._path(name), np.stack(moments), labels)

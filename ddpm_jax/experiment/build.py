@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import BatchLoader, ImageSource
+from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
@@ -37,6 +38,7 @@ class Experiment:
     mesh: Mesh
     process: Process
     model: nn.Module
+    condition: ConditionSpec  # what the network is told of an image
     loss_fn: LossFn
     init: Callable[[jax.Array], TrainState]  # key -> a fresh state
     train_step: TrainStep  # not jitted
@@ -98,7 +100,7 @@ class Experiment:
             first_step=first_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            labelled=self.model.num_classes > 0,
+            spec=self.condition,
             transform=lambda batch: put_batch(batch, self.mesh),
             batch_of_step=batch_of_step,
         )
@@ -135,9 +137,10 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
         mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
     process = model_factory.build_process(config)
     model = model_factory.build_model(config)
+    condition = data_factory.condition_spec(config)
     loss_fn = training_factory.build_loss(config, process)
     optimizer = training_factory.build_optimizer(config)
-    train_step = training_factory.build_train_step(config, mesh, model, loss_fn, optimizer)
+    train_step = training_factory.build_train_step(config, mesh, model, condition, loss_fn, optimizer)
     time_sampler = training_factory.build_timestep_sampler(config)
     # Here, since a bad sampler must not come to light after days of training.
     sampler_table = sampler_factory.build_table(config, process)
@@ -148,4 +151,4 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     def init(key: jax.Array) -> TrainState:
         return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())
 
-    return Experiment(config, mesh, process, model, loss_fn, init, train_step, sampler_table, preview_table)
+    return Experiment(config, mesh, process, model, condition, loss_fn, init, train_step, sampler_table, preview_table)

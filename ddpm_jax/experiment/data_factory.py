@@ -4,6 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource, make_source
+from ddpm_jax.data.condition import ConditionSpec, Entry
 from ddpm_jax.data.image_source import RenamingSource
 from ddpm_jax.experiment.config_checks import field_names, image_shape_of
 from ddpm_jax.runtime.errors import UserError, arguments_named
@@ -27,6 +28,23 @@ def build_source(config: ConfigDict, split: str, field: str = "data.split") -> I
     if config.model.num_classes:
         _check_labels(source, config.model.num_classes, f"{data.name} {split!r}")
     return source
+
+
+def condition_spec(config: ConfigDict) -> ConditionSpec:
+    """What the network is told of an image: its class, where it has classes.
+
+    Raises:
+      UserError: a drop rate outside [0, 1), or one for a network that is told nothing.
+    """
+    drop_rate, num_classes = config.condition.drop_rate, config.model.num_classes
+    if not 0 <= drop_rate < 1:
+        raise UserError(f"condition.drop_rate must be in [0, 1); got {drop_rate}")
+    if drop_rate and not num_classes:
+        raise UserError(
+            f"condition.drop_rate={drop_rate} is for a network with a condition; the config has model.num_classes=0: "
+            "take 0, or more classes"
+        )
+    return {"label": Entry(null=num_classes if drop_rate else None)} if num_classes else {}
 
 
 def _check_labels(source: ImageSource, num_classes: int, what: str) -> None:

@@ -1,12 +1,13 @@
 """Images from a trained network, on all devices, in batches, with progress: the host side of sampling."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.data.batch import to_uint8
+from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
@@ -15,6 +16,14 @@ from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
 
+ConditionOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> their condition
+
+
+def no_condition(ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Of a network that is told nothing."""
+    del ids
+    return {}
+
 
 class Generator:
     """Samples 0..N-1 of a network as uint8 images; sample n depends on the seed and n alone.
@@ -22,12 +31,12 @@ class Generator:
     The table is walked in chunks (`runtime.chunks`), between which the host can look at x_t.
 
     Args:
-      denoiser_of: (params, labels or None) -> denoise_fn.
+      denoiser_of: (params, condition) -> denoise_fn.
       table: of `ddpm_jax.diffusion.samplers.coefficient_table`.
       image_shape: (H, W, C).
       mesh: the batch is spread over its devices.
       batch_size: images at a time, a multiple of the number of devices.
-      classes: for a network with classes: sample n is of classes[n mod len(classes)]. Empty: it has none.
+      condition_of: what the network is told of samples by number, [N, ...] each.
     """
 
     def __init__(
@@ -38,9 +47,9 @@ class Generator:
         image_shape: tuple[int, int, int],
         mesh: Mesh,
         batch_size: int,
-        classes: Sequence[int] = (),
+        condition_of: ConditionOf = no_condition,
     ):
-        self._mesh, self._batch_size, self._classes = mesh, batch_size, np.asarray(classes, np.int32)
+        self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
         self.num_rows = table.num_calls
         self._chunks = [table.rows(chunk.start, chunk.stop) for chunk in chunks_of(self.num_rows)]
         batch, everywhere = batch_sharded(mesh), replicated(mesh)
@@ -50,18 +59,14 @@ class Generator:
             return init_sampler_state(table, initial_noise(keys, image_shape)), keys
 
         def advance(
-            params: dict, rows: SamplerTable, state: SamplerState, keys: jax.Array, labels: jax.Array | None
+            params: dict, rows: SamplerTable, state: SamplerState, keys: jax.Array, condition: Condition
         ) -> SamplerState:
-            return scan_rows(denoiser_of(params, labels), rows, state, keys)
+            return scan_rows(denoiser_of(params, condition), rows, state, keys)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._advance = jit_chunk(advance, mesh, (AS_GIVEN, everywhere, batch, batch, batch), donate=2)
         # Images leave a mesh of several hosts whole, so that each host can write them.
         self._to_uint8 = jax.jit(to_uint8, out_shardings=everywhere)
-
-    def labels(self, ids: np.ndarray) -> np.ndarray | None:
-        """The classes of samples by number, int32 [N]; None where the network has no classes."""
-        return self._classes[ids % len(self._classes)] if len(self._classes) else None
 
     def num_batches(self, num_samples: int) -> int:
         """How many batches make `num_samples` images."""
@@ -103,12 +108,12 @@ class Generator:
         """The batch of `generate` that begins with sample `first`, a multiple of `batch_of(num_samples)`."""
         batch_size = self.batch_of(num_samples)
         ids = np.arange(first, first + batch_size, dtype=np.int32)
-        ids, labels = jax.device_put((ids, self.labels(ids)), batch_sharded(self._mesh))
+        ids, condition = jax.device_put((ids, self.condition_of(ids)), batch_sharded(self._mesh))
         state, keys = self._begin(seed_keys(seed).sample, ids)
         if watch:
             watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(state.x_t)))
         for number, rows in enumerate(self._chunks):
-            state = self._advance(params, rows, state, keys, labels)
+            state = self._advance(params, rows, state, keys, condition)
             if first == number == 0:  # which was compiled before it ran
                 release_unused_memory()
             state = jax.block_until_ready(state)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
-from ddpm_jax.data.batch import label_args
+from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.denoiser import DenoiseFn, DenoiserOf, make_denoiser
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
@@ -40,6 +40,7 @@ def build_model(config: ConfigDict) -> nn.Module:
     check_one_of("model.dtype", config.model.dtype, DTYPES)
     out_channels = 2 * image_shape[2] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t has
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
+    shared["null_class"] = config.condition.drop_rate > 0
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
     shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):
@@ -67,12 +68,12 @@ def build_denoiser(
     clip_x_0: bool | None = None,
     dynamic_threshold: float | None = None,
 ) -> DenoiserOf:
-    """(params, labels or None) -> denoise_fn, as the config has it but for what is given here."""
+    """(params, condition) -> denoise_fn, as the config has it but for what is given here."""
     sample = config.sample
 
-    def denoiser_of(params: dict, labels: jax.Array | None) -> DenoiseFn:
+    def denoiser_of(params: dict, condition: Condition) -> DenoiseFn:
         def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            return model.apply({"params": params}, x_t, t, *label_args(labels))
+            return model.apply({"params": params}, x_t, t, condition)
 
         with fields_named("diffusion", {"dynamic_threshold": "sample.dynamic_threshold"}):
             return make_denoiser(

@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
-from ddpm_jax.data.batch import label_args
+from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_rows
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
-from ddpm_jax.experiment.state_sizes import abstract_batch
+from ddpm_jax.experiment.state_sizes import abstract_batch, abstract_condition
 from ddpm_jax.runtime.compilation import compiler_options, quick_compile_options
 from ddpm_jax.runtime.devices import batch_sharded, platform_of
 from ddpm_jax.training.train_step import TrainStep
@@ -37,25 +37,25 @@ def lower_step(experiment: Experiment, step_fn: TrainStep | None = None) -> Lowe
 
 def sampled_batch(
     experiment: Experiment,
-) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
-    """The shapes of x_t, of the keys and of the labels (None where there are none) of `sample.batch_size` images."""
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes of x_t, of the keys and of the condition of `sample.batch_size` images."""
     sharding, batch_size = batch_sharded(experiment.mesh), experiment.sample_batch_size
     keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), experiment.keys.sample)
-    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding) if experiment.model.num_classes else None
     return (
         jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), jnp.float32, sharding=sharding),
         jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
-        labels,
+        abstract_condition(experiment, batch_size),
     )
 
 
 def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
-    """(params, x_t, keys, labels) -> x_s: the first rows of the config's sampler, each of which is a network call."""
+    """(params, x_t, keys, condition) -> x_s: the first rows of the config's sampler, each of them a network call."""
     table = experiment.sampler_table
     denoiser_of = model_factory.build_denoiser(experiment.config, experiment.process, experiment.model)
 
-    def advance(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
-        return scan_rows(denoiser_of(params, labels), table.rows(0, num_rows), init_sampler_state(table, x_t), keys).x_t
+    def advance(params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition) -> jax.Array:
+        rows, state = table.rows(0, num_rows), init_sampler_state(table, x_t)
+        return scan_rows(denoiser_of(params, condition), rows, state, keys).x_t
 
     return jax.jit(advance, compiler_options=compiler_options(platform_of(experiment.mesh))).lower(
         experiment.abstract_state.params, *sampled_batch(experiment)
@@ -63,11 +63,11 @@ def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
 
 
 def lower_forward(experiment: Experiment) -> Lowered:
-    """(params, x_t, keys, labels) -> the prediction at t = 0 without dropout; the keys are not used."""
+    """(params, x_t, keys, condition) -> the prediction at t = 0 without dropout; the keys are not used."""
 
-    def forward(params: dict, x_t: jax.Array, keys: jax.Array, labels: jax.Array | None) -> jax.Array:
+    def forward(params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition) -> jax.Array:
         t = jnp.zeros(x_t.shape[:1], jnp.int32)
-        return experiment.model.apply({"params": params}, x_t, t, *label_args(labels))
+        return experiment.model.apply({"params": params}, x_t, t, condition)
 
     return jax.jit(forward, compiler_options=compiler_options(platform_of(experiment.mesh))).lower(
         experiment.abstract_state.params, *sampled_batch(experiment)

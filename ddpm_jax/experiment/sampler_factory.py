@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
-from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.generator import ConditionOf, Generator, no_condition
 from ddpm_jax.experiment.model_factory import build_denoiser
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -106,8 +106,14 @@ def build_generator(
         image_shape=image_shape_of(config),
         mesh=mesh,
         batch_size=config.sample.batch_size,
-        classes=sampled_classes(config),
+        condition_of=condition_of(config),
     )
+
+
+def condition_of(config: ConfigDict) -> ConditionOf:
+    """Numbers of samples -> their condition: sample n is of classes[n mod len(classes)] of `sampled_classes`."""
+    classes = np.asarray(sampled_classes(config), np.int32)
+    return (lambda ids: {"label": classes[ids % len(classes)]}) if len(classes) else no_condition
 
 
 def sampled_classes(config: ConfigDict) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import PyTree
 
+from ddpm_jax.data.batch import Batch
+from ddpm_jax.data.condition import Condition
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.runtime.devices import batch_sharded
 
@@ -24,13 +26,20 @@ def device_bytes(tree: PyTree) -> int:
     return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def abstract_batch(experiment: Experiment) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes of a training batch over the mesh: uint8 images, with int32 labels where the network has classes."""
+def abstract_batch(experiment: Experiment) -> Batch:
+    """The shapes of a training batch over the mesh."""
     sharding, batch_size = batch_sharded(experiment.mesh), experiment.batch_size
     images = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), jnp.uint8, sharding=sharding)
-    if not experiment.model.num_classes:
-        return images
-    return images, jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding)
+    return Batch(images, abstract_condition(experiment, batch_size))
+
+
+def abstract_condition(experiment: Experiment, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what the network is told of a batch over the mesh."""
+    sharding = batch_sharded(experiment.mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *entry.shape), entry.dtype, sharding=sharding)
+        for name, entry in experiment.condition.items()
+    }
 
 
 def state_bytes(experiment: Experiment) -> dict[str, int]:
@@ -68,9 +77,11 @@ def kept_bytes(experiment: Experiment) -> int:
     rows = experiment.batch_size // num_parts // experiment.mesh.size
     x_t = jax.ShapeDtypeStruct((rows, *experiment.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    labels = (t,) if model.num_classes else ()
+    condition = {
+        name: jax.ShapeDtypeStruct((rows, *entry.shape), entry.dtype) for name, entry in experiment.condition.items()
+    }
 
-    def predict(params: PyTree, key: jax.Array, x_t: jax.Array, t: jax.Array, *labels: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})
+    def predict(params: PyTree, key: jax.Array, x_t: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
+        return model.apply({"params": params}, x_t, t, condition, train=True, rngs={"dropout": key})
 
-    return residual_bytes(predict, experiment.abstract_state.params, experiment.keys.train, x_t, t, *labels)
+    return residual_bytes(predict, experiment.abstract_state.params, experiment.keys.train, x_t, t, condition)

@@ -12,13 +12,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
+from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
-from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.generator import ConditionOf, Generator
 from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.experiment.sampler_flags import choose_sampler
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -63,14 +64,14 @@ class TrainedRun:
         return config_checks.image_shape_of(self.config)
 
     @property
-    def labelled(self) -> bool:
-        """Whether the network is told the class of an image."""
-        return self.config.model.num_classes > 0
+    def condition(self) -> ConditionSpec:
+        """What the network is told of an image."""
+        return data_factory.condition_spec(self.config)
 
     @property
-    def sampled_classes(self) -> tuple[int, ...]:
-        """Which classes its samples are of, in turn; () for a network without classes."""
-        return sampler_factory.sampled_classes(self.config)
+    def condition_of(self) -> ConditionOf:
+        """Numbers of samples -> what the network is told of them."""
+        return sampler_factory.condition_of(self.config)
 
     @property
     def held_out_split(self) -> str:
@@ -127,7 +128,7 @@ class TrainedRun:
         clip_x_0: bool | None = None,
         dynamic_threshold: float | None = None,
     ) -> DenoiserOf:
-        """(params, labels or None) -> denoise_fn, as the run samples but for what is given here.
+        """(params, condition) -> denoise_fn, as the run samples but for what is given here.
 
         Args:
           process: the run's own, or that of some of its steps.

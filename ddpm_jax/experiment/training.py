@@ -129,7 +129,7 @@ def build_eval_loss(experiment: Experiment) -> EvalLoss | None:
         mesh=experiment.mesh,
         batch_size=config.eval.batch_size,
         max_images=config.eval.max_images,
-        labelled=config.model.num_classes > 0,
+        spec=experiment.condition,
     )
 
 

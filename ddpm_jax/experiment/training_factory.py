@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.loss_weights import loss_weights
 from ddpm_jax.diffusion.losses import BOUNDS, LossFn, make_loss_fn
 from ddpm_jax.diffusion.process import Process
@@ -88,7 +89,12 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def build_train_step(
-    config: ConfigDict, mesh: Mesh, model: nn.Module, loss_fn: LossFn, optimizer: optax.GradientTransformation
+    config: ConfigDict,
+    mesh: Mesh,
+    model: nn.Module,
+    condition: ConditionSpec,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
 ) -> TrainStep:
     """The pure train step, not jitted; refuses a batch that devices and parts do not divide."""
     optim, train = config.optim, config.train
@@ -111,6 +117,8 @@ def build_train_step(
         optimizer,
         ema_decay=ema_decay,
         time_sampler=build_timestep_sampler(config),
+        spec=condition,
+        drop_rate=config.condition.drop_rate,
         flip=config.data.flip,
         num_parts=num_parts,
         clip_each_part=1.0 if optim.clip_replicas else 0.0,

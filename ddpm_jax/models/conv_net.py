@@ -3,13 +3,15 @@
 For tests, for trying out everything around a network in seconds, and as the pattern of a network of one's own.
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
-from ddpm_jax.models.layers import check_labels, class_embedding, time_embedding
+from ddpm_jax.models.layers import check_condition, class_embedding, time_embedding
 from ddpm_jax.runtime.errors import UserError, arg
 
 
@@ -21,6 +23,7 @@ class ConvNet(nn.Module):
       num_layers: residual layers; a pixel of the prediction sees num_layers + 2 pixels to every side.
       out_channels: channels of the prediction; 0 for as many as x_t has.
       num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t.
+      null_class: the label num_classes stands for no class; see `data.condition`.
       dtype: of the convolutions. Parameters and the output are float32.
       remat: the backward pass computes each layer over again (gradient checkpointing).
     """
@@ -29,6 +32,7 @@ class ConvNet(nn.Module):
     num_layers: int = 4
     out_channels: int = 0
     num_classes: int = 0
+    null_class: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -37,7 +41,7 @@ class ConvNet(nn.Module):
         self,
         x_t: Float[Array, "B H W C"],
         t: Int[Array, "B"] | Float[Array, "B"],
-        labels: Int[Array, "B"] | None = None,
+        condition: Mapping[str, Array] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "B H W C_out"]:
@@ -46,19 +50,23 @@ class ConvNet(nn.Module):
         Args:
           x_t: images of any height and width.
           t: steps 0..T-1, whole or, between two steps, not.
-          labels: 0..num_classes-1, if and only if num_classes > 0; one outside gives NaN.
+          condition: {"label": int [B]} in 0..num_classes-1, or num_classes for none with `null_class`, where
+            num_classes > 0, and one outside gives NaN; else empty.
           train: makes no difference: there is no dropout.
 
         Raises:
-          UserError: labels are missing, or given to a network that takes none.
+          UserError: an entry is missing, or one is given that the network does not take.
         """
         del train
-        check_labels(labels, self.num_classes)
+        condition = condition or {}
+        check_condition(condition, ["label"] if self.num_classes else [])
         time = nn.Dense(self.channels, kernel_init=INIT, dtype=self.dtype, name="time")(
             time_embedding(t, self.channels)
         )
-        if labels is not None:
-            time = time + class_embedding(self, labels, self.num_classes, self.channels).astype(self.dtype)
+        if self.num_classes:
+            num_vectors = self.num_classes + self.null_class
+            vectors = class_embedding(self, condition["label"], num_vectors, self.channels)
+            time = time + vectors.astype(self.dtype)
         layer = nn.remat(_Layer) if self.remat else _Layer
         h = self._conv("conv_in")(x_t)  # [B, H, W, channels]
         for i in range(self.num_layers):

@@ -4,6 +4,7 @@ Parameters, norms, softmax and time embedding are float32; convolutions and dens
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -51,13 +52,10 @@ def time_embedding(
     return jnp.concatenate(parts if order == "sin_cos" else parts[::-1], axis=1)
 
 
-def check_labels(labels: Array | None, num_classes: int) -> None:
-    """Raises UserError unless labels are given if and only if the network takes them."""
-    if (labels is None) != (num_classes == 0):
-        given = "none were given" if labels is None else "some were given"
-        raise UserError(
-            f"labels must be given if and only if num_classes > 0; num_classes is {num_classes} and {given}"
-        )
+def check_condition(condition: Mapping[str, Array], names: Sequence[str]) -> None:
+    """Raises UserError unless the condition has the entries that the network takes, and no others."""
+    if set(condition) != set(names):
+        raise UserError(f"the network takes the condition {sorted(names)}; got {sorted(condition)}")
 
 
 def class_embedding(module: nn.Module, labels: Int[Array, "B"], num_classes: int, dim: int) -> Float[Array, "B dim"]:

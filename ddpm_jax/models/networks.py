@@ -1,9 +1,9 @@
 """The networks that a config can name in `model.name`. A network of one's own is one file, one line here and one group
 of its name in configs/base.py.
 
-A network is a Linen module (x_t, t, labels, *, train) -> the prediction, with the attributes of `SHARED_FIELDS` and
-`out_channels` (0: as many as x_t has) beside its own. `t` may lie between two steps. It never sees a schedule, a
-config or another image of the batch.
+A network is a Linen module (x_t, t, condition, *, train) -> the prediction, with the attributes of `SHARED_FIELDS`,
+`null_class` and `out_channels` (0: as many as x_t has) beside its own. `t` may lie between two steps. It never sees a
+schedule, a config or another image of the batch.
 """
 
 from collections.abc import Callable

@@ -1,20 +1,33 @@
 """Fresh parameters of a network, and how many it has."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from ddpm_jax.models.initialisers import shared_draws
 
 
-def init_params(network: nn.Module, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> dict:
+def init_params(
+    network: nn.Module,
+    key: Key[Array, ""],
+    image_shape: tuple[int, int, int],
+    condition: Mapping[str, Array | np.ndarray] | None = None,
+) -> dict:
     """Fresh float32 parameters for images (H, W, C); jit- and eval_shape-compatible.
 
     Of the same distribution as `network.init`'s, from a few long draws, which compile many times sooner.
+
+    Args:
+      condition: what the network is told of one image, [1, ...] each; by default the label 0 of a network with
+        classes, else nothing.
     """
     t = jnp.zeros((1,), jnp.int32)
-    labels = {"labels": t} if getattr(network, "num_classes", 0) else {}
+    if condition is None:
+        condition = {"label": t} if getattr(network, "num_classes", 0) else {}
     if getattr(network, "remat", False):  # which names no parameter; a draw must not happen inside of it
         network = network.clone(remat=False)
 
@@ -22,7 +35,7 @@ def init_params(network: nn.Module, key: Key[Array, ""], image_shape: tuple[int,
     def draw(key: Key[Array, ""]) -> dict:
         key_together, key_apart = jax.random.split(key)
         with shared_draws(key_together):
-            return network.init(key_apart, jnp.zeros((1, *image_shape)), t, **labels)["params"]
+            return network.init(key_apart, jnp.zeros((1, *image_shape)), t, condition)["params"]
 
     return draw(key)
 

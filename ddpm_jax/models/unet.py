@@ -1,6 +1,6 @@
 """The U-Net of Ho et al. 2020 and its successors in Flax Linen: x_t, t -> the prediction, pure in its parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from ddpm_jax.models.layers import (
     ResBlock,
     SelfAttention,
     Upsample,
-    check_labels,
+    check_condition,
     class_embedding,
     time_embedding,
 )
@@ -47,6 +47,7 @@ class UNet(nn.Module):
       embedding_spacing: of its frequencies: "half_minus_1" (Ho et al.) or "half".
       time_scale: t is embedded as time_scale * t. 1000/T is improved-diffusion's `rescale_timesteps`.
       num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t.
+      null_class: the label num_classes stands for no class; see `data.condition`.
       conv_in_channels: width of the first convolution; 0 for `channels`. In Dhariwal and Nichol 2021 it is the first
         level's, which differs where that level's multiple is not 1.
       remat: of the inside of every residual block and self-attention, the backward pass is left the outputs of
@@ -72,6 +73,7 @@ class UNet(nn.Module):
     embedding_spacing: str = "half_minus_1"
     time_scale: float = 1.0
     num_classes: int = 0
+    null_class: bool = False
     conv_in_channels: int = 0
     remat: bool = False
 
@@ -80,7 +82,7 @@ class UNet(nn.Module):
         self,
         x_t: Float[Array, "B H W C"],
         t: Int[Array, "B"] | Float[Array, "B"],
-        labels: Int[Array, "B"] | None = None,
+        condition: Mapping[str, Array] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "B H W C_out"]:
@@ -89,14 +91,16 @@ class UNet(nn.Module):
         Args:
           x_t: images, H and W divisible by 2^(levels-1).
           t: steps 0..T-1, whole or, between two steps, not.
-          labels: 0..num_classes-1, if and only if num_classes > 0; one outside gives NaN.
+          condition: {"label": int [B]} in 0..num_classes-1, or num_classes for none with `null_class`, where
+            num_classes > 0, and one outside gives NaN; else empty.
           train: with dropout, from the key "dropout".
 
         Raises:
-          UserError: labels are missing, or given to a network that takes none.
+          UserError: an entry is missing, or one is given that the network does not take.
         """
-        check_labels(labels, self.num_classes)
-        time = self._embedding(t, labels)  # [B, 4 channels]
+        condition = condition or {}
+        check_condition(condition, ["label"] if self.num_classes else [])
+        time = self._embedding(t, condition.get("label"))  # [B, 4 channels]
 
         def res_block(h: Array, width: int, name: str, resize: str = "", skip: Array | None = None) -> Array:
             return self._res_block(h, skip, time, width=width, resize=resize, train=train, name=name)
@@ -152,7 +156,8 @@ class UNet(nn.Module):
         time = dense("time_2")(nn.swish(dense("time_1")(time)))
         if labels is None:
             return time
-        return time + class_embedding(self, labels, self.num_classes, 4 * self.channels).astype(self.dtype)
+        num_vectors = self.num_classes + self.null_class
+        return time + class_embedding(self, labels, num_vectors, 4 * self.channels).astype(self.dtype)
 
     def _res_block(
         self, h: Array, skip: Array | None, time: Array, *, width: int, resize: str, train: bool, name: str

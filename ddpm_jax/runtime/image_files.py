@@ -5,7 +5,7 @@ Images are uint8 [N, H, W, C] with C = 1 (grey) or 3 (RGB); of more channels the
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +114,9 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, duration_ms: int = 60,
         pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
 
 
-def save_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray | None = None) -> None:
-    """Writes uint8 [N, H, W, C] as `arr_0` and labels [N] as `arr_1`, which is what the field's evaluators read.
+def save_npz(path: str | os.PathLike, images: np.ndarray, condition: Mapping[str, np.ndarray] | None = None) -> None:
+    """Writes uint8 [N, H, W, C] as `arr_0`, "label" [N] as `arr_1`, which is what the field's evaluators read, and
+    other entries of the condition, [N, ...] each, by their names.
 
     Raises:
       UserError: `images` is not uint8 [N, H, W, C], or the file is no .npz.
@@ -125,7 +126,9 @@ def save_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray | N
     images = np.asarray(images)
     _check_images(images)
     with replace_file(path) as file:
-        np.savez(file, images, *([] if labels is None else [np.asarray(labels, np.int64)]))
+        others = dict(condition or {})
+        labels = [np.asarray(others.pop("label"), np.int64)] if "label" in others else []
+        np.savez(file, images, *labels, **others)
 
 
 def _check_images(images: np.ndarray) -> None:

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.batch import Batch, images_and_labels, label_args, to_model_scale
+from ddpm_jax.data.batch import Batch, to_model_scale
+from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.runtime.compilation import compiler_options
@@ -17,7 +18,7 @@ from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
 
 
 def make_eval_step(model: nn.Module, loss_fn: LossFn) -> Callable[[PyTree, Array, Array, Array], Array]:
-    """eval_step(params, batch, ids int32 [B], key) -> the loss of each image, [B]; batches as in `make_train_step`.
+    """eval_step(params, batch, ids int32 [B], key) -> the loss of each image, [B]; nothing is dropped.
 
     Image i has the same t and eps at every evaluation: t is the i-th of a stratified sequence over 0..T-1
     (the golden ratio's), eps comes from fold_in(key, i). Numbers at different steps can be compared.
@@ -26,15 +27,14 @@ def make_eval_step(model: nn.Module, loss_fn: LossFn) -> Callable[[PyTree, Array
     num_steps = loss_fn.process.num_steps
 
     def eval_step(params: PyTree, batch: Batch, ids: Int[Array, "B"], key: Key[Array, ""]) -> Float[Array, "B"]:
-        images, labels = images_and_labels(batch)
-        x_0 = to_model_scale(images)
+        x_0 = to_model_scale(batch.image)
         # frac(i * 0.618...) by whole numbers: float32 would lose its digits at large i.
         golden = (ids.astype(jnp.uint32) + 1) * jnp.uint32(2654435769)
         t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
         eps = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x_0.shape[1:]))(ids)
 
         def model_fn(x_t: Array, t: Array) -> Array:
-            return model.apply({"params": params}, x_t, t, *label_args(labels))
+            return model.apply({"params": params}, x_t, t, batch.condition)
 
         return loss_fn(model_fn, x_0=x_0, t=t, eps=eps)["loss"]
 
@@ -48,7 +48,7 @@ class EvalLoss:
       eval_step: of `make_eval_step`.
       batch_size: images at a time; rounded up to a multiple of the number of devices.
       max_images: the most that are used; 0 for all.
-      labelled: with the labels of the source, for a network with classes.
+      spec: what the network is told, of the columns of the source.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class EvalLoss:
         mesh: Mesh,
         batch_size: int,
         max_images: int = 0,
-        labelled: bool = False,
+        spec: ConditionSpec | None = None,
     ):
-        self._batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, labelled=labelled)
+        self._batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, spec=spec)
         self.num_images, self._key = self._batches.num_images, key
         self.notes = source.notes
 

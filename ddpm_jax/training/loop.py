@@ -87,7 +87,7 @@ def run_loop(
 
     Args:
       train_step: jitted; donates its state.
-      batches: of step state.step, of the next one, and so on, on the devices: images, or images and labels.
+      batches: of step state.step, of the next one, and so on, on the devices.
       key_of_step: step -> the key of the update from it.
       save: starts saving a state and returns numbers to report (such as the eval loss).
       preview: draws images of a state and returns numbers to report.

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ddpm_jax.data.batch import Batch, images_and_labels, label_args, to_model_scale
+from ddpm_jax.data.batch import Batch, to_model_scale
+from ddpm_jax.data.condition import Condition, ConditionSpec, drop, has_null, mirror
 from ddpm_jax.diffusion.losses import LossFn
+from ddpm_jax.diffusion.rng import Purpose, purpose_key
 from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_sampler
 from ddpm_jax.runtime.errors import UserError, arg
 from ddpm_jax.training.optimizer import StepFn, clip_by_global_norm, global_norm
@@ -22,10 +24,12 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
-def _random_flip(key: Key[Array, ""], x_0: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """Mirrors each image left-right with probability 1/2."""
+def _random_flip(
+    key: Key[Array, ""], x_0: Float[Array, "B H W C"], spec: ConditionSpec, condition: Condition
+) -> tuple[Float[Array, "B H W C"], Condition]:
+    """Mirrors each image left-right with probability 1/2, and what of its condition lies over its pixels."""
     flip = jax.random.bernoulli(key, 0.5, (x_0.shape[0], 1, 1, 1))
-    return jnp.where(flip, x_0[:, :, ::-1, :], x_0)
+    return jnp.where(flip, x_0[:, :, ::-1, :], x_0), mirror(spec, condition, flip)
 
 
 def _split_batch(array: Array, num_parts: int) -> Array:
@@ -49,28 +53,28 @@ def _t_bins(
 def _make_gradient(
     model: nn.Module, loss_fn: LossFn, num_parts: int, clip_each_part: float
 ) -> Callable[..., tuple[PyTree, dict[str, Float[Array, "B"]]]]:
-    """(params, key of the dropout, x_0, t, weights, eps, labels if any) -> (the gradient, the losses [B] by name).
+    """(params, key of the dropout, x_0, t, weights, eps, condition) -> (the gradient, the losses [B] by name).
 
     The batch is taken in `num_parts` parts, one after another; see `make_train_step`.
     """
 
     def part_loss(
-        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array, *labels: Array
+        params: PyTree, key: Key[Array, ""], x_0: Array, t: Array, weights: Array, eps: Array, condition: Condition
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "B"]]]:
         def model_fn(x_t: Array, t: Array) -> Array:
-            return model.apply({"params": params}, x_t, t, *labels, train=True, rngs={"dropout": key})
+            return model.apply({"params": params}, x_t, t, condition, train=True, rngs={"dropout": key})
 
         losses = loss_fn(model_fn, x_0=x_0, t=t, eps=eps)
         return jnp.mean(weights * losses["loss"]), losses
 
-    def part_gradient(params: PyTree, *part: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
+    def part_gradient(params: PyTree, *part: PyTree) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
         grads, losses = jax.grad(part_loss, has_aux=True)(params, *part)
         if clip_each_part > 0:
             clip = clip_by_global_norm(clip_each_part)
             grads, _ = clip.update(grads, clip.init(params))
         return grads, losses
 
-    def gradient(params: PyTree, key: Key[Array, ""], *batch: Array) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
+    def gradient(params: PyTree, key: Key[Array, ""], *batch: PyTree) -> tuple[PyTree, dict[str, Float[Array, "B"]]]:
         if num_parts == 1:
             return part_gradient(params, key, *batch)
 
@@ -79,7 +83,7 @@ def _make_gradient(
             return jax.tree.map(jnp.add, total, grads), losses
 
         keys = jax.random.split(key, num_parts)
-        parts = (keys, *(_split_batch(array, num_parts) for array in batch))
+        parts = (keys, *jax.tree.map(lambda array: _split_batch(array, num_parts), batch))
         total, losses = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
         # Back to the batch's own order, undoing _split_batch.
         losses = jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(-1), losses)
@@ -95,6 +99,8 @@ def make_train_step(
     *,
     ema_decay: StepFn,
     time_sampler: TimestepSampler | None = None,
+    spec: ConditionSpec | None = None,
+    drop_rate: float = 0.0,
     flip: bool = False,
     num_parts: int = 1,
     clip_each_part: float = 0.0,
@@ -102,19 +108,22 @@ def make_train_step(
 ) -> TrainStep:
     """train_step(state, batch, key_train) -> (state, metrics) (Ho et al. 2020, algorithm 1).
 
-    The batch is images, uint8 [B, H, W, C], or for a network with classes (images, labels int [B]).
+    The batch is a `Batch`: images, uint8 [B, H, W, C], and their condition.
 
     Step n draws flips, t, eps and dropout from fold_in(key_train, n) for the whole batch at once, so that the
     result does not depend on how many devices share the batch or into how many parts it is cut (dropout
     alone has a key a part). Not jitted: the caller jits it with shardings and donates the state.
 
     Args:
-      model: called as model.apply({"params": p}, x_t, t, train=True, rngs={"dropout": key}), with labels after t
-        where the batch has some.
+      model: called as model.apply({"params": p}, x_t, t, train=True, rngs={"dropout": key}), with the condition
+        after t.
       loss_fn: of `diffusion.losses.make_loss_fn`; its process says what T is.
       ema_decay: update number -> the decay.
       time_sampler: of t on 0..T-1; None for the uniform one. Its history is in the state.
-      flip: mirror each image with probability 1/2.
+      spec: what is known of the condition's entries; {} for none.
+      drop_rate: probability with which an image's whole condition is replaced by its null, for classifier-free
+        guidance (Ho and Salimans 2022, algorithm 1).
+      flip: mirror each image with probability 1/2, and what of its condition lies over its pixels.
       num_parts: gradient accumulation: the batch is taken in this many equal parts, one after another, and
         their gradients are averaged.
       clip_each_part: > 0 clips each part's own gradient to this global norm before averaging (what Ho et
@@ -127,7 +136,7 @@ def make_train_step(
     estimate the mean over uniform t.
 
     Raises:
-      UserError: a time sampler of another T.
+      UserError: a time sampler of another T, a drop_rate outside [0, 1), or one for a condition without a null.
     """
     num_steps = loss_fn.process.num_steps
     time_sampler = time_sampler or make_timestep_sampler("uniform", num_steps)
@@ -137,6 +146,12 @@ def make_train_step(
             f"got one of {time_sampler.num_steps}"
         )
 
+    spec = spec or {}
+    if not 0 <= drop_rate < 1:
+        raise UserError(f"{arg('drop_rate')} must be in [0, 1); got {drop_rate}")
+    if drop_rate and not has_null(spec):
+        raise UserError(f"{arg('drop_rate')}={drop_rate} is for a condition with a null; got {sorted(spec)}")
+
     gradient = _make_gradient(model, loss_fn, num_parts, clip_each_part)
 
     def train_step(
@@ -144,14 +159,16 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key_train, state.step)
         key_flip, key_t, key_eps, key_dropout = jax.random.split(key, 4)
-        images, labels = images_and_labels(batch)
-        x_0 = to_model_scale(images)
+        x_0, condition = to_model_scale(batch.image), batch.condition
         if flip:
-            x_0 = _random_flip(key_flip, x_0)
+            x_0, condition = _random_flip(key_flip, x_0, spec, condition)
+        if drop_rate:
+            key_drop = purpose_key(key_train, Purpose.CONDITION_DROP, state.step)
+            condition = drop(spec, condition, jax.random.bernoulli(key_drop, drop_rate, (x_0.shape[0],)))
         t, weights = time_sampler.sample(state.t_history, key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
 
-        grads, losses = gradient(state.params, key_dropout, x_0, t, weights, eps, *label_args(labels))
+        grads, losses = gradient(state.params, key_dropout, x_0, t, weights, eps, condition)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step)

@@ -248,13 +248,13 @@ def test_a_file_that_disappears_or_shrinks_while_it_trains(tmp_path, on_demand, 
     images = _make(tmp_path)
     seen = []
     with BatchLoader(images, batch_size=5, seed=0, first_step=0, num_prefetch=1) as loader:
-        seen += [next(loader)]
+        seen += [next(loader).image]
     (tmp_path / "003.png").unlink()
     (tmp_path / "007.png").write_bytes((tmp_path / "007.png").read_bytes()[:44])
     order = batch_indices(seed=0, step=1, batch_size=10, num_examples=10).tolist()
     expected = [{3: 4, 7: 8}.get(index, index) for index in order]
     with BatchLoader(images, batch_size=10, seed=0, first_step=1) as loader:
-        assert _values(next(loader)) == expected
+        assert _values(next(loader).image) == expected
     assert "'003.png' is damaged (No such file or directory); the next image takes its place" in caplog.text
     assert "'007.png' is damaged" in caplog.text
     assert _values(_make(tmp_path).load(np.array([6]))) == [8]  # a fresh start: 003.png is none of the set any more

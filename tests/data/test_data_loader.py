@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data import BatchLoader, LoaderCounts, batch_indices
+from ddpm_jax.data.condition import Entry
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.runtime.errors import UserError
 
@@ -42,6 +43,7 @@ def test_batches_are_those_of_batch_indices():
     with BatchLoader(Counting(), batch_size=8, seed=2, first_step=11) as loader:
         for step in range(11, 25):
             batch = next(loader)
+            batch = batch.image
             assert batch.dtype == np.uint8 and batch.shape == (8, 2, 3, 1)
             expected = batch_indices(seed=2, step=step, batch_size=8, num_examples=50)
             np.testing.assert_array_equal(batch[:, 0, 0, 0], expected)
@@ -55,7 +57,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(process_cou
     ]
     with BatchLoader(Counting(), batch_size=8, seed=0, first_step=3) as single:
         for _ in range(9):
-            np.testing.assert_array_equal(np.concatenate([next(p) for p in loaders]), next(single))
+            np.testing.assert_array_equal(np.concatenate([next(p).image for p in loaders]), next(single).image)
     for loader in loaders:
         loader.close()
 
@@ -200,7 +202,7 @@ def test_a_transform_runs_in_the_background_on_every_batch_in_order():
 
     def transform(batch):
         where.add(threading.current_thread().name)
-        return batch.astype(np.int32) + 1000
+        return batch.image.astype(np.int32) + 1000
 
     with BatchLoader(Counting(), batch_size=8, seed=2, first_step=5, transform=transform) as loader:
         for step in range(5, 12):
@@ -225,13 +227,13 @@ def test_batches_put_on_the_devices_in_the_background_are_those_of_the_loop():
     mesh = make_mesh(4)
     source = Counting()
     source.labels = np.arange(50)
-    settings = dict(batch_size=8, seed=0, first_step=3, labelled=True)
+    settings = dict(batch_size=8, seed=0, first_step=3, spec={"label": Entry()})
     with BatchLoader(source, **settings) as host, BatchLoader(
         source, **settings, transform=lambda batch: put_batch(batch, mesh)
     ) as device:
         for _ in range(8):
-            images, labels = next(device)
+            images, condition = next(device)
             assert images.sharding == batch_sharded(mesh) and images.dtype == np.uint8
             expected = next(host)
-            np.testing.assert_array_equal(images, expected[0])
-            np.testing.assert_array_equal(labels, expected[1])
+            np.testing.assert_array_equal(images, expected.image)
+            np.testing.assert_array_equal(condition["label"], expected.condition["label"])

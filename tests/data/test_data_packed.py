@@ -15,6 +15,7 @@ from PIL import Image
 
 from ddpm_jax.data import BatchLoader, make_source, pack_folder
 from ddpm_jax.data import __main__ as command
+from ddpm_jax.data.condition import Entry
 from ddpm_jax.runtime.errors import UserError
 
 array_record = pytest.importorskip("array_record.python.array_record_module")
@@ -85,7 +86,7 @@ def test_grey(pictures, tmp_path):
 @pytest.mark.parametrize("num_cores", [1, 3, 16])
 def test_batches_do_not_depend_on_threads_or_processes(pictures, tmp_path, monkeypatch, either_way, num_cores):
     assert _pack(pictures, tmp_path / "packed") == 0
-    settings = dict(batch_size=6, seed=3, first_step=11, labelled=True)
+    settings = dict(batch_size=6, seed=3, first_step=11, spec={"label": Entry()})
     with BatchLoader(_make(pictures), **settings) as loader:
         expected = [next(loader) for _ in range(9)]
     monkeypatch.setattr(os, "cpu_count", lambda: num_cores)
@@ -95,10 +96,12 @@ def test_batches_do_not_depend_on_threads_or_processes(pictures, tmp_path, monke
                 BatchLoader(_make(path), **settings, process_index=p, process_count=process_count)
                 for p in range(process_count)
             ]
-            for images, labels in expected:
+            for images, condition in expected:
                 parts = [next(loader) for loader in loaders]
                 np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), images)
-                np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), labels)
+                np.testing.assert_array_equal(
+                    np.concatenate([part.condition["label"] for part in parts]), condition["label"]
+                )
             for loader in loaders:
                 loader.close()
 

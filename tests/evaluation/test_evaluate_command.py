@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import evaluate
-from ddpm_jax.data.batch import to_model_scale
+from ddpm_jax.data.batch import Batch, to_model_scale
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
 from ddpm_jax.diffusion.process import Process
@@ -143,7 +143,7 @@ def test_the_pictures_end_in_the_original_and_in_the_sample(trained):
 
     progressive = build_progressive(trained, make_mesh(2))
     images = trained.source("test").load(np.arange(3))
-    t, frames = progressive.decode(trained.params, images, seed=0, num_moments=4)
+    t, frames = progressive.decode(trained.params, Batch(images), seed=0, num_moments=4)
     np.testing.assert_array_equal(t, [19, 13, 6, 0])
     assert frames.shape == (4, *images.shape)
     # The MSE that the measurement reports at these t, but for the rounding to pixels.

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.diffusion.losses import LOSSES
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import VARIANCES
@@ -135,9 +136,8 @@ def test_any_config_is_built_or_refused_in_one_sentence(tiny_overrides):
 def train_one_step(config, experiment):
     size = (config.train.batch_size, *config.data.image_size, config.data.num_channels)
     images = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    batch = put_batch(images, experiment.mesh)
-    if config.model.num_classes:
-        batch = (batch, put_batch(np.zeros(size[0], np.int32), experiment.mesh))
+    condition = {name: np.zeros((size[0], *entry.shape), entry.dtype) for name, entry in experiment.condition.items()}
+    batch = put_batch(Batch(images, condition), experiment.mesh)
     state, metrics = experiment.jitted_step()(experiment.fresh_state(), batch, experiment.keys.train)
     assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
 

@@ -11,6 +11,8 @@ import pytest
 
 from ddpm_jax import evaluate
 from ddpm_jax.data import BatchLoader, batch_indices, make_source
+from ddpm_jax.data.batch import Batch
+from ddpm_jax.data.condition import Entry
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.losses import LossFn, make_loss_fn
@@ -34,23 +36,24 @@ SCHEDULE = make_schedule("cosine", num_steps=T)
 PARAMS = {"w": np.linspace(-0.6, 0.6, 3, dtype=np.float32)}  # a "network" that knows its class and nothing else
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2, 2, 2])
+SPEC = {"label": Entry()}
 
 
 class Constant(nn.Module):
     """w[label] everywhere."""
 
     @nn.compact
-    def __call__(self, x_t, t, labels, *, train=False):
+    def __call__(self, x_t, t, condition, *, train=False):
         w = self.param("w", nn.initializers.zeros, 3)
-        return jnp.zeros_like(x_t) + w[labels][:, None, None, None]
+        return jnp.zeros_like(x_t) + w[condition["label"]][:, None, None, None]
 
 
-def denoiser_of(params, labels):
-    return make_denoiser(Process(SCHEDULE), lambda x_t, t: Constant().apply({"params": params}, x_t, t, labels))
+def denoiser_of(params, condition):
+    return make_denoiser(Process(SCHEDULE), lambda x_t, t: Constant().apply({"params": params}, x_t, t, condition))
 
 
 def constant_denoiser(label):
-    return lambda params, labels: denoiser_of(params, jnp.full(1, label))
+    return lambda params, condition: denoiser_of(params, {"label": jnp.full(1, label)})
 
 
 @pytest.mark.parametrize("num_parts", [1, 4])
@@ -69,7 +72,7 @@ def test_each_picture_trains_its_own_class(num_parts):
         num_parts=num_parts,
     )
     state = init_state(jax.tree.map(jnp.asarray, PARAMS), optax.sgd(1.0))
-    new, _ = jax.jit(step_fn)(state, (IMAGES, LABELS), jax.random.key(0))
+    new, _ = jax.jit(step_fn)(state, Batch(IMAGES, {"label": LABELS}), jax.random.key(0))
     _, _, key_eps, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 4)
     eps = np.asarray(jax.random.normal(key_eps, IMAGES.shape)).mean((1, 2, 3))
     for label in range(3):
@@ -80,29 +83,31 @@ def test_each_picture_trains_its_own_class(num_parts):
 
 def test_the_loader_gives_each_picture_its_label():
     source = ArraySource(IMAGES, LABELS)
-    with BatchLoader(source, batch_size=4, seed=1, first_step=2, labelled=True) as loader:
+    with BatchLoader(source, batch_size=4, seed=1, first_step=2, spec=SPEC) as loader:
         for step in range(2, 7):
-            images, labels = next(loader)
+            images, condition = next(loader)
+            labels = condition["label"]
             wanted = batch_indices(seed=1, step=step, batch_size=4, num_examples=8)
             assert labels.dtype == np.int32
             assert np.array_equal(images, IMAGES[wanted]) and np.array_equal(labels, LABELS[wanted])
-    with pytest.raises(UserError, match="^source has no labels: labelled must be False"):
-        BatchLoader(ArraySource(IMAGES), batch_size=4, seed=0, first_step=0, labelled=True)
+    with pytest.raises(UserError, match="^source must have the columns of spec; 'label' is not in"):
+        BatchLoader(ArraySource(IMAGES), batch_size=4, seed=0, first_step=0, spec=SPEC)
 
 
 def test_the_eval_loss_is_that_of_each_pictures_class():
     eval_step = jax.jit(make_eval_step(Constant(), make_loss_fn(Process(SCHEDULE))))
     ids, key = np.arange(8), jax.random.key(0)
-    all_labels = {label: eval_step(PARAMS, (IMAGES, np.full(8, label)), ids, key) for label in range(3)}
+    all_labels = {label: eval_step(PARAMS, Batch(IMAGES, {"label": np.full(8, label)}), ids, key) for label in range(3)}
     wanted = [all_labels[label][i] for i, label in enumerate(LABELS)]
-    assert np.array_equal(eval_step(PARAMS, (IMAGES, LABELS), ids, key), wanted)
+    assert np.array_equal(eval_step(PARAMS, Batch(IMAGES, {"label": LABELS}), ids, key), wanted)
 
 
 def test_samples_are_of_the_classes_in_turn():
     def images_of(denoiser_of, classes, batch_size=8, num_devices=8):
         made = Generator(
             denoiser_of, ancestral_table(Process(SCHEDULE)), image_shape=(2, 2, 1), mesh=make_mesh(num_devices),
-            batch_size=batch_size, classes=classes,
+            batch_size=batch_size,
+            condition_of=lambda ids: {"label": np.asarray(classes)[ids % len(classes)]} if classes else {},
         )  # fmt: skip
         return made.generate(PARAMS, seed=0, num_samples=11)
 
@@ -116,7 +121,7 @@ def test_samples_are_of_the_classes_in_turn():
 @pytest.mark.parametrize("kind", ["bound", "flow"])
 def test_the_likelihood_is_that_of_each_pictures_class(kind):
     def of_class(denoiser_of, labels):
-        shared = dict(key=jax.random.key(0), mesh=make_mesh(2), batch_size=4, labelled=labels is not None)
+        shared = dict(key=jax.random.key(0), mesh=make_mesh(2), batch_size=4, spec={} if labels is None else SPEC)
         source = ArraySource(IMAGES, labels)
         if kind == "bound":
             return BitsPerDim(denoiser_of, Process(SCHEDULE), source, **shared).measure(PARAMS).total

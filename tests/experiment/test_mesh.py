@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.experiment import sampler_factory
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_json import config_to_json
@@ -28,7 +29,7 @@ def trained(tiny_config):
         if (devices, fsdp) not in done:
             experiment = build_experiment(tiny_config(*WIDE, f"train.num_devices={devices}", f"mesh.fsdp={fsdp}"))
             state, losses, step_fn = experiment.fresh_state(), [], experiment.jitted_step()
-            images = jax.device_put(batch, batch_sharded(experiment.mesh))
+            images = jax.device_put(Batch(batch), batch_sharded(experiment.mesh))
             for _ in range(3):
                 state, metrics = step_fn(state, images, experiment.keys.train)
                 losses.append(float(metrics["loss"]))

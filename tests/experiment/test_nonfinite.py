@@ -35,22 +35,22 @@ def batch_of(config, number):
     indices = batch_indices(
         seed=train_config.seed, step=number, batch_size=train_config.batch_size, num_examples=len(source)
     )
-    return indices, load_rows(source, indices, False)
+    return indices, load_rows(source, indices, {})
 
 
 def poison(monkeypatch, config, *numbers):
     """Makes the loss of these batches NaN, whenever they are taken; returns the numbers of all batches taken."""
-    bad = [batch_of(config, number)[1] for number in numbers]
-    all_batches = {batch_of(config, number)[1].tobytes(): number for number in range(20)}
+    bad = [batch_of(config, number)[1].image for number in numbers]
+    all_batches = {batch_of(config, number)[1].image.tobytes(): number for number in range(20)}
     real, taken = Experiment.jitted_step, []
 
     def jitted_step(experiment):
         step_fn = real(experiment)
 
-        def wrapped(state, images, key):
-            pictures = np.asarray(images)
+        def wrapped(state, batch, key):
+            pictures = np.asarray(batch.image)
             taken.append(all_batches[pictures.tobytes()])
-            state, metrics = step_fn(state, images, key)
+            state, metrics = step_fn(state, batch, key)
             if any(np.array_equal(pictures, one) for one in bad):
                 metrics = metrics | {"loss": jnp.float32(np.nan)}
             return state, metrics
@@ -91,8 +91,8 @@ def test_rewind_leaves_the_batches_out(config_of, state_of, tmp_path, monkeypatc
     state, step_fn = by_hand.fresh_state(), by_hand.jitted_step()
     other_key = jax.random.fold_in(by_hand.keys.train, np.uint32(2**32 - 1))
     for number in (0, 1, 2, 3, 5, 6, 7, 8):
-        images = put_batch(batch_of(config, number)[1], by_hand.mesh)
-        state, _ = step_fn(state, images, by_hand.keys.train if number < 4 else other_key)
+        batch = put_batch(batch_of(config, number)[1], by_hand.mesh)
+        state, _ = step_fn(state, batch, by_hand.keys.train if number < 4 else other_key)
     trained = state_of(tmp_path / "one", 8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         assert trained[jax.tree_util.keystr(path)].tobytes() == np.asarray(leaf).tobytes()

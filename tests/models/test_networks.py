@@ -62,7 +62,7 @@ def test_every_network_is_tested():
 
 def test_its_config_group_has_its_own_fields_at_their_defaults(kind):
     module = NETWORKS[kind].module
-    fields = {f.name: f.default for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
+    fields = {f.name: f.default for f in dataclasses.fields(module) if f.name not in ("parent", "name", "null_class")}
     assert set(SHARED_FIELDS) | {"out_channels"} < fields.keys()
     own = {name: value for name, value in fields.items() if name not in (*SHARED_FIELDS, "out_channels")}
     assert {**base_config()[kind]} == own
@@ -97,16 +97,20 @@ def test_the_step_is_seen_and_may_lie_between_two(made, inputs):
 def test_labels_are_seen_needed_and_checked(made, inputs):
     network, params, apply = made(num_classes=3)
     labels = jnp.array([0, 1, 2, 0, 1, 2, 3, -1])
-    out = np.asarray(apply(params, *inputs, labels))
+    out = np.asarray(apply(params, *inputs, {"label": labels}))
     assert np.isfinite(out[:6]).all() and np.isnan(out[6:]).all()
-    other = np.asarray(apply(params, *inputs, labels.at[0].set(1)))
+    other = np.asarray(apply(params, *inputs, {"label": labels.at[0].set(1)}))
     assert np.abs(other - out)[0].max() > 1e-3
     np.testing.assert_array_equal(other[1:6], out[1:6])
-    with pytest.raises(UserError, match="labels must be given if and only if num_classes > 0"):
+    # The row after the last class is for none, where there is one.
+    network, params, apply = made(num_classes=3, null_class=True)
+    out = np.asarray(apply(params, *inputs, {"label": labels}))
+    assert np.isfinite(out[:7]).all() and np.isnan(out[7]).all()
+    with pytest.raises(UserError, match="the network takes the condition"):
         network.apply({"params": params}, *inputs)
     plain, params, _ = made()
-    with pytest.raises(UserError, match="labels must be given if and only if num_classes > 0"):
-        plain.apply({"params": params}, *inputs, labels)
+    with pytest.raises(UserError, match="the network takes the condition"):
+        plain.apply({"params": params}, *inputs, {"label": labels})
 
 
 def test_training_is_a_function_of_the_key(made, inputs):

@@ -242,7 +242,7 @@ def test_every_layer_of_a_variant_computes_in_its_dtype():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
     x_t, t = jax.ShapeDtypeStruct((2, 8, 12, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     out, state = jax.eval_shape(
-        lambda p, x, t: unet.apply({"params": p}, x, t, t, capture_intermediates=True), shapes, x_t, t
+        lambda p, x, t: unet.apply({"params": p}, x, t, {"label": t}, capture_intermediates=True), shapes, x_t, t
     )
     assert out.shape == (2, 8, 12, 6) and out.dtype == jnp.float32
     for path, value in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
@@ -274,7 +274,7 @@ def test_labels():
     assert params["label_embedding"].shape == (3, 16)
     assert num_params(params) == num_params(shapes_of(UNet(**MINI))) + 3 * 16
     x_t, t = jax.random.normal(jax.random.key(1), (4, 8, 8, 3)), jnp.array([5, 5, 5, 5])
-    apply = jax.jit(lambda params, labels: unet.apply({"params": params}, x_t, t, labels))
+    apply = jax.jit(lambda params, labels: unet.apply({"params": params}, x_t, t, {"label": labels}))
     out = apply(params, jnp.array([0, 1, 2, 0]))
     other = apply(params, jnp.array([0, 2, 3, -1]))
     np.testing.assert_array_equal(other[0], out[0])
@@ -296,9 +296,10 @@ def test_fresh_vectors_of_labels_are_standard_normal():
     assert abs(vectors.mean()) < 4 / np.sqrt(3200) and abs(vectors.std() - 1) < 4 / np.sqrt(6400)
 
 
-@pytest.mark.parametrize("num_classes,given,part", [(0, True, "0 and some"), (3, False, "3 and none")])
-def test_labels_are_given_if_the_network_takes_them(num_classes, given, part):
+@pytest.mark.parametrize("num_classes,given", [(0, {"label": jnp.array([0])}), (3, {}), (3, None)])
+def test_labels_are_given_if_the_network_takes_them(num_classes, given):
     unet, t = UNet(**MINI, num_classes=num_classes), jnp.array([0])
     with pytest.raises(UserError) as error:
-        unet.apply({"params": {}}, jnp.zeros((1, 8, 8, 3)), t, t if given else None)
-    assert str(error.value) == f"labels must be given if and only if num_classes > 0; num_classes is {part} were given"
+        unet.apply({"params": {}}, jnp.zeros((1, 8, 8, 3)), t, given)
+    taken = ["label"] if num_classes else []
+    assert str(error.value) == f"the network takes the condition {taken}; got {sorted(given or {})}"

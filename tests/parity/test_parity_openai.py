@@ -69,7 +69,7 @@ def test_their_weights_give_their_output(experiment, changes, order, net):
     config = load_config(experiment, [*SMALL, *changes])
     imported = read_openai_as(tensors, config, qkv_order=order)
     unet = build_model(imported.config)
-    given = (jnp.asarray(labels),) if net["classes"] else ()
+    given = ({"label": jnp.asarray(labels)},) if net["classes"] else ()
     ours = jax.jit(lambda p, *args: unet.apply({"params": p}, *args))(imported.params, x_t, t, *given)
     np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), expected, atol=1e-4, rtol=0)
 

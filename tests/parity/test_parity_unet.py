@@ -72,7 +72,9 @@ def test_the_variants_give_the_same_output(fields, peers, attention_levels):
     x_t = np.random.default_rng(0).standard_normal((3, *size, 3)).astype(np.float32)
     t = np.array([0.0, 17.5, 996.0], np.float32)
     labels = np.array([0, 4, 2]) if unet.num_classes else None
-    ours = jax.jit(lambda p, *args: unet.apply({"params": p}, *args))(params, x_t, t, labels)
+    ours = jax.jit(lambda p, *args: unet.apply({"params": p}, *args))(
+        params, x_t, t, {} if labels is None else {"label": labels}
+    )
     expected = run_peer(peer, x_t, unet.time_scale * t, labels)
     assert np.std(expected) > 0.1
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)

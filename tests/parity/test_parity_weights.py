@@ -42,9 +42,10 @@ def check_outputs(peer, imported, batch, num_ddim_steps):
     unet, schedule, params = build_model(config), build_process(config).schedule, jax.device_put(imported.params)
     network = jax.jit(lambda p, *args: unet.apply({"params": p}, *args), compiler_options=quick_compile_options())
     labels = np.arange(batch) if unet.num_classes else None
+    condition = {} if labels is None else {"label": labels}
 
     def apply(x_t, t):
-        return network(params, x_t, t, labels)
+        return network(params, x_t, t, condition)
 
     x_t = normals(batch, *config.data.image_size, config.data.num_channels)
     expected = run_peer(peer, x_t, T[:batch], labels)

@@ -12,9 +12,9 @@ from ddpm_jax.training.eval_loss import EvalLoss
 IMAGES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), dtype=np.uint8)
 
 
-def eval_step(params, images, ids, key):
+def eval_step(params, batch, ids, key):
     """Depends on the picture, on its number and on the parameter."""
-    return params["w"] * jnp.mean(images.astype(jnp.float32), axis=(1, 2, 3)) + ids
+    return params["w"] * jnp.mean(batch.image.astype(jnp.float32), axis=(1, 2, 3)) + ids
 
 
 def losses():

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.data.batch import to_model_scale, to_uint8
+from ddpm_jax.data.batch import Batch, to_model_scale, to_uint8
 from ddpm_jax.diffusion.losses import LossFn, make_loss_fn
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import make_schedule
@@ -29,7 +29,7 @@ class Line(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_t, t, *, train=False):
+    def __call__(self, x_t, t, condition, *, train=False):
         a = self.param("a", nn.initializers.ones, x_t.shape[1:])
         b = self.param("b", nn.initializers.ones, ())
         if train and self.dropout:
@@ -60,7 +60,7 @@ def run(step_fn, images, num_steps=1, optimizer=SGD, key=0, start=0):
     state = state.replace(step=jnp.asarray(np.int32(start)))
     jitted = jax.jit(step_fn)
     for _ in range(num_steps):
-        state, metrics = jitted(state, images, jax.random.key(key))
+        state, metrics = jitted(state, Batch(images), jax.random.key(key))
     return state, metrics
 
 
@@ -84,7 +84,9 @@ def draws(images, key=0, step=0):
 @jax.jit
 def gradient(x_0, t, eps):
     def mean(params):
-        return jnp.mean(LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)["loss"])
+        return jnp.mean(
+            LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t, {}), x_0=x_0, t=t, eps=eps)["loss"]
+        )
 
     return jax.grad(mean)(jax.tree.map(jnp.asarray, PARAMS))
 
@@ -138,7 +140,7 @@ def test_eight_devices_equal_one(images, num_parts):
             out_shardings=replicated(mesh),
         )
         state = jax.device_put(init_state(jax.tree.map(jnp.asarray, PARAMS), SGD), replicated(mesh))
-        batch = jax.device_put(images, batch_sharded(mesh))
+        batch = jax.device_put(Batch(images), batch_sharded(mesh))
         losses = []
         for _ in range(3):
             state, metrics = step_fn(state, batch, jax.random.key(0))
@@ -150,7 +152,7 @@ def test_eight_devices_equal_one(images, num_parts):
 
 def test_flips_are_of_half_the_images_and_of_key_and_step():
     x_0 = jnp.asarray(np.random.default_rng(2).normal(size=(400, 2, 3, 1)), jnp.float32)
-    flip = jax.jit(_random_flip)
+    flip = jax.jit(lambda key, x_0: _random_flip(key, x_0, {}, {})[0])
     once, again, other = (np.asarray(flip(jax.random.key(key), x_0)) for key in (0, 0, 1))
     x_0 = np.asarray(x_0)
     mirrored = np.array([np.array_equal(f, x[:, ::-1]) for f, x in zip(once, x_0, strict=True)])
@@ -169,7 +171,7 @@ def test_step_applies_flips_where_told(images):
 def loss_of_zero(images, flip):
     class Zero(Line):
         @nn.compact
-        def __call__(self, x_t, t, *, train=False):
+        def __call__(self, x_t, t, condition, *, train=False):
             return jnp.zeros_like(x_t)
 
     loss_fn = make_loss_fn(Process(make_schedule("cosine", num_steps=T), prediction="v"))
@@ -185,7 +187,7 @@ def test_randomness_is_of_key_and_step_alone(images):
     assert at_7[1]["loss"] != run(step_fn, images, start=7, key=1)[1]["loss"]
     # Seven steps before make no difference to what step 7 draws.
     state, _ = run(step_fn, images, num_steps=7)
-    after = jax.jit(step_fn)(state.replace(params=jax.tree.map(jnp.asarray, PARAMS)), images, jax.random.key(0))
+    after = jax.jit(step_fn)(state.replace(params=jax.tree.map(jnp.asarray, PARAMS)), Batch(images), jax.random.key(0))
     assert equal(at_7[1], after[1])
 
 
@@ -225,7 +227,7 @@ def test_t_bins_count_all_images(images, num_parts):
     x_0, t, eps = draws(images)
     params = jax.tree.map(jnp.asarray, PARAMS)
     losses = jax.jit(
-        lambda x_0, t, eps: LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)
+        lambda x_0, t, eps: LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t, {}), x_0=x_0, t=t, eps=eps)
     )(x_0, t, eps)["loss"]
     for i in range(4):
         inside = (np.asarray(t) >= 5 * i) & (np.asarray(t) < 5 * (i + 1))
@@ -236,7 +238,7 @@ def test_t_bins_count_all_images(images, num_parts):
 def test_no_product_of_matrices_outside_of_the_network(images):
     """A TPU would round what goes into it to bfloat16."""
     state = jax.eval_shape(lambda: init_state(jax.tree.map(jnp.asarray, PARAMS), SGD))
-    program = jax.make_jaxpr(make(num_parts=2))(state, images, jax.eval_shape(lambda: jax.random.key(0)))
+    program = jax.make_jaxpr(make(num_parts=2))(state, Batch(images), jax.eval_shape(lambda: jax.random.key(0)))
     assert "dot_general" not in str(program)
 
 
@@ -253,14 +255,14 @@ def test_importance_sampling_weighs_the_loss_and_remembers_it(images, num_device
         out_shardings=replicated(mesh),
     )
     state = jax.device_put(init_state(jax.tree.map(jnp.asarray, PARAMS), SGD, history), replicated(mesh))
-    after, metrics = step_fn(state, jax.device_put(images, batch_sharded(mesh)), jax.random.key(0))
+    after, metrics = step_fn(state, jax.device_put(Batch(images), batch_sharded(mesh)), jax.random.key(0))
 
     _, key_t, key_eps, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 4)
     t, weights = sampler.sample(history, key_t, 16)
     x_0, eps = to_model_scale(images), jax.random.normal(key_eps, images.shape)
 
     def mean(params):
-        losses = LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t), x_0=x_0, t=t, eps=eps)["loss"]
+        losses = LOSS_FN(lambda x_t, t: Line().apply({"params": params}, x_t, t, {}), x_0=x_0, t=t, eps=eps)["loss"]
         return jnp.mean(weights * losses), losses
 
     params = jax.tree.map(jnp.asarray, PARAMS)
@@ -307,8 +309,8 @@ def test_a_step_that_is_not_finite_is_skipped(images):
 
     class Broken(Line):
         @nn.compact
-        def __call__(self, x_t, t, *, train=False):
-            return super().__call__(x_t, t, train=train) * self.param("nan", nn.initializers.ones, ())
+        def __call__(self, x_t, t, condition, *, train=False):
+            return super().__call__(x_t, t, condition, train=train) * self.param("nan", nn.initializers.ones, ())
 
     adam = optax.adam(0.1)
     time_sampler = make_timestep_sampler("loss_second_moment", T)
@@ -316,12 +318,12 @@ def test_a_step_that_is_not_finite_is_skipped(images):
     history = time_sampler.init()
     good = init_state(jax.tree.map(jnp.asarray, PARAMS | {"nan": np.float32(1)}), adam, history)
     bad = good.replace(params=good.params | {"nan": jnp.float32(np.nan)})
-    after, metrics = step_fn(bad, images, jax.random.key(0))
+    after, metrics = step_fn(bad, Batch(images), jax.random.key(0))
     assert np.isnan(metrics["loss"]) and int(after.step) == 1
     for name in ("params", "ema_params", "opt_state", "t_history"):
         for now, before in zip(*map(jax.tree.leaves, (getattr(after, name), getattr(bad, name))), strict=True):
             np.testing.assert_array_equal(now, before)
-    taken, metrics = step_fn(good, images, jax.random.key(0))
+    taken, metrics = step_fn(good, Batch(images), jax.random.key(0))
     assert np.isfinite(metrics["loss"]) and not equal(taken.params, good.params)
 
 
