@@ -130,6 +130,10 @@ def get_config() -> ConfigDict:
     config.sample.churn_noise = 1.0  # S_noise of EDM
     config.sample.clip_x_0 = True
     config.sample.dynamic_threshold = 0.0  # a quantile such as 0.995 takes the place of the clip; 0: none
+    config.sample.guidance_scale = 1.0  # of classifier-free guidance, the papers' 1 + w; 1: none
+    config.sample.guidance_interval = ()  # LOW,HIGH of the log SNR between which there is guidance; (): everywhere
+    config.sample.guidance_rescale = 0.0  # 0..1, of the guided prediction's deviation to the conditional one's
+    config.sample.negative_classes = ()  # classes to guide away from, in turn; (): from no class
     config.sample.classes = ()  # of a network with classes: which are drawn, in turn; (): all
     config.sample.batch_size = 256
     config.sample.num_grid = 64  # pictures in the grids of a training run

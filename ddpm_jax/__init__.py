@@ -15,6 +15,7 @@ from ddpm_jax.diffusion.forward_process import (
     x_0_from_mean,
     x_0_from_v,
 )
+from ddpm_jax.diffusion.guidance import Guidance, classifier_free_guidance, make_guidance
 from ddpm_jax.diffusion.loss_weights import loss_weights
 from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
@@ -47,6 +48,7 @@ from ddpm_jax.training.train_step import make_train_step
 __all__ = [
     "Batch",
     "Denoised",
+    "Guidance",
     "Parameterisation",
     "Prediction",
     "Process",
@@ -57,6 +59,7 @@ __all__ = [
     "UserError",
     "ancestral_table",
     "bits_per_dim",
+    "classifier_free_guidance",
     "ddim_inversion_table",
     "ddim_table",
     "discretised_gaussian_log_likelihood",
@@ -69,6 +72,7 @@ __all__ = [
     "loss_weights",
     "make_denoiser",
     "make_ema_decay",
+    "make_guidance",
     "make_learning_rate",
     "make_loss_fn",
     "make_optimizer",

@@ -62,9 +62,11 @@ def _sample(args: argparse.Namespace) -> None:
 
     is_first = multi_host.is_first()
     if is_first:
+        scale = trained.sampler_settings["guidance_scale"]
+        guidance = f"guidance scale {scale:g}, " if scale != 1 else ""
         print(
             f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), "
-            f"{trained.sampler_settings['sampler']} with {generator.num_rows} network calls, seed {args.seed}"
+            f"{trained.sampler_settings['sampler']} with {generator.num_rows} network calls, {guidance}seed {args.seed}"
         )
     total = generator.num_batches(args.num_samples) * generator.num_rows
     with ProgressBar(total, "sampling", enabled=is_first) as bar:

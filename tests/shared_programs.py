@@ -14,6 +14,12 @@ NOT_COMPILED = (
     "*_every_steps", "data.path", "data.data_dir", "data.split", "data.eval_split", "eval.*", "sample.*",
 )  # fmt: skip
 
+# Of the group `sample`, what the programs of a generator are made of or hold beside the table.
+SAMPLE_FIELDS = (
+    "clip_x_0", "dynamic_threshold", "batch_size", "classes", "negative_classes", "guidance_scale",
+    "guidance_interval", "guidance_rescale",
+)  # fmt: skip
+
 
 def share_programs(patch):
     """Makes `Experiment` and what `train` builds keep their programs; `patch` is a `pytest.MonkeyPatch`."""
@@ -45,7 +51,7 @@ def share_programs(patch):
 
     def shared_generator(config, schedule, table, model, mesh):
         columns = {name: None if value is None else np.asarray(value).tobytes() for name, value in vars(table).items()}
-        sample = tuple(config.sample[name] for name in ("clip_x_0", "dynamic_threshold", "batch_size", "classes"))
+        sample = tuple(config.sample[name] for name in SAMPLE_FIELDS)
         key = ("generator", key_of(config, mesh, repr(sorted(columns.items())), sample))
         return once(key, lambda: build_generator(config, schedule, table, model, mesh))
 

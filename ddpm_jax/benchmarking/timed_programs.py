@@ -17,6 +17,7 @@ from ddpm_jax.experiment.program_costs import (
     lower_sampler_rows,
     lower_step,
     sampled_batch,
+    sampled_guidance,
 )
 from ddpm_jax.experiment.state_sizes import abstract_batch
 from ddpm_jax.runtime.compilation import release_unused_memory
@@ -41,7 +42,8 @@ def prepare_call(name: str, experiment: Experiment, *, num_rows: int = 1) -> Cal
     else:
         lower = lower_forward if name == "forward" else lambda experiment: lower_sampler_rows(experiment, num_rows)
         compiled, costs = compiled_with_costs(lambda: lower(experiment))
-        call = Call(_calling(experiment, compiled), experiment.sample_batch_size, costs)
+        guidance = [] if name == "forward" else [sampled_guidance(experiment)]
+        call = Call(_calling(experiment, compiled, *guidance), experiment.sample_batch_size, costs)
     release_unused_memory()
     return call
 
@@ -58,12 +60,12 @@ def _training(experiment: Experiment, step: Compiled) -> Callable[[], PyTree]:
     return run
 
 
-def _calling(experiment: Experiment, program: Compiled) -> Callable[[], PyTree]:
+def _calling(experiment: Experiment, program: Compiled, *others: PyTree) -> Callable[[], PyTree]:
     """A function that makes the same network call each time, with fresh parameters."""
     init = jax.jit(lambda key: experiment.init(key).params, out_shardings=experiment.state_sharding.params)
     x_t, keys, condition = sampled_batch(experiment)
     keys = jax.device_put(jax.random.split(experiment.keys.sample, keys.shape[0]), keys.sharding)
-    inputs = (init(experiment.keys.init), random_inputs(x_t), keys, random_inputs(condition))
+    inputs = (init(experiment.keys.init), random_inputs(x_t), keys, random_inputs(condition), *others)
     return lambda: program(*inputs)
 
 

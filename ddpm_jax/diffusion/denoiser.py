@@ -7,8 +7,9 @@ import flax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ddpm_jax.diffusion.guidance import Guidance, Guide
 from ddpm_jax.diffusion.parameterisations import Steps
-from ddpm_jax.diffusion.process import ModelFn, Process
+from ddpm_jax.diffusion.process import ModelFn, Prediction, Process
 from ddpm_jax.runtime.errors import UserError, arg
 
 
@@ -26,16 +27,26 @@ class Denoised:
 DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
 # (params, condition of the batch, {} for none) -> its denoiser: for what runs a network on all devices.
 DenoiserOf = Callable[[PyTree, Mapping[str, Array]], DenoiseFn]
+GuidedDenoiserOf = Callable[[PyTree, Mapping[str, Array], Guidance | None], DenoiseFn]  # None: no guidance
 
 
 def make_denoiser(
-    process: Process, model_fn: ModelFn, *, clip_x_0: bool = True, dynamic_threshold: float = 0.0
+    process: Process,
+    model_fn: ModelFn,
+    *,
+    condition: Mapping[str, Array] | None = None,
+    guide: Guide | None = None,
+    clip_x_0: bool = True,
+    dynamic_threshold: float = 0.0,
 ) -> DenoiseFn:
     """denoise_fn(x_t, t) -> Denoised, from a network that predicts what the process says.
 
     Args:
       model_fn: (x_t [B, *D], t int32 [B]) -> the prediction [B, *D]; with a learned variance twice as many
-        channels. t is float32 where a sampler's grid has fractional steps.
+        channels. t is float32 where a sampler's grid has fractional steps. With a condition (x_t, t, condition).
+      condition: what the network is told of each image, [B, ...] an entry.
+      guide: such as `guidance.classifier_free_guidance(process, ...)`: what becomes of a prediction before x_0_hat is
+        taken from it and limited.
       clip_x_0: limit x_0_hat to [-1, 1], as Ho et al. do in sampling and in the likelihood, never in
         training. Differs: with "mean" the mean follows from the clipped x_0_hat (the original keeps the
         network's own).
@@ -55,8 +66,15 @@ def make_denoiser(
     if not 0 <= dynamic_threshold <= 1:
         raise UserError(f"{arg('dynamic_threshold')} must be in [0, 1], 0 for none; got {dynamic_threshold}")
 
+    def predict(x_t: Array, t: Steps, condition: Mapping[str, Array]) -> Prediction:
+        if condition:
+            return process.predict(lambda x_t, t: model_fn(x_t, t, condition), x_t, t)
+        return process.predict(model_fn, x_t, t)
+
+    predict_fn = predict if guide is None else guide(predict)
+
     def denoise_fn(x_t: Float[Array, "B *D"], t: Steps) -> Denoised:
-        value, var_values = process.predict(model_fn, x_t, t)
+        value, var_values = predict_fn(x_t, t, condition or {})
         x_0_hat = process.x_0_hat(value, x_t=x_t, t=t)
         if dynamic_threshold:
             x_0_hat = _limit_to_quantile(x_0_hat, dynamic_threshold)

@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 
 from ddpm_jax.data.batch import Batch, to_model_scale, to_uint8
 from ddpm_jax.data.condition import Condition
-from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.denoiser import DenoiserOf, GuidedDenoiserOf
 from ddpm_jax.diffusion.forward_process import q_sample
+from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.experiment.generator import ConditionOf, no_condition
+from ddpm_jax.experiment.generator import ConditionOf, GuidanceOf, no_condition
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import replicated
@@ -31,21 +32,23 @@ class Progressive:
         clip alone; generation may have a dynamic threshold.
       table: of `ddpm_jax.diffusion.samplers.coefficient_table`, for generation.
       condition_of: what the network is told of samples by number; see `Generator`.
+      guidance_of: their guidance; see `Generator`.
     """
 
     def __init__(
         self,
         decoder_of: DenoiserOf,
-        generator_of: DenoiserOf,
+        generator_of: GuidedDenoiserOf,
         schedule: Schedule,
         table: SamplerTable,
         *,
         image_shape: tuple[int, int, int],
         mesh: Mesh,
         condition_of: ConditionOf = no_condition,
+        guidance_of: GuidanceOf = lambda ids: None,
     ):
         self._schedule, self._table, self._image_shape = schedule, table, image_shape
-        self._condition_of = condition_of
+        self._condition_of, self._guidance_of = condition_of, guidance_of
 
         def decode(params: dict, data: Batch, key: jax.Array, steps: jax.Array) -> jax.Array:
             x_0, keys = to_model_scale(data.image), sample_keys(key, jnp.arange(len(data.image)))
@@ -59,9 +62,14 @@ class Progressive:
             return jax.lax.map(at_step, steps)
 
         def generate(
-            params: dict, rows: SamplerTable, state: SamplerState, keys: jax.Array, condition: Condition
+            params: dict,
+            rows: SamplerTable,
+            state: SamplerState,
+            keys: jax.Array,
+            condition: Condition,
+            guidance: Guidance | None,
         ) -> tuple[jax.Array, SamplerState]:
-            denoise_fn = generator_of(params, condition)
+            denoise_fn = generator_of(params, condition, guidance)
             estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
             return to_uint8(estimate), scan_rows(denoise_fn, rows, state, keys)
 
@@ -90,12 +98,13 @@ class Progressive:
         num_rows = self._table.num_calls
         starts = np.unique(np.rint(np.linspace(0, num_rows, min(num_moments, num_rows) + 1)).astype(int))
         keys = sample_keys(seed_keys(seed).sample, jnp.arange(num_samples))
-        condition = self._condition_of(np.arange(num_samples))
+        ids = np.arange(num_samples)
+        condition, guidance = self._condition_of(ids), self._guidance_of(ids)
         state = init_sampler_state(self._table, initial_noise(keys, self._image_shape))
         t, frames = [], []
         for start, stop in zip(starts[:-1], starts[1:], strict=True):
             rows = self._table.rows(int(start), int(stop))
-            estimate, state = self._generate(params, rows, state, keys, condition)
+            estimate, state = self._generate(params, rows, state, keys, condition, guidance)
             t.append(float(rows.t[0]))
             frames.append(np.asarray(estimate))
         return np.array([*t, -1]), np.stack([*frames, np.asarray(to_uint8(state.x_t))])
@@ -111,6 +120,7 @@ def build_progressive(run: TrainedRun, mesh: Mesh) -> Progressive:
         image_shape=run.image_shape,
         mesh=mesh,
         condition_of=run.condition_of,
+        guidance_of=run.guidance_of,
     )
 
 

@@ -146,6 +146,7 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     sampler_table = sampler_factory.build_table(config, process)
     preview_table = sampler_factory.build_preview_table(config, process)
     sampler_factory.check_sample_batch(config, mesh)
+    sampler_factory.guidance_of(config)
     image_shape = config_checks.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:

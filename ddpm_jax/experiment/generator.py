@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from ddpm_jax.data.batch import to_uint8
 from ddpm_jax.data.condition import Condition
-from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
+from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
@@ -16,6 +17,7 @@ from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
 
+GuidanceOf = Callable[[np.ndarray], Guidance | None]  # numbers of samples, int [N] -> their guidance
 ConditionOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> their condition
 
 
@@ -31,25 +33,28 @@ class Generator:
     The table is walked in chunks (`runtime.chunks`), between which the host can look at x_t.
 
     Args:
-      denoiser_of: (params, condition) -> denoise_fn.
+      denoiser_of: (params, condition, guidance) -> denoise_fn.
       table: of `ddpm_jax.diffusion.samplers.coefficient_table`.
       image_shape: (H, W, C).
       mesh: the batch is spread over its devices.
       batch_size: images at a time, a multiple of the number of devices.
       condition_of: what the network is told of samples by number, [N, ...] each.
+      guidance_of: the guidance of samples by number; None for none.
     """
 
     def __init__(
         self,
-        denoiser_of: DenoiserOf,
+        denoiser_of: GuidedDenoiserOf,
         table: SamplerTable,
         *,
         image_shape: tuple[int, int, int],
         mesh: Mesh,
         batch_size: int,
         condition_of: ConditionOf = no_condition,
+        guidance_of: GuidanceOf = lambda ids: None,
     ):
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
+        self._guidance_of = guidance_of
         self.num_rows = table.num_calls
         self._chunks = [table.rows(chunk.start, chunk.stop) for chunk in chunks_of(self.num_rows)]
         batch, everywhere = batch_sharded(mesh), replicated(mesh)
@@ -59,12 +64,19 @@ class Generator:
             return init_sampler_state(table, initial_noise(keys, image_shape)), keys
 
         def advance(
-            params: dict, rows: SamplerTable, state: SamplerState, keys: jax.Array, condition: Condition
+            params: dict,
+            rows: SamplerTable,
+            state: SamplerState,
+            keys: jax.Array,
+            condition: Condition,
+            guidance: Guidance | None,
         ) -> SamplerState:
-            return scan_rows(denoiser_of(params, condition), rows, state, keys)
+            return scan_rows(denoiser_of(params, condition, guidance), rows, state, keys)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
-        self._advance = jit_chunk(advance, mesh, (AS_GIVEN, everywhere, batch, batch, batch), donate=2)
+        self._guidance_sharding = Guidance(batch, everywhere, everywhere, everywhere, everywhere)
+        guided = None if guidance_of(np.arange(1)) is None else self._guidance_sharding
+        self._advance = jit_chunk(advance, mesh, (AS_GIVEN, everywhere, batch, batch, batch, guided), donate=2)
         # Images leave a mesh of several hosts whole, so that each host can write them.
         self._to_uint8 = jax.jit(to_uint8, out_shardings=everywhere)
 
@@ -109,11 +121,14 @@ class Generator:
         batch_size = self.batch_of(num_samples)
         ids = np.arange(first, first + batch_size, dtype=np.int32)
         ids, condition = jax.device_put((ids, self.condition_of(ids)), batch_sharded(self._mesh))
+        guidance = self._guidance_of(np.arange(first, first + batch_size, dtype=np.int32))
+        if guidance is not None:
+            guidance = jax.device_put(guidance, self._guidance_sharding)
         state, keys = self._begin(seed_keys(seed).sample, ids)
         if watch:
             watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(state.x_t)))
         for number, rows in enumerate(self._chunks):
-            state = self._advance(params, rows, state, keys, condition)
+            state = self._advance(params, rows, state, keys, condition, guidance)
             if first == number == 0:  # which was compiled before it ran
                 release_unused_memory()
             state = jax.block_until_ready(state)

@@ -10,7 +10,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
 from ddpm_jax.data.condition import Condition
-from ddpm_jax.diffusion.denoiser import DenoiseFn, DenoiserOf, make_denoiser
+from ddpm_jax.diffusion.denoiser import DenoiseFn, GuidedDenoiserOf, make_denoiser
+from ddpm_jax.diffusion.guidance import Guidance, classifier_free_guidance
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
 from ddpm_jax.diffusion.schedules import make_schedule
@@ -67,18 +68,20 @@ def build_denoiser(
     *,
     clip_x_0: bool | None = None,
     dynamic_threshold: float | None = None,
-) -> DenoiserOf:
-    """(params, condition) -> denoise_fn, as the config has it but for what is given here."""
+) -> GuidedDenoiserOf:
+    """(params, condition, guidance = None) -> denoise_fn, as the config has it but for what is given here."""
     sample = config.sample
 
-    def denoiser_of(params: dict, condition: Condition) -> DenoiseFn:
-        def model_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            return model.apply({"params": params}, x_t, t, condition)
+    def denoiser_of(params: dict, condition: Condition, guidance: Guidance | None = None) -> DenoiseFn:
+        def model_fn(x_t: jax.Array, t: jax.Array, condition: Condition | None = None) -> jax.Array:
+            return model.apply({"params": params}, x_t, t, condition or {})
 
         with fields_named("diffusion", {"dynamic_threshold": "sample.dynamic_threshold"}):
             return make_denoiser(
                 process,
                 model_fn,
+                condition=condition,
+                guide=None if guidance is None else classifier_free_guidance(process, guidance),
                 clip_x_0=sample.clip_x_0 if clip_x_0 is None else clip_x_0,
                 dynamic_threshold=sample.dynamic_threshold if dynamic_threshold is None else dynamic_threshold,
             )

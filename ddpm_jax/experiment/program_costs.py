@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 from ddpm_jax.data.condition import Condition
+from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_rows
-from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment import model_factory, sampler_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
 from ddpm_jax.experiment.state_sizes import abstract_batch, abstract_condition
@@ -48,17 +49,32 @@ def sampled_batch(
     )
 
 
+def sampled_guidance(experiment: Experiment) -> Guidance | None:
+    """The guidance of `sample.batch_size` images; None where there is none."""
+    return sampler_factory.guidance_of(experiment.config)(np.arange(experiment.sample_batch_size))
+
+
 def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
-    """(params, x_t, keys, condition) -> x_s: the first rows of the config's sampler, each of them a network call."""
+    """(params, x_t, keys, condition, guidance) -> x_s: the first rows of the config's sampler, each of them a network
+    call, of twice the rows where there is guidance.
+    """
     table = experiment.sampler_table
     denoiser_of = model_factory.build_denoiser(experiment.config, experiment.process, experiment.model)
 
-    def advance(params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition) -> jax.Array:
+    def advance(
+        params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition, guidance: Guidance | None
+    ) -> jax.Array:
         rows, state = table.rows(0, num_rows), init_sampler_state(table, x_t)
-        return scan_rows(denoiser_of(params, condition), rows, state, keys).x_t
+        return scan_rows(denoiser_of(params, condition, guidance), rows, state, keys).x_t
 
+    guidance = sampled_guidance(experiment)
+    if guidance is not None:
+        cut = batch_sharded(experiment.mesh)
+        guidance = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=cut if np.ndim(x) else None), guidance
+        )
     return jax.jit(advance, compiler_options=compiler_options(platform_of(experiment.mesh))).lower(
-        experiment.abstract_state.params, *sampled_batch(experiment)
+        experiment.abstract_state.params, *sampled_batch(experiment), guidance
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax.data.condition import Condition, has_null, null_condition
+from ddpm_jax.diffusion.guidance import Guidance, make_guidance
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
@@ -16,7 +18,8 @@ from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
-from ddpm_jax.experiment.generator import ConditionOf, Generator, no_condition
+from ddpm_jax.experiment.data_factory import condition_spec
+from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf, no_condition
 from ddpm_jax.experiment.model_factory import build_denoiser
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -107,6 +110,7 @@ def build_generator(
         mesh=mesh,
         batch_size=config.sample.batch_size,
         condition_of=condition_of(config),
+        guidance_of=guidance_of(config),
     )
 
 
@@ -116,14 +120,54 @@ def condition_of(config: ConfigDict) -> ConditionOf:
     return (lambda ids: {"label": classes[ids % len(classes)]}) if len(classes) else no_condition
 
 
+def guidance_of(config: ConfigDict) -> GuidanceOf:
+    """Numbers of samples -> their guidance; None where sample.guidance_scale is 1.
+
+    The reference is the null, or sample n's is of negative_classes[n mod len(negative_classes)].
+
+    Raises:
+      UserError: a setting out of its range, or guidance that the network was not trained for.
+    """
+    sample, spec = config.sample, condition_spec(config)
+    given = tuple(sample.guidance_interval)
+    interval = given or (-math.inf, math.inf)
+    if len(interval) != 2 or not all(isinstance(end, (int, float)) for end in interval):
+        raise UserError(f"sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got {given}")
+    negative = np.asarray(_checked_classes(config, "negative_classes"), np.int32)
+
+    def settings(reference: Condition) -> Guidance:
+        with fields_named("sample"):
+            return make_guidance(
+                reference, scale=sample.guidance_scale, interval=interval, rescale=sample.guidance_rescale
+            )
+
+    settings({})
+    if sample.guidance_scale == 1:
+        return lambda ids: None
+    if not len(negative) and not has_null(spec):
+        raise UserError(
+            f"sample.guidance_scale={sample.guidance_scale} needs a network that was also trained without its "
+            f"condition; the run has condition.drop_rate={config.condition.drop_rate} and "
+            f"model.num_classes={config.model.num_classes}: take 1, or train with condition.drop_rate=0.1"
+        )
+    if len(negative):
+        return lambda ids: settings({"label": negative[ids % len(negative)]})
+    return lambda ids: settings(null_condition(spec, len(ids)))
+
+
 def sampled_classes(config: ConfigDict) -> tuple[int, ...]:
     """Which classes samples are of, in turn: sample.classes, or all of them; () for a network without classes."""
-    classes, num_classes = tuple(config.sample.classes), config.model.num_classes
+    return _checked_classes(config, "classes") or tuple(range(config.model.num_classes))
+
+
+def _checked_classes(config: ConfigDict, name: str) -> tuple[int, ...]:
+    """The classes of a field of `sample`; raises UserError for those that the network does not have."""
+    classes, num_classes = tuple(config.sample[name]), config.model.num_classes
     if classes and not num_classes:
         raise UserError(
-            f"sample.classes={classes} is for a network with classes; the run has model.num_classes=0: leave it empty"
+            f"sample.{name}={classes} is for a network with classes; the run has model.num_classes=0: leave it empty"
         )
     for number in classes:
         if not isinstance(number, int) or not 0 <= number < num_classes:
-            raise UserError(f"sample.classes must be in 0..{num_classes - 1}, the network's classes; got {number!r}")
-    return classes or tuple(range(num_classes))
+            raise UserError(f"sample.{name} must be in 0..{num_classes - 1}, the network's classes; got {number!r}")
+    return classes

@@ -9,7 +9,11 @@ from ddpm_jax.diffusion.timestep_spacing import SPACINGS
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
 
-_FIELDS = ("sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold")
+_FIELDS = (
+    "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "guidance_scale",
+    "guidance_rescale",
+)  # fmt: skip
+_LISTS = ("classes", "negative_classes", "guidance_interval")  # typed as in a config
 
 
 def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -31,6 +35,18 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument(
         "--classes", metavar="LIST", help="of a network with classes: which, in turn, such as 3 or 0,1,2; default all"
     )
+    parser.add_argument(
+        "--guidance_scale", type=float, metavar="S", help="classifier-free guidance, the papers' 1 + w; 1: none"
+    )
+    parser.add_argument(
+        "--guidance_interval", metavar="LOW,HIGH", help="of the log SNR, outside of which there is no guidance"
+    )
+    parser.add_argument(
+        "--guidance_rescale", type=float, metavar="PHI", help="0 to 1, against too much contrast, such as 0.7"
+    )
+    parser.add_argument(
+        "--negative_classes", metavar="LIST", help="guide away from these classes, in turn, and not from no class"
+    )
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
     parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")
     parser.add_argument("--dynamic_threshold", type=float, metavar="Q", help="a quantile such as 0.995; 0: none")
@@ -42,7 +58,7 @@ def _one_of(names: Sequence[str]) -> str:
 
 def given_sampler_flags(args: argparse.Namespace) -> dict[str, object]:
     """What was typed of the flags above, by name."""
-    return {name: getattr(args, name) for name in (*_FIELDS, "classes") if getattr(args, name) is not None}
+    return {name: getattr(args, name) for name in (*_FIELDS, *_LISTS) if getattr(args, name) is not None}
 
 
 def choose_sampler(
@@ -58,9 +74,9 @@ def choose_sampler(
       UserError: classes that cannot be read; everything else is checked by the factories.
     """
     config, given = config.copy_and_resolve_references(), dict(given)
-    classes = given.pop("classes", None)
-    if classes is not None:
-        apply_override(config, f"sample.classes={classes}")
+    for name in _LISTS:
+        if name in given:
+            apply_override(config, f"sample.{name}={given.pop(name)}")
     if "respacing" not in given and ("num_sampler_steps" in given or "spacing" in given):
         given["respacing"] = ""  # what is typed takes the place of the run's own
     with config.unlocked():

@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec
-from ddpm_jax.diffusion.denoiser import DenoiserOf
+from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
-from ddpm_jax.experiment.generator import ConditionOf, Generator
+from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf
 from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.experiment.sampler_flags import choose_sampler
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -74,6 +74,11 @@ class TrainedRun:
         return sampler_factory.condition_of(self.config)
 
     @property
+    def guidance_of(self) -> GuidanceOf:
+        """Numbers of samples -> their guidance, or None."""
+        return sampler_factory.guidance_of(self.config)
+
+    @property
     def held_out_split(self) -> str:
         """The name of the split that it was not trained on; "" where there is none."""
         return self.config.data.eval_split
@@ -107,7 +112,7 @@ class TrainedRun:
     def sampler_settings(self) -> dict[str, Any]:
         """The fields of `sample` by name, as JSON; "sampler" is which one."""
         fields = self.config.sample
-        return {name: fields[name] for name in sorted(fields)} | {"classes": list(fields.classes)}
+        return {name: list(v) if isinstance(v := fields[name], tuple) else v for name in sorted(fields)}
 
     def source(self, split: str | None = None, field: str = "data.split") -> ImageSource:
         """The images of a split of its data; None: those that it was trained on.
@@ -127,8 +132,8 @@ class TrainedRun:
         process: Process | None = None,
         clip_x_0: bool | None = None,
         dynamic_threshold: float | None = None,
-    ) -> DenoiserOf:
-        """(params, condition) -> denoise_fn, as the run samples but for what is given here.
+    ) -> GuidedDenoiserOf:
+        """(params, condition, guidance = None) -> denoise_fn, as the run samples but for what is given here.
 
         Args:
           process: the run's own, or that of some of its steps.

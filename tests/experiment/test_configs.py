@@ -18,6 +18,7 @@ from ddpm_jax.models.parameters import init_params, num_params
 
 COUNTS = {
     "digits": 701_345,
+    "digits_classes": 702_753,  # and 11 vectors of 128
     "fashion_mnist": 1_540_681,
     "image_folder": 49_641_699,
     "cifar10": 35_746_307,  # of the original code, as for 256x256

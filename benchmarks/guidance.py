@@ -1,0 +1,146 @@
+"""What classifier-free guidance does to a trained run with classes: scale against class accuracy and Frechet distance.
+
+    python benchmarks/guidance.py --workdir=runs/digits_classes --out=docs/images/guidance
+
+Prints Markdown: for each scale the share of the samples that an independent classifier reads as the class that was
+asked for, and the Frechet distance of their pixels (0..1) to the training images (no FID), in all and for a class on
+average. The classifier is that of `evaluate --extractor=classifier`, trained on real images alone; its own accuracy is
+on held-out ones. Writes OUT.png, a row a class and a column a scale, each row from the same noise. With --zero_shot
+also the bits/dim of held-out images with their class, with the null, and how often p(image | class) is largest for the
+right class.
+"""
+
+import argparse
+import os
+
+import jax
+import numpy as np
+
+from ddpm_jax.data import ImageSource
+from ddpm_jax.diffusion.rng import seed_keys
+from ddpm_jax.diffusion.timestep_spacing import named_steps
+from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim
+from ddpm_jax.evaluation.feature_classifier import Classifier, check_labels, to_model_scale, train_classifier
+from ddpm_jax.evaluation.frechet_distance import frechet_from_features
+from ddpm_jax.experiment.trained_run import TrainedRun, open_trained_run
+from ddpm_jax.runtime.devices import make_mesh, replicated
+from ddpm_jax.runtime.image_files import save_strip
+
+
+class WithLabel:
+    """A source whose images are all said to be of one class."""
+
+    def __init__(self, source: ImageSource, label: int):
+        self._source, self.labels = source, np.full(len(source), label)
+        self.image_shape, self.notes = source.image_shape, source.notes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """As of the source."""
+        return self._source.load(indices)
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Pixels of 0..1, one row an image, float64."""
+    return images.reshape(len(images), -1).astype(np.float64) / 255
+
+
+def row_of(name: str, images: np.ndarray, asked: np.ndarray, read: np.ndarray, real: tuple[np.ndarray, np.ndarray]):
+    """A row of the table."""
+    whole = frechet_from_features(pixels(real[0]), pixels(images))
+    by_class = [
+        frechet_from_features(pixels(real[0][real[1] == label]), pixels(images[asked == label]))
+        for label in np.unique(real[1])
+    ]
+    print(f"| {name} | {100 * np.mean(read == asked):.1f} % | {whole:.3f} | {np.mean(by_class):.3f} |", flush=True)
+
+
+def zero_shot(run: TrainedRun, mesh: jax.sharding.Mesh, num_classes: int, respacing: str, max_images: int) -> None:
+    """Bits/dim of held-out images with every class, with the same noise for all."""
+    source = run.source(run.held_out_split, "data.eval_split")
+    num_dims = np.prod(run.image_shape)
+    process = run.process.respaced(named_steps(run.process.num_steps, respacing)[::-1])
+    denoiser_of = run.denoiser_of(process=process, dynamic_threshold=0.0)
+    params, totals = jax.device_put(run.params, replicated(mesh)), []
+    for label in range(num_classes + (run.condition["label"].null is not None)):
+        bits = BitsPerDim(
+            denoiser_of,
+            process,
+            WithLabel(source, label),
+            key=seed_keys(0).eval,
+            mesh=mesh,
+            batch_size=256,
+            max_images=max_images,
+            spec=run.condition,
+        )
+        totals.append(bits.measure(params).total)
+    totals = np.stack(totals)  # [classes and null, N]
+    labels = source.labels[: totals.shape[1]]
+    with_class = totals[labels, np.arange(len(labels))]
+    best = np.argmin(totals[:num_classes], axis=0)
+    log_p = -totals[:num_classes] * num_dims * np.log(2)
+    log_p -= log_p.max(0)
+    p = np.exp(log_p) / np.exp(log_p).sum(0)
+    wrong = [np.delete(totals[:num_classes, i], label).mean() for i, label in enumerate(labels)]
+    print(f"\nbits/dim of {len(labels)} held-out images, the bound over {respacing} steps:")
+    print(f"with their class {with_class.mean():.4f}, ", end="")
+    if len(totals) > num_classes:
+        print(f"with the null {totals[-1].mean():.4f}, ", end="")
+    print(f"with a wrong class {np.mean(wrong):.4f}")
+    print(
+        f"the likeliest class is the right one for {100 * np.mean(best == labels):.1f} %; "
+        f"p(right class | image) is {p[labels, np.arange(len(labels))].mean():.3f} on average"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--out", required=True, help="OUT.png is written")
+    parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 1.5, 2, 3, 5, 8])
+    parser.add_argument("--num_samples", type=int, default=2000)
+    parser.add_argument("--sampler", default="dpmpp_2m")
+    parser.add_argument("--num_sampler_steps", type=int, default=25)
+    parser.add_argument("--interval", help="of one more row for each scale above 1, such as -2,4")
+    parser.add_argument("--zero_shot", metavar="STEPS", help="the steps of the bound, such as 100")
+    parser.add_argument("--max_images", type=int, default=180, help="of --zero_shot")
+    args = parser.parse_args()
+
+    # The bound with another class is the same program.
+    jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    run, mesh = open_trained_run(args.workdir), make_mesh()
+    source = run.source()
+    num_classes = check_labels(source, args.workdir)
+    trained = train_classifier(source, num_classes)
+    read = jax.jit(
+        lambda images: Classifier(num_classes).apply({"params": trained.params}, to_model_scale(images))[1].argmax(1)
+    )
+    real = source.load(np.arange(len(source))), np.asarray(source.labels)
+    print(f"the classifier reads {100 * trained.accuracy:.1f} % of held-out real images right")
+    print(f"{args.num_samples} samples a row, {args.sampler}, {args.num_sampler_steps} steps\n")
+    print("| guidance scale | read as asked | Frechet distance | of each class alone, mean |")
+    print("| --- | --- | --- | --- |")
+    params, columns = jax.device_put(run.params, replicated(mesh)), []
+    for scale in args.scales:
+        for interval in (None, args.interval) if args.interval and scale > 1 else (None,):
+            given = {"sampler": args.sampler, "num_sampler_steps": args.num_sampler_steps, "guidance_scale": scale}
+            given |= {"guidance_interval": interval} if interval else {}
+            chosen = run.with_sampler(given, batch_size=None, num_devices=mesh.size)
+            generator = chosen.generator(mesh)
+            images = generator.generate(params, seed=1, num_samples=args.num_samples)
+            asked = generator.condition_of(np.arange(args.num_samples))["label"]
+            name = f"{scale:g}, in {interval}" if interval else f"{scale:g}"
+            row_of(name, images, asked, np.asarray(read(images)), real)
+            if not interval:
+                columns.append(images[:num_classes])
+    save_strip(f"{args.out}.png", np.stack(columns), [f"s={scale:g}" for scale in args.scales])
+    print(f"\nwrote {args.out}.png")
+    if args.zero_shot:
+        zero_shot(run, mesh, num_classes, args.zero_shot, args.max_images)
+
+
+if __name__ == "__main__":
+    main()

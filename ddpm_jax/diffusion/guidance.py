@@ -1,0 +1,124 @@
+"""Classifier-free guidance: the prediction is moved away from that of a reference, before x_0 is limited.
+
+Ho and Salimans 2022 ("Classifier-Free Diffusion Guidance"), equation 6:
+
+    eps = (1 + w) eps(x_t | c) - w eps(x_t | none) = eps(x_t | none) + s (eps(x_t | c) - eps(x_t | none)),  s = 1 + w.
+
+Here as in most codes the number is s: 1 is none. Since the weights sum to 1, guiding x_0, v or the previous mean, which
+are affine in eps, is the same.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import no_type_check
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ddpm_jax.diffusion.forward_process import signal_and_noise
+from ddpm_jax.diffusion.parameterisations import Steps
+from ddpm_jax.diffusion.process import Prediction, Process
+from ddpm_jax.runtime.errors import UserError, arg
+
+Condition = Mapping[str, Array]
+PredictFn = Callable[[Float[Array, "B *D"], Steps, Condition], Prediction]
+Guide = Callable[[PredictFn], PredictFn]
+
+
+# A pytree's leaves may be shardings or shapes, so its fields are not checked in tests.
+@no_type_check
+@flax.struct.dataclass
+class Guidance:
+    """Settings of a batch, all of them arrays: one compiled program serves every value. Made by `make_guidance`."""
+
+    reference: Condition  # what the network is told in the reference's place, [B, ...] each: the null, or another class
+    scale: Float[Array, ""]
+    lowest_log_snr: Float[Array, ""]
+    highest_log_snr: Float[Array, ""]
+    rescale: Float[Array, ""]
+
+
+def make_guidance(
+    reference: Mapping[str, np.ndarray | Array],
+    *,
+    scale: float,
+    interval: tuple[float, float] = (-math.inf, math.inf),
+    rescale: float = 0.0,
+) -> Guidance:
+    """The settings, checked.
+
+    Args:
+      reference: what is guided away from, [B, ...] an entry: the null (`data.condition.null_condition`), or, as a
+        "negative prompt", the condition of something else.
+      scale: s >= 0; 1 is none, 0 the reference alone.
+      interval: (low, high) of log SNR = log(alpha-bar / (1 - alpha-bar)) = -2 log sigma between which there is
+        guidance (Kynkaanniemi et al. 2024); outside the network is called once and not twice.
+      rescale: phi in 0..1: how far the standard deviation of an image's prediction is brought back to that of its
+        conditional one (Lin et al. 2024, section 3.4). As there, of what the network predicts.
+
+    Raises:
+      UserError: a number out of its range.
+    """
+    if not (math.isfinite(scale) and scale >= 0):
+        raise UserError(f"{arg('guidance_scale')} must be at least 0; got {scale}: 1 is no guidance, try 2 to 4")
+    low, high = interval
+    if not low < high:
+        raise UserError(f"{arg('guidance_interval')} must be LOW,HIGH of the log SNR, LOW below HIGH; got {low},{high}")
+    if not 0 <= rescale <= 1:
+        raise UserError(f"{arg('guidance_rescale')} must be in [0, 1], 0 for none; got {rescale}")
+    return Guidance(dict(reference), *(np.float32(number) for number in (scale, low, high, rescale)))
+
+
+def classifier_free_guidance(process: Process, guidance: Guidance) -> Guide:
+    """predict_fn -> predict_fn that calls it with the condition and the reference of each image, and moves the first
+    away from the second.
+
+    The two rows of an image stand beside each other in one call, 2i and 2i + 1, so that both are on the image's device.
+    A learned variance is the conditional one.
+
+    Args:
+      guidance: of `make_guidance`. Whether there is guidance is decided by the first image's t: all have the same.
+    """
+
+    def guide(predict_fn: PredictFn) -> PredictFn:
+        def both(x_t: Array, t: Steps, condition: Condition) -> Prediction:
+            of_both = {name: interleave(rows, guidance.reference[name]) for name, rows in condition.items()}
+            predicted = predict_fn(interleave(x_t, x_t), interleave(t, t), of_both)
+            value, reference = separate(predicted.value)
+            guided = reference + guidance.scale * (value - reference)
+            guided = _rescaled(guided, value, guidance.rescale)
+            var_values = predicted.var_values
+            return Prediction(guided, None if var_values is None else separate(var_values)[0])
+
+        def predict(x_t: Float[Array, "B *D"], t: Steps, condition: Condition) -> Prediction:
+            signal, noise = signal_and_noise(process.schedule, t[:1], 1)
+            log_snr = 2 * (jnp.log(signal[0]) - jnp.log(noise[0]))
+            inside = (log_snr >= guidance.lowest_log_snr) & (log_snr <= guidance.highest_log_snr)
+            return jax.lax.cond(inside, both, predict_fn, x_t, t, condition)
+
+        return predict
+
+    return guide
+
+
+def interleave(first: Float[Array, "B ..."], second: Float[Array, "B ..."]) -> Float[Array, "2B ..."]:
+    """Rows 2i of the first and 2i + 1 of the second."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def separate(rows: Float[Array, "2B ..."]) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
+    """The two that `interleave` joined."""
+    pairs = rows.reshape(-1, 2, *rows.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _rescaled(
+    guided: Float[Array, "B *D"], conditional: Float[Array, "B *D"], part: Float[Array, ""]
+) -> Float[Array, "B *D"]:
+    """part * guided * std(conditional)/std(guided) + (1 - part) * guided, the deviations of each image alone."""
+    axes = tuple(range(1, guided.ndim))
+    ratio = jnp.std(conditional, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
+    return jnp.where(part > 0, guided * (part * ratio + (1 - part)), guided)
