@@ -62,7 +62,7 @@ def test_two_processes_train_what_one_does(shared_run, straight_run):
     assert_same_run(workdir, straight_run)
     names = {path.name for path in (workdir / "samples").iterdir()}
     assert names == {"denoising.gif", "denoising.png", "final_ema.png", "final_raw.png"}
-    assert "model     2,801 parameters on 4 x cpu" in processes.lines(0)
+    assert "model     1,393 parameters on 4 x cpu" in processes.lines(0)
 
 
 @pytest.mark.processes
