@@ -16,7 +16,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ddpm_jax.diffusion.forward_process import signal_and_noise
 from ddpm_jax.diffusion.parameterisations import Steps
@@ -69,7 +69,7 @@ def make_guidance(
         raise UserError(f"{arg('guidance_interval')} must be LOW,HIGH of the log SNR, LOW below HIGH; got {low},{high}")
     if not 0 <= rescale <= 1:
         raise UserError(f"{arg('guidance_rescale')} must be in [0, 1], 0 for none; got {rescale}")
-    return Guidance(dict(reference), *(np.float32(number) for number in (scale, low, high, rescale)))
+    return Guidance(dict(reference), *(np.asarray(number, np.float32) for number in (scale, low, high, rescale)))
 
 
 def classifier_free_guidance(process: Process, guidance: Guidance) -> Guide:
@@ -104,19 +104,21 @@ def classifier_free_guidance(process: Process, guidance: Guidance) -> Guide:
     return guide
 
 
-def interleave(first: Float[Array, "B ..."], second: Float[Array, "B ..."]) -> Float[Array, "2B ..."]:
+def interleave(
+    first: Shaped[Array | np.ndarray, "B ..."], second: Shaped[Array | np.ndarray, "B ..."]
+) -> Shaped[Array, "2*B ..."]:
     """Rows 2i of the first and 2i + 1 of the second."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
-def separate(rows: Float[Array, "2B ..."]) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
+def separate(rows: Shaped[Array, "B2 ..."]) -> tuple[Shaped[Array, "B ..."], Shaped[Array, "B ..."]]:
     """The two that `interleave` joined."""
     pairs = rows.reshape(-1, 2, *rows.shape[1:])
     return pairs[:, 0], pairs[:, 1]
 
 
 def _rescaled(
-    guided: Float[Array, "B *D"], conditional: Float[Array, "B *D"], part: Float[Array, ""]
+    guided: Float[Array, "B *D"], conditional: Float[Array, "B *D"], part: Float[Array | np.ndarray, ""]
 ) -> Float[Array, "B *D"]:
     """part * guided * std(conditional)/std(guided) + (1 - part) * guided, the deviations of each image alone."""
     axes = tuple(range(1, guided.ndim))

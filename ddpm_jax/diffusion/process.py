@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.diffusion.forward_process import at_step
+from ddpm_jax.diffusion.forward_process import at_step, signal_and_noise
 from ddpm_jax.diffusion.parameterisations import PARAMETERISATIONS, PREDICTIONS, Parameterisation, Steps
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import respaced
@@ -77,6 +77,12 @@ class Process:
     def learns_variance(self) -> bool:
         """Whether the network gives the variance."""
         return self.variance in LEARNED_VARIANCES
+
+    def levels(self, t: Steps, *, ndim: int) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
+        """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t), each [B, 1, ..., 1]; t = -1 is the clean image, 1 and 0."""
+        signal, noise = signal_and_noise(self.schedule, jnp.maximum(t, 0), ndim)
+        clean = (t < 0).reshape(signal.shape)
+        return jnp.where(clean, 1.0, signal), jnp.where(clean, 0.0, noise)
 
     def respaced(self, steps: np.ndarray) -> "Process":
         """The process of some of the steps, rising, whose step i is the network's steps[i]; see `timestep_spacing`.

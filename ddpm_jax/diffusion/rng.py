@@ -22,6 +22,7 @@ class Purpose(enum.IntEnum):
     """What draws from a key beside its steps or samples; a new one takes the next number: old runs keep theirs."""
 
     CONDITION_DROP = 0  # which images of a training step lose their condition
+    EDIT = 1  # what an edit draws for a sample after a row of the sampler's table
 
 
 def purpose_key(key: Key[Array, ""], purpose: Purpose, n: Int[Array, ""] | int) -> Key[Array, ""]:

@@ -157,7 +157,7 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The config.json of the UNet2DModel that computes what the network of a config does.
 
     Args:
-      groups: {"group": {"field": value}}; "model", "unet", "data" and "diffusion" are read.
+      groups: {"group": {"field": value}}; "model", "unet", "condition", "data" and "diffusion" are read.
 
     Raises:
       UserError: a field that UNet2DModel cannot express, named.
@@ -182,6 +182,8 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return [f"Attn{side}Block2D" if wanted else plain.format(side) for wanted in levels]
 
     channels = groups["data"]["num_channels"]
+    # The last vector of a network that was also trained without classes is that of no class.
+    num_vectors = groups["model"]["num_classes"] + (groups["condition"]["drop_rate"] > 0)
     learned = groups["diffusion"]["variance"] in ("learned", "learned_range")
     return {
         "_class_name": "UNet2DModel",
@@ -209,7 +211,7 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "norm_eps": unet["norm_eps"],
         "resnet_time_scale_shift": "scale_shift" if unet["scale_shift_norm"] else "default",
         "add_attention": True,
-        "num_class_embeds": groups["model"]["num_classes"] or None,
+        "num_class_embeds": num_vectors or None,
     }
 
 

@@ -1,5 +1,6 @@
 """A process is typed once; a parameterisation is one object, and one of a user's own is a class in one file."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,7 +174,7 @@ def test_a_train_step_takes_no_time_sampler_of_another_T():
     optimizer = make_optimizer(lambda n: 1e-3)
     with pytest.raises(UserError, match=f"time_sampler must be of the {T} steps of the loss's process; got one of 20"):
         make_train_step(
-            None,
+            nn.Dense(1),
             make_loss_fn(Process(SCHEDULE)),
             optimizer,
             ema_decay=make_ema_decay(0.9),

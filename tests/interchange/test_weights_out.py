@@ -51,6 +51,15 @@ def test_heads_by_number_become_heads_by_width():
     assert fields_of_unet(unet_of_fields(groups), "it")["unet"]["head_channels"] == 4
 
 
+def test_the_vector_of_no_class_is_one_more():
+    config = config_of(
+        image_size=(8, 8), num_channels=1, model={"num_classes": 3}, condition={"drop_rate": 0.1},
+        unet={"channels": 4, "channel_mults": (1,), "attention_resolutions": (), "num_groups": 2},
+    )  # fmt: skip
+    assert unet_of_fields(fields_by_group(config))["num_class_embeds"] == 4
+    assert shapes_of(config)[("label_embedding",)] == (4, 16)
+
+
 @pytest.mark.parametrize(
     "name,write,read",
     [("w.npz", write_npz, read_npz), ("w.safetensors", write_own_safetensors, read_own_safetensors),

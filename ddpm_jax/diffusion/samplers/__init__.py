@@ -7,7 +7,7 @@ from ddpm_jax.diffusion.samplers.ddim_inversion import ddim_inversion_table
 from ddpm_jax.diffusion.samplers.dpm_solver import dpmpp_table
 from ddpm_jax.diffusion.samplers.heun import heun_table
 from ddpm_jax.diffusion.samplers.plms import plms_table
-from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise, p_sample_loop, sample_loop
+from ddpm_jax.diffusion.samplers.sampling_loop import edit_noise, initial_noise, p_sample_loop, sample_loop
 from ddpm_jax.diffusion.samplers.unipc import unipc_table
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ddim_inversion_table",
     "ddim_table",
     "dpmpp_table",
+    "edit_noise",
     "heun_table",
     "initial_noise",
     "p_sample_loop",

@@ -1,5 +1,6 @@
 """One `lax.scan` through the rows of any sampler's table."""
 
+from collections.abc import Callable
 from typing import no_type_check
 
 import flax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddpm_jax.diffusion.denoiser import DenoiseFn
-from ddpm_jax.diffusion.rng import sample_keys, sample_noise
+from ddpm_jax.diffusion.denoiser import Denoised, DenoiseFn
+from ddpm_jax.diffusion.rng import Purpose, purpose_key, sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.runtime.errors import UserError
 
@@ -17,6 +18,16 @@ from ddpm_jax.runtime.errors import UserError
 def initial_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *D"]:
     """x_T ~ N(0, I), [B, *shape], from fold_in(key, 0) of every sample."""
     return sample_noise(keys, 0, shape)
+
+
+# (x_s [B, *D], what the network said, the row of the table, the samples' keys) -> x_s.
+EditFn = Callable[[Float[Array, "B *D"], Denoised, SamplerTable, Key[Array, "B"]], Float[Array, "B *D"]]
+
+
+def edit_noise(keys: Key[Array, "B"], row: SamplerTable, shape: tuple[int, ...]) -> Float[Array, "B *D"]:
+    """N(0, I) for an edit after a row, [B, *shape]; of no sampler's draws."""
+    of_edit = jax.vmap(lambda key: purpose_key(key, Purpose.EDIT, row.row))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(of_edit)
 
 
 @no_type_check
@@ -39,6 +50,7 @@ def scan_rows(
     state: SamplerState,
     keys: Key[Array, "B"],
     *,
+    edit_fn: EditFn | None = None,
     frame_ends: np.ndarray | None = None,
 ) -> SamplerState | tuple[SamplerState, Float[Array, "K B *D"]]:
     """Takes x_t through the next rows; see `sample_loop`. For tables that are cut into chunks."""
@@ -61,6 +73,8 @@ def scan_rows(
         x_s = row.c_x_0 * denoised.x_0_hat + row.c_x_t * x_t + sigma * z
         for k, remembered in enumerate(state.history):
             x_s = x_s + row.c_history[k] * remembered
+        if edit_fn is not None:
+            x_s = edit_fn(x_s, denoised, row, keys)
         history = state.history
         if history:
             history = (row.r_x_0 * denoised.x_0_hat + row.r_x_t * x_t, *history[:-1])
@@ -76,6 +90,7 @@ def sample_loop(
     x_t: Float[Array, "B *D"],
     keys: Key[Array, "B"],
     *,
+    edit_fn: EditFn | None = None,
     frame_ends: np.ndarray | None = None,
 ) -> Float[Array, "B *D"] | tuple[Float[Array, "B *D"], Float[Array, "K B *D"]]:
     """Takes x_t through all rows of the table with one `lax.scan`; jit-compatible.
@@ -84,10 +99,14 @@ def sample_loop(
       denoise_fn: (x_t [B, *D], t [B]) -> Denoised; t is int32, or float32 where the table's is.
       x_t: at the step of the first row; N(0, I) at T-1.
       keys: one a sample, of `sample_keys`.
+      edit_fn: (x_s, denoised, row, keys) -> x_s after each row: what is known of the result is put back. `row` is the
+        row of the table, whose levels at both ends are `Process.levels(row.t)` and `Process.levels(row.s)`; noise is
+        drawn from `edit_noise(keys, row)`.
       frame_ends: [K] distinct row numbers of this table, or None. With them also returns the x_s that these
         rows end with, [K, B, *D]; only those K are kept in memory.
     """
-    walked = scan_rows(denoise_fn, table, init_sampler_state(table, x_t), keys, frame_ends=frame_ends)
+    state = init_sampler_state(table, x_t)
+    walked = scan_rows(denoise_fn, table, state, keys, edit_fn=edit_fn, frame_ends=frame_ends)
     return walked.x_t if frame_ends is None else (walked[0].x_t, walked[1])
 
 
@@ -98,6 +117,7 @@ def p_sample_loop(
     key: Key[Array, ""],
     num_samples: int,
     shape: tuple[int, ...],
+    edit_fn: EditFn | None = None,
     num_frames: int = 0,
 ) -> Float[Array, "..."]:
     """Samples 0..num_samples-1 of the model, float32 [B, *shape]; jit-compatible.
@@ -105,6 +125,7 @@ def p_sample_loop(
     Args:
       key: the seed; sample n and its noise depend on it and n alone.
       shape: of one sample, such as (H, W, C).
+      edit_fn: see `sample_loop`.
       num_frames: if > 0, returns [num_frames + 1, B, *shape]: x_T, then the x_s of evenly spaced rows; the
         last is x_0. Only these are kept in memory.
 
@@ -114,8 +135,9 @@ def p_sample_loop(
     keys = sample_keys(key, jnp.arange(num_samples))
     x_T = initial_noise(keys, shape)
     if num_frames == 0:
-        return sample_loop(denoise_fn, table, x_T, keys)
-    _, frames = sample_loop(denoise_fn, table, x_T, keys, frame_ends=frame_ends(table.num_calls, num_frames))
+        return sample_loop(denoise_fn, table, x_T, keys, edit_fn=edit_fn)
+    ends = frame_ends(table.num_calls, num_frames)
+    _, frames = sample_loop(denoise_fn, table, x_T, keys, edit_fn=edit_fn, frame_ends=ends)
     return jnp.concatenate([x_T[None], frames])
 
 
