@@ -1,7 +1,8 @@
 """What a network is told besides x_t and t: named arrays, one row an image, and what is known of each before any comes.
 
-An unconditional network is told nothing, `{}`. A class is one entry, "label". Nothing else in the package knows an
-entry by its name, but the network that takes it, the column of the data that it comes from, and the config.
+An unconditional network is told nothing, `{}`. A class is one entry, "label". Training, likelihoods and the sampling
+loop know no entry by its name; the network that takes it does, the column of the data that it comes from, what is made
+of the config, and the file that samples are written to.
 """
 
 from collections.abc import Mapping
@@ -55,6 +56,11 @@ def null_condition(spec: ConditionSpec, batch_size: int) -> dict[str, np.ndarray
         if entry.null is None:
             raise ValueError(f"condition {name!r} has no null")
     return {name: np.full((batch_size, *entry.shape), entry.null, entry.dtype) for name, entry in spec.items()}
+
+
+def example_condition(spec: ConditionSpec) -> dict[str, np.ndarray]:
+    """Zeros of the shapes of one image, [1, ...] each, for `models.parameters.init_params`."""
+    return {name: np.zeros((1, *entry.shape), entry.dtype) for name, entry in spec.items()}
 
 
 def drop(spec: ConditionSpec, condition: Condition, dropped: Bool[Array, "B"]) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import flax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ddpm_jax.diffusion.guidance import Guidance, Guide
+from ddpm_jax.diffusion.guidance import Guide
 from ddpm_jax.diffusion.parameterisations import Steps
 from ddpm_jax.diffusion.process import ModelFn, Prediction, Process
 from ddpm_jax.runtime.errors import UserError, arg
@@ -27,7 +27,7 @@ class Denoised:
 DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
 # (params, condition of the batch, {} for none) -> its denoiser: for what runs a network on all devices.
 DenoiserOf = Callable[[PyTree, Mapping[str, Array]], DenoiseFn]
-GuidedDenoiserOf = Callable[[PyTree, Mapping[str, Array], Guidance | None], DenoiseFn]  # None: no guidance
+GuidedDenoiserOf = Callable[..., DenoiseFn]  # the same, or with a third argument, of type Guidance
 
 
 def make_denoiser(

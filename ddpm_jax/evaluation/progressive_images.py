@@ -69,7 +69,8 @@ class Progressive:
             condition: Condition,
             guidance: Guidance | None,
         ) -> tuple[jax.Array, SamplerState]:
-            denoise_fn = generator_of(params, condition, guidance)
+            guided = () if guidance is None else (guidance,)
+            denoise_fn = generator_of(params, condition, *guided)
             estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
             return to_uint8(estimate), scan_rows(denoise_fn, rows, state, keys)
 

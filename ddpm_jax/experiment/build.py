@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import BatchLoader, ImageSource
-from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.condition import ConditionSpec, example_condition
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
@@ -150,6 +150,6 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     image_shape = config_checks.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:
-        return init_state(init_params(model, key, image_shape), optimizer, time_sampler.init())
+        return init_state(init_params(model, key, image_shape, example_condition(condition)), optimizer, time_sampler.init())
 
     return Experiment(config, mesh, process, model, condition, loss_fn, init, train_step, sampler_table, preview_table)

@@ -30,10 +30,10 @@ def no_condition(ids: np.ndarray) -> dict[str, np.ndarray]:
 class Generator:
     """Samples 0..N-1 of a network as uint8 images; sample n depends on the seed and n alone.
 
-    The table is walked in chunks (`runtime.chunks`), between which the host can look at x_t.
+    The table is walked in chunks (`runtime.chunked_loop`), between which the host can look at x_t.
 
     Args:
-      denoiser_of: (params, condition, guidance) -> denoise_fn.
+      denoiser_of: (params, condition) -> denoise_fn; with guidance (params, condition, guidance).
       table: of `ddpm_jax.diffusion.samplers.coefficient_table`.
       image_shape: (H, W, C).
       mesh: the batch is spread over its devices.
@@ -71,7 +71,8 @@ class Generator:
             condition: Condition,
             guidance: Guidance | None,
         ) -> SamplerState:
-            return scan_rows(denoiser_of(params, condition, guidance), rows, state, keys)
+            guided = () if guidance is None else (guidance,)
+            return scan_rows(denoiser_of(params, condition, *guided), rows, state, keys)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._guidance_sharding = Guidance(batch, everywhere, everywhere, everywhere, everywhere)

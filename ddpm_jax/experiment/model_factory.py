@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
-from ddpm_jax.data.condition import Condition
+from ddpm_jax.data.condition import Condition, example_condition
 from ddpm_jax.diffusion.denoiser import DenoiseFn, GuidedDenoiserOf, make_denoiser
 from ddpm_jax.diffusion.guidance import Guidance, classifier_free_guidance
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
+from ddpm_jax.experiment.data_factory import condition_spec
 from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -51,7 +52,8 @@ def build_model(config: ConfigDict) -> nn.Module:
 
 def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
     """Raises UserError unless the weights of a checkpoint are those of its config's network."""
-    wanted = jax.eval_shape(lambda key: init_params(model, key, image_shape_of(config)), jax.random.key(0))
+    example = example_condition(condition_spec(config))
+    wanted = jax.eval_shape(lambda key: init_params(model, key, image_shape_of(config), example), jax.random.key(0))
     shapes = [{keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(tree)} for tree in (wanted, params)]
     for name in sorted(shapes[0] | shapes[1]):
         if shapes[0].get(name) != shapes[1].get(name):

@@ -101,7 +101,7 @@ class Checkpoints:
         """Starts saving `state` under its step, in the background.
 
         Args:
-          config_json: of `experiment.config_files.config_to_json`, kept with the arrays so that no flag can mismatch.
+          config_json: of `experiment.config_json.config_to_json`, kept with the arrays so that no flag can mismatch.
           metrics: of the step; "eval_loss" decides which is best.
 
         Raises:

@@ -7,7 +7,7 @@ from diffusers_folders import UNET, tensors_of, write_folder
 from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
 from ddpm_jax.interchange.diffusers_unet_config import fields_of_unet, unet_of_fields
-from ddpm_jax.interchange.imported_model import config_of
+from ddpm_jax.interchange.imported_model import config_of, shapes_of
 from ddpm_jax.interchange.native_files import read_npz, read_own_safetensors, write_npz, write_own_safetensors
 from ddpm_jax.interchange.tensor_files import write_safetensors
 from ddpm_jax.runtime.errors import UserError
