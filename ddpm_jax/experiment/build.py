@@ -150,6 +150,7 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     image_shape = config_checks.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:
-        return init_state(init_params(model, key, image_shape, example_condition(condition)), optimizer, time_sampler.init())
+        params = init_params(model, key, image_shape, example_condition(condition))
+        return init_state(params, optimizer, time_sampler.init())
 
     return Experiment(config, mesh, process, model, condition, loss_fn, init, train_step, sampler_table, preview_table)
