@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data.batch import to_model_scale
+from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.samplers import ddim_inversion_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table

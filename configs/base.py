@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
     config.schedule.beta_end = 0.02
     config.schedule.zero_terminal_snr = False  # move alpha-bar to 0 at the last step; for x_0 and v
 
+    config.objective = ConfigDict()
+    config.objective.name = "diffusion"  # what is trained. Its own fields are in the group of its name.
+
     config.diffusion = ConfigDict()
     config.diffusion.prediction = "eps"  # what the network predicts: eps, x_0, v, mean (of x_(t-1))
     config.diffusion.loss = "simple"  # simple (mean square), l1, huber, vlb, rescaled_vlb (T times vlb), hybrid
@@ -43,6 +46,10 @@ def get_config() -> ConfigDict:
     config.diffusion.min_snr_gamma = 5.0
     config.diffusion.p2_gamma = 1.0
     config.diffusion.p2_k = 1.0
+
+    config.codec = ConfigDict()
+    # Between images and the x_0 that diffuses: pixels (uint8 scaled to [-1, 1]).
+    config.codec.name = "pixels"
 
     config.condition = ConfigDict()
     # Part of the training images whose class the network is not told, such as 0.1: for classifier-free guidance.

@@ -4,7 +4,9 @@ The pure core: a process, a network, a loss, a train step, a sampler's table. Wh
 `ddpm_jax.experiment.training`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.workdir.checkpoints`.
 """
 
-from ddpm_jax.data.batch import Batch, to_model_scale, to_uint8
+from ddpm_jax.codecs.codec import Codec
+from ddpm_jax.codecs.pixels import PixelCodec, to_model_scale, to_uint8
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser
 from ddpm_jax.diffusion.forward_process import (
     eps_from_x_0,
@@ -41,15 +43,21 @@ from ddpm_jax.diffusion.variational_bound import (
 from ddpm_jax.models.parameters import init_params, num_params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.diffusion_objective import DiffusionObjective
+from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import make_train_step
 
 __all__ = [
     "Batch",
+    "Codec",
     "Denoised",
+    "DiffusionObjective",
     "Guidance",
+    "Objective",
     "Parameterisation",
+    "PixelCodec",
     "Prediction",
     "Process",
     "SamplerTable",

@@ -15,12 +15,13 @@ ALLOWED = {
     "runtime": (),
     "diffusion": ("runtime.errors",),
     "models": ("runtime.errors",),
+    "codecs": ("runtime.errors", "diffusion", "models"),
     "data": ("runtime",),
     "workdir": ("runtime",),
-    "training": ("runtime", "diffusion", "data", "workdir"),
-    "experiment": ("runtime", "diffusion", "models", "data", "workdir", "training"),
+    "training": ("runtime", "diffusion", "models", "codecs", "data", "workdir"),
+    "experiment": ("runtime", "diffusion", "models", "codecs", "data", "workdir", "training"),
     "interchange": ("runtime", "diffusion", "models", "workdir", "training", "experiment"),
-    "evaluation": ("runtime", "diffusion", "data", "experiment", "interchange"),
+    "evaluation": ("runtime", "diffusion", "codecs", "data", "experiment", "interchange"),
     "benchmarking": ("runtime", "diffusion", "models", "data", "training", "experiment"),
 }
 # The commands `python -m ddpm_jax.<verb>`, each of which may import what it needs, and no other command.

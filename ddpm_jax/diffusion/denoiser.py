@@ -36,7 +36,7 @@ def make_denoiser(
     *,
     condition: Mapping[str, Array] | None = None,
     guide: Guide | None = None,
-    clip_x_0: bool = True,
+    x_0_limit: float | None = 1.0,
     dynamic_threshold: float = 0.0,
 ) -> DenoiseFn:
     """denoise_fn(x_t, t) -> Denoised, from a network that predicts what the process says.
@@ -47,15 +47,15 @@ def make_denoiser(
       condition: what the network is told of each image, [B, ...] an entry.
       guide: such as `guidance.classifier_free_guidance(process, ...)`: what becomes of a prediction before x_0_hat is
         taken from it and limited.
-      clip_x_0: limit x_0_hat to [-1, 1], as Ho et al. do in sampling and in the likelihood, never in
-        training. Differs: with "mean" the mean follows from the clipped x_0_hat (the original keeps the
-        network's own).
+      x_0_limit: x_0_hat is clipped to [-x_0_limit, x_0_limit], 1 for pixels, as Ho et al. do in sampling and in the
+        likelihood, never in training; None: it is not clipped. Differs: with "mean" the mean follows from the clipped
+        x_0_hat (the original keeps the network's own).
       dynamic_threshold: a quantile in (0, 1], such as 0.995, or 0 for none: in place of the clip, x_0_hat of an
-        image is limited to [-s, s] and divided by s, where s is that quantile of its |x_0_hat|, at least 1
-        (Saharia et al. 2022, section 2.3).
+        image is limited to [-s, s] and divided by s / x_0_limit, where s is that quantile of its |x_0_hat|, at least
+        x_0_limit (Saharia et al. 2022, section 2.3).
 
     Raises:
-      UserError: a quantile outside [0, 1].
+      UserError: x_0_limit not above 0; a quantile outside [0, 1], or one without an x_0_limit.
 
     Example:
       >>> from ddpm_jax.diffusion.schedules import make_schedule
@@ -65,6 +65,10 @@ def make_denoiser(
     """
     if not 0 <= dynamic_threshold <= 1:
         raise UserError(f"{arg('dynamic_threshold')} must be in [0, 1], 0 for none; got {dynamic_threshold}")
+    if x_0_limit is not None and not x_0_limit > 0:
+        raise UserError(f"{arg('x_0_limit')} must be above 0, or None for none; got {x_0_limit}")
+    if dynamic_threshold and x_0_limit is None:
+        raise UserError(f"{arg('dynamic_threshold')} needs an {arg('x_0_limit')}; got {dynamic_threshold} and None")
 
     def predict(x_t: Array, t: Steps, condition: Mapping[str, Array]) -> Prediction:
         if condition:
@@ -77,15 +81,15 @@ def make_denoiser(
         value, var_values = predict_fn(x_t, t, condition or {})
         x_0_hat = process.x_0_hat(value, x_t=x_t, t=t)
         if dynamic_threshold:
-            x_0_hat = _limit_to_quantile(x_0_hat, dynamic_threshold)
-        elif clip_x_0:
-            x_0_hat = jnp.clip(x_0_hat, -1.0, 1.0)
+            x_0_hat = _limit_to_quantile(x_0_hat, dynamic_threshold, x_0_limit)
+        elif x_0_limit is not None:
+            x_0_hat = jnp.clip(x_0_hat, -x_0_limit, x_0_limit)
         return Denoised(x_0_hat, var_values)
 
     return denoise_fn
 
 
-def _limit_to_quantile(x_0: Float[Array, "B *D"], quantile: float) -> Float[Array, "B *D"]:
+def _limit_to_quantile(x_0: Float[Array, "B *D"], quantile: float, least: float) -> Float[Array, "B *D"]:
     sizes = jnp.abs(x_0).reshape(x_0.shape[0], -1)
-    limit = jnp.maximum(jnp.quantile(sizes, quantile, axis=1), 1.0).reshape((-1,) + (1,) * (x_0.ndim - 1))
-    return jnp.clip(x_0, -limit, limit) / limit
+    limit = jnp.maximum(jnp.quantile(sizes, quantile, axis=1), least).reshape((-1,) + (1,) * (x_0.ndim - 1))
+    return jnp.clip(x_0, -limit, limit) / (limit / least)

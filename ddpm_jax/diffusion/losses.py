@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from ddpm_jax.diffusion.denoiser import Denoised
 from ddpm_jax.diffusion.forward_process import at_step, q_sample
 from ddpm_jax.diffusion.process import ModelFn, Prediction, Process
-from ddpm_jax.diffusion.variational_bound import vlb_term
+from ddpm_jax.diffusion.variational_bound import LogLikelihood, discretised_gaussian_log_likelihood, vlb_term
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 LOSSES = ("simple", "l1", "huber", "vlb", "rescaled_vlb", "hybrid")
@@ -48,6 +48,7 @@ def make_loss_fn(
     huber_delta: float = 1.0,
     vlb_lambda: float = 0.001,
     weights: Float[Array, "T"] | None = None,
+    log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
 ) -> LossFn:
     """loss_fn(model_fn, x_0=, t=, eps=) -> {"loss": [B], and its parts by name}.
 
@@ -64,6 +65,7 @@ def make_loss_fn(
       vlb_lambda: > 0, lambda of "hybrid", on the bound in bits/dim summed over t. The papers' code with
         "rescaled" losses has 0.001, without them 1/T.
       weights: [T], a factor on the part "simple", "l1" or "huber" of step t; see `loss_weights`.
+      log_likelihood: of the bound's last step, at t=0; `gaussian_log_likelihood` where x_0 is continuous.
 
     Raises:
       UserError: an unknown loss; huber_delta or vlb_lambda not above 0; weights on a
@@ -86,7 +88,7 @@ def make_loss_fn(
 
     def bound_of(prediction: Prediction, *, x_0: Array, x_t: Array, t: Array) -> Float[Array, "B"]:
         denoised = Denoised(process.x_0_hat(prediction.value, x_t=x_t, t=t), prediction.var_values)
-        term, _ = vlb_term(process, lambda x_t, t: denoised, x_0=x_0, x_t=x_t, t=t)
+        term, _ = vlb_term(process, lambda *_: denoised, x_0=x_0, x_t=x_t, t=t, log_likelihood=log_likelihood)
         return term if loss == "vlb" else process.num_steps * term
 
     def losses(

@@ -29,7 +29,7 @@ from ddpm_jax.diffusion.forward_process import signal_and_noise
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import host_half_log_snr, step_at_half_log_snr
-from ddpm_jax.diffusion.variational_bound import HALF_BIN
+from ddpm_jax.diffusion.variational_bound import PIXEL_BIN
 from ddpm_jax.runtime.errors import UserError, arg
 
 _DIRECTIONS_AT_ONCE = 8  # of one divergence: the memory it takes
@@ -79,10 +79,15 @@ def random_directions(keys: Key[Array, "B"], shape: tuple[int, ...], num_probes:
     return direction_fn
 
 
-def dequantise(x_0: Float[Array, "B *D"], keys: Key[Array, "B"]) -> Float[Array, "B *D"]:
-    """x_0 + u, u uniform on the bin of each pixel value, 2/255 wide, from fold_in(key, 0)."""
+def dequantise(
+    x_0: Float[Array, "B *D"], keys: Key[Array, "B"], bin_width: float | None = PIXEL_BIN
+) -> Float[Array, "B *D"]:
+    """x_0 + u, u uniform on the bin of each value, from fold_in(key, 0); None: x_0, which is continuous."""
+    if bin_width is None:
+        return x_0
+    half = bin_width / 2
     uniform = jax.vmap(
-        lambda key: jax.random.uniform(jax.random.fold_in(key, 0), x_0.shape[1:], minval=-HALF_BIN, maxval=HALF_BIN)
+        lambda key: jax.random.uniform(jax.random.fold_in(key, 0), x_0.shape[1:], minval=-half, maxval=half)
     )
     return x_0 + uniform(keys)
 
@@ -97,7 +102,7 @@ class FlowState:
 
 
 def begin_flow(schedule: Schedule, y: Float[Array, "B *D"]) -> FlowState:
-    """The state at t = 0 of images on the scale of [-1, 1]: x_t = sqrt(alpha-bar) y."""
+    """The state at t = 0 of a dequantised x_0: x_t = sqrt(alpha-bar) y."""
     signal, _ = signal_and_noise(schedule, jnp.zeros(y.shape[:1], jnp.int32), y.ndim)
     return FlowState(signal * y, jnp.zeros(y.shape[:1], y.dtype))
 
@@ -154,16 +159,18 @@ def flow_on(
 
 
 def end_flow(schedule: Schedule, state: FlowState) -> Float[Array, "B"]:
-    """log p of the images that the flow began with, in nats, once it is at the grid's last point."""
+    """log p of the y that the flow began with, in nats, once it is at the grid's last point."""
     num_dims = math.prod(state.x_t.shape[1:])
     squares = jnp.sum(state.x_t**2, tuple(range(1, state.x_t.ndim)))
     log_prior = -0.5 * squares - 0.5 * num_dims * math.log(2 * math.pi)
     return log_prior + state.log_det + num_dims * jnp.log(schedule.sqrt_alphas_bar[0])
 
 
-def bits_of_density(log_density: Float[Array, "B"], num_dims: int) -> Float[Array, "B"]:
-    """-log2 (p(y) (2/255)^D) / D: bits/dim of the bin of the 256 values that y lies in."""
-    return -log_density / (num_dims * math.log(2)) - math.log2(2 * HALF_BIN)
+def bits_of_density(
+    log_density: Float[Array, "B"], num_dims: int, bin_width: float | None = PIXEL_BIN
+) -> Float[Array, "B"]:
+    """-log2 (p(y) bin_width^D) / D: bits/dim of the bin that y lies in; None: -log2 p(y) / D."""
+    return -log_density / (num_dims * math.log(2)) - math.log2(bin_width or 1.0)
 
 
 def ode_bits_per_dim(
@@ -174,6 +181,7 @@ def ode_bits_per_dim(
     keys: Key[Array, "B"],
     num_ode_steps: int = 50,
     num_probes: int = 1,
+    bin_width: float | None = PIXEL_BIN,
 ) -> Float[Array, "B"]:
     """-log2 p(x_0 + u)/D + log2(127.5) of the probability flow, in bits/dim (Song et al. 2021, section 4.3).
 
@@ -181,11 +189,12 @@ def ode_bits_per_dim(
     flow's mass on the bins (Theis et al. 2016, section 3.1): comparable with the discrete bound of `variational_bound`.
 
     Args:
-      denoise_fn: made with clip_x_0=False; called with fractional t.
-      x_0: real images on the scale of [-1, 1], made of uint8 values.
+      denoise_fn: made with x_0_limit=None; called with fractional t.
+      x_0: of real images; on the scale of [-1, 1] and made of uint8 values, unless bin_width is another.
       keys: one an image, for u and the probes: neither depends on the batch.
       num_ode_steps: Runge-Kutta steps, four network calls each.
       num_probes: of Hutchinson's estimate of the divergence; 0: exact, at D Jacobian products a call.
+      bin_width: of the values of x_0; None where x_0 is continuous: then there is no u.
 
     Raises:
       UserError: fewer than 1 step, fewer than 0 probes, or a prediction that belongs to whole steps.
@@ -196,7 +205,7 @@ def ode_bits_per_dim(
       >>> from ddpm_jax.diffusion.schedules import make_schedule
       >>> process = Process(make_schedule("linear"))
       >>> model_fn = lambda x_t, t: x_t * signal_and_noise(process.schedule, t, 2)[1]  # exact for data N(0, I)
-      >>> denoise_fn = make_denoiser(process, model_fn, clip_x_0=False)
+      >>> denoise_fn = make_denoiser(process, model_fn, x_0_limit=None)
       >>> keys = sample_keys(jax.random.key(0), jnp.arange(1))
       >>> bits = ode_bits_per_dim(process, denoise_fn, x_0=jnp.zeros((1, 2)), keys=keys, num_probes=0)
       >>> abs(float(bits[0]) - math.log2(math.sqrt(2 * math.pi) * 127.5)) < 1e-3  # -log2 N(0; 0, 1) and the scale
@@ -206,9 +215,9 @@ def ode_bits_per_dim(
     schedule = process.schedule
     num_directions, direction_fn = directions(keys, x_0.shape[1:], num_probes)
     t = jnp.asarray(ode_grid(schedule, num_ode_steps), jnp.float32)
-    state = begin_flow(schedule, dequantise(x_0, keys))
+    state = begin_flow(schedule, dequantise(x_0, keys, bin_width))
     state = flow_on(schedule, denoise_fn, state, t, num_directions=num_directions, direction_fn=direction_fn)
-    return bits_of_density(end_flow(schedule, state), math.prod(x_0.shape[1:]))
+    return bits_of_density(end_flow(schedule, state), math.prod(x_0.shape[1:]), bin_width)
 
 
 def directions(keys: Key[Array, "B"], shape: tuple[int, ...], num_probes: int) -> tuple[int, DirectionFn]:

@@ -23,11 +23,17 @@ class Purpose(enum.IntEnum):
 
     CONDITION_DROP = 0  # which images of a training step lose their condition
     EDIT = 1  # what an edit draws for a sample after a row of the sampler's table
+    ENCODE = 2  # what a codec draws for an image
 
 
 def purpose_key(key: Key[Array, ""], purpose: Purpose, n: Int[Array, ""] | int) -> Key[Array, ""]:
     """The n-th key of a purpose, fold_in(fold_in(key, 2^31 + purpose), n): beyond all steps, samples and rewinds."""
     return jax.random.fold_in(jax.random.fold_in(key, 2**31 + purpose), n)
+
+
+def encoding_keys(keys: Key[Array, "B"]) -> Key[Array, "B"]:
+    """What a codec draws from, of the keys of some images."""
+    return jax.vmap(lambda key: purpose_key(key, Purpose.ENCODE, 0))(keys)
 
 
 def check_seed(name: str, seed: int) -> None:

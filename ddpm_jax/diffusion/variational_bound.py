@@ -4,6 +4,7 @@ Ho et al. 2020, equations 5, 8 and 13. Everything returns bits per dimension, [B
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,11 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.schedules import Schedule
 
-HALF_BIN = 1.0 / 255.0  # half the distance of two of the 256 pixel values on the scale of [-1, 1]
+PIXEL_BIN = 2.0 / 255.0  # the distance of two of the 256 pixel values on the scale of [-1, 1]
+HALF_BIN = PIXEL_BIN / 2
+
+# (x_0, mean=, log_var=) -> log p(x_0 | x_1) in nats, elementwise: the last step of the reverse process.
+LogLikelihood = Callable[..., Float[Array, "B *D"]]
 
 
 def normal_kl(
@@ -91,6 +96,13 @@ def discretised_gaussian_log_likelihood(
     return _log_mass(low, high, unbounded)
 
 
+def gaussian_log_likelihood(
+    x_0: Float[Array, "B *D"], *, mean: Float[Array, "B *D"], log_var: Float[Array, "..."]
+) -> Float[Array, "B *D"]:
+    """log N(x_0; mean, exp(log_var)) in nats, elementwise: of an x_0 without bins, such as a latent."""
+    return -0.5 * (math.log(2 * math.pi) + log_var + (x_0 - mean) ** 2 * jnp.exp(-log_var))
+
+
 def bits_per_dim_of(nats: Float[Array, "B *D"]) -> Float[Array, "B"]:
     """Mean over all axes but the first, from nats to bits."""
     return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / jnp.log(2.0)
@@ -103,12 +115,14 @@ def vlb_term(
     x_0: Float[Array, "B *D"],
     x_t: Float[Array, "B *D"],
     t: Int[Array, "B"],
+    log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
 ) -> tuple[Float[Array, "B"], Float[Array, "B *D"]]:
     """L_t of the bound in bits/dim, and x_0_hat: for t > 0 KL(q(x_(t-1) | x_t, x_0) || p(x_(t-1) | x_t)),
     for t = 0 -log p(x_0 | x_1) (Ho et al. 2020, equation 5; t here is the paper's minus 1).
 
     Args:
       denoise_fn: of a network of this process.
+      log_likelihood: of the last step; `gaussian_log_likelihood` where x_0 is continuous.
     """
     schedule = process.schedule
     denoised = denoise_fn(x_t, t)
@@ -117,7 +131,7 @@ def vlb_term(
     q_mean = q_posterior_mean(schedule, x_0=x_0, x_t=x_t, t=t)
     q_log_var = at_step(schedule.log_var_fixed_small, t, x_0.ndim)
     kl = bits_per_dim_of(normal_kl(q_mean, q_log_var, p_mean, log_var))
-    decoder = bits_per_dim_of(-discretised_gaussian_log_likelihood(x_0, mean=p_mean, log_var=log_var))
+    decoder = bits_per_dim_of(-log_likelihood(x_0, mean=p_mean, log_var=log_var))
     return jnp.where(t == 0, decoder, kl), denoised.x_0_hat
 
 
@@ -136,14 +150,16 @@ def vlb_terms(
     x_0: Float[Array, "B *D"],
     keys: Key[Array, "B"],
     steps: Int[Array, "S"],
+    log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
 ) -> dict[str, Array]:
     """L_t of the bound in bits/dim at the given steps, with one sample of x_t each; one `lax.scan`.
 
     Args:
-      x_0: real images on the scale of [-1, 1], made of uint8 values.
+      x_0: of real images; on the scale of [-1, 1] and made of uint8 values, unless log_likelihood is another.
       keys: one an image; step t draws its noise from fold_in(key, t).
       denoise_fn: of a network of this process.
       steps: the t wanted.
+      log_likelihood: of the last step; see `vlb_term`.
 
     Returns:
       terms, x_0_mse and eps_mse, each [S, B].
@@ -155,7 +171,7 @@ def vlb_terms(
         t = jnp.full(x_0.shape[:1], step, jnp.int32)
         eps = sample_noise(keys, step, x_0.shape[1:])
         x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
-        term, x_0_hat = vlb_term(process, denoise_fn, x_0=x_0, x_t=x_t, t=t)
+        term, x_0_hat = vlb_term(process, denoise_fn, x_0=x_0, x_t=x_t, t=t, log_likelihood=log_likelihood)
         eps_hat = eps_from_x_0(schedule, x_t=x_t, t=t, x_0=x_0_hat)
         axes = tuple(range(1, x_0.ndim))
         mse = {"x_0_mse": jnp.mean((x_0_hat - x_0) ** 2, axes), "eps_mse": jnp.mean((eps_hat - eps) ** 2, axes)}
@@ -170,19 +186,21 @@ def bits_per_dim(
     *,
     x_0: Float[Array, "B *D"],
     key: Key[Array, ""],
+    log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
 ) -> dict[str, Array]:
     """The whole bound in bits/dim, one sample of x_t at each of the T steps (Ho et al. 2020, equation 5).
 
     Args:
-      x_0: real images on the scale of [-1, 1], made of uint8 values.
+      x_0: of real images; on the scale of [-1, 1] and made of uint8 values, unless log_likelihood is another.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
       denoise_fn: of a network of this process.
+      log_likelihood: of the last step; see `vlb_term`.
 
     Returns:
       total [B] = sum of terms + prior; terms [T, B]; prior [B]; x_0_mse and eps_mse [T, B].
     """
     keys = sample_keys(key, jnp.arange(x_0.shape[0]))
     steps = jnp.arange(process.num_steps, dtype=jnp.int32)
-    by_step = vlb_terms(process, denoise_fn, x_0=x_0, keys=keys, steps=steps)
+    by_step = vlb_terms(process, denoise_fn, x_0=x_0, keys=keys, steps=steps, log_likelihood=log_likelihood)
     prior = prior_term(process.schedule, x_0)
     return {"total": jnp.sum(by_step["terms"], axis=0) + prior, "prior": prior, **by_step}

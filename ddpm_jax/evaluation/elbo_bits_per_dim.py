@@ -1,5 +1,6 @@
 """Bits per dimension of a whole source of images, streamed in batches over all devices."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,13 +8,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ddpm_jax.codecs.codec import PIXELS, Codec
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.batch import Batch, to_model_scale
-from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.batch import Batch
+from ddpm_jax.data.condition import Condition, ConditionSpec
 from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.denoiser import DenoiserOf
 from ddpm_jax.diffusion.process import Process
-from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
+from ddpm_jax.diffusion.rng import check_seed, encoding_keys, sample_keys, seed_keys
 from ddpm_jax.diffusion.timestep_spacing import named_steps
 from ddpm_jax.diffusion.variational_bound import prior_term, vlb_terms
 from ddpm_jax.evaluation.resume_file import ResumeFile
@@ -42,20 +44,25 @@ class Bits:
     prior: np.ndarray  # [N]
     x_0_mse: np.ndarray  # [N, T]
     eps_mse: np.ndarray  # [N, T]
+    # [N]: of the codec, where x_0 does not say all of the image; then x_0_mse is not of pixels.
+    reconstruction: np.ndarray | None = None
 
     @property
     def total(self) -> np.ndarray:
         """The bound of each image, [N]."""
-        return self.terms.sum(axis=1, dtype=np.float64) + self.prior
+        of_x_0 = self.terms.sum(axis=1, dtype=np.float64) + self.prior
+        return of_x_0 if self.reconstruction is None else of_x_0 + self.reconstruction
 
     def summary(self) -> dict[str, tuple[float, float]]:
-        """(mean, standard error) over the images in bits/dim: total = prior + kl + decoder."""
+        """(mean, standard error) over the images in bits/dim: total = prior + kl + decoder (+ reconstruction)."""
         parts = {
             "total": self.total,
             "prior": self.prior,
             "kl": self.terms[:, 1:].sum(axis=1, dtype=np.float64),
             "decoder": self.terms[:, 0],
         }
+        if self.reconstruction is not None:
+            parts["reconstruction"] = self.reconstruction
         return {name: tuple(map(float, mean_and_error(values))) for name, values in parts.items()}
 
     def by_step(self) -> dict[str, np.ndarray]:
@@ -74,6 +81,7 @@ class BitsPerDim:
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
       batch_size: images at a time; rounded up to a multiple of the number of devices.
       spec: what the network is told, of the columns of the source.
+      codec: between images and x_0. The numbers are per dimension of the image, not of x_0.
     """
 
     def __init__(
@@ -87,27 +95,37 @@ class BitsPerDim:
         batch_size: int,
         max_images: int = 0,
         spec: ConditionSpec | None = None,
+        codec: Codec = PIXELS,
     ):
         self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, spec=spec)
         self.num_steps = process.num_steps
         self._key = key
         self._chunks = chunks_of(self.num_steps)
-
-        def terms_of(params: dict, data: Batch, ids: jax.Array, key: jax.Array, steps: jax.Array):
-            return vlb_terms(
-                process,
-                denoiser_of(params, data.condition),
-                x_0=to_model_scale(data.image),
-                keys=sample_keys(key, ids),
-                steps=steps,
-            )
-
         everywhere, batch = replicated(mesh), batch_sharded(mesh)
-        self._terms_of = jit_chunk(terms_of, mesh, (everywhere, batch, batch, everywhere, everywhere), batch_axis=1)
-        self._prior_of = jax.jit(
-            lambda data: prior_term(process.schedule, to_model_scale(data.image)),
-            in_shardings=batch,
-            out_shardings=batch,
+        self._codec = jax.device_put(codec, everywhere)
+        num_dims = math.prod(source.image_shape)
+        part = math.prod(codec.x_0_shape(source.image_shape)) / num_dims  # dimensions of x_0 to one of the image
+
+        def begin(codec: Codec, data: Batch, ids: jax.Array, key: jax.Array):
+            x_0 = codec.encode(data.image, encoding_keys(sample_keys(key, ids)))
+            once = {"prior": part * prior_term(process.schedule, x_0)}
+            lost = codec.reconstruction_term(data.image, x_0)
+            return x_0, once if lost is None else once | {"reconstruction": lost / (num_dims * math.log(2))}
+
+        def terms_of(
+            params: dict, x_0: jax.Array, condition: Condition, ids: jax.Array, key: jax.Array, steps: jax.Array
+        ):
+            denoise_fn = denoiser_of(params, condition)
+            measured = vlb_terms(
+                process, denoise_fn, x_0=x_0, keys=sample_keys(key, ids), steps=steps,
+                log_likelihood=codec.log_likelihood,
+            )  # fmt: skip
+            return measured | {"terms": part * measured["terms"]}
+
+        self._begin = jax.jit(begin, in_shardings=(everywhere, batch, batch, everywhere), out_shardings=batch)
+        self._once = jax.eval_shape(begin, self._codec, *self.batches.load(0), key)[1].keys()
+        self._terms_of = jit_chunk(
+            terms_of, mesh, (everywhere, batch, batch, batch, everywhere, everywhere), batch_axis=1
         )
 
     @property
@@ -119,7 +137,7 @@ class BitsPerDim:
         """Where `measure` goes on from: a file of the same facts, else the start."""
         shape = (self.batches.num_images, self.num_steps)
         arrays = {name: np.zeros(shape, np.float32) for name in NAMES}
-        arrays["prior"] = np.zeros(shape[0], np.float32)
+        arrays |= {name: np.zeros(shape[0], np.float32) for name in self._once}
         return ResumeFile(prefix, (facts or {}) | self.batches.facts, arrays)
 
     def calls_done(self, point: ResumeFile) -> int:
@@ -145,9 +163,11 @@ class BitsPerDim:
         for index in range(point.num_done // num_chunks, len(self.batches)):
             data, ids = self.batches.load(index)
             rows = self.batches.rows(index)
-            arrays["prior"][rows] = self.batches.gather(index, self._prior_of(data))
+            x_0, once = self._begin(self._codec, data, ids, self._key)
+            for name, values in once.items():
+                arrays[name][rows] = self.batches.gather(index, values)
             for steps in self._chunks[point.num_done % num_chunks :]:
-                measured = self._terms_of(params, data, ids, self._key, np.asarray(steps, np.int32))
+                measured = self._terms_of(params, x_0, data.condition, ids, self._key, np.asarray(steps, np.int32))
                 for name in NAMES:
                     arrays[name][rows, steps.start : steps.stop] = self.batches.gather(index, measured[name].T)
                 point.advance()
@@ -180,4 +200,5 @@ def build_bits_per_dim(
         batch_size=batch_size,
         max_images=max_images,
         spec=run.condition,
+        codec=run.codec,
     )

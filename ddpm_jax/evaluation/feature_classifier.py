@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.data import ImageSource, batch_indices
-from ddpm_jax.data.batch import to_model_scale
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.errors import UserError

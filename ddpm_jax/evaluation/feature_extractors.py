@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ddpm_jax.data.batch import to_model_scale
+from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.evaluation.feature_classifier import NUM_FEATURES, RECIPE, Classifier, TrainedClassifier
 from ddpm_jax.evaluation.inception import INPUT_SIZE, WIDTHS, Inception, resize_tf_bilinear, to_input_range
 from ddpm_jax.evaluation.inception_weights import load_inception

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ddpm_jax.codecs.codec import PIXELS, Codec
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.batch import Batch, to_model_scale
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.data.eval_batches import EvalBatches
 from ddpm_jax.diffusion.denoiser import DenoiserOf
@@ -24,7 +25,7 @@ from ddpm_jax.diffusion.ode_likelihood import (
     flow_on,
     ode_grid,
 )
-from ddpm_jax.diffusion.rng import check_seed, sample_keys, seed_keys
+from ddpm_jax.diffusion.rng import check_seed, encoding_keys, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment.config_checks import fields_named
@@ -42,6 +43,7 @@ class OdeBits:
       num_ode_steps: Runge-Kutta steps, four network calls each.
       num_probes: of the divergence; 0: exact.
       spec: what the network is told, of the columns of the source.
+      codec: between images and x_0. The numbers are per dimension of the image, not of x_0.
     """
 
     def __init__(
@@ -57,16 +59,24 @@ class OdeBits:
         num_probes: int,
         max_images: int = 0,
         spec: ConditionSpec | None = None,
+        codec: Codec = PIXELS,
     ):
         self.batches = EvalBatches(source, mesh, batch_size=batch_size, max_images=max_images, spec=spec)
         self.num_ode_steps, self.num_probes = num_ode_steps, num_probes
         self._key = key
         grid = ode_grid(schedule, num_ode_steps).astype(np.float32)
         self._chunks = [grid[2 * chunk.start : 2 * chunk.stop + 1] for chunk in chunks_of(num_ode_steps)]
-        shape = tuple(source.image_shape)
+        everywhere, batch = replicated(mesh), batch_sharded(mesh)
+        self._codec = jax.device_put(codec, everywhere)
+        shape, num_dims = codec.x_0_shape(source.image_shape), math.prod(source.image_shape)
+        part = math.prod(shape) / num_dims  # dimensions of x_0 to one of the image
 
-        def begin(data: Batch, ids: jax.Array, key: jax.Array) -> FlowState:
-            return begin_flow(schedule, dequantise(to_model_scale(data.image), sample_keys(key, ids)))
+        def begin(codec: Codec, data: Batch, ids: jax.Array, key: jax.Array) -> tuple[FlowState, jax.Array | float]:
+            keys = sample_keys(key, ids)
+            x_0 = codec.encode(data.image, encoding_keys(keys))
+            lost = codec.reconstruction_term(data.image, x_0)
+            lost = jnp.zeros(len(x_0)) if lost is None else lost / (num_dims * math.log(2))
+            return begin_flow(schedule, dequantise(x_0, keys, codec.bin_width)), lost
 
         def advance(
             params: dict, state: FlowState, data: Batch, ids: jax.Array, key: jax.Array, t: jax.Array
@@ -75,13 +85,14 @@ class OdeBits:
             num_directions, direction_fn = directions(sample_keys(key, ids), shape, num_probes)
             return flow_on(schedule, denoise_fn, state, t, num_directions=num_directions, direction_fn=direction_fn)
 
-        everywhere, batch = replicated(mesh), batch_sharded(mesh)
-        self._begin = jax.jit(begin, in_shardings=(batch, batch, everywhere), out_shardings=batch)
+        self._begin = jax.jit(begin, in_shardings=(everywhere, batch, batch, everywhere), out_shardings=batch)
         self._advance = jit_chunk(
             advance, mesh, (everywhere, batch, batch, batch, everywhere, everywhere), donate=1
         )
         self._end = jax.jit(
-            lambda state: bits_of_density(end_flow(schedule, state), math.prod(shape)),
+            lambda state, lost: (
+                part * bits_of_density(end_flow(schedule, state), math.prod(shape), codec.bin_width) + lost
+            ),
             in_shardings=batch,
             out_shardings=batch,
         )
@@ -117,11 +128,11 @@ class OdeBits:
         point = point or self.resume_point()
         for index in range(point.num_done, len(self.batches)):
             data, ids = self.batches.load(index)
-            state = self._begin(data, ids, self._key)
+            state, lost = self._begin(self._codec, data, ids, self._key)
             for t in self._chunks:
                 state = jax.block_until_ready(self._advance(params, state, data, ids, self._key, jnp.asarray(t)))
                 on_chunk(len(t) // 2)
-            point.arrays["bits"][self.batches.rows(index)] = self.batches.gather(index, self._end(state))
+            point.arrays["bits"][self.batches.rows(index)] = self.batches.gather(index, self._end(state, lost))
             point.advance()
         return point.arrays["bits"]
 
@@ -152,4 +163,5 @@ def build_ode_bits(
         num_probes=num_probes,
         max_images=max_images,
         spec=run.condition,
+        codec=run.codec,
     )

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax.data.batch import Batch, to_model_scale, to_uint8
+from ddpm_jax.codecs.codec import Codec
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.denoiser import DenoiserOf, GuidedDenoiserOf
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.guidance import Guidance
-from ddpm_jax.diffusion.rng import sample_keys, sample_noise, seed_keys
+from ddpm_jax.diffusion.rng import encoding_keys, sample_keys, sample_noise, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
 from ddpm_jax.diffusion.schedules import Schedule
@@ -28,6 +29,7 @@ class Progressive:
     """x_0_hat as images. Few images are looked at, so that every device holds all of them.
 
     Args:
+      codec: between images and x_0.
       decoder_of, generator_of: (params, condition) -> denoise_fn. Decoding shows what was measured, with the
         clip alone; generation may have a dynamic threshold.
       table: of `ddpm_jax.diffusion.samplers.coefficient_table`, for generation.
@@ -37,6 +39,7 @@ class Progressive:
 
     def __init__(
         self,
+        codec: Codec,
         decoder_of: DenoiserOf,
         generator_of: GuidedDenoiserOf,
         schedule: Schedule,
@@ -47,21 +50,25 @@ class Progressive:
         condition_of: ConditionOf = no_condition,
         guidance_of: GuidanceOf = lambda ids: None,
     ):
-        self._schedule, self._table, self._image_shape = schedule, table, image_shape
+        self._schedule, self._table, self._x_0_shape = schedule, table, codec.x_0_shape(image_shape)
         self._condition_of, self._guidance_of = condition_of, guidance_of
 
-        def decode(params: dict, data: Batch, key: jax.Array, steps: jax.Array) -> jax.Array:
-            x_0, keys = to_model_scale(data.image), sample_keys(key, jnp.arange(len(data.image)))
+        self._codec = codec
+
+        def decode(codec: Codec, params: dict, data: Batch, key: jax.Array, steps: jax.Array) -> jax.Array:
+            keys = sample_keys(key, jnp.arange(len(data.image)))
+            x_0 = codec.encode(data.image, encoding_keys(keys))
             denoise_fn = decoder_of(params, data.condition)
 
             def at_step(step: jax.Array) -> jax.Array:
                 t = jnp.full(x_0.shape[:1], step)
                 x_t = q_sample(schedule, x_0=x_0, t=t, eps=sample_noise(keys, step, x_0.shape[1:]))
-                return to_uint8(denoise_fn(x_t, t).x_0_hat)
+                return codec.decode(denoise_fn(x_t, t).x_0_hat)
 
             return jax.lax.map(at_step, steps)
 
         def generate(
+            codec: Codec,
             params: dict,
             rows: SamplerTable,
             state: SamplerState,
@@ -72,7 +79,7 @@ class Progressive:
             guided = () if guidance is None else (guidance,)
             denoise_fn = generator_of(params, condition, *guided)
             estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
-            return to_uint8(estimate), scan_rows(denoise_fn, rows, state, keys)
+            return codec.decode(estimate), scan_rows(denoise_fn, rows, state, keys)
 
         options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
         self._decode = jax.jit(decode, **options)
@@ -87,7 +94,7 @@ class Progressive:
           data: the first N images of the source, and their condition.
         """
         t = np.unique(np.rint(np.linspace(0, self._schedule.num_steps - 1, num_moments)).astype(np.int32))[::-1]
-        return t, np.asarray(self._decode(params, data, seed_keys(seed).eval, t.copy()))
+        return t, np.asarray(self._decode(self._codec, params, data, seed_keys(seed).eval, t.copy()))
 
     def generate(
         self, params: dict, *, seed: int, num_samples: int, num_moments: int
@@ -101,19 +108,20 @@ class Progressive:
         keys = sample_keys(seed_keys(seed).sample, jnp.arange(num_samples))
         ids = np.arange(num_samples)
         condition, guidance = self._condition_of(ids), self._guidance_of(ids)
-        state = init_sampler_state(self._table, initial_noise(keys, self._image_shape))
+        state = init_sampler_state(self._table, initial_noise(keys, self._x_0_shape))
         t, frames = [], []
         for start, stop in zip(starts[:-1], starts[1:], strict=True):
             rows = self._table.rows(int(start), int(stop))
-            estimate, state = self._generate(params, rows, state, keys, condition, guidance)
+            estimate, state = self._generate(self._codec, params, rows, state, keys, condition, guidance)
             t.append(float(rows.t[0]))
             frames.append(np.asarray(estimate))
-        return np.array([*t, -1]), np.stack([*frames, np.asarray(to_uint8(state.x_t))])
+        return np.array([*t, -1]), np.stack([*frames, np.asarray(self._codec.decode(state.x_t))])
 
 
 def build_progressive(run: TrainedRun, mesh: Mesh) -> Progressive:
     """For the run's network and sampler."""
     return Progressive(
+        run.codec,
         run.denoiser_of(dynamic_threshold=0.0),
         run.denoiser_of(),
         run.process.schedule,

@@ -151,20 +151,21 @@ class Evaluation:
             return measurement.measure(self._params, on_chunk=bar.update, point=point)
 
     def _write_bits(self, report: Report, bits: Any, on_file: Callable[[str], None]) -> None:
-        by_step, curve = bits.by_step(), rate_distortion(bits)
+        by_step, measured = bits.by_step(), {}
+        plots = [("likelihood_by_step.png", save_likelihood_by_step, by_step)]
+        if bits.reconstruction is None:  # x_0 is of pixels
+            measured["rate_distortion"] = curve = rate_distortion(bits)
+            plots.append(("rate_distortion.png", save_rate_distortion, curve))
         with replace_file(self._path("by_step.npz")) as file:
-            np.savez(file, **(by_step | curve))
+            np.savez(file, **(by_step | measured.get("rate_distortion", {})))
         on_file(self._path("by_step.npz"))
-        for name, save, columns in (
-            ("likelihood_by_step.png", save_likelihood_by_step, by_step),
-            ("rate_distortion.png", save_rate_distortion, curve),
-        ):
+        for name, save, columns in plots:
             save(self._path(name), columns, describe(self.facts))
             on_file(self._path(name))
         summary = {
             name: {"mean": mean, "standard_error": error} for name, (mean, error) in bits.summary().items()
         }
-        report.add(bits_per_dim=summary, by_step=by_step, rate_distortion=curve)
+        report.add(bits_per_dim=summary, by_step=by_step, **measured)
 
     def _draw(self, on_file: Callable[[str], None]) -> None:
         first = np.arange(min(NUM_IMAGES, self.facts["num_images"]))

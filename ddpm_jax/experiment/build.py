@@ -1,4 +1,4 @@
-"""What a config builds for a training run: mesh, schedule, network, loss, optimiser, train step."""
+"""What a config builds for a training run: mesh, objective, optimiser, train step, sampler."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.data import BatchLoader, ImageSource
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import ConditionSpec, example_condition
-from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
-from ddpm_jax.models.parameters import init_params
+from ddpm_jax.experiment.objective_factory import build_objective
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
 from ddpm_jax.runtime.devices import (
     batch_sharded,
@@ -26,8 +28,10 @@ from ddpm_jax.runtime.devices import (
     replicated,
     state_sharded,
 )
+from ddpm_jax.training.diffusion_objective import DiffusionObjective
+from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.train_state import TrainState, init_state
-from ddpm_jax.training.train_step import TrainStep
+from ddpm_jax.training.train_step import Metrics, TrainStep
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,37 @@ class Experiment:
 
     config: ConfigDict
     mesh: Mesh
-    process: Process
-    model: nn.Module
+    objective: Objective
     condition: ConditionSpec  # what the network is told of an image
-    loss_fn: LossFn
     init: Callable[[jax.Array], TrainState]  # key -> a fresh state
     train_step: TrainStep  # not jitted
-    sampler_table: SamplerTable
-    preview_table: SamplerTable  # of the samples that are drawn during training
+    sampler_table: SamplerTable | None  # None: of an objective that draws no images
+    preview_table: SamplerTable | None  # of the samples that are drawn during training
+
+    @property
+    def process(self) -> Process:
+        """Of diffusion."""
+        return self.objective.loss_fn.process
+
+    @property
+    def codec(self) -> Codec:
+        """Of diffusion: between images and x_0."""
+        return self.objective.codec
+
+    @property
+    def model(self) -> nn.Module:
+        """Of diffusion: the network."""
+        return self.objective.model
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return config_checks.image_shape_of(self.config)
+
+    @property
+    def x_0_shape(self) -> tuple[int, ...]:
+        """What diffuses, of one image."""
+        return self.codec.x_0_shape(self.image_shape)
 
     @property
     def batch_size(self) -> int:
@@ -114,16 +136,38 @@ class Experiment:
         return jax.jit(self.init, out_shardings=self.state_sharding)
 
     def jitted_step(self) -> TrainStep:
-        """The train step over the mesh; donates its state."""
+        """(state, batch, key_train) -> (state, metrics): the train step over the mesh; donates its state."""
         everywhere, batch, state = replicated(self.mesh), batch_sharded(self.mesh), self.state_sharding
         platform = platform_of(self.mesh)
-        return jax.jit(
+        remat = remat_options(platform) if self.config.model.remat else {}
+        program = jax.jit(
             self.train_step,
-            in_shardings=(state, batch, everywhere),
+            in_shardings=(state, batch, everywhere, everywhere),
             out_shardings=(state, everywhere),
             donate_argnums=0,
-            compiler_options=compiler_options(platform) | (remat_options(platform) if self.model.remat else {}),
+            compiler_options=compiler_options(platform) | remat,
         )
+        return StepProgram(program, self.objective.frozen, everywhere)
+
+
+class StepProgram:
+    """(state, batch, key_train) -> (state, metrics): a jitted train step with what it does not train."""
+
+    def __init__(self, program: jax.stages.Wrapped, frozen: PyTree, sharding: jax.sharding.Sharding):
+        self._program, self._frozen, self._sharding = program, frozen, sharding
+
+    @functools.cached_property
+    def _on_devices(self) -> PyTree:
+        return jax.device_put(self._frozen, self._sharding)
+
+    def __call__(self, state: TrainState, batch: Batch, key_train: jax.Array) -> tuple[TrainState, Metrics]:
+        """One update."""
+        return self._program(state, batch, key_train, self._on_devices)
+
+    def lower(self, state: TrainState, batch: Batch, key_train: jax.Array) -> jax.stages.Lowered:
+        """Of arrays, or of their shapes."""
+        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), self._frozen)
+        return self._program.lower(state, batch, key_train, frozen)
 
 
 def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = None) -> Experiment:
@@ -135,22 +179,28 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     config_checks.check_numbers(config)
     with config_checks.fields_named("train", {"fsdp": "mesh.fsdp"}):
         mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
-    process = model_factory.build_process(config)
-    model = model_factory.build_model(config)
+    objective = build_objective(config)
     condition = data_factory.condition_spec(config)
-    loss_fn = training_factory.build_loss(config, process)
-    optimizer = training_factory.build_optimizer(config)
-    train_step = training_factory.build_train_step(config, mesh, model, condition, loss_fn, optimizer)
-    time_sampler = training_factory.build_timestep_sampler(config)
-    # Here, since a bad sampler must not come to light after days of training.
-    sampler_table = sampler_factory.build_table(config, process)
-    preview_table = sampler_factory.build_preview_table(config, process)
-    sampler_factory.check_sample_batch(config, mesh)
-    sampler_factory.guidance_of(config)
+    optimizer = objective.optimizer(training_factory.build_optimizer(config))
+    train_step = training_factory.build_train_step(config, mesh, objective, condition, optimizer)
     image_shape = config_checks.image_shape_of(config)
 
     def init(key: jax.Array) -> TrainState:
-        params = init_params(model, key, image_shape, example_condition(condition))
-        return init_state(params, optimizer, time_sampler.init())
+        params = objective.init_params(key, image_shape, example_condition(condition))
+        return init_state(params, optimizer, objective.init_extra())
 
-    return Experiment(config, mesh, process, model, condition, loss_fn, init, train_step, sampler_table, preview_table)
+    return Experiment(config, mesh, objective, condition, init, train_step, *_sampler_tables(config, mesh, objective))
+
+
+def _sampler_tables(
+    config: ConfigDict, mesh: Mesh, objective: Objective
+) -> tuple[SamplerTable, SamplerTable] | tuple[None, None]:
+    """Of the samples and of the previews; here, since a bad sampler must not come to light after days of training."""
+    if not isinstance(objective, DiffusionObjective):
+        return None, None
+    process = objective.loss_fn.process
+    tables = sampler_factory.build_table(config, process), sampler_factory.build_preview_table(config, process)
+    model_factory.check_limit_of_x_0(config)
+    sampler_factory.check_sample_batch(config, mesh)
+    sampler_factory.guidance_of(config)
+    return tables

@@ -1,12 +1,13 @@
 """Images from a trained network, on all devices, in batches, with progress: the host side of sampling."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax.data.batch import to_uint8
+from ddpm_jax.codecs.codec import PIXELS, Codec
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.guidance import Guidance
@@ -38,6 +39,7 @@ class Generator:
       image_shape: (H, W, C).
       mesh: the batch is spread over its devices.
       batch_size: images at a time, a multiple of the number of devices.
+      codec: makes images of x_0.
       condition_of: what the network is told of samples by number, [N, ...] each.
       guidance_of: the guidance of samples by number; None for none.
     """
@@ -50,6 +52,7 @@ class Generator:
         image_shape: tuple[int, int, int],
         mesh: Mesh,
         batch_size: int,
+        codec: Codec = PIXELS,
         condition_of: ConditionOf = no_condition,
         guidance_of: GuidanceOf = lambda ids: None,
     ):
@@ -57,11 +60,11 @@ class Generator:
         self._guidance_of = guidance_of
         self.num_rows = table.num_calls
         self._chunks = [table.rows(chunk.start, chunk.stop) for chunk in chunks_of(self.num_rows)]
-        batch, everywhere = batch_sharded(mesh), replicated(mesh)
+        batch, everywhere, x_0_shape = batch_sharded(mesh), replicated(mesh), codec.x_0_shape(image_shape)
 
         def begin(key: jax.Array, ids: jax.Array) -> tuple[SamplerState, jax.Array]:
             keys = sample_keys(key, ids)
-            return init_sampler_state(table, initial_noise(keys, image_shape)), keys
+            return init_sampler_state(table, initial_noise(keys, x_0_shape)), keys
 
         def advance(
             params: dict,
@@ -79,7 +82,8 @@ class Generator:
         guided = None if guidance_of(np.arange(1)) is None else self._guidance_sharding
         self._advance = jit_chunk(advance, mesh, (AS_GIVEN, everywhere, batch, batch, batch, guided), donate=2)
         # Images leave a mesh of several hosts whole, so that each host can write them.
-        self._to_uint8 = jax.jit(to_uint8, out_shardings=everywhere)
+        decode = jax.jit(lambda codec, x_0: codec.decode(x_0), out_shardings=everywhere)
+        self._images_of = functools.partial(decode, jax.device_put(codec, everywhere))
 
     def num_batches(self, num_samples: int) -> int:
         """How many batches make `num_samples` images."""
@@ -127,16 +131,16 @@ class Generator:
             guidance = jax.device_put(guidance, self._guidance_sharding)
         state, keys = self._begin(seed_keys(seed).sample, ids)
         if watch:
-            watch(first, int(self._chunks[0].t[0]), np.asarray(self._to_uint8(state.x_t)))
+            watch(first, int(self._chunks[0].t[0]), np.asarray(self._images_of(state.x_t)))
         for number, rows in enumerate(self._chunks):
             state = self._advance(params, rows, state, keys, condition, guidance)
             if first == number == 0:  # which was compiled before it ran
                 release_unused_memory()
             state = jax.block_until_ready(state)
             if watch:
-                watch(first, int(rows.s[-1]), np.asarray(self._to_uint8(state.x_t)))
+                watch(first, int(rows.s[-1]), np.asarray(self._images_of(state.x_t)))
             on_chunk(rows.num_calls)
-        return np.asarray(self._to_uint8(state.x_t))[: num_samples - first]
+        return np.asarray(self._images_of(state.x_t))[: num_samples - first]
 
     def batch_of(self, num_samples: int) -> int:
         """The batch size for so few samples: the next multiple of the number of devices."""

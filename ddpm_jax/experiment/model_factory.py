@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
+from ddpm_jax.codecs.codec import CODECS, Codec
 from ddpm_jax.data.condition import Condition, example_condition
 from ddpm_jax.diffusion.denoiser import DenoiseFn, GuidedDenoiserOf, make_denoiser
 from ddpm_jax.diffusion.guidance import Guidance, classifier_free_guidance
@@ -35,25 +36,38 @@ def build_process(config: ConfigDict) -> Process:
         return Process(schedule, diffusion.prediction, diffusion.variance)
 
 
+def build_codec(config: ConfigDict) -> Codec:
+    """The way between images and x_0; of the fields of the group of its name, where it has one."""
+    name = config.codec.name
+    check_one_of("codec.name", name, CODECS)
+    with fields_named(name):
+        return CODECS[name](**config.get(name, {}))
+
+
+def x_0_shape_of(config: ConfigDict) -> tuple[int, ...]:
+    """What diffuses, of one image: (H, W, C) for pixels."""
+    return build_codec(config).x_0_shape(image_shape_of(config))
+
+
 def build_model(config: ConfigDict) -> nn.Module:
     """The network, refused where its settings do not fit each other or the images."""
-    image_shape, name = image_shape_of(config), config.model.name
+    x_0_shape, name = x_0_shape_of(config), config.model.name
     check_one_of("model.name", name, NETWORKS)
     check_one_of("model.dtype", config.model.dtype, DTYPES)
-    out_channels = 2 * image_shape[2] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t has
+    out_channels = 2 * x_0_shape[-1] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t has
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     shared["null_class"] = config.condition.drop_rate > 0
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
     shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):
-        NETWORKS[name].check(model, image_shape[:2])
+        NETWORKS[name].check(model, x_0_shape[:2])
     return model
 
 
 def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
     """Raises UserError unless the weights of a checkpoint are those of its config's network."""
     example = example_condition(condition_spec(config))
-    wanted = jax.eval_shape(lambda key: init_params(model, key, image_shape_of(config), example), jax.random.key(0))
+    wanted = jax.eval_shape(lambda key: init_params(model, key, x_0_shape_of(config), example), jax.random.key(0))
     shapes = [{keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(tree)} for tree in (wanted, params)]
     for name in sorted(shapes[0] | shapes[1]):
         if shapes[0].get(name) != shapes[1].get(name):
@@ -61,6 +75,23 @@ def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
                 f"the checkpoint does not fit the network of its config: {name} is {shapes[1].get(name, 'missing')} "
                 f"and must be {shapes[0].get(name, 'absent')}; use the version of ddpm_jax that trained it"
             )
+
+
+def check_limit_of_x_0(config: ConfigDict) -> None:
+    """Raises UserError where samples would have a limit and the codec's x_0 has none."""
+    _limit_of_x_0(config, config.sample.clip_x_0, config.sample.dynamic_threshold)
+
+
+def _limit_of_x_0(config: ConfigDict, clip_x_0: bool, dynamic_threshold: float) -> float | None:
+    if not clip_x_0 and not dynamic_threshold:
+        return None
+    limit = build_codec(config).x_0_limit
+    if limit is None:
+        raise UserError(
+            f"codec.name={config.codec.name!r} has an x_0 without limits: sample.clip_x_0 must be False and "
+            f"sample.dynamic_threshold 0; got {clip_x_0} and {dynamic_threshold}"
+        )
+    return limit
 
 
 def build_denoiser(
@@ -72,7 +103,11 @@ def build_denoiser(
     dynamic_threshold: float | None = None,
 ) -> GuidedDenoiserOf:
     """(params, condition, guidance = None) -> denoise_fn, as the config has it but for what is given here."""
-    sample = config.sample
+    if clip_x_0 is None:
+        clip_x_0 = config.sample.clip_x_0
+    if dynamic_threshold is None:
+        dynamic_threshold = config.sample.dynamic_threshold
+    limit = _limit_of_x_0(config, clip_x_0, dynamic_threshold)
 
     def denoiser_of(params: dict, condition: Condition, guidance: Guidance | None = None) -> DenoiseFn:
         def model_fn(x_t: jax.Array, t: jax.Array, condition: Condition | None = None) -> jax.Array:
@@ -84,8 +119,8 @@ def build_denoiser(
                 model_fn,
                 condition=condition,
                 guide=None if guidance is None else classifier_free_guidance(process, guidance),
-                clip_x_0=sample.clip_x_0 if clip_x_0 is None else clip_x_0,
-                dynamic_threshold=sample.dynamic_threshold if dynamic_threshold is None else dynamic_threshold,
+                x_0_limit=limit,
+                dynamic_threshold=dynamic_threshold,
             )
 
     return denoiser_of

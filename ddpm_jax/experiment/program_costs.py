@@ -43,7 +43,7 @@ def sampled_batch(
     sharding, batch_size = batch_sharded(experiment.mesh), experiment.sample_batch_size
     keys = jax.eval_shape(lambda key: jax.random.split(key, batch_size), experiment.keys.sample)
     return (
-        jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), jnp.float32, sharding=sharding),
+        jax.ShapeDtypeStruct((batch_size, *experiment.x_0_shape), jnp.float32, sharding=sharding),
         jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
         abstract_condition(experiment, batch_size),
     )

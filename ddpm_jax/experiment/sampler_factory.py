@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
 from ddpm_jax.experiment.data_factory import condition_spec
 from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf, no_condition
-from ddpm_jax.experiment.model_factory import build_denoiser
+from ddpm_jax.experiment.model_factory import build_codec, build_denoiser
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
@@ -106,6 +106,7 @@ def build_generator(
     return Generator(
         build_denoiser(config, process, model),
         table,
+        codec=build_codec(config),
         image_shape=image_shape_of(config),
         mesh=mesh,
         batch_size=config.sample.batch_size,

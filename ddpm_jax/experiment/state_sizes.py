@@ -75,7 +75,7 @@ def kept_bytes(experiment: Experiment) -> int:
     config, model = experiment.config, experiment.model
     num_parts = config.optim.clip_replicas or config.train.grad_accum_steps
     rows = experiment.batch_size // num_parts // experiment.mesh.size
-    x_t = jax.ShapeDtypeStruct((rows, *experiment.image_shape), jnp.float32)
+    x_t = jax.ShapeDtypeStruct((rows, *experiment.x_0_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((rows,), jnp.int32)
     condition = {
         name: jax.ShapeDtypeStruct((rows, *entry.shape), entry.dtype) for name, entry in experiment.condition.items()

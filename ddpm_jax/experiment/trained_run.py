@@ -11,6 +11,7 @@ import flax.linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
@@ -47,6 +48,11 @@ class TrainedRun:
     def process(self) -> Process:
         """The noise schedule of training, what the network predicts and the variance."""
         return model_factory.build_process(self.config)
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """The way between images and x_0."""
+        return model_factory.build_codec(self.config)
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -197,4 +203,10 @@ def open_trained_run(workdir: str, *, step: int | None = None, best: bool = Fals
         _, config_json = checkpoints.restore_config(step)
     finally:
         checkpoints.close()
-    return TrainedRun(step, with_defaults(config_from_json(config_json)), params)
+    config = with_defaults(config_from_json(config_json))
+    if config.objective.name != "diffusion":
+        raise UserError(
+            f"--workdir must be a run of objective.name='diffusion'; got {workdir!r}, which trained "
+            f"{config.objective.name!r}: it draws no images"
+        )
+    return TrainedRun(step, config, params)

@@ -13,6 +13,7 @@ from ddpm_jax.experiment import sampler_factory, training_factory
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.model_factory import DTYPES
 from ddpm_jax.experiment.program_costs import train_step_flops
 from ddpm_jax.experiment.resume import saved_state
 from ddpm_jax.experiment.training_samples import draw_samples
@@ -130,7 +131,7 @@ class Trainer:
     def _peak(self) -> float:
         """FLOP/s of all devices: of those of this process, times the processes; 0 where there is no room to measure."""
         try:
-            peak = product_peak(local_mesh(self._experiment.mesh), self._experiment.model.dtype)
+            peak = product_peak(local_mesh(self._experiment.mesh), DTYPES[self._config.model.dtype])
         except jax.errors.JaxRuntimeError:  # the run fills its devices: a figure is not worth its end
             return 0.0
         return peak["flops_per_second"] * jax.process_count()
@@ -143,6 +144,8 @@ class Trainer:
         )
 
     def _preview(self, state: TrainState) -> dict[str, float]:
+        if self._experiment.preview_table is None:
+            return {}
         name, num_samples = f"step_{int(state.step):08d}", self._config.sample.num_grid
         path = os.path.join(self._workdir, "samples", name)
         return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)

@@ -18,7 +18,7 @@ from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.eval_loss import EvalLoss, make_eval_step
+from ddpm_jax.training.eval_loss import EvalLoss
 from ddpm_jax.training.log_sinks import check_wandb
 from ddpm_jax.training.loop import StopRequest
 from ddpm_jax.training.nonfinite import Rewinds
@@ -67,8 +67,9 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             state = experiment.fresh_state()
         first_step = int(state.step)
         drawn = _samples(workdir, LAST_FILE)
-        # As process 0 sees the file: all draw, or none.
-        draws = bool(multi_host.broadcast_from_first(first_step < config.train.num_steps or not os.path.exists(drawn)))
+        draws = experiment.sampler_table is not None
+        draws = draws and (first_step < config.train.num_steps or not os.path.exists(drawn))
+        draws = bool(multi_host.broadcast_from_first(draws))  # as process 0 sees the file: all draw, or none
         if multi_host.is_first() and draws and os.path.exists(drawn):
             os.remove(drawn)  # of an earlier, shorter run: a stop below must not leave it as the final one
         with Reporter(
@@ -124,12 +125,13 @@ def build_eval_loss(experiment: Experiment) -> EvalLoss | None:
         return None
     return EvalLoss(
         data_factory.build_source(config, config.data.eval_split, "data.eval_split"),
-        make_eval_step(experiment.model, experiment.loss_fn),
+        experiment.objective.eval_losses,
         key=experiment.keys.eval,
         mesh=experiment.mesh,
         batch_size=config.eval.batch_size,
         max_images=config.eval.max_images,
         spec=experiment.condition,
+        frozen=experiment.objective.frozen,
     )
 
 

@@ -5,12 +5,12 @@ Like `model_factory`, this reads a ConfigDict and checks what a person typed, ou
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.loss_weights import loss_weights
 from ddpm_jax.diffusion.losses import BOUNDS, LossFn, make_loss_fn
@@ -19,13 +19,14 @@ from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
 from ddpm_jax.training.train_step import TrainStep, make_train_step
 
 NONFINITE = ("stop", "skip", "rewind")  # what becomes of a loss that is not finite
 
 
-def build_loss(config: ConfigDict, process: Process) -> LossFn:
+def build_loss(config: ConfigDict, process: Process, codec: Codec) -> LossFn:
     """The training loss."""
     diffusion = config.diffusion
     with fields_named("diffusion"):
@@ -46,6 +47,7 @@ def build_loss(config: ConfigDict, process: Process) -> LossFn:
             huber_delta=diffusion.huber_delta,
             vlb_lambda=diffusion.vlb_lambda,
             weights=weights,
+            log_likelihood=codec.log_likelihood,
         )
 
 
@@ -91,9 +93,8 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def build_train_step(
     config: ConfigDict,
     mesh: Mesh,
-    model: nn.Module,
+    objective: Objective,
     condition: ConditionSpec,
-    loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
 ) -> TrainStep:
     """The pure train step, not jitted; refuses a batch that devices and parts do not divide."""
@@ -112,11 +113,9 @@ def build_train_step(
     with fields_named("optim", {"decay": "optim.ema_decay", "start": "optim.ema_start"}):
         ema_decay = make_ema_decay(optim.ema_decay, start=optim.ema_start)
     return make_train_step(
-        model,
-        loss_fn,
+        objective,
         optimizer,
         ema_decay=ema_decay,
-        time_sampler=build_timestep_sampler(config),
         spec=condition,
         drop_rate=config.condition.drop_rate,
         flip=config.data.flip,

@@ -2,15 +2,24 @@
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple, no_type_check
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from ddpm_jax.training.nonfinite import NonFiniteError
-from ddpm_jax.training.train_step import NUM_T_BINS
 
 # A spike is a loss so many standard deviations above the mean of the losses before it.
 SPIKE_DEVIATIONS, SPIKE_MEMORY, SPIKE_LEAST = 8.0, 200, 50
+
+
+@no_type_check
+class Binned(NamedTuple):
+    """A metric by bins, such as the loss by t: over many steps its means are sums over sums."""
+
+    total: Float[Array, "bins"]
+    count: Float[Array, "bins"]
 
 
 class MetricsWindow:
@@ -62,11 +71,11 @@ class MetricsWindow:
         if not used:
             return numbers
         total = jax.tree.map(lambda *values: np.sum(values, axis=0), *used)
-        means = {name: float(value / len(used)) for name, value in total.items() if not name.startswith("t_bin")}
+        means = {name: float(value / len(used)) for name, value in total.items() if not isinstance(value, Binned)}
         numbers = means | {"loss_max": float(max(metrics["loss"] for metrics in used))} | numbers
-        for i in range(NUM_T_BINS):
-            if total["t_bin_count"][i]:
-                numbers[f"loss_t{i + 1}of{NUM_T_BINS}"] = float(total["t_bin_sum"][i] / total["t_bin_count"][i])
+        for name, value in total.items():
+            if isinstance(value, Binned):
+                numbers |= _means_of_bins(name, value)
         return numbers
 
     def _is_finite(self, step: int, metrics: dict) -> bool:
@@ -89,3 +98,11 @@ class MetricsWindow:
             if loss > mean + SPIKE_DEVIATIONS * deviation:
                 self._on_spike(step, loss, mean, deviation)
         self._earlier.append(loss)
+
+
+def _means_of_bins(name: str, value: Binned) -> dict[str, float]:
+    """NAME1of4 and so on, of the bins that hold something."""
+    num_bins = len(value.total)
+    return {
+        f"{name}{i + 1}of{num_bins}": float(value.total[i] / value.count[i]) for i in range(num_bins) if value.count[i]
+    }

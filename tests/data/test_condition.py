@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.data.batch import Batch, to_model_scale
+from ddpm_jax.codecs.pixels import to_model_scale
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.batch_loader import BatchLoader
 from ddpm_jax.data.condition import Entry, drop, has_null, mirror, null_condition
 from ddpm_jax.data.image_source import ArraySource
@@ -26,7 +27,8 @@ from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.devices import make_mesh, put_batch
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.image_files import save_npz
-from ddpm_jax.training.eval_loss import EvalLoss, make_eval_step
+from ddpm_jax.training.diffusion_objective import DiffusionObjective
+from ddpm_jax.training.eval_loss import EvalLoss
 from ddpm_jax.training.optimizer import make_ema_decay
 from ddpm_jax.training.train_state import init_state
 from ddpm_jax.training.train_step import make_train_step
@@ -87,6 +89,9 @@ class Concatenating(nn.Module):
         return nn.Conv(1, (3, 3), name="conv")(jnp.concatenate([x_t, hint], axis=-1))
 
 
+OBJECTIVE = DiffusionObjective(Concatenating(), make_loss_fn(PROCESS))
+
+
 class Hinted(ArraySource):
     """Images whose hint is the image itself."""
 
@@ -113,10 +118,10 @@ def trained(params):
 
     def trained(num_devices=1, num_parts=1, **fields):
         mesh, optimizer = make_mesh(num_devices), optax.sgd(0.1)
-        loss_fn, decay = make_loss_fn(PROCESS), make_ema_decay(0.9)
+        decay = make_ema_decay(0.9)
         step_fn = jax.jit(
             make_train_step(
-                Concatenating(), loss_fn, optimizer, ema_decay=decay, spec=HINT, num_parts=num_parts, **fields
+                OBJECTIVE, optimizer, ema_decay=decay, spec=HINT, num_parts=num_parts, **fields
             )
         )
         state = init_state(params, optimizer)
@@ -153,7 +158,11 @@ def test_what_is_dropped_is_not_seen():
             return nn.Conv(1, (1, 1))(x_t)
 
     step_fn = make_train_step(
-        Seeing(), make_loss_fn(PROCESS), optax.sgd(1.0), ema_decay=make_ema_decay(0.9), spec=HINT, drop_rate=0.25
+        DiffusionObjective(Seeing(), make_loss_fn(PROCESS)),
+        optax.sgd(1.0),
+        ema_decay=make_ema_decay(0.9),
+        spec=HINT,
+        drop_rate=0.25,
     )
     full = {"hint": np.full((4000, 1, 1, 1), 255, np.uint8)}
     batch = Batch(np.zeros((4000, 1, 1, 1), np.uint8), full)
@@ -171,10 +180,10 @@ def test_what_is_dropped_is_not_seen():
 
 def test_it_is_measured_and_drawn(params, tmp_path):
     hints = jax.device_put(condition_of(np.arange(8)))
-    loss = jax.jit(make_eval_step(Concatenating(), make_loss_fn(PROCESS)))
-    by_hand = loss(params, Batch(IMAGES, hints), np.arange(8, dtype=np.int32), jax.random.key(1))
+    loss = jax.jit(OBJECTIVE.eval_losses)
+    by_hand = loss(params, OBJECTIVE.frozen, Batch(IMAGES, hints), np.arange(8, dtype=np.int32), jax.random.key(1))
     held_out = EvalLoss(
-        Hinted(IMAGES), make_eval_step(Concatenating(), make_loss_fn(PROCESS)), key=jax.random.key(1),
+        Hinted(IMAGES), OBJECTIVE.eval_losses, frozen=OBJECTIVE.frozen, key=jax.random.key(1),
         mesh=make_mesh(2), batch_size=4, spec=HINT,
     )  # fmt: skip
     np.testing.assert_allclose(held_out.mean_loss(params), np.mean(by_hand), rtol=1e-5)
@@ -200,7 +209,7 @@ def test_it_is_measured_and_drawn(params, tmp_path):
 
 def test_what_is_refused():
     make = lambda **fields: make_train_step(  # noqa: E731
-        Concatenating(), make_loss_fn(PROCESS), optax.sgd(0.1), ema_decay=make_ema_decay(0.9), **fields
+        OBJECTIVE, optax.sgd(0.1), ema_decay=make_ema_decay(0.9), **fields
     )
     with pytest.raises(UserError, match=r"drop_rate must be in \[0, 1\); got 1"):
         make(spec=HINT, drop_rate=1.0)

@@ -1,4 +1,4 @@
-"""Guide, sampler, edit, limit of x_0, variance and prediction in any combination, against a slow NumPy loop.
+"""Guide, sampler, edit, limit of x_0, codec, variance and prediction in any combination, against a slow NumPy loop.
 
 The data is Gaussian with and without its condition, so that the network is known exactly. The loop walks the columns of
 the table in float64 with the same noise; the combinations are drawn so that every pair of choices comes up.
@@ -7,11 +7,13 @@ the table in float64 with the same noise; the combinations are drawn so that eve
 import itertools
 import math
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.codecs.codec import PIXELS
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.guidance import classifier_free_guidance, make_guidance
 from ddpm_jax.diffusion.process import Process
@@ -35,7 +37,7 @@ SCHEDULE = make_schedule("cosine", num_steps=T)
 STEPS = spaced_steps(T, 8)
 # Of the data: told nothing (0) or told its condition (1). The network's variance values say which it was told.
 MEANS, STDS, VAR_VALUES = (0.0, 0.4), (0.7, 0.3), (-0.5, 0.3)
-KNOWN = np.linspace(-1, 1, D)
+IMAGE = np.linspace(0, 255, D).astype(np.uint8)  # what is known of the result
 MASK = np.arange(D) < 2
 
 CHOICES = {
@@ -43,9 +45,28 @@ CHOICES = {
     "guide": (None, (3.0, (-math.inf, math.inf), 0.0), (2.0, (-3.0, 2.0), 0.7)),
     "edit": (False, True),
     "limit": ("none", "clip", "threshold"),
+    "codec": ("pixels", "scaled"),
     "variance": ("fixed_small", "fixed_large", "learned_range"),
     "prediction": ("eps", "x_0", "v", "mean"),
 }
+
+
+@flax.struct.dataclass
+class ScaledCodec:
+    """x_0 is 0.6 of what it is with pixels: another limit, another known x_0, other images of the same x_0."""
+
+    factor: float = 0.6
+    x_0_limit = 0.6
+
+    def encode(self, images, keys):
+        return self.factor * PIXELS.encode(images, keys)
+
+    def decode(self, x_0):
+        return PIXELS.decode(x_0 / self.factor)
+
+
+CODECS = {"pixels": PIXELS, "scaled": ScaledCodec()}
+PIXELS_OF = {"pixels": 1.0, "scaled": 0.6}  # by hand: x_0 of a pixel at 1
 
 
 def covering():
@@ -84,6 +105,8 @@ def exact_x_0(x_t, a, n, told, where):
 
 
 def ours(choice, process, table, keys):
+    codec = CODECS[choice["codec"]]
+
     def model_fn(x_t, t, condition):
         a, n = process.levels(t, ndim=2)
         told = condition["told"][:, None]
@@ -96,7 +119,7 @@ def ours(choice, process, table, keys):
 
     def edit_fn(x_s, denoised, row, keys):
         signal, noise = process.levels(row.s[None], ndim=2)
-        known = signal * jnp.asarray(KNOWN, jnp.float32)[None] + noise * edit_noise(keys, row, (D,))
+        known = signal * codec.encode(jnp.asarray(IMAGE)[None], keys[:1]) + noise * edit_noise(keys, row, (D,))
         return jnp.where(jnp.asarray(MASK)[None], known, x_s)
 
     guide = None
@@ -105,11 +128,13 @@ def ours(choice, process, table, keys):
         settings = make_guidance({"told": np.zeros(NUM)}, scale=scale, interval=interval, rescale=rescale)
         guide = classifier_free_guidance(process, settings)
     denoise_fn = make_denoiser(
-        process, model_fn, condition={"told": jnp.ones(NUM)}, guide=guide, clip_x_0=choice["limit"] == "clip",
+        process, model_fn, condition={"told": jnp.ones(NUM)}, guide=guide,
+        x_0_limit=None if choice["limit"] == "none" else codec.x_0_limit,
         dynamic_threshold=0.9 if choice["limit"] == "threshold" else 0.0,
     )  # fmt: skip
     x_T = initial_noise(keys, (D,))
-    return sample_loop(denoise_fn, table, x_T, keys, edit_fn=edit_fn if choice["edit"] else None)
+    x_0 = sample_loop(denoise_fn, table, x_T, keys, edit_fn=edit_fn if choice["edit"] else None)
+    return x_0, codec.decode(x_0)
 
 
 def levels(t):
@@ -125,6 +150,8 @@ def by_hand(choice, process, table, keys):
     table = jax.tree.map(lambda column: np.asarray(column, np.float64), table)
     noise_of = lambda i: np.asarray(sample_noise(keys, i, (D,)), np.float64)  # noqa: E731
     x, history = np.asarray(initial_noise(keys, (D,)), np.float64), [np.zeros((NUM, D))] * table.num_remembered
+    unit = PIXELS_OF[choice["codec"]]
+    known = unit * (IMAGE / 127.5 - 1)
     for i in range(table.num_calls):
         a, n = levels(table.t[i])
         x_0 = exact_x_0(x, a, n, np.ones((NUM, 1)), np.where)
@@ -139,10 +166,10 @@ def by_hand(choice, process, table, keys):
                 guided = x_0_of(process, x, moved, a, n, int(table.t[i]))
             x_0 = guided
         if choice["limit"] == "clip":
-            x_0 = np.clip(x_0, -1, 1)
+            x_0 = np.clip(x_0, -unit, unit)
         if choice["limit"] == "threshold":
-            limit = np.maximum(np.quantile(np.abs(x_0), 0.9, axis=1, keepdims=True), 1)
-            x_0 = np.clip(x_0, -limit, limit) / limit
+            limit = np.maximum(np.quantile(np.abs(x_0), 0.9, axis=1, keepdims=True), unit)
+            x_0 = np.clip(x_0, -limit, limit) * unit / limit
         sigma = table.sigma[i]
         if table.log_var_shift is not None:
             sigma = sigma * np.exp(0.5 * (table.log_var_shift[i] + table.log_var_scale[i] * VAR_VALUES[1]))
@@ -153,11 +180,11 @@ def by_hand(choice, process, table, keys):
             signal, noise = levels(table.s[i])
             row = jax.tree.map(lambda column: jnp.asarray(column)[i], table)  # noqa: B023
             drawn = np.asarray(edit_noise(keys, row.replace(row=jnp.int32(i)), (D,)), np.float64)
-            x_s = np.where(MASK, signal * KNOWN + noise * drawn, x_s)
+            x_s = np.where(MASK, signal * known + noise * drawn, x_s)
         if history:
             history = [table.r_x_0[i] * x_0 + table.r_x_t[i] * x, *history[:-1]]
         x = x_s
-    return x
+    return x, np.clip(127.5 * (x / unit + 1), 0, 255)
 
 
 def mean_coefficients(t):
@@ -189,7 +216,9 @@ def test_any_combination_is_the_loop(choice):
     table, keys = table_of(choice["sampler"], process), sample_keys(jax.random.key(7), jnp.arange(NUM))
     if choice["prediction"] == "mean" and not jnp.issubdtype(table.t.dtype, jnp.integer):
         pytest.skip("the previous mean belongs to whole steps")
-    got = np.asarray(jax.jit(lambda keys: ours(choice, process, table, keys))(keys))
-    expected = by_hand(choice, process, table, keys)
+    got, images = map(np.asarray, jax.jit(lambda keys: ours(choice, process, table, keys))(keys))
+    expected, pixels = by_hand(choice, process, table, keys)
     # 1/sqrt(alpha-bar) = 60 at the first step, and solvers of order 3 with weights of some 10, over float32's 6e-8.
-    np.testing.assert_allclose(got, expected, atol=2e-3 * max(1.0, np.abs(expected).max()))
+    tolerance = 2e-3 * max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(got, expected, atol=tolerance)
+    assert np.abs(images - pixels).max() <= 0.5 + 127.5 / PIXELS_OF[choice["codec"]] * tolerance

@@ -31,7 +31,7 @@ def test_the_truth_in_every_prediction_gives_x_0(prediction):
         "v": v_from_x_0(LINEAR, x_0=x_0, t=T, eps=eps),
         "mean": q_posterior_mean(LINEAR, x_0=x_0, x_t=x_t, t=T),
     }[prediction]
-    denoise_fn = make_denoiser(Process(LINEAR, prediction=prediction), lambda x_t, t: truth, clip_x_0=False)
+    denoise_fn = make_denoiser(Process(LINEAR, prediction=prediction), lambda x_t, t: truth, x_0_limit=None)
     # 1/sqrt(alpha-bar) = 157 at t = 999; the mean holds x_0 with a weight of 1e-4 there.
     atol = {"eps": 1e-4, "mean": 5e-3}.get(prediction, 2e-6)
     np.testing.assert_allclose(denoise_fn(x_t, T).x_0_hat, x_0, atol=atol)
@@ -41,7 +41,7 @@ def test_the_truth_in_every_prediction_gives_x_0(prediction):
 def test_a_whole_step_may_be_written_as_a_float(prediction):
     x_t = case()[2]
     denoise_fn = jax.jit(
-        make_denoiser(Process(LINEAR, prediction=prediction), lambda x_t, t: 0.3 * x_t, clip_x_0=False)
+        make_denoiser(Process(LINEAR, prediction=prediction), lambda x_t, t: 0.3 * x_t, x_0_limit=None)
     )
     whole, fractional = denoise_fn(x_t, T).x_0_hat, denoise_fn(x_t, T.astype(jnp.float32)).x_0_hat
     np.testing.assert_allclose(fractional, whole, rtol=1e-4, atol=1e-5)

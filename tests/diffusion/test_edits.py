@@ -47,7 +47,7 @@ def replace_known(mask):
 
 
 def draw(name, edit_fn=None, num=8, **settings):
-    denoise_fn = make_denoiser(PROCESS, exact, clip_x_0=False)
+    denoise_fn = make_denoiser(PROCESS, exact, x_0_limit=None)
     run = lambda key: p_sample_loop(  # noqa: E731
         denoise_fn, TABLES[name], key=key, num_samples=num, shape=(D,), edit_fn=edit_fn, **settings
     )

@@ -140,7 +140,7 @@ def test_x_0_is_clipped_where_asked_and_only_there():
     x_t, t = jnp.array([[-3.0, -0.5, 0.5, 3.0]]), jnp.array([7])
     clipped = make_denoiser(Process(LINEAR, prediction="x_0"), model_fn)(x_t, t).x_0_hat
     np.testing.assert_array_equal(clipped, [[-1, -0.5, 0.5, 1]])
-    free = make_denoiser(Process(LINEAR, prediction="x_0"), model_fn, clip_x_0=False)(x_t, t).x_0_hat
+    free = make_denoiser(Process(LINEAR, prediction="x_0"), model_fn, x_0_limit=None)(x_t, t).x_0_hat
     np.testing.assert_array_equal(free, x_t)
 
 

@@ -26,7 +26,7 @@ def exact_denoiser(schedule):
         bar, noise = (table[t][:, None] for table in (schedule.alphas_bar, schedule.one_minus_alphas_bar))
         return jnp.sqrt(noise) * (x_t - jnp.sqrt(bar) * M) / (bar * S**2 + noise)
 
-    return make_denoiser(Process(schedule), model_fn, clip_x_0=False)
+    return make_denoiser(Process(schedule), model_fn, x_0_limit=None)
 
 
 def normal_grid(num_points):

@@ -78,7 +78,7 @@ def guided(process, label, scale, num=64, reference=NONE, **settings):
     condition = {"label": jnp.full(num, label)}
     guidance = make_guidance({"label": jnp.full(num, reference)}, scale=scale, **settings)
     guide = classifier_free_guidance(process, guidance)
-    return make_denoiser(process, make_model_fn(process), condition=condition, guide=guide, clip_x_0=False)
+    return make_denoiser(process, make_model_fn(process), condition=condition, guide=guide, x_0_limit=None)
 
 
 X_T = np.random.default_rng(0).standard_normal((64, D))
@@ -132,7 +132,7 @@ def test_outside_the_interval_the_network_is_called_once():
         process, make_guidance({"label": jnp.full(64, NONE)}, scale=3.0, interval=interval)
     )
     condition = {"label": jnp.full(64, 1)}
-    denoise_fn = jax.jit(make_denoiser(process, model_fn, condition=condition, guide=guide, clip_x_0=False))
+    denoise_fn = jax.jit(make_denoiser(process, model_fn, condition=condition, guide=guide, x_0_limit=None))
     for t in (19, 20, 30, 40, 41):
         x_0 = denoise_fn(jnp.asarray(X_T, jnp.float32), jnp.full(64, t)).x_0_hat
         of_class, of_all = exact_x_0(X_T, t, 1), exact_x_0(X_T, t, NONE)

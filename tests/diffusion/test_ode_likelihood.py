@@ -33,7 +33,7 @@ def exact_network(schedule, prediction="eps"):
         x_0 = mean[None] + (centred * signal * values[None] / (signal**2 * values[None] + noise**2)) @ vectors.T
         return {"eps": eps, "x_0": x_0, "v": signal * eps - noise * x_0}[prediction].reshape(x_t.shape)
 
-    return make_denoiser(Process(schedule, prediction=prediction), model_fn, clip_x_0=False)
+    return make_denoiser(Process(schedule, prediction=prediction), model_fn, x_0_limit=None)
 
 
 def pictures(num_images):
@@ -98,7 +98,7 @@ def test_a_flow_that_is_not_linear():
         means = centres + signal * std**2 * (x_t - signal * centres) / var
         return jnp.sum(weights * means, axis=1, keepdims=True)
 
-    denoise_fn = make_denoiser(Process(schedule, prediction="x_0"), x_0_hat, clip_x_0=False)
+    denoise_fn = make_denoiser(Process(schedule, prediction="x_0"), x_0_hat, x_0_limit=None)
     x_0 = jnp.linspace(-0.7, 0.7, 40)[:, None]
     keys = sample_keys(jax.random.key(1), jnp.arange(40))
     flow = jax.jit(

@@ -17,8 +17,7 @@ from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.optimizer import make_ema_decay, make_optimizer
-from ddpm_jax.training.train_step import make_train_step
+from ddpm_jax.training.diffusion_objective import DiffusionObjective
 
 T = 50
 SCHEDULE = make_schedule("cosine", num_steps=T)
@@ -117,7 +116,7 @@ def test_the_error_of_x_0_is_carried_over(kind):
 def test_the_exact_network_has_the_exact_denoiser_and_the_least_loss(kind):
     x_0, eps, t, x_t = case()
     process = Process(SCHEDULE, kind)
-    denoised = make_denoiser(process, exact_network(kind), clip_x_0=False)(x_t, t)
+    denoised = make_denoiser(process, exact_network(kind), x_0_limit=None)(x_t, t)
     np.testing.assert_allclose(denoised.x_0_hat, posterior_mean(x_t, t), rtol=1e-3, atol=2e-3)
     weights = loss_weights(process, "min_snr")
     losses = make_loss_fn(process, weights=weights)(exact_network(kind), x_0=x_0, t=t, eps=eps)["loss"]
@@ -129,7 +128,7 @@ def test_the_exact_network_has_the_exact_denoiser_and_the_least_loss(kind):
 @KINDS
 def test_samples_are_the_same_whatever_is_predicted(kind):
     def draw(kind):
-        denoise_fn = make_denoiser(Process(SCHEDULE, kind), exact_network(kind), clip_x_0=False)
+        denoise_fn = make_denoiser(Process(SCHEDULE, kind), exact_network(kind), x_0_limit=None)
         return p_sample_loop(denoise_fn, ddim_table(SCHEDULE), key=jax.random.key(0), num_samples=4, shape=(3,))
 
     np.testing.assert_allclose(jax.jit(lambda: draw(kind))(), jax.jit(lambda: draw(EVERY[0]))(), atol=2e-3)
@@ -171,12 +170,5 @@ def test_a_respaced_process_calls_the_network_with_the_steps_that_it_knows():
 
 
 def test_a_train_step_takes_no_time_sampler_of_another_T():
-    optimizer = make_optimizer(lambda n: 1e-3)
     with pytest.raises(UserError, match=f"time_sampler must be of the {T} steps of the loss's process; got one of 20"):
-        make_train_step(
-            nn.Dense(1),
-            make_loss_fn(Process(SCHEDULE)),
-            optimizer,
-            ema_decay=make_ema_decay(0.9),
-            time_sampler=make_timestep_sampler("uniform", 20),
-        )
+        DiffusionObjective(nn.Dense(1), make_loss_fn(Process(SCHEDULE)), make_timestep_sampler("uniform", 20))

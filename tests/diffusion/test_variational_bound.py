@@ -202,7 +202,7 @@ def test_kl_terms_of_gaussian_data_equal_their_closed_form(variance):
     x_0 = jnp.tile(jnp.array([[m + s, m + s, m - s, m - s]]), (999, 1))
     eps = jnp.tile(jnp.array([[1.0, -1.0, 1.0, -1.0]]), (999, 1))
     x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
-    denoise_fn = make_denoiser(Process(schedule), exact_eps(schedule, m, s), clip_x_0=False)
+    denoise_fn = make_denoiser(Process(schedule), exact_eps(schedule, m, s), x_0_limit=None)
     terms, _ = vlb_term(Process(schedule, variance=variance), denoise_fn, x_0=x_0, x_t=x_t, t=t)
 
     nats, sigma2 = closed_form_terms(schedule, m, s, variance)
@@ -218,7 +218,7 @@ def test_the_whole_bound_on_gaussian_pixels_is_just_above_their_entropy(variance
     schedule = make_schedule("linear", num_steps=T)
     draws = np.clip(m + s * np.random.default_rng(0).standard_normal((16, 1024)), -1, 1)
     x_0 = jnp.asarray(np.rint((draws + 1) * 127.5) / 127.5 - 1, jnp.float32)
-    denoise_fn = make_denoiser(Process(schedule), exact_eps(schedule, m, s), clip_x_0=False)
+    denoise_fn = make_denoiser(Process(schedule), exact_eps(schedule, m, s), x_0_limit=None)
     out = jax.jit(
         lambda x_0: bits_per_dim(Process(schedule, variance=variance), denoise_fn, x_0=x_0, key=jax.random.key(0))
     )(x_0)
@@ -292,7 +292,7 @@ def test_the_reported_errors_are_those_of_the_network():
 
     out = bits_per_dim(
         Process(schedule, variance="fixed_large"),
-        make_denoiser(Process(schedule), model_fn, clip_x_0=False),
+        make_denoiser(Process(schedule), model_fn, x_0_limit=None),
         x_0=x_0,
         key=key,
     )
@@ -317,7 +317,7 @@ def test_the_vlb_loss_summed_over_t_is_the_bound(variance, prediction):
     schedule = make_schedule("linear", num_steps=T)
     model_fn = lambda x_t, t: 0.3 * x_t + 0.1  # noqa: E731
     x_0 = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 5)) / 127.5 - 1, jnp.float32)
-    denoise_fn = make_denoiser(Process(schedule, prediction=prediction), model_fn, clip_x_0=False)
+    denoise_fn = make_denoiser(Process(schedule, prediction=prediction), model_fn, x_0_limit=None)
     out = bits_per_dim(Process(schedule, variance=variance), denoise_fn, x_0=x_0, key=key)
     loss_fn = make_loss_fn(Process(schedule, prediction=prediction, variance=variance), loss="vlb")
     losses = [

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import evaluate
-from ddpm_jax.data.batch import Batch, to_model_scale
+from ddpm_jax.codecs.pixels import to_model_scale
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
 from ddpm_jax.diffusion.process import Process
@@ -30,12 +31,12 @@ def trained(straight_run):
     return open_trained_run(str(straight_run))
 
 
-def whole_set(trained, num_images, *, clip_x_0):
+def whole_set(trained, num_images, *, x_0_limit):
     """(process, denoise_fn, x_0) of the first test pictures."""
     process, model = trained.process, trained.model
     images = trained.source("test").load(np.arange(num_images))
     denoise_fn = make_denoiser(
-        process, lambda x_t, t: model.apply({"params": trained.params}, x_t, t), clip_x_0=clip_x_0
+        process, lambda x_t, t: model.apply({"params": trained.params}, x_t, t), x_0_limit=x_0_limit
     )
     return process, denoise_fn, to_model_scale(jnp.asarray(images))
 
@@ -51,7 +52,7 @@ def measure(trained, batch_size, max_images, num_devices):
 
 
 def test_the_stream_is_the_bound_whatever_the_batches_and_devices(trained):
-    process, denoise_fn, x_0 = whole_set(trained, 12, clip_x_0=True)
+    process, denoise_fn, x_0 = whole_set(trained, 12, x_0_limit=1.0)
     whole = jax.jit(lambda x_0: bits_per_dim(process, denoise_fn, x_0=x_0, key=seed_keys(0).eval))(x_0)
     one = measure(trained, batch_size=12, max_images=12, num_devices=1)
     # Same noise, other batch shapes: convolutions sum in another order, some 1e-6 of each term.
@@ -70,7 +71,7 @@ def test_the_stream_is_the_bound_whatever_the_batches_and_devices(trained):
 def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
     """Against the respaced process written out: alpha-bar of the kept steps, the network asked at those."""
     kept = np.array([2, 5, 12, 19])
-    process, _, x_0 = whole_set(trained, 4, clip_x_0=True)
+    process, _, x_0 = whole_set(trained, 4, x_0_limit=1.0)
     model = trained.model
     alphas_bar = process.schedule.host_alphas_bar[kept]
     betas = 1 - alphas_bar / np.append(1.0, alphas_bar[:-1])
@@ -93,7 +94,7 @@ def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
 
 
 def test_the_flow_in_batches_is_the_flow_at_once(trained):
-    process, denoise_fn, x_0 = whole_set(trained, 5, clip_x_0=False)
+    process, denoise_fn, x_0 = whole_set(trained, 5, x_0_limit=None)
     keys = sample_keys(seed_keys(3).eval, jnp.arange(5))
     expected = jax.jit(lambda x_0: ode_bits_per_dim(process, denoise_fn, x_0=x_0, keys=keys, num_ode_steps=4))(x_0)
     flow = build_ode_bits(

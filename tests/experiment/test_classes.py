@@ -26,7 +26,7 @@ from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.eval_loss import make_eval_step
+from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.optimizer import make_ema_decay
 from ddpm_jax.training.train_state import init_state
 from ddpm_jax.training.train_step import make_train_step
@@ -65,8 +65,7 @@ def test_each_picture_trains_its_own_class(num_parts):
         return {"loss": jnp.mean((model_fn(x_0, t) - eps) ** 2, (1, 2, 3)), "eps": jnp.mean(eps, (1, 2, 3))}
 
     step_fn = make_train_step(
-        Constant(),
-        LossFn(Process(SCHEDULE), loss_fn),
+        DiffusionObjective(Constant(), LossFn(Process(SCHEDULE), loss_fn)),
         optax.sgd(1.0),
         ema_decay=make_ema_decay(0.9),
         num_parts=num_parts,
@@ -95,11 +94,15 @@ def test_the_loader_gives_each_picture_its_label():
 
 
 def test_the_eval_loss_is_that_of_each_pictures_class():
-    eval_step = jax.jit(make_eval_step(Constant(), make_loss_fn(Process(SCHEDULE))))
+    objective = DiffusionObjective(Constant(), make_loss_fn(Process(SCHEDULE)))
+    losses = jax.jit(objective.eval_losses)
     ids, key = np.arange(8), jax.random.key(0)
-    all_labels = {label: eval_step(PARAMS, Batch(IMAGES, {"label": np.full(8, label)}), ids, key) for label in range(3)}
+    all_labels = {
+        label: losses(PARAMS, objective.frozen, Batch(IMAGES, {"label": np.full(8, label)}), ids, key)
+        for label in range(3)
+    }
     wanted = [all_labels[label][i] for i, label in enumerate(LABELS)]
-    assert np.array_equal(eval_step(PARAMS, Batch(IMAGES, {"label": LABELS}), ids, key), wanted)
+    assert np.array_equal(losses(PARAMS, objective.frozen, Batch(IMAGES, {"label": LABELS}), ids, key), wanted)
 
 
 def test_samples_are_of_the_classes_in_turn():

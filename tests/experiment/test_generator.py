@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.data.batch import to_uint8
+from ddpm_jax.codecs.pixels import to_uint8
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import seed_keys

@@ -33,7 +33,7 @@ def test_the_guided_prediction(scale, rescale):
         return rows[: len(x_t)]
 
     denoise_fn = make_denoiser(
-        process, model_fn_of_any, condition={"told": jnp.ones(4)}, guide=guide, clip_x_0=False
+        process, model_fn_of_any, condition={"told": jnp.ones(4)}, guide=guide, x_0_limit=None
     )
     ours = denoise_fn(jnp.asarray(X_T), jnp.full(4, 500)).x_0_hat
 

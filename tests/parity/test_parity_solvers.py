@@ -33,7 +33,7 @@ def ours(table):
     def model_fn(x_t, t):
         return network(x_t, t.reshape(-1, 1, 1, 1), jnp.tanh)
 
-    denoise_fn = make_denoiser(Process(LINEAR), model_fn, clip_x_0=False)
+    denoise_fn = make_denoiser(Process(LINEAR), model_fn, x_0_limit=None)
     return np.asarray(jax.jit(lambda x: sample_loop(denoise_fn, table, x, KEYS))(X_T))
 
 

@@ -12,7 +12,7 @@ from ddpm_jax.training.eval_loss import EvalLoss
 IMAGES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), dtype=np.uint8)
 
 
-def eval_step(params, batch, ids, key):
+def eval_losses(params, frozen, batch, ids, key):
     """Depends on the picture, on its number and on the parameter."""
     return params["w"] * jnp.mean(batch.image.astype(jnp.float32), axis=(1, 2, 3)) + ids
 
@@ -25,7 +25,7 @@ def losses():
 @pytest.mark.parametrize(("batch_size", "max_images"), [(4, 0), (13, 0), (256, 0), (5, 7), (1, 1), (4, 99)])
 def test_mean(num_devices, batch_size, max_images):
     held_out = EvalLoss(
-        ArraySource(IMAGES), eval_step, key=jax.random.key(0), mesh=make_mesh(num_devices), batch_size=batch_size,
+        ArraySource(IMAGES), eval_losses, key=jax.random.key(0), mesh=make_mesh(num_devices), batch_size=batch_size,
         max_images=max_images,
     )  # fmt: skip
     num_images = min(max_images or 13, 13)

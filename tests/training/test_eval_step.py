@@ -9,9 +9,14 @@ from ddpm_jax.data.batch import Batch
 from ddpm_jax.diffusion.losses import LossFn
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import make_schedule
-from ddpm_jax.training.eval_loss import make_eval_step
+from ddpm_jax.training.diffusion_objective import DiffusionObjective
 
 T = 20
+
+
+def eval_losses(loss_fn):
+    objective = DiffusionObjective(nn.Dense(1), loss_fn)  # which no loss here asks
+    return jax.jit(lambda batch, ids, key: objective.eval_losses({}, objective.frozen, batch, ids, key))
 
 
 def test_t_and_noise_are_of_the_picture_and_the_key():
@@ -26,17 +31,16 @@ def test_t_and_noise_are_of_the_picture_and_the_key():
 
     process = Process(make_schedule("cosine", num_steps=T))
     seen, only_t, only_eps = (LossFn(process, losses) for losses in (seen, only_t, only_eps))
-    params, network = {}, nn.Dense(1)  # which no loss here asks
-    step_fn = jax.jit(make_eval_step(network, seen))
+    step_fn = eval_losses(seen)
     ids = np.arange(16, dtype=np.int32)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
-    whole = np.asarray(step_fn(params, Batch(pixels), ids, jax.random.key(0)))
-    assert np.array_equal(step_fn(params, Batch(pixels[5:9]), ids[5:9], jax.random.key(0)), whole[5:9])
-    assert not np.array_equal(step_fn(params, Batch(pixels), ids, jax.random.key(1)), whole)
-    noise = jax.jit(make_eval_step(network, only_eps))(params, Batch(pixels), ids, jax.random.key(0))
+    whole = np.asarray(step_fn(Batch(pixels), ids, jax.random.key(0)))
+    assert np.array_equal(step_fn(Batch(pixels[5:9]), ids[5:9], jax.random.key(0)), whole[5:9])
+    assert not np.array_equal(step_fn(Batch(pixels), ids, jax.random.key(1)), whole)
+    noise = eval_losses(only_eps)(Batch(pixels), ids, jax.random.key(0))
     assert len(np.unique(noise)) == 16
     # Stratified: of 1000 ids every t comes 50 times, give or take the few that a golden sequence allows.
     many, blank = np.arange(1000, dtype=np.int32), np.zeros((1000, 1, 1, 1), np.uint8)
-    t = np.asarray(jax.jit(make_eval_step(network, only_t))(params, Batch(blank), many, jax.random.key(0)))
+    t = np.asarray(eval_losses(only_t)(Batch(blank), many, jax.random.key(0)))
     counts = np.bincount(t.astype(int), minlength=T)
     assert counts.shape == (T,) and counts.min() >= 47 and counts.max() <= 53

@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.training.loop import LoopSettings, StopRequest, run_loop
-from ddpm_jax.training.metrics_window import MetricsWindow
+from ddpm_jax.training.metrics_window import Binned, MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter, read_metrics
@@ -28,8 +28,7 @@ def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=
             stop[1].signal_number = signal.SIGTERM
         values = {"loss": step, "grad_norm": 2 * step} | (bad[1] if bad and step == bad[0] else {})
         metrics = {name: jnp.float32(value) for name, value in values.items()}
-        metrics["t_bin_sum"] = jnp.array([step, 0.0, 2.0, 0.0])
-        metrics["t_bin_count"] = jnp.array([step, 0.0, 1.0, 0.0])
+        metrics["loss_t"] = Binned(jnp.array([step, 0.0, 2.0, 0.0]), jnp.array([step, 0.0, 1.0, 0.0]))
         return TrainState(jnp.int32(step), {"w": jnp.ones(1)}, {"w": jnp.ones(1)}, ()), metrics
 
     def save(state):

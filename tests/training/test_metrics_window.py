@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data.batch_loader import LoaderCounts
-from ddpm_jax.training.metrics_window import SPIKE_LEAST, MetricsWindow
+from ddpm_jax.training.metrics_window import SPIKE_LEAST, Binned, MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.throughput import Throughput
 
 
 def metrics(loss, grad_norm=1.0):
     zeros = np.zeros(4, np.float32)
-    return {"loss": np.float32(loss), "grad_norm": np.float32(grad_norm), "t_bin_sum": zeros, "t_bin_count": zeros}
+    return {"loss": np.float32(loss), "grad_norm": np.float32(grad_norm), "loss_t": Binned(zeros, zeros)}
 
 
 def fill(window, losses):

@@ -7,12 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.data.batch import Batch, to_model_scale, to_uint8
+from ddpm_jax.codecs.pixels import to_model_scale, to_uint8
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.diffusion.losses import LossFn, make_loss_fn
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
 from ddpm_jax.runtime.devices import batch_sharded, make_mesh, replicated
+from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.optimizer import make_ema_decay
 from ddpm_jax.training.train_state import init_state
 from ddpm_jax.training.train_step import _random_flip, make_train_step
@@ -49,10 +51,9 @@ def images():
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8))
 
 
-def make(model=None, optimizer=SGD, ema="constant", **kwargs):
-    return make_train_step(
-        model or Line(), LOSS_FN, optimizer, ema_decay=make_ema_decay(0.9, start=ema), **kwargs
-    )
+def make(model=None, optimizer=SGD, ema="constant", *, loss_fn=LOSS_FN, time_sampler=None, **kwargs):
+    objective = DiffusionObjective(model or Line(), loss_fn, time_sampler)
+    return make_train_step(objective, optimizer, ema_decay=make_ema_decay(0.9, start=ema), **kwargs)
 
 
 def run(step_fn, images, num_steps=1, optimizer=SGD, key=0, start=0):
@@ -175,7 +176,7 @@ def loss_of_zero(images, flip):
             return jnp.zeros_like(x_t)
 
     loss_fn = make_loss_fn(Process(make_schedule("cosine", num_steps=T), prediction="v"))
-    step_fn = make_train_step(Zero(), loss_fn, SGD, ema_decay=make_ema_decay(0.9), flip=flip)
+    step_fn = make(Zero(), loss_fn=loss_fn, flip=flip)
     return float(run(step_fn, images)[1]["loss"])
 
 
@@ -199,9 +200,7 @@ def test_dropout_differs_by_step_and_part(images):
 
     def loss(num_parts=1, start=0, dropout=0.5):
         model = Line(dropout)
-        step_fn = make_train_step(
-            model, LossFn(PROCESS, loss_fn), SGD, ema_decay=make_ema_decay(0.9), num_parts=num_parts
-        )
+        step_fn = make(model, loss_fn=LossFn(PROCESS, loss_fn), num_parts=num_parts)
         return float(run(step_fn, images, start=start)[1]["loss"])
 
     assert loss(start=0) != loss(start=1)
@@ -213,7 +212,7 @@ def test_dropout_differs_by_step_and_part(images):
             jax.debug.callback(lambda data: seen.append(tuple(np.asarray(data).tolist())), jax.random.key_data(key))
             return super().mask(key, shape)
 
-    step_fn = make_train_step(Watched(0.5), LossFn(PROCESS, loss_fn), SGD, ema_decay=make_ema_decay(0.9), num_parts=4)
+    step_fn = make(Watched(0.5), loss_fn=LossFn(PROCESS, loss_fn), num_parts=4)
     run(step_fn, images)
     jax.effects_barrier()
     assert len(set(seen)) == 4
@@ -222,8 +221,8 @@ def test_dropout_differs_by_step_and_part(images):
 @pytest.mark.parametrize("num_parts", [1, 4])
 def test_t_bins_count_all_images(images, num_parts):
     _, metrics = run(make(num_parts=num_parts), images)
-    assert float(metrics["t_bin_count"].sum()) == len(images)
-    np.testing.assert_allclose(metrics["t_bin_sum"].sum() / len(images), metrics["loss"], rtol=1e-5)
+    assert float(metrics["loss_t"].count.sum()) == len(images)
+    np.testing.assert_allclose(metrics["loss_t"].total.sum() / len(images), metrics["loss"], rtol=1e-5)
     x_0, t, eps = draws(images)
     params = jax.tree.map(jnp.asarray, PARAMS)
     losses = jax.jit(
@@ -231,8 +230,8 @@ def test_t_bins_count_all_images(images, num_parts):
     )(x_0, t, eps)["loss"]
     for i in range(4):
         inside = (np.asarray(t) >= 5 * i) & (np.asarray(t) < 5 * (i + 1))
-        assert float(metrics["t_bin_count"][i]) == inside.sum()
-        np.testing.assert_allclose(metrics["t_bin_sum"][i], np.asarray(losses)[inside].sum(), rtol=1e-5)
+        assert float(metrics["loss_t"].count[i]) == inside.sum()
+        np.testing.assert_allclose(metrics["loss_t"].total[i], np.asarray(losses)[inside].sum(), rtol=1e-5)
 
 
 def test_no_product_of_matrices_outside_of_the_network(images):
@@ -273,7 +272,7 @@ def test_importance_sampling_weighs_the_loss_and_remembers_it(images, num_device
     expected = sampler.update(history, t, losses)
     np.testing.assert_array_equal(after.t_history.counts, expected.counts)
     np.testing.assert_allclose(after.t_history.losses, expected.losses, rtol=1e-5)
-    np.testing.assert_allclose(metrics["t_bin_count"].sum(), weights.sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss_t"].count.sum(), weights.sum(), rtol=1e-5)
 
 
 def test_the_parts_of_the_loss_are_reported(images):
@@ -281,7 +280,7 @@ def test_the_parts_of_the_loss_are_reported(images):
         losses = jnp.mean((eps - model_fn(x_0, t)) ** 2, axis=(1, 2, 3))
         return {"loss": losses + 3.0, "simple": losses, "vlb": jnp.full_like(losses, 3.0)}
 
-    step_fn = make_train_step(Line(), LossFn(PROCESS, loss_fn), SGD, ema_decay=make_ema_decay(0.9))
+    step_fn = make(loss_fn=LossFn(PROCESS, loss_fn))
     metrics = run(step_fn, images)[1]
     assert float(metrics["vlb"]) == 3.0
     np.testing.assert_allclose(metrics["loss"], metrics["simple"] + 3, rtol=1e-6)

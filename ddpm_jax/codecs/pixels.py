@@ -1,0 +1,48 @@
+"""The pixel codec: x_0 is the image itself, on the scale of [-1, 1] (Ho et al. 2020, section 3.3)."""
+
+import flax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
+
+from ddpm_jax.diffusion.variational_bound import PIXEL_BIN, discretised_gaussian_log_likelihood
+
+
+def to_model_scale(images: UInt8[Array, "..."]) -> Float[Array, "..."]:
+    """x/127.5 - 1: uint8 0..255 -> float32 [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(x_0: Float[Array, "..."]) -> UInt8[Array, "..."]:
+    """[-1, 1] -> the nearest of 0..255; values outside are clipped."""
+    return jnp.clip(jnp.round((x_0 + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+@flax.struct.dataclass
+class PixelCodec:
+    """uint8 0..255 <-> [-1, 1], without parameters and without loss. See `codecs.codec.Codec`."""
+
+    x_0_limit = 1.0
+    bin_width = PIXEL_BIN
+
+    def x_0_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """That of the image."""
+        return image_shape
+
+    def encode(self, images: UInt8[Array, "B H W C"], keys: Key[Array, "B"]) -> Float[Array, "B H W C"]:
+        """x/127.5 - 1; nothing is drawn."""
+        del keys
+        return to_model_scale(images)
+
+    def decode(self, x_0: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
+        """The nearest of the 256 values."""
+        return to_uint8(x_0)
+
+    def log_likelihood(
+        self, x_0: Float[Array, "B H W C"], *, mean: Float[Array, "B H W C"], log_var: Float[Array, "..."]
+    ) -> Float[Array, "B H W C"]:
+        """Of the pixel's bin under the Gaussian (Ho et al. 2020, equation 13)."""
+        return discretised_gaussian_log_likelihood(x_0, mean=mean, log_var=log_var)
+
+    def reconstruction_term(self, images: UInt8[Array, "B H W C"], x_0: Float[Array, "B H W C"]) -> None:
+        """None: decode(encode(images)) is images."""
+        del images, x_0

@@ -1,0 +1,32 @@
+"""`objective.name` of a config and the group of that name -> the objective that is trained."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.experiment import model_factory, training_factory
+from ddpm_jax.runtime.errors import check_one_of
+from ddpm_jax.training.diffusion_objective import DiffusionObjective
+from ddpm_jax.training.objective import Objective
+
+
+def build_diffusion(config: ConfigDict) -> DiffusionObjective:
+    """The loss of a diffusion model, from the groups `diffusion`, `schedule`, `model`, `codec` and `train`."""
+    process = model_factory.build_process(config)
+    codec = model_factory.build_codec(config)
+    return DiffusionObjective(
+        model_factory.build_model(config),
+        training_factory.build_loss(config, process, codec),
+        training_factory.build_timestep_sampler(config),
+        codec,
+    )
+
+
+# Name -> what builds it.
+OBJECTIVES: dict[str, Callable[[ConfigDict], Objective]] = {"diffusion": build_diffusion}
+
+
+def build_objective(config: ConfigDict) -> Objective:
+    """The objective of a config; raises UserError for an unknown name or settings that do not fit."""
+    check_one_of("objective.name", config.objective.name, OBJECTIVES)
+    return OBJECTIVES[config.objective.name](config)
