@@ -95,7 +95,7 @@ def measure(experiment) -> dict:
     # Ones, since drawing the parameters would take memory of its own; the step takes the same whatever they are.
     state = jax.tree.map(lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype)), experiment.abstract_state)
     for _ in range(NUM_STEPS):
-        state, _ = jax.block_until_ready(step(state, Batch(images), experiment.keys.train))
+        state, _ = jax.block_until_ready(step(state, Batch(images), experiment.keys.train, experiment.frozen))
     return {"rise": resident("VmHWM") - before, "before": before}
 
 

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from ddpm_jax.benchmarking.power_law import PowerLaw, fit_power_law
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
+from ddpm_jax.data.batch import Batch
 from ddpm_jax.experiment import config_checks, sampler_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import load_config
@@ -140,7 +141,7 @@ def training(experiment: Experiment) -> Callable[[], None]:
     step, held = lower_step(experiment).compile(), [experiment.fresh_state()]
 
     def once() -> None:
-        held[0], metrics = step(held[0], images, experiment.keys.train)
+        held[0], metrics = step(held[0], Batch(images), experiment.keys.train, experiment.frozen)
         jax.block_until_ready(metrics)
 
     return once

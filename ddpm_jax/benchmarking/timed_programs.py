@@ -54,7 +54,7 @@ def _training(experiment: Experiment, step: Compiled) -> Callable[[], PyTree]:
     held = [experiment.fresh_state()]
 
     def run() -> PyTree:
-        held[0], metrics = step(held[0], batch, experiment.keys.train)
+        held[0], metrics = step(held[0], batch, experiment.keys.train, experiment.frozen)
         return held[0], metrics
 
     return run

@@ -18,6 +18,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
+from ddpm_jax.experiment.conditions import condition_spec
 from ddpm_jax.experiment.objective_factory import build_objective
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
 from ddpm_jax.runtime.devices import (
@@ -147,26 +148,30 @@ class Experiment:
             donate_argnums=0,
             compiler_options=compiler_options(platform) | remat,
         )
-        return StepProgram(program, self.objective.frozen, everywhere)
+        return StepProgram(program, self)
+
+    @functools.cached_property
+    def frozen(self) -> PyTree:
+        """What the objective does not train, on every device."""
+        return jax.device_put(self.objective.frozen, replicated(self.mesh))
 
 
 class StepProgram:
     """(state, batch, key_train) -> (state, metrics): a jitted train step with what it does not train."""
 
-    def __init__(self, program: jax.stages.Wrapped, frozen: PyTree, sharding: jax.sharding.Sharding):
-        self._program, self._frozen, self._sharding = program, frozen, sharding
-
-    @functools.cached_property
-    def _on_devices(self) -> PyTree:
-        return jax.device_put(self._frozen, self._sharding)
+    def __init__(self, program: jax.stages.Wrapped, experiment: Experiment):
+        self._program, self._experiment = program, experiment
 
     def __call__(self, state: TrainState, batch: Batch, key_train: jax.Array) -> tuple[TrainState, Metrics]:
         """One update."""
-        return self._program(state, batch, key_train, self._on_devices)
+        return self._program(state, batch, key_train, self._experiment.frozen)
 
     def lower(self, state: TrainState, batch: Batch, key_train: jax.Array) -> jax.stages.Lowered:
-        """Of arrays, or of their shapes."""
-        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), self._frozen)
+        """Of arrays, or of their shapes. What it compiles to takes `Experiment.frozen` too."""
+        everywhere = replicated(self._experiment.mesh)
+        frozen = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), self._experiment.objective.frozen
+        )
         return self._program.lower(state, batch, key_train, frozen)
 
 
@@ -180,7 +185,7 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     with config_checks.fields_named("train", {"fsdp": "mesh.fsdp"}):
         mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
     objective = build_objective(config)
-    condition = data_factory.condition_spec(config)
+    condition = condition_spec(config)
     optimizer = objective.optimizer(training_factory.build_optimizer(config))
     train_step = training_factory.build_train_step(config, mesh, objective, condition, optimizer)
     image_shape = config_checks.image_shape_of(config)

@@ -16,8 +16,8 @@ from ddpm_jax.diffusion.guidance import Guidance, classifier_free_guidance
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
 from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.experiment.conditions import condition_spec
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
-from ddpm_jax.experiment.data_factory import condition_spec
 from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.errors import UserError, check_one_of

@@ -17,9 +17,9 @@ from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
+from ddpm_jax.experiment.conditions import condition_of, condition_spec, negative_of
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
-from ddpm_jax.experiment.data_factory import condition_spec
-from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf, no_condition
+from ddpm_jax.experiment.generator import Generator, GuidanceOf
 from ddpm_jax.experiment.model_factory import build_codec, build_denoiser
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -115,16 +115,10 @@ def build_generator(
     )
 
 
-def condition_of(config: ConfigDict) -> ConditionOf:
-    """Numbers of samples -> their condition: sample n is of classes[n mod len(classes)] of `sampled_classes`."""
-    classes = np.asarray(sampled_classes(config), np.int32)
-    return (lambda ids: {"label": classes[ids % len(classes)]}) if len(classes) else no_condition
-
-
 def guidance_of(config: ConfigDict) -> GuidanceOf:
     """Numbers of samples -> their guidance; None where sample.guidance_scale is 1.
 
-    The reference is the null, or sample n's is of negative_classes[n mod len(negative_classes)].
+    The reference is the null, or what `conditions.negative_of` says.
 
     Raises:
       UserError: a setting out of its range, or guidance that the network was not trained for.
@@ -134,7 +128,7 @@ def guidance_of(config: ConfigDict) -> GuidanceOf:
     interval = given or (-math.inf, math.inf)
     if len(interval) != 2 or not all(isinstance(end, (int, float)) for end in interval):
         raise UserError(f"sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got {given}")
-    negative = np.asarray(_checked_classes(config, "negative_classes"), np.int32)
+    negative = negative_of(config)
 
     def settings(reference: Condition) -> Guidance:
         with fields_named("sample"):
@@ -145,30 +139,12 @@ def guidance_of(config: ConfigDict) -> GuidanceOf:
     settings({})
     if sample.guidance_scale == 1:
         return lambda ids: None
-    if not len(negative) and not has_null(spec):
+    if negative is None and not has_null(spec):
         raise UserError(
             f"sample.guidance_scale={sample.guidance_scale} needs a network that was also trained without its "
             f"condition; the run has condition.drop_rate={config.condition.drop_rate} and "
             f"model.num_classes={config.model.num_classes}: take 1, or train with condition.drop_rate=0.1"
         )
-    if len(negative):
-        return lambda ids: settings({"label": negative[ids % len(negative)]})
+    if negative is not None:
+        return lambda ids: settings(negative(ids))
     return lambda ids: settings(null_condition(spec, len(ids)))
-
-
-def sampled_classes(config: ConfigDict) -> tuple[int, ...]:
-    """Which classes samples are of, in turn: sample.classes, or all of them; () for a network without classes."""
-    return _checked_classes(config, "classes") or tuple(range(config.model.num_classes))
-
-
-def _checked_classes(config: ConfigDict, name: str) -> tuple[int, ...]:
-    """The classes of a field of `sample`; raises UserError for those that the network does not have."""
-    classes, num_classes = tuple(config.sample[name]), config.model.num_classes
-    if classes and not num_classes:
-        raise UserError(
-            f"sample.{name}={classes} is for a network with classes; the run has model.num_classes=0: leave it empty"
-        )
-    for number in classes:
-        if not isinstance(number, int) or not 0 <= number < num_classes:
-            raise UserError(f"sample.{name} must be in 0..{num_classes - 1}, the network's classes; got {number!r}")
-    return classes

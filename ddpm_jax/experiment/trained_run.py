@@ -17,7 +17,7 @@ from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory
+from ddpm_jax.experiment import conditions, config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf
@@ -72,12 +72,12 @@ class TrainedRun:
     @property
     def condition(self) -> ConditionSpec:
         """What the network is told of an image."""
-        return data_factory.condition_spec(self.config)
+        return conditions.condition_spec(self.config)
 
     @property
     def condition_of(self) -> ConditionOf:
         """Numbers of samples -> what the network is told of them."""
-        return sampler_factory.condition_of(self.config)
+        return conditions.condition_of(self.config)
 
     @property
     def guidance_of(self) -> GuidanceOf:

@@ -21,7 +21,7 @@ from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim
 from ddpm_jax.evaluation.ode_bits_per_dim import OdeBits
-from ddpm_jax.experiment import data_factory, sampler_factory
+from ddpm_jax.experiment import class_condition, data_factory
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.devices import make_mesh
@@ -181,7 +181,7 @@ def test_a_class_that_is_none(run_with_classes, tmp_path, sample_main, capsys, c
 
 def test_errors(tiny_config, tmp_path):
     with pytest.raises(UserError, match=r"sample.classes=\(3,\) is for a network with classes; the run has "):
-        sampler_factory.sampled_classes(tiny_config("sample.classes=3"))
+        class_condition.sampled_classes(tiny_config("sample.classes=3"))
     with pytest.raises(UserError, match="num_classes must be above every label; got 5 for the labels 0..9 of digits"):
         data_factory.build_source(tiny_config("model.num_classes=5"), "train")
     np.save(tmp_path / "images.npy", IMAGES.repeat(4, 1).repeat(4, 2))

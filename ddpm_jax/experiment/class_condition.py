@@ -1,0 +1,68 @@
+"""The class of an image as a condition: `model.num_classes`, and of the samples `sample.classes`."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.data import ImageSource
+from ddpm_jax.data.condition import ConditionSpec, Entry
+from ddpm_jax.experiment.condition_kind import ConditionKind, RowsOf
+from ddpm_jax.runtime.errors import UserError
+
+
+class ClassCondition(ConditionKind):
+    """The entry "label", int32: the label of an image in its data."""
+
+    def spec(self, config: ConfigDict) -> ConditionSpec:
+        """The null is a class of its own, number num_classes, where the condition is dropped."""
+        num_classes = config.model.num_classes
+        null = num_classes if config.condition.drop_rate > 0 else None
+        return {"label": Entry(null=null)} if num_classes else {}
+
+    def check_source(self, config: ConfigDict, source: ImageSource, what: str) -> None:
+        """Raises UserError unless every image has a class of the network's."""
+        num_classes = config.model.num_classes
+        if source.labels is None:
+            raise UserError(
+                f"model.num_classes={num_classes} needs a label for every image, and {what} has none: "
+                + "; ".join(["take model.num_classes=0, or data with labels", *source.notes])
+            )
+        lowest, highest = int(np.min(source.labels)), int(np.max(source.labels))
+        if lowest < 0 or highest >= num_classes:
+            raise UserError(
+                f"model.num_classes must be above every label; got {num_classes} for the labels "
+                f"{lowest}..{highest} of {what}"
+            )
+
+    def of_samples(self, config: ConfigDict) -> RowsOf:
+        """Sample n is of classes[n mod len(classes)] of sample.classes; empty: of all classes."""
+        return _in_turn(sampled_classes(config))
+
+    def negative(self, config: ConfigDict) -> RowsOf | None:
+        """Sample n is guided away from negative_classes[n mod len(negative_classes)]; empty: from no class."""
+        classes = _checked_classes(config, "negative_classes")
+        return _in_turn(classes) if classes else None
+
+
+def sampled_classes(config: ConfigDict) -> tuple[int, ...]:
+    """Which classes samples are of, in turn: sample.classes, or all of them; () for a network without classes."""
+    return _checked_classes(config, "classes") or tuple(range(config.model.num_classes))
+
+
+def _in_turn(classes: tuple[int, ...]) -> RowsOf:
+    if not classes:
+        return lambda ids: {}
+    rows = np.asarray(classes, np.int32)
+    return lambda ids: {"label": rows[ids % len(rows)]}
+
+
+def _checked_classes(config: ConfigDict, name: str) -> tuple[int, ...]:
+    """The classes of a field of `sample`; raises UserError for those that the network does not have."""
+    classes, num_classes = tuple(config.sample[name]), config.model.num_classes
+    if classes and not num_classes:
+        raise UserError(
+            f"sample.{name}={classes} is for a network with classes; the run has model.num_classes=0: leave it empty"
+        )
+    for number in classes:
+        if not isinstance(number, int) or not 0 <= number < num_classes:
+            raise UserError(f"sample.{name} must be in 0..{num_classes - 1}, the network's classes; got {number!r}")
+    return classes

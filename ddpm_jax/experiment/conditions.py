@@ -1,0 +1,65 @@
+"""What the network of a config is told besides x_t and t: the table of the kinds of condition, and all at once."""
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.data import ImageSource
+from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.experiment.class_condition import ClassCondition
+from ddpm_jax.experiment.condition_kind import ConditionKind, RowsOf
+from ddpm_jax.runtime.errors import UserError
+
+# A kind that is added here is used wherever its `spec` is not empty.
+CONDITIONS: list[ConditionKind] = [ClassCondition()]
+
+
+def condition_spec(config: ConfigDict) -> ConditionSpec:
+    """The entries of all kinds.
+
+    Raises:
+      UserError: a drop rate outside [0, 1), or one for a network that is told nothing.
+    """
+    drop_rate, spec = config.condition.drop_rate, {}
+    if not 0 <= drop_rate < 1:
+        raise UserError(f"condition.drop_rate must be in [0, 1); got {drop_rate}")
+    for kind in CONDITIONS:
+        spec |= kind.spec(config)
+    if drop_rate and not spec:
+        raise UserError(
+            f"condition.drop_rate={drop_rate} is for a network with a condition; the config has model.num_classes=0: "
+            "take 0, or more classes"
+        )
+    return spec
+
+
+def check_source(config: ConfigDict, source: ImageSource, what: str) -> None:
+    """Raises UserError unless the source knows all that the network is told."""
+    for kind in _used(config):
+        kind.check_source(config, source, what)
+
+
+def condition_of(config: ConfigDict) -> RowsOf:
+    """Numbers of samples -> their condition; raises UserError for settings that do not fit."""
+    return _joined([kind.of_samples(config) for kind in CONDITIONS])
+
+
+def negative_of(config: ConfigDict) -> RowsOf | None:
+    """Numbers of samples -> what they are guided away from, where a kind says something else than the null.
+
+    Raises:
+      UserError: settings that do not fit, or something for one kind alone.
+    """
+    given = {kind: kind.negative(config) for kind in CONDITIONS}
+    if not any(given.values()):
+        return None
+    missing = [name for kind in _used(config) if not given[kind] for name in kind.spec(config)]
+    if missing:
+        raise UserError(f"guidance away from something needs a value for every condition; got none for {missing}")
+    return _joined([given[kind] for kind in _used(config)])
+
+
+def _used(config: ConfigDict) -> list[ConditionKind]:
+    return [kind for kind in CONDITIONS if kind.spec(config)]
+
+
+def _joined(parts: list[RowsOf]) -> RowsOf:
+    return lambda ids: {name: rows for part in parts for name, rows in part(ids).items()}
