@@ -86,7 +86,7 @@ def fused_bytes(experiment: Experiment) -> int:
     )
     state = experiment.abstract_state
     # Convolutions have read the parameters and written the gradient: the optimiser reads both once more.
-    return moved + 2 * num_bytes(jax.tree.leaves((state.opt_state, state.ema_params, state.params)))
+    return moved + 2 * num_bytes(jax.tree.leaves((state.opt_state, state.ema, state.params)))
 
 
 def costs_of(net: str, dtype: str) -> Costs:

@@ -95,7 +95,8 @@ def get_config() -> ConfigDict:
     config.optim.eps = 1e-8
     config.optim.grad_clip = 1.0  # largest global norm of the gradient; 0: no clipping
     config.optim.clip_replicas = 0  # > 0: clip each of so many parts of the batch alone, then average
-    config.optim.ema_decay = 0.9999
+    # Of each average of the parameters (EMA), such as (0.9999, 0.999); the first is sampled and measured in training.
+    config.optim.ema_decays = (0.9999,)
     config.optim.ema_start = "warmup"  # warmup, constant, copy_first
 
     config.train = ConfigDict()

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         config.optim.learning_rate = 2e-3
         config.optim.warmup_steps = 200
         config.optim.decay_steps = 2400
-        config.optim.ema_decay = 0.995
+        config.optim.ema_decays = (0.995,)
         config.train.num_steps = 2400
         config.train.batch_size = 64
         config.train.checkpoint_every_steps = 800

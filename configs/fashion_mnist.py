@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         config.optim.learning_rate = 1e-3
         config.optim.warmup_steps = 300
         config.optim.decay_steps = 3000
-        config.optim.ema_decay = 0.999
+        config.optim.ema_decays = (0.999,)
         config.train.num_steps = 3000
         config.train.batch_size = 64
         config.train.checkpoint_every_steps = 500

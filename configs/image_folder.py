@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
         config.unet.attention_resolutions = (16, 8)
         config.optim.learning_rate = 1e-4
         config.optim.warmup_steps = 1000
-        config.optim.ema_decay = 0.9995
+        config.optim.ema_decays = (0.9995,)
         config.train.num_steps = 200_000
         config.train.batch_size = 64
         config.train.checkpoint_every_steps = 2000

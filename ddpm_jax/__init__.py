@@ -45,7 +45,7 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.objective import Objective
-from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.optimizer import make_ema_decay, make_ema_decays, make_learning_rate, make_optimizer
 from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import make_train_step
 
@@ -81,6 +81,7 @@ __all__ = [
     "loss_weights",
     "make_denoiser",
     "make_ema_decay",
+    "make_ema_decays",
     "make_guidance",
     "make_learning_rate",
     "make_loss_fn",

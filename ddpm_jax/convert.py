@@ -84,7 +84,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", metavar="PATH", help="what to write: a new folder, FILE.safetensors or FILE.npz")
     parser.add_argument("--format", metavar="NAME", help="one of these; by default what PATH looks like")
     parser.add_argument("--model", metavar="NAME", help="of openai and original: one of docs/published_models.md")
-    parser.add_argument("--weights", metavar="ema|raw", help="of --to: which weights (default ema)")
+    parser.add_argument(
+        "--weights", metavar="ema|ema/DECAY|raw",
+        help="of --to: ema is the first average (default), ema/0.9999 that of this decay, raw the parameters",
+    )  # fmt: skip
     parser.add_argument("--step", type=int, metavar="N", help="of --to: checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="of --to: the checkpoint with the lowest eval loss")
     return run(_convert, parser, argv)

@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="sample n depends on it and n alone (default 0)")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
-    parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default ema)")
+    parser.add_argument(
+        "--weights", default="ema", metavar="ema|ema/DECAY|raw",
+        help="ema is the first average (default), ema/0.9999 that of this decay, raw the parameters",
+    )  # fmt: skip
     add_sampler_flags(parser)
     parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; no influence on them")
     return run(_sample, parser, argv)

@@ -107,7 +107,7 @@ TINY_RUN = (
     # With "model.name=unet" beside: the smallest U-Net, which takes eight times as long to trace and to compile.
     "unet.channels=4", "unet.num_groups=2", "unet.channel_mults=1", "unet.attention_resolutions=",
     "unet.num_res_blocks=1", "unet.dropout=0",
-    "optim.learning_rate=1e-3", "optim.decay_steps=0", "optim.grad_clip=1", "optim.ema_decay=0.995",
+    "optim.learning_rate=1e-3", "optim.decay_steps=0", "optim.grad_clip=1", "optim.ema_decays=0.995",
     "optim.ema_start=warmup", "train.seed=0", "sample.sampler=ancestral", "sample.num_sampler_steps=0",
     "schedule.num_steps=20", "optim.warmup_steps=2", "train.batch_size=8",
     "train.num_steps=8", "train.num_devices=1", "train.log_every_steps=2", "train.checkpoint_every_steps=2",

@@ -130,7 +130,7 @@ CASES = [
      "{unet.}num_heads must divide the width"),
     (lambda: check_unet(UNet(), (33, 32)), ["model.name=unet", "unet.channel_mults=1,1", "data.image_size=33,32"],
      "{data.}image_size must be divisible by "),
-    (lambda: make_ema_decay(1.0), ["optim.ema_decay=1.0"], "{optim.ema_}decay must be in [0, 1); got 1.0"),
+    (lambda: make_ema_decay(1.0), ["optim.ema_decays=1.0"], "{optim.ema_}decay{s} must be in [0, 1); got 1.0"),
     (lambda: make_ema_decay(0.5, start="x"), ["optim.ema_start=x"], "{optim.ema_}start must be one of ["),
 ]  # fmt: skip
 

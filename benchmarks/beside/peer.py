@@ -162,7 +162,7 @@ def _train(job: Job, peer: Peer) -> Callable[[], None]:
         adam.step()
         adam.zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_lerp_(ema, params, 1 - facts["optim.ema_decay"])
+            torch._foreach_lerp_(ema, params, 1 - facts["optim.ema_decays"][0])
         peer.finish()
 
     return call

@@ -189,10 +189,11 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     optimizer = objective.optimizer(training_factory.build_optimizer(config))
     train_step = training_factory.build_train_step(config, mesh, objective, condition, optimizer)
     image_shape = config_checks.image_shape_of(config)
+    ema_names = tuple(training_factory.build_ema_decays(config))
 
     def init(key: jax.Array) -> TrainState:
         params = objective.init_params(key, image_shape, example_condition(condition))
-        return init_state(params, optimizer, objective.init_extra())
+        return init_state(params, optimizer, ema_names, objective.init_extra())
 
     return Experiment(config, mesh, objective, condition, init, train_step, *_sampler_tables(config, mesh, objective))
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.config_json import check_storable, whole_config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override, flatten
-from ddpm_jax.experiment.moved_fields import MOVED, moved_fields_in
+from ddpm_jax.experiment.moved_fields import MOVED, moved_fields_in, new_form
 from ddpm_jax.experiment.packaged_configs import base_config, experiments_folder, packaged_experiments, packaged_module
 from ddpm_jax.runtime.errors import UserError, did_you_mean
 
@@ -93,7 +93,8 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         check_storable(field, value)
         if field in MOVED:
             raise UserError(
-                f"config file {name_or_path!r} sets {field!r}, which is now {MOVED[field]!r}; correct the file"
+                f"config file {name_or_path!r} sets {field!r}, which is now {MOVED[field]!r}{new_form(field)}; "
+                "correct the file"
             )
     return _with_overrides(config, overrides)
 

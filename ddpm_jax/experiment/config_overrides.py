@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.moved_fields import MOVED
+from ddpm_jax.experiment.moved_fields import MOVED, new_form
 from ddpm_jax.runtime.errors import UserError
 
 _TRUE, _FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
@@ -71,7 +71,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
 def _unknown_field(field: str, fields: Sequence[str]) -> UserError:
     """The error for a `field` that is none of `fields`."""
     if field in MOVED:
-        return UserError(f"config field {field!r} is now {MOVED[field]!r}")
+        return UserError(f"config field {field!r} is now {MOVED[field]!r}{new_form(field)}")
     inside = [known for known in fields if known.startswith(f"{field}.")]
     if inside:
         return UserError(f"config field {field!r} is a group; set one of its fields, such as {inside[0]!r}")

@@ -3,6 +3,7 @@ is told the new one.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 _OF_THE_UNET = (
@@ -10,19 +11,31 @@ _OF_THE_UNET = (
     "num_heads", "head_channels", "scale_shift_norm", "resample_in_blocks", "down_padding", "embedding_order",
     "embedding_spacing", "time_scale", "conv_in_channels",
 )  # fmt: skip
-MOVED = {f"model.{name}": f"unet.{name}" for name in _OF_THE_UNET}
+MOVED = {f"model.{name}": f"unet.{name}" for name in _OF_THE_UNET} | {"optim.ema_decay": "optim.ema_decays"}
+
+# Old name -> what makes its value that of the new name, and what that is, where the two differ.
+_CONVERTED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "optim.ema_decay": (lambda decay: (decay,), "a tuple such as (0.9999,)"),
+}
 
 
 def with_new_names(groups: dict[str, Any]) -> dict[str, Any]:
-    """The config `{"group": {"field": value}}` of a run of any age, by today's names."""
+    """The config `{"group": {"field": value}}` of a run of any age, by today's names and with their kinds of values."""
     renamed = {group: dict(fields) if isinstance(fields, dict) else fields for group, fields in groups.items()}
     for old, new in MOVED.items():
         (old_group, old_name), (new_group, new_name) = old.split("."), new.split(".")
         if isinstance(renamed.get(old_group), dict) and old_name in renamed[old_group]:
-            renamed.setdefault(new_group, {})[new_name] = renamed[old_group].pop(old_name)
+            value = renamed[old_group].pop(old_name)
+            renamed.setdefault(new_group, {})[new_name] = _CONVERTED[old][0](value) if old in _CONVERTED else value
     return renamed
+
+
+def new_form(old: str) -> str:
+    """What to say of the value of a moved field, after its new name: ", a tuple such as (0.9999,)", or nothing."""
+    return f", {_CONVERTED[old][1]}" if old in _CONVERTED else ""
 
 
 def moved_fields_in(text: str) -> list[str]:
     """What to say of each moved field in `text`: "model.channels is now unet.channels"."""
-    return [f"{old} is now {new}" for old, new in MOVED.items() if re.search(rf"\b{re.escape(old)}\b", text)]
+    found = [old for old in MOVED if re.search(rf"\b{re.escape(old)}\b", text)]
+    return [f"{old} is now {MOVED[old]}{new_form(old)}" for old in found]

@@ -1,6 +1,7 @@
 """The state that a run goes on from: of its newest checkpoint, or of imported weights."""
 
 import jax
+from jaxtyping import PyTree
 
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.build import Experiment
@@ -39,10 +40,17 @@ def saved_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState 
 
 
 def _begin_from_import(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
-    """A fresh state with the weights of step 0: its optimiser may be another one than that of the import."""
-    weights = {}
-    for item in ("params", "ema_params"):
+    """A fresh state with the weights of step 0: its optimiser and its averages may be others than the import's.
+
+    Every average starts at the imported one.
+    """
+
+    def imported(item: str) -> PyTree:
         _, tree = checkpoints.restore_params(item, 0)
         model_factory.check_params(experiment.config, experiment.model, tree)
-        weights[item] = jax.device_put(tree, getattr(experiment.state_sharding, item))
-    return experiment.fresh_state().replace(**weights)
+        return tree
+
+    sharding = experiment.state_sharding
+    params, average = jax.device_put(imported("params"), sharding.params), imported("ema_params")
+    ema = {name: jax.device_put(average, where) for name, where in sharding.ema.items()}
+    return experiment.fresh_state().replace(params=params, ema=ema)

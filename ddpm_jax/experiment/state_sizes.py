@@ -43,12 +43,12 @@ def abstract_condition(experiment: Experiment, batch_size: int) -> dict[str, jax
 
 
 def state_bytes(experiment: Experiment) -> dict[str, int]:
-    """What a device holds before the first step: parameters, EMA, optimiser state, batch; and one gradient."""
+    """What a device holds before the first step: parameters, all averages, optimiser state, batch; and one gradient."""
     state = experiment.abstract_state
     return {
         "params": device_bytes(state.params),
-        "ema": device_bytes(state.ema_params),
-        "optimizer": device_bytes((state.step, state.opt_state, state.t_history)),
+        "ema": device_bytes(state.ema),
+        "optimizer": device_bytes((state.step, state.opt_state, state.extra)),
         "batch": device_bytes(abstract_batch(experiment)),
         "gradients": device_bytes(state.params),  # a gradient is as large as what it is of
     }

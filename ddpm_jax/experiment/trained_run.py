@@ -24,10 +24,9 @@ from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf
 from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.experiment.sampler_flags import choose_sampler
 from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.training.optimizer import ema_name
+from ddpm_jax.training.train_state import ema_item
 from ddpm_jax.workdir.checkpoints import Checkpoints
-
-WEIGHTS = {"ema": "ema_params", "raw": "params"}
-
 
 # What may be said anew of a run that is measured: which images, and where they are.
 DATA_FIELDS = ("data.name", "data.path", "data.data_dir", "data.split", "data.eval_split")
@@ -185,12 +184,11 @@ def open_trained_run(workdir: str, *, step: int | None = None, best: bool = Fals
     Args:
       step: which; None for the newest that can be read.
       best: the one with the lowest eval loss instead.
-      weights: "ema" or "raw".
+      weights: "ema" for the first average, "ema/NAME" for one by its decay, such as "ema/0.9999", or "raw".
 
     Raises:
       UserError: no such folder, checkpoint or weights; both `step` and `best`.
     """
-    check_one_of("--weights", weights, WEIGHTS)
     if best and step is not None:
         raise UserError(f"--best and --step={step} both choose a checkpoint: give one of them")
     if not os.path.isdir(workdir):
@@ -199,7 +197,7 @@ def open_trained_run(workdir: str, *, step: int | None = None, best: bool = Fals
     try:
         if best:
             step = checkpoints.best_step()
-        step, params = checkpoints.restore_params(WEIGHTS[weights], step)
+        step, params = checkpoints.restore_params(lambda config_json: _item_of(weights, config_json), step)
         _, config_json = checkpoints.restore_config(step)
     finally:
         checkpoints.close()
@@ -210,3 +208,12 @@ def open_trained_run(workdir: str, *, step: int | None = None, best: bool = Fals
             f"{config.objective.name!r}: it draws no images"
         )
     return TrainedRun(step, config, params)
+
+
+def _item_of(weights: str, config_json: str) -> str:
+    """The item of a checkpoint that holds `weights`, of those that its config names; UserError for any others."""
+    names = [ema_name(decay) for decay in with_defaults(config_from_json(config_json)).optim.ema_decays]
+    items = {"ema": ema_item(names[0], names[0]), "raw": "params"}
+    items |= {f"ema/{name}": ema_item(name, names[0]) for name in names}
+    check_one_of("--weights", weights, items)
+    return items[weights]

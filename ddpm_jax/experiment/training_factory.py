@@ -20,7 +20,7 @@ from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.training.objective import Objective
-from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.optimizer import StepFn, make_ema_decays, make_learning_rate, make_optimizer
 from ddpm_jax.training.train_step import TrainStep, make_train_step
 
 NONFINITE = ("stop", "skip", "rewind")  # what becomes of a loss that is not finite
@@ -55,6 +55,13 @@ def build_timestep_sampler(config: ConfigDict) -> TimestepSampler:
     """Which t the images of a batch are trained at."""
     with fields_named("train", {"name": "train.time_sampler"}):
         return make_timestep_sampler(config.train.time_sampler, config.schedule.num_steps)
+
+
+def build_ema_decays(config: ConfigDict) -> dict[str, StepFn]:
+    """The decays of the averages by name; the first is the one that is sampled."""
+    optim = config.optim
+    with fields_named("optim", {"decay": "optim.ema_decays", "decays": "optim.ema_decays", "start": "optim.ema_start"}):
+        return make_ema_decays(optim.ema_decays, start=optim.ema_start)
 
 
 def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
@@ -110,12 +117,10 @@ def build_train_step(
     num_parts = optim.clip_replicas or train.grad_accum_steps
     with fields_named("train"):
         check_batch_size(train.batch_size, mesh, num_parts)
-    with fields_named("optim", {"decay": "optim.ema_decay", "start": "optim.ema_start"}):
-        ema_decay = make_ema_decay(optim.ema_decay, start=optim.ema_start)
     return make_train_step(
         objective,
         optimizer,
-        ema_decay=ema_decay,
+        ema_decays=build_ema_decays(config),
         spec=condition,
         drop_rate=config.condition.drop_rate,
         flip=config.data.flip,

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from ddpm_jax.experiment import config_checks, model_factory, sampler_factory, training_factory
 from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_json import config_to_json
+from ddpm_jax.experiment.objective_factory import build_objective
 from ddpm_jax.interchange.imported_model import Imported
 from ddpm_jax.runtime.atomic_files import new_folder
-from ddpm_jax.training.train_state import TrainState
+from ddpm_jax.training.train_state import init_state
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
@@ -31,11 +32,12 @@ def write_workdir(imported: Imported, workdir: str | os.PathLike) -> None:
     """
     config = imported.config
     check_imported(config)
-    optimizer = training_factory.build_optimizer(config)
-    time_sampler = training_factory.build_timestep_sampler(config)
+    objective, ema_names = build_objective(config), tuple(training_factory.build_ema_decays(config))
+    optimizer = objective.optimizer(training_factory.build_optimizer(config))
     with new_folder("--workdir", workdir) as folder:
         params, ema_params = (jax.tree.map(jnp.asarray, tree) for tree in (imported.params, imported.ema_params))
-        state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), time_sampler.init())
+        state = init_state(params, optimizer, ema_names, objective.init_extra())
+        state = state.replace(ema=dict.fromkeys(ema_names, ema_params))
         config_json = config_to_json(config)
         checkpoints = Checkpoints(str(folder), create=True)
         try:

@@ -75,16 +75,19 @@ class DiffusionObjective(Objective):
         """Those of the network, for x_0 of such images."""
         return init_params(self.model, key, self.codec.x_0_shape(image_shape), condition)
 
-    def init_extra(self) -> PyTree:
-        """The history of the time sampler."""
-        return self.time_sampler.init()
+    def init_extra(self) -> dict[str, PyTree]:
+        """The history of the time sampler, if it has one."""
+        history = self.time_sampler.init()
+        return {} if history is None else {"t_history": history}
 
-    def draw(self, frozen: Codec, batch: Batch, key: Key[Array, ""], extra: PyTree) -> tuple[Drawn, Float[Array, "B"]]:
+    def draw(
+        self, frozen: Codec, batch: Batch, key: Key[Array, ""], extra: Mapping[str, PyTree]
+    ) -> tuple[Drawn, Float[Array, "B"]]:
         """x_0, t and eps; the weights are those of the time sampler."""
         _, key_t, key_eps, _ = jax.random.split(key, 4)
         of_codec = sample_keys(purpose_key(key, Purpose.ENCODE, 0), jnp.arange(len(batch.image)))
         x_0 = frozen.encode(batch.image, of_codec)
-        t, weights = self.time_sampler.sample(extra, key_t, x_0.shape[0])
+        t, weights = self.time_sampler.sample(extra.get("t_history"), key_t, x_0.shape[0])
         return Drawn(x_0, t, jax.random.normal(key_eps, x_0.shape), batch.condition), weights
 
     def losses(
@@ -99,8 +102,8 @@ class DiffusionObjective(Objective):
         return self.loss_fn(model_fn, x_0=drawn.x_0, t=drawn.t, eps=drawn.eps), None
 
     def update(
-        self, extra: PyTree, drawn: Drawn, weights: Float[Array, "B"], losses: Losses, of_parts: Any
-    ) -> tuple[PyTree, dict[str, Binned]]:
+        self, extra: Mapping[str, PyTree], drawn: Drawn, weights: Float[Array, "B"], losses: Losses, of_parts: Any
+    ) -> tuple[Mapping[str, PyTree], dict[str, Binned]]:
         """The time sampler's history, and the loss in quarters of 0..T-1."""
         del of_parts
         # Sums, not products of matrices: a TPU rounds what goes into those to bfloat16.
@@ -108,7 +111,9 @@ class DiffusionObjective(Objective):
         by_t = Binned(
             jnp.sum((weights * losses["loss"])[:, None] * which, axis=0), jnp.sum(weights[:, None] * which, axis=0)
         )
-        return self.time_sampler.update(extra, drawn.t, losses["loss"]), {"loss_t": by_t}
+        if "t_history" in extra:
+            extra = {"t_history": self.time_sampler.update(extra["t_history"], drawn.t, losses["loss"])}
+        return extra, {"loss_t": by_t}
 
     def eval_losses(
         self, params: PyTree, frozen: Codec, batch: Batch, ids: Int[Array, "B"], key: Key[Array, ""]

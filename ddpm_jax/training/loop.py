@@ -140,6 +140,7 @@ def _all_finite(tree: PyTree) -> Array:
 
 def _check_finite(state: TrainState, step: int) -> None:
     """The loss of `step` was finite before its update; the parameters after it may not be."""
-    for name in ("params", "ema_params"):
-        if not _all_finite(getattr(state, name)):
+    averages = {f"ema/{name}": tree for name, tree in state.ema.items()}
+    for name, tree in {"params": state.params, **averages}.items():
+        if not _all_finite(tree):
             raise NonFiniteError(step, f"{name} became NaN or infinite")

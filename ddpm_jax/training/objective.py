@@ -35,9 +35,12 @@ class Objective(abc.ABC):
     ) -> PyTree:
         """Parameters to start from; `condition` is that of one image, [1, ...] an entry."""
 
-    def init_extra(self) -> PyTree:
-        """What changes in training and is not trained by gradient, such as batch statistics; None for nothing."""
-        return None
+    def init_extra(self) -> Mapping[str, PyTree]:
+        """By name, what changes in training and is not trained by gradient, such as batch statistics.
+
+        Each is an item of a checkpoint; `TrainState` says which names are taken.
+        """
+        return {}
 
     def optimizer(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         """The optimiser of the config, or what is made of it."""
@@ -45,7 +48,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def draw(
-        self, frozen: PyTree, batch: Batch, key: Key[Array, ""], extra: PyTree
+        self, frozen: PyTree, batch: Batch, key: Key[Array, ""], extra: Mapping[str, PyTree]
     ) -> tuple[PyTree, Float[Array, "B"]]:
         """All that a step needs of its batch, [B, ...] a leaf, and the weight of each image in the mean of the losses.
 
@@ -55,7 +58,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def losses(
-        self, params: PyTree, frozen: PyTree, drawn: PyTree, key: Key[Array, ""], extra: PyTree
+        self, params: PyTree, frozen: PyTree, drawn: PyTree, key: Key[Array, ""], extra: Mapping[str, PyTree]
     ) -> tuple[Losses, PyTree]:
         """The losses of a part of the batch, of which the weighted mean of "loss" is minimised; and anything else that
         `update` needs of the part.
@@ -66,8 +69,8 @@ class Objective(abc.ABC):
         """
 
     def update(
-        self, extra: PyTree, drawn: PyTree, weights: Float[Array, "B"], losses: Losses, of_parts: PyTree
-    ) -> tuple[PyTree, Mapping[str, PyTree]]:
+        self, extra: Mapping[str, PyTree], drawn: PyTree, weights: Float[Array, "B"], losses: Losses, of_parts: PyTree
+    ) -> tuple[Mapping[str, PyTree], Mapping[str, PyTree]]:
         """The next `extra`, and metrics beside the means of the losses: scalars, or `metrics_window.Binned`.
 
         Args:

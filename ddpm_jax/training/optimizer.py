@@ -1,6 +1,6 @@
-"""Learning rate, Adam, clipping by the global norm, and the decay of the EMA."""
+"""Learning rate, Adam, clipping by the global norm, and the exponential moving averages (EMA)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +90,41 @@ def make_ema_decay(decay: float, *, start: str = "warmup") -> StepFn:
         return jnp.where((start == "copy_first") & (n == 0), 0.0, decay)
 
     return ema_decay
+
+
+def ema_name(decay: float) -> str:
+    """The name of the average of this decay: the shortest text that reads back as it, such as "0.9999"."""
+    return repr(float(decay))
+
+
+def make_ema_decays(decays: Sequence[float], *, start: str = "warmup") -> dict[str, StepFn]:
+    """Name -> the decay of update n, of one average for each of `decays`; see `make_ema_decay`.
+
+    Raises:
+      UserError: no decay, one that is given twice or lies outside [0, 1), or an unknown start.
+
+    Example:
+      >>> list(make_ema_decays([0.9999, 0.999]))
+      ['0.9999', '0.999']
+    """
+    by_name = {ema_name(decay): make_ema_decay(decay, start=start) for decay in decays}
+    if not by_name or len(by_name) < len(decays):
+        raise UserError(f"{arg('decays')} must be at least one decay, and all different; got {tuple(decays)}")
+    return by_name
+
+
+def update_averages(
+    ema: Mapping[str, PyTree], params: PyTree, step: Int[Array, ""], decays: Mapping[str, StepFn]
+) -> dict[str, PyTree]:
+    """ema <- decay_n * ema + (1 - decay_n) * params for each average, n the update `step`.
+
+    Raises:
+      UserError: `ema` holds other averages than `decays`.
+    """
+    if ema.keys() != decays.keys():
+        raise UserError(f"the averages of the state must be those of the decays, {sorted(decays)}; got {sorted(ema)}")
+
+    def updated(average: PyTree, decay: Float[Array, ""]) -> PyTree:
+        return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
+
+    return {name: updated(ema[name], decay_fn(step)) for name, decay_fn in decays.items()}

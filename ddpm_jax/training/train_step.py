@@ -1,6 +1,6 @@
 """The pure train step: uint8 images in, the next state and a few numbers out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ddpm_jax.data.condition import Condition, ConditionSpec, drop, has_null, mi
 from ddpm_jax.diffusion.rng import Purpose, purpose_key
 from ddpm_jax.runtime.errors import UserError, arg
 from ddpm_jax.training.objective import Losses, Objective
-from ddpm_jax.training.optimizer import StepFn, clip_by_global_norm, global_norm
+from ddpm_jax.training.optimizer import StepFn, clip_by_global_norm, global_norm, update_averages
 from ddpm_jax.training.train_state import TrainState
 
 Metrics = dict[str, PyTree]
@@ -80,7 +80,7 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: StepFn,
+    ema_decays: Mapping[str, StepFn],
     spec: ConditionSpec | None = None,
     drop_rate: float = 0.0,
     flip: bool = False,
@@ -99,7 +99,7 @@ def make_train_step(
 
     Args:
       objective: such as `DiffusionObjective`.
-      ema_decay: update number -> the decay.
+      ema_decays: by the name of each average, update number -> its decay.
       spec: what is known of the condition's entries; {} for none.
       drop_rate: probability with which an image's whole condition is replaced by its null, for classifier-free
         guidance (Ho and Salimans 2022, algorithm 1).
@@ -140,21 +140,20 @@ def make_train_step(
         key = jax.random.fold_in(key_train, state.step)
         key_flip, _, _, key_losses = jax.random.split(key, 4)
         batch = augmented(batch, key_flip, purpose_key(key_train, Purpose.CONDITION_DROP, state.step))
-        drawn, weights = objective.draw(frozen, batch, key, state.t_history)
+        drawn, weights = objective.draw(frozen, batch, key, state.extra)
 
-        grads, losses, of_parts = gradient(state.params, key_losses, frozen, state.t_history, weights, drawn)
+        grads, losses, of_parts = gradient(state.params, key_losses, frozen, state.extra, weights, drawn)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(state.step)
-        ema_params = jax.tree.map(lambda ema, new: decay * ema + (1.0 - decay) * new, state.ema_params, params)
-        extra, of_objective = objective.update(state.t_history, drawn, weights, losses, of_parts)
+        ema = update_averages(state.ema, params, state.step, ema_decays)
+        extra, of_objective = objective.update(state.extra, drawn, weights, losses, of_parts)
         metrics = {
             **{name: jnp.mean(weights * part) for name, part in losses.items()},
             "grad_norm": global_norm(grads),
             "param_norm": global_norm(params),
             **of_objective,
         }
-        new = TrainState(state.step + 1, params, ema_params, opt_state, extra)
+        new = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, extra=extra)
         if skip_nonfinite:
             is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
             new = jax.tree.map(lambda now, before: jnp.where(is_finite, now, before), new, state)

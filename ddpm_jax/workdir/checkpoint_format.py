@@ -1,7 +1,7 @@
 """The version of what a checkpoint holds, kept with each, and the way from every earlier version to this one.
 
 It lies in the item `config` beside the config itself, so that it is committed together with the arrays:
-{"config": "...", "format_version": 2, "written_by": {"ddpm_jax": "0.1.0", "jax": "0.10.2", ...}}.
+{"config": "...", "format_version": 3, "written_by": {"ddpm_jax": "0.1.0", "jax": "0.10.2", ...}}.
 """
 
 import importlib.metadata
@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 from ddpm_jax.runtime.errors import UserError
 
-# 1: the config alone, without a version. 2: with the version and what wrote it.
-FORMAT_VERSION = 2
+# 1: the config alone, without a version. 2: with the version and what wrote it. 3: there may be several averages of the
+# parameters, and the config names them: the item ema_params is the first, and the others are ema_NAME.
+FORMAT_VERSION = 3
 
 # Version -> what makes its item `config` that of the next version.
 MIGRATIONS: dict[int, Callable[[dict], dict]] = {
     1: lambda item: item | {"written_by": {}},
+    2: lambda item: item,  # one average, in ema_params
 }
 
 _LIBRARIES = ("ddpm_jax", "jax", "flax", "optax", "orbax-checkpoint")

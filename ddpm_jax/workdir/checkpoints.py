@@ -1,12 +1,11 @@
-"""Checkpoints by Orbax: the fields of a train state and the config of a step as separate items.
+"""Checkpoints by Orbax: the trees of a train state and the config of a step as separate items.
 
-Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and whatever other fields the state has;
-beside them manifest.json, the digests of all these files. The newest and the best are kept.
+Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and whatever other items the state has, such
+as ema_0.999; beside them manifest.json, the digests of all these files. The newest and the best are kept.
 """
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -31,12 +30,15 @@ BEST_METRIC = "eval_loss"
 
 @runtime_checkable
 class State(Protocol):
-    """A `flax.struct.dataclass`: its step, and trees of arrays by name, each an item; None is no item."""
+    """A step, and trees of arrays, each an item of its own."""
 
     step: jax.Array
 
-    def replace(self, **fields: Any) -> "State":
-        """A copy with other fields."""
+    def items(self) -> dict[str, Any]:
+        """The trees by the names of their items."""
+
+    def with_items(self, step: jax.Array, items: Mapping[str, Any]) -> "State":
+        """A copy of another step with other trees."""
 
 
 class Checkpoints:
@@ -112,7 +114,7 @@ class Checkpoints:
         self._finish()
         self.check_room(state)
         step = int(state.step)
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items_of(state).items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items().items()}
         items["config"] = ocp.args.JsonSave(config_item(config_json))
         with self._full_disk_named():
             saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
@@ -126,7 +128,7 @@ class Checkpoints:
 
     def check_room(self, state: State) -> None:
         """Raises DiskFullError where the disk has no room for a checkpoint of `state`: arrays, or their shapes."""
-        arrays = jax.tree.leaves(_items_of(state))
+        arrays = jax.tree.leaves(state.items())
         # Compressed they are somewhat smaller: random numbers in float32 by 8 percent.
         num_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays)
         last = self._last()
@@ -150,11 +152,11 @@ class Checkpoints:
         Raises:
           UserError: checkpoints are there but none can be read.
         """
-        targets = _items_of(abstract)
+        targets = abstract.items()
 
         def read(step: int) -> State:
             arrays = self._reader.items(step, targets)
-            return abstract.replace(step=jax.device_put(np.int32(step), abstract.step.sharding), **arrays)
+            return abstract.with_items(jax.device_put(np.int32(step), abstract.step.sharding), arrays)
 
         if not self.steps():
             return None
@@ -162,17 +164,20 @@ class Checkpoints:
         self._move_aside([later for later in self.steps() if later > step])
         return state
 
-    def restore_params(self, item: str, step: int | None = None) -> tuple[int, dict]:
+    def restore_params(self, item: str | Callable[[str], str], step: int | None = None) -> tuple[int, dict]:
         """(step, the NumPy tree of one item), for sampling on any number of devices.
 
         Args:
-          item: "ema_params" or "params".
+          item: such as "ema_params" or "params", or what gives it for the JSON text of the step's config.
           step: None for the newest readable one.
 
         Raises:
           UserError: no checkpoint, not that step, or a damaged one.
         """
-        return self._read(step, lambda step: self._reader.arrays(step, item))
+        def read(step: int) -> dict:
+            return self._reader.arrays(step, item(self._reader.config(step)) if callable(item) else item)
+
+        return self._read(step, read)
 
     def restore_config(self, step: int | None = None) -> tuple[int, str]:
         """(step, the JSON text of its config); raises like `restore_params`."""
@@ -238,11 +243,6 @@ class Checkpoints:
             move_aside(self.directory, steps)
         multi_host.barrier("damaged checkpoints are moved aside")
         self._manager.reload()
-
-
-def _items_of(state: State) -> dict[str, Any]:
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: tree for name, tree in fields.items() if name != "step" and tree is not None}
 
 
 def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:

@@ -30,8 +30,8 @@ def test_state_bytes_are_those_of_the_arrays(tiny_config):
     experiment = build_experiment(tiny_config(*CUT))
     state, sizes = experiment.fresh_state(), state_bytes(experiment)
     assert sizes["params"] == sizes["gradients"] == on_first_device(state.params)
-    assert sizes["ema"] == on_first_device(state.ema_params)
-    assert sizes["optimizer"] == on_first_device((state.step, state.opt_state, state.t_history))
+    assert sizes["ema"] == on_first_device(state.ema)
+    assert sizes["optimizer"] == on_first_device((state.step, state.opt_state, state.extra))
     assert sizes["batch"] == 1 * 8 * 8 * 1  # one picture of eight on each device
     whole = state_bytes(build_experiment(tiny_config(*WIDE, "train.num_devices=8")))
     assert 0.25 * whole["params"] < sizes["params"] < 0.5 * whole["params"]

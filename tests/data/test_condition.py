@@ -29,7 +29,7 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.image_files import save_npz
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.eval_loss import EvalLoss
-from ddpm_jax.training.optimizer import make_ema_decay
+from ddpm_jax.training.optimizer import make_ema_decays
 from ddpm_jax.training.train_state import init_state
 from ddpm_jax.training.train_step import make_train_step
 
@@ -118,13 +118,13 @@ def trained(params):
 
     def trained(num_devices=1, num_parts=1, **fields):
         mesh, optimizer = make_mesh(num_devices), optax.sgd(0.1)
-        decay = make_ema_decay(0.9)
+        ema_decays = make_ema_decays([0.9])
         step_fn = jax.jit(
             make_train_step(
-                OBJECTIVE, optimizer, ema_decay=decay, spec=HINT, num_parts=num_parts, **fields
+                OBJECTIVE, optimizer, ema_decays=ema_decays, spec=HINT, num_parts=num_parts, **fields
             )
         )
-        state = init_state(params, optimizer)
+        state = init_state(params, optimizer, ema_decays)
         transform = lambda batch: put_batch(batch, mesh)  # noqa: E731
         with BatchLoader(
             Hinted(IMAGES), batch_size=8, seed=0, first_step=0, spec=HINT, transform=transform
@@ -160,14 +160,14 @@ def test_what_is_dropped_is_not_seen():
     step_fn = make_train_step(
         DiffusionObjective(Seeing(), make_loss_fn(PROCESS)),
         optax.sgd(1.0),
-        ema_decay=make_ema_decay(0.9),
+        ema_decays=make_ema_decays([0.9]),
         spec=HINT,
         drop_rate=0.25,
     )
     full = {"hint": np.full((4000, 1, 1, 1), 255, np.uint8)}
     batch = Batch(np.zeros((4000, 1, 1, 1), np.uint8), full)
     example = {"hint": np.zeros((1, 1, 1, 1), np.uint8)}
-    state = init_state(init_params(Seeing(), jax.random.key(0), (1, 1, 1), example), optax.sgd(1.0))
+    state = init_state(init_params(Seeing(), jax.random.key(0), (1, 1, 1), example), optax.sgd(1.0), ["0.9"])
     seen.clear()
     jitted = jax.jit(step_fn)
     for step in (0, 0, 1):
@@ -209,7 +209,7 @@ def test_it_is_measured_and_drawn(params, tmp_path):
 
 def test_what_is_refused():
     make = lambda **fields: make_train_step(  # noqa: E731
-        OBJECTIVE, optax.sgd(0.1), ema_decay=make_ema_decay(0.9), **fields
+        OBJECTIVE, optax.sgd(0.1), ema_decays=make_ema_decays([0.9]), **fields
     )
     with pytest.raises(UserError, match=r"drop_rate must be in \[0, 1\); got 1"):
         make(spec=HINT, drop_rate=1.0)

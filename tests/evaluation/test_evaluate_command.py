@@ -220,7 +220,7 @@ def test_the_flow_joins_what_was_measured_before(straight_run, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--weights=exponential"], "--weights must be one of ['ema', 'raw']"),
+        (["--weights=exponential"], "--weights must be one of ['ema', 'ema/0.995', 'raw']"),
         (["--max_images=-1"], "--max_images must be at least 0; got -1"),
         (["--batch_size=-8"], "--batch_size must be at least 0; got -8"),
         (["--seed=-1"], "--seed must be in 0..2^32-1; got -1"),

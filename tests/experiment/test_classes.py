@@ -27,7 +27,7 @@ from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
-from ddpm_jax.training.optimizer import make_ema_decay
+from ddpm_jax.training.optimizer import make_ema_decays
 from ddpm_jax.training.train_state import init_state
 from ddpm_jax.training.train_step import make_train_step
 
@@ -67,10 +67,10 @@ def test_each_picture_trains_its_own_class(num_parts):
     step_fn = make_train_step(
         DiffusionObjective(Constant(), LossFn(Process(SCHEDULE), loss_fn)),
         optax.sgd(1.0),
-        ema_decay=make_ema_decay(0.9),
+        ema_decays=make_ema_decays([0.9]),
         num_parts=num_parts,
     )
-    state = init_state(jax.tree.map(jnp.asarray, PARAMS), optax.sgd(1.0))
+    state = init_state(jax.tree.map(jnp.asarray, PARAMS), optax.sgd(1.0), ["0.9"])
     new, _ = jax.jit(step_fn)(state, Batch(IMAGES, {"label": LABELS}), jax.random.key(0))
     _, _, key_eps, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 4)
     eps = np.asarray(jax.random.normal(key_eps, IMAGES.shape)).mean((1, 2, 3))

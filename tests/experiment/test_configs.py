@@ -153,7 +153,8 @@ def test_the_papers_quirks():
         assert config.schedule.to_dict() == dict(
             name="linear", num_steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=False
         )
-        assert (config.optim.learning_rate, config.optim.warmup_steps, config.optim.ema_decay) == (2e-4, 5000, 0.9999)
+        assert (config.optim.learning_rate, config.optim.warmup_steps) == (2e-4, 5000)
+        assert config.optim.ema_decays == (0.9999,)
         assert (config.train.batch_size, config.train.num_steps, config.unet.dropout) == (128, 800_000, 0.1)
         assert config.data.flip and config.diffusion.variance == "fixed_large"
 
@@ -206,5 +207,5 @@ def test_openais_optimiser():
         optim = load_config(name).optim
         assert (optim.warmup_steps, optim.decay_steps, optim.grad_clip, optim.clip_replicas) == (0, 0, 0.0, 0)
         assert (optim.b1, optim.b2, optim.eps) == (0.9, 0.999, 1e-8)
-        assert (optim.ema_decay, optim.ema_start) == (0.9999, "constant")
+        assert (optim.ema_decays, optim.ema_start) == ((0.9999,), "constant")
         assert load_config(name).sample.respacing == "250"

@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -189,6 +190,34 @@ def test_a_moved_field_is_named_with_its_new_name(tmp_path):
     assert error_of(load_config, "digits", ["model.channels=64"]) == (
         "config field 'model.channels' is now 'unet.channels'"
     )
+
+
+def test_a_moved_field_of_another_form_says_which(tmp_path):
+    own, form = tmp_path / "mine.py", "a tuple such as (0.9999,)"
+    own.write_text(
+        "from ddpm_jax.configs import base\n\ndef get_config():\n    c = base.get_config()\n"
+        "    c.optim.ema_decay = 0.99\n    return c\n"
+    )
+    assert error_of(load_config, str(own)) == (
+        f"config file {own}, line 5: optim.ema_decay is now optim.ema_decays, {form}; correct the file"
+    )
+    own.write_text(own.read_text().replace("get_config()\n    c.", "get_config().unlock()\n    c."))
+    assert error_of(load_config, str(own)) == (
+        f"config file {str(own)!r} sets 'optim.ema_decay', which is now 'optim.ema_decays', {form}; correct the file"
+    )
+    assert error_of(load_config, "digits", ["optim.ema_decay=0.99"]) == (
+        f"config field 'optim.ema_decay' is now 'optim.ema_decays', {form}"
+    )
+
+
+def test_a_saved_config_of_one_decay_has_a_tuple_of_it(tmp_path):
+    config = load_config("digits", ["optim.ema_decays=0.99"])
+    text = config_to_json(config)
+    old = re.sub(r'"ema_decays": \[0.99\]', '"ema_decay": 0.99', text)
+    assert old != text and config_from_json(old) == config
+    (tmp_path / "config.json").write_text(old)
+    assert load_config(str(tmp_path / "config.json")) == config
+    check_same_run(config_from_json(old), config)
 
 
 def test_get_config_of_another_type(tmp_path):

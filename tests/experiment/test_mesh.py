@@ -14,7 +14,7 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 # Wide enough that most parameters have the 1,024 numbers from which they are cut.
-WIDE = ("conv_net.channels=32", "optim.learning_rate=2e-4")
+WIDE = ("conv_net.channels=32", "optim.learning_rate=2e-4", "optim.ema_decays=0.9,0.5", "optim.ema_start=constant")
 # (devices, mesh.fsdp): data alone, parameters alone, both.
 MESHES = ((1, 1), (2, 1), (4, 2), (8, 1), (8, 8))
 
@@ -44,6 +44,7 @@ def test_trains_alike_on_every_mesh(trained, devices, fsdp):
     _, wanted, one = trained(1, 1)
     _, losses, state = trained(devices, fsdp)
     np.testing.assert_allclose(losses, wanted, rtol=1e-6)
+    assert state.primary == "0.9" and state.ema.keys() == {"0.9", "0.5"}
     # Adam divides by sqrt(nu): where a gradient is noise, so is its update, of at most the learning rate a step.
     params = [jax.tree.leaves(jax.device_get(s.params)) for s in (one, state)]
     far = [np.abs(a - b) for a, b in zip(*params, strict=True)]
@@ -55,7 +56,7 @@ def test_parameters_moments_and_ema_are_cut_alike(trained):
     experiment, _, state = trained(8, 8)
     moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
     total, here = 0, 0
-    for tree in (state.params, state.ema_params, *moments):
+    for tree in (state.params, *state.ema.values(), *moments):
         for leaf, like in zip(jax.tree.leaves(tree), jax.tree.leaves(state.params), strict=True):
             assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
             assert len(leaf.sharding.device_set) == 8

@@ -132,7 +132,7 @@ def equal(one, other):
 
 CLASSIFIER = (
     "objective.name=noised_classifier", "model.num_classes=10", "optim.learning_rate=0.05", "train.batch_size=64",
-    "optim.ema_decay=0.5", "train.grad_accum_steps=2", "train.num_devices=2",
+    "optim.ema_decays=0.5", "train.grad_accum_steps=2", "train.num_devices=2",
 )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_a_classifier_skips_what_is_not_finite(own_objectives, tiny_config, monk
 
 
 def test_two_players_take_their_own_steps(own_objectives, tiny_config, tmp_path):
-    config = tiny_config(*SHORT, "objective.name=two_players", "optim.ema_decay=0.9", "optim.ema_start=constant")
+    config = tiny_config(*SHORT, "objective.name=two_players", "optim.ema_decays=0.9", "optim.ema_start=constant")
     train(config, str(tmp_path / "a"))
     experiment = build_experiment(config)
     source, means = experiment.source(), []

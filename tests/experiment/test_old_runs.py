@@ -25,7 +25,7 @@ OVERRIDES = (
     "diffusion.variance=learned_range", "diffusion.loss=hybrid", "model.num_classes=10", "unet.dropout=0.1",
     "unet.channels=4", "unet.num_groups=2", "unet.channel_mults=1", "unet.attention_resolutions=",
     "unet.num_res_blocks=1", "optim.learning_rate=1e-3", "optim.decay_steps=0", "optim.grad_clip=1",
-    "optim.ema_decay=0.995", "optim.ema_start=warmup", "optim.warmup_steps=2", "train.seed=0",
+    "optim.ema_decays=0.995", "optim.ema_start=warmup", "optim.warmup_steps=2", "train.seed=0",
     "train.time_sampler=loss_second_moment", "train.batch_size=8", "train.num_devices=1", "train.num_steps=4",
     "train.log_every_steps=2", "train.checkpoint_every_steps=4", "train.sample_every_steps=0",
     "train.keep_checkpoints=10", "sample.sampler=ancestral", "sample.num_grid=4", "sample.batch_size=8",
@@ -83,7 +83,7 @@ def test_every_array_is_restored(old_run, expected):
     restored = by_path(state.params, "4/params") | by_path(state.ema_params, "4/ema_params")
     for name, value in restored.items():
         np.testing.assert_array_equal(value, kept.pop(name))
-    for item, tree in (("4/opt_state", state.opt_state), ("4/t_history", state.t_history)):
+    for item, tree in (("4/opt_state", state.opt_state), ("4/t_history", state.extra["t_history"])):
         values = [value for name, value in kept.items() if name.startswith(item)]
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
         assert sorted(leaf.tobytes() for leaf in leaves) == sorted(value.tobytes() for value in values)

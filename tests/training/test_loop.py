@@ -29,7 +29,7 @@ def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=
         values = {"loss": step, "grad_norm": 2 * step} | (bad[1] if bad and step == bad[0] else {})
         metrics = {name: jnp.float32(value) for name, value in values.items()}
         metrics["loss_t"] = Binned(jnp.array([step, 0.0, 2.0, 0.0]), jnp.array([step, 0.0, 1.0, 0.0]))
-        return TrainState(jnp.int32(step), {"w": jnp.ones(1)}, {"w": jnp.ones(1)}, ()), metrics
+        return TrainState(jnp.int32(step), {"w": jnp.ones(1)}, {}, (), primary="0.9"), metrics
 
     def save(state):
         saved.append(int(state.step))
@@ -39,7 +39,7 @@ def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=
         drawn.append(int(state.step))
         return {"sample_mean_c1": 3.0}
 
-    first = TrainState(jnp.int32(start), {"w": jnp.ones(1)}, {"w": jnp.ones(1)}, ())
+    first = TrainState(jnp.int32(start), {"w": jnp.ones(1)}, {}, (), primary="0.9")
     with Reporter(tmp_path, start_step=start, print_line=lambda line: None) as reporter:
         state = run_loop(
             first,

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.training.optimizer import make_ema_decay, make_learning_rate, make_optimizer
+from ddpm_jax.training.optimizer import (
+    make_ema_decay,
+    make_ema_decays,
+    make_learning_rate,
+    make_optimizer,
+    update_averages,
+)
 from ddpm_jax.training.train_state import init_state
 
 
@@ -61,6 +67,44 @@ def test_ema_errors():
         make_ema_decay(0.9, start="warm_up")
 
 
+def test_averages_are_named_by_their_decays():
+    assert list(make_ema_decays([0.99995, 0.9999, 0])) == ["0.99995", "0.9999", "0.0"]
+    for decays in ([], [0.9, 0.5, 0.9]):
+        with pytest.raises(UserError, match="^decays must be at least one decay, and all different; got "):
+            make_ema_decays(decays)
+
+
+def test_averages_of_other_names_are_refused():
+    with pytest.raises(UserError, match=r"must be those of the decays, \['0.5', '0.9'\]; got \['0.9'\]$"):
+        update_averages({"0.9": {}}, {}, jnp.int32(0), make_ema_decays([0.9, 0.5]))
+
+
+@pytest.mark.parametrize("names", [("0.9", "0.5"), ("0.5", "0.9")])
+def test_the_first_average_stays_the_primary_one(names):
+    """JAX returns dicts with their keys sorted."""
+    optimizer = make_optimizer(make_learning_rate(0.1))
+    state = init_state({"w": np.zeros(3)}, optimizer, names, {"t_history": {"a": np.ones(2)}, "mean": np.ones(3)})
+    state = state.replace(ema={name: {"w": np.full(3, float(name))} for name in names})
+    after = jax.jit(lambda state: state)(state)
+    assert after.primary == names[0] and np.all(after.ema_params["w"] == np.float32(names[0]))
+    items = after.items()
+    assert list(items)[0] == "params" and items.keys() == {
+        "params", "ema_params", f"ema_{names[1]}", "opt_state", "t_history", "mean"
+    }  # fmt: skip
+    assert items["ema_params"] is after.ema[names[0]] and items[f"ema_{names[1]}"] is after.ema[names[1]]
+    assert items["mean"].keys() == {"value"}  # Orbax saves no single array
+    again = state.with_items(jnp.int32(7), {name: name for name in items} | {"mean": {"value": "mean"}})
+    assert again == after.replace(
+        step=again.step, params="params", ema={names[0]: "ema_params", names[1]: f"ema_{names[1]}"},
+        opt_state="opt_state", extra={"t_history": "t_history", "mean": "mean"},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="^ema_names must name at least one average; got none"):
+        init_state({}, optimizer, ())
+    for name in ("params", "config", "ema_0.5"):
+        with pytest.raises(ValueError, match=f"extra must not have the names .*; got \\['{name}'\\]"):
+            init_state({}, optimizer, names, {name: {}})
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
 def test_optimizer_is_adam_after_the_clip(clip):
     b1, b2, eps, rate = 0.8, 0.95, 1e-3, 0.1
@@ -92,7 +136,7 @@ def test_first_step_zero_changes_nothing():
 
 def test_init_state_shares_no_buffer():
     """Two names of one buffer could not both be donated."""
-    state = init_state({"w": jnp.ones(3)}, make_optimizer(make_learning_rate(0.1)))
+    state = init_state({"w": jnp.ones(3)}, make_optimizer(make_learning_rate(0.1)), ["0.9", "0.5"])
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     assert int(step(state).step) == 1
-    assert state.params["w"].is_deleted() and state.ema_params["w"].is_deleted()
+    assert all(tree["w"].is_deleted() for tree in (state.params, *state.ema.values()))

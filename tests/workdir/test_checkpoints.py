@@ -161,9 +161,9 @@ def test_round_trip(straight_run, state_of, tiny_config):
     """What sampling reads is what training saved, in NumPy, with the config of the run."""
     checkpoints = Checkpoints(str(straight_run))
     saved = state_of(straight_run, 8)
-    for item in ("params", "ema_params"):
+    for item, field in (("params", "params"), ("ema_params", "ema['0.995']")):
         step, tree = checkpoints.restore_params(item)
-        leaves = {f".{item}{jax.tree_util.keystr(path)}": leaf
+        leaves = {f".{field}{jax.tree_util.keystr(path)}": leaf
                   for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}  # fmt: skip
         assert step == 8 and all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
         assert same_bits(leaves, {name: saved[name] for name in leaves})

@@ -89,7 +89,7 @@ class KilledRun:
         train(config, str(straight))
         assert self.go_on("never", 0, "before") == 0
         one, other = self.final(self.workdir, config), self.final(straight, config)
-        assert one == other and {name.split("[")[0].split(".")[1] for name in one} >= {"params", "ema_params"}
+        assert one == other and {name.split("[")[0].split(".")[1] for name in one} >= {"params", "ema"}
         losses = [[(line["step"], line["loss"]) for line in read_metrics(path)] for path in (self.workdir, straight)]
         assert losses[0] == losses[1]
         names = [path.name for path in self.workdir.rglob("*")]
