@@ -12,7 +12,7 @@ from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.program_costs import sampler_step_flops, step_memory, train_step_flops
-from ddpm_jax.experiment.state_sizes import kept_bytes, state_bytes
+from ddpm_jax.experiment.state_sizes import average_bytes, kept_bytes, state_bytes
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.devices import platform_of
 from ddpm_jax.runtime.errors import out_of_memory
@@ -20,10 +20,10 @@ from ddpm_jax.runtime.errors import out_of_memory
 STATE_COLUMNS = ("params", "ema", "optimizer", "batch", "gradients", "kept")
 STEP_COLUMNS = ("arguments", "temporaries", "total")
 NOTE = """\
-All bytes are of one device. params, ema, optimizer, batch, gradients and kept follow from shapes and shardings and
-hold on any device; kept is what the forward pass leaves for the backward pass before the compiler fuses anything.
-temporaries is the compiler's plan for all that comes and goes in a step: gradients, activations, and what FSDP
-gathers. total is arguments (params, ema, optimizer, batch) and temporaries."""
+All bytes are of one device. params, ema (all averages), optimizer, batch, gradients and kept follow from shapes and
+shardings and hold on any device; kept is what the forward pass leaves for the backward pass before the compiler fuses
+anything. temporaries is the compiler's plan for all that comes and goes in a step: gradients, activations, and what
+FSDP gathers. total is arguments (params, ema, optimizer, batch) and temporaries."""
 NOTE_ON_CPU = """
 The compiler is XLA's for this CPU. A GPU's or TPU's fuses and orders otherwise: expect another number there, the same
 direction of each switch. Of bfloat16 both kept and temporaries show less than a GPU or TPU gains: CPU convolutions
@@ -83,7 +83,10 @@ def _introduce(experiment: Experiment, say: Callable[[str], None]) -> dict[str, 
     of = "" if platform_of(mesh) == "cpu" else f" of {mesh.devices.flat[0].device_kind}"
     say(f"mesh          {mesh.size} devices{of}: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}")
     say(f"batch         {batch_size} images, {batch_size // mesh.size} on each device")
-    return {"num_params": size, "mesh": dict(mesh.shape), "batch_size": batch_size}
+    averages = average_bytes(experiment)
+    for name, num_bytes in averages.items():
+        say(f"{f'ema/{name}':<13} {mebibytes(num_bytes)} MiB on each device")
+    return {"num_params": size, "mesh": dict(mesh.shape), "batch_size": batch_size, "averages": averages}
 
 
 def _count(experiment: Experiment, say: Callable[[str], None], progress: Callable[[str], None]) -> dict[str, Any]:

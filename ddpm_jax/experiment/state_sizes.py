@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import Condition
+from ddpm_jax.experiment import training_factory
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.runtime.devices import batch_sharded
 
@@ -52,6 +53,12 @@ def state_bytes(experiment: Experiment) -> dict[str, int]:
         "batch": device_bytes(abstract_batch(experiment)),
         "gradients": device_bytes(state.params),  # a gradient is as large as what it is of
     }
+
+
+def average_bytes(experiment: Experiment) -> dict[str, int]:
+    """What a device holds of each average of the parameters, by name; the first is the one that is sampled."""
+    ema = experiment.abstract_state.ema
+    return {name: device_bytes(ema[name]) for name in training_factory.build_ema_decays(experiment.config)}
 
 
 def residual_bytes(function: Callable[..., jax.Array], params: PyTree, *inputs: Any) -> int:

@@ -13,7 +13,7 @@ from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import changed
 from ddpm_jax.experiment.program_costs import flops, sampler_step_flops, step_memory, train_step_flops
-from ddpm_jax.experiment.state_sizes import kept_bytes, residual_bytes, state_bytes
+from ddpm_jax.experiment.state_sizes import average_bytes, kept_bytes, residual_bytes, state_bytes
 from ddpm_jax.runtime.errors import UserError
 
 WIDE = ("conv_net.channels=32",)  # of the small run: arrays that are large enough to be cut by FSDP
@@ -35,6 +35,15 @@ def test_state_bytes_are_those_of_the_arrays(tiny_config):
     assert sizes["batch"] == 1 * 8 * 8 * 1  # one picture of eight on each device
     whole = state_bytes(build_experiment(tiny_config(*WIDE, "train.num_devices=8")))
     assert 0.25 * whole["params"] < sizes["params"] < 0.5 * whole["params"]
+
+
+def test_each_average_costs_a_copy_of_the_parameters(tiny_config):
+    experiment = build_experiment(tiny_config(*CUT, "optim.ema_decays=0.5,0.999,0.9"))
+    sizes, averages = state_bytes(experiment), average_bytes(experiment)
+    assert list(averages) == ["0.5", "0.999", "0.9"]  # as in the config
+    assert set(averages.values()) == {sizes["params"]} and sizes["ema"] == 3 * sizes["params"]
+    one = state_bytes(build_experiment(tiny_config(*CUT)))
+    assert one | {"ema": 3 * one["ema"]} == sizes
 
 
 def test_residuals_are_what_the_way_back_needs():
@@ -136,7 +145,8 @@ def command(tiny_flags, capfd):
 
 def test_the_command_prints_and_writes(command, tmp_path):
     out = tmp_path / "new" / "dry.json"
-    code, text, _ = command("--dry_run", "--devices=8", "--config.mesh.fsdp=8", "--rows=given,remat", f"--out={out}")
+    flags = ("--config.mesh.fsdp=8", "--config.optim.ema_decays=0.995,0.9", "--rows=given,remat", f"--out={out}")
+    code, text, _ = command("--dry_run", "--devices=8", *flags)
     assert code == 0
     report = json.loads(out.read_text())
     assert report["rows"].keys() == {"given", "remat"} and report["mesh"] == {"data": 1, "fsdp": 8}
@@ -144,6 +154,9 @@ def test_the_command_prints_and_writes(command, tmp_path):
     assert row["total"] == row["arguments"] + row["temporaries"] > row["params"]
     assert f"{report['num_params']:,} parameters" in text and "data 1 x fsdp 8" in text
     lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert list(report["averages"]) == ["0.995", "0.9"] and sum(report["averages"].values()) == row["ema"]
+    for name, num_bytes in report["averages"].items():
+        assert f"ema/{name} {mebibytes(num_bytes)} MiB on each device" in lines
     state, step = ("params", "ema", "optimizer", "batch", "gradients", "kept"), ("arguments", "temporaries", "total")
     for columns in (state, step):
         wanted = " ".join(["given", *(mebibytes(row[column]) for column in columns)])
