@@ -90,8 +90,8 @@ def test_the_weights_of_a_name_are_written(two_averages, tmp_path, capsys, weigh
     assert written == sorted(items_of(two_averages, 4, item)[0])
 
 
-def test_another_name_is_refused(two_averages, capsys):
-    argv = [f"--workdir={two_averages}", "--to=x.npz", "--weights=ema/0.99"]
+def test_another_name_is_refused(two_averages, tmp_path, capsys):
+    argv = [f"--workdir={two_averages}", f"--to={tmp_path}/x.npz", "--weights=ema/0.99"]
     assert convert.main(argv) == 2
     assert capsys.readouterr().err == (
         "error: --weights must be one of ['ema', 'ema/0.5', 'ema/0.9', 'raw']; got 'ema/0.99'; did you mean "
