@@ -68,7 +68,7 @@ def test_ema_errors():
 
 
 def test_averages_are_named_by_their_decays():
-    assert list(make_ema_decays([0.99995, 0.9999, 0])) == ["0.99995", "0.9999", "0.0"]
+    assert list(make_ema_decays([0.99995, 0.9999, 0.0])) == ["0.99995", "0.9999", "0.0"]
     for decays in ([], [0.9, 0.5, 0.9]):
         with pytest.raises(UserError, match="^decays must be at least one decay, and all different; got "):
             make_ema_decays(decays)
