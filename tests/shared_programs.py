@@ -6,8 +6,6 @@ tests of whole runs start some hundred of them; the tests that start processes o
 
 import fnmatch
 
-import numpy as np
-
 # Fields that no compiled program depends on.
 NOT_COMPILED = (
     "train.num_steps", "train.keep_checkpoints", "train.nonfinite_limit", "train.wandb_project", "train.seed",
@@ -49,11 +47,9 @@ def share_programs(patch):
     build_generator, build_eval_loss = sampler_factory.build_generator, training.build_eval_loss
     flops, peak = trainer.train_step_flops, {"flops_per_second": 1e11}
 
-    def shared_generator(config, schedule, table, model, mesh):
-        columns = {name: None if value is None else np.asarray(value).tobytes() for name, value in vars(table).items()}
-        sample = tuple(config.sample[name] for name in SAMPLE_FIELDS)
-        key = ("generator", key_of(config, mesh, repr(sorted(columns.items())), sample))
-        return once(key, lambda: build_generator(config, schedule, table, model, mesh))
+    def shared_generator(config, process, table, model, mesh):
+        key = ("generator", key_of(config, mesh, tuple(config.sample[name] for name in SAMPLE_FIELDS)))
+        return once(key, lambda: build_generator(config, process, table, model, mesh)).with_table(table)
 
     def shared_eval_loss(experiment):
         config = experiment.config

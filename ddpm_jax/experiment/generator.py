@@ -1,7 +1,9 @@
 """Images from a trained network, on all devices, in batches, with progress: the host side of sampling."""
 
+import copy
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
+from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, walk_rows
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
@@ -22,16 +24,39 @@ GuidanceOf = Callable[[np.ndarray], Guidance | None]  # numbers of samples, int 
 ConditionOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> their condition
 
 
+CHUNK_ROWS = 20  # room for T = 1000 in 50 chunks; twice that for more steps, and so on
+
+
 def no_condition(ids: np.ndarray) -> dict[str, np.ndarray]:
     """Of a network that is told nothing."""
     del ids
     return {}
 
 
+class Chunk(NamedTuple):
+    """A part of a table: its first `num_rows` rows are walked, and others follow so that all chunks have one length."""
+
+    rows: SamplerTable
+    num_rows: int
+
+
+def _chunks_of(table: SamplerTable, learns_variance: bool) -> list[Chunk]:
+    parts = chunks_of(table.num_calls)
+    length = CHUNK_ROWS
+    while length < max(map(len, parts)):
+        length *= 2
+    table = jax.tree.map(np.asarray, table)
+    return [
+        Chunk(table.rows(part.start, part.stop).padded(length, learns_variance=learns_variance), len(part))
+        for part in parts
+    ]
+
+
 class Generator:
     """Samples 0..N-1 of a network as uint8 images; sample n depends on the seed and n alone.
 
-    The table is walked in chunks (`runtime.chunked_loop`), between which the host can look at x_t.
+    The table is walked in chunks (`runtime.chunked_loop`), between which the host can look at x_t. The programs are the
+    same for every table (of whole steps, or of fractional ones) with chunks of a similar length: see `with_table`.
 
     Args:
       denoiser_of: (params, condition) -> denoise_fn; with guidance (params, condition, guidance).
@@ -40,6 +65,7 @@ class Generator:
       mesh: the batch is spread over its devices.
       batch_size: images at a time, a multiple of the number of devices.
       codec: makes images of x_0.
+      learns_variance: whether the network gives values for the variance.
       condition_of: what the network is told of samples by number, [N, ...] each.
       guidance_of: the guidance of samples by number; None for none.
     """
@@ -53,37 +79,51 @@ class Generator:
         mesh: Mesh,
         batch_size: int,
         codec: Codec = PIXELS,
+        learns_variance: bool = False,
         condition_of: ConditionOf = no_condition,
         guidance_of: GuidanceOf = lambda ids: None,
     ):
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
         self._guidance_of = guidance_of
-        self.num_rows = table.num_calls
-        self._chunks = [table.rows(chunk.start, chunk.stop) for chunk in chunks_of(self.num_rows)]
+        self._learns_variance = learns_variance
+        self._take_table(table)
         batch, everywhere, x_0_shape = batch_sharded(mesh), replicated(mesh), codec.x_0_shape(image_shape)
 
         def begin(key: jax.Array, ids: jax.Array) -> tuple[SamplerState, jax.Array]:
             keys = sample_keys(key, ids)
-            return init_sampler_state(table, initial_noise(keys, x_0_shape)), keys
+            return init_sampler_state(self._chunks[0].rows, initial_noise(keys, x_0_shape)), keys
 
         def advance(
             params: dict,
             rows: SamplerTable,
+            num_rows: jax.Array,
             state: SamplerState,
             keys: jax.Array,
             condition: Condition,
             guidance: Guidance | None,
         ) -> SamplerState:
             guided = () if guidance is None else (guidance,)
-            return scan_rows(denoiser_of(params, condition, *guided), rows, state, keys)
+            return walk_rows(denoiser_of(params, condition, *guided), rows, num_rows, state, keys)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._guidance_sharding = Guidance(batch, everywhere, everywhere, everywhere, everywhere)
         guided = None if guidance_of(np.arange(1)) is None else self._guidance_sharding
-        self._advance = jit_chunk(advance, mesh, (AS_GIVEN, everywhere, batch, batch, batch, guided), donate=2)
+        self._advance = jit_chunk(
+            advance, mesh, (AS_GIVEN, everywhere, everywhere, batch, batch, batch, guided), donate=3
+        )
         # Images leave a mesh of several hosts whole, so that each host can write them.
         decode = jax.jit(lambda codec, x_0: codec.decode(x_0), out_shardings=everywhere)
         self._images_of = functools.partial(decode, jax.device_put(codec, everywhere))
+
+    def _take_table(self, table: SamplerTable) -> None:
+        self.num_rows = table.num_calls
+        self._chunks = _chunks_of(table, self._learns_variance)
+
+    def with_table(self, table: SamplerTable) -> "Generator":
+        """The same for another sampler or another number of steps; it shares the compiled programs."""
+        other = copy.copy(self)
+        other._take_table(table)
+        return other
 
     def num_batches(self, num_samples: int) -> int:
         """How many batches make `num_samples` images."""
@@ -131,15 +171,15 @@ class Generator:
             guidance = jax.device_put(guidance, self._guidance_sharding)
         state, keys = self._begin(seed_keys(seed).sample, ids)
         if watch:
-            watch(first, int(self._chunks[0].t[0]), np.asarray(self._images_of(state.x_t)))
-        for number, rows in enumerate(self._chunks):
-            state = self._advance(params, rows, state, keys, condition, guidance)
+            watch(first, int(self._chunks[0].rows.t[0]), np.asarray(self._images_of(state.x_t)))
+        for number, (rows, num_rows) in enumerate(self._chunks):
+            state = self._advance(params, rows, np.int32(num_rows), state, keys, condition, guidance)
             if first == number == 0:  # which was compiled before it ran
                 release_unused_memory()
             state = jax.block_until_ready(state)
             if watch:
-                watch(first, int(rows.s[-1]), np.asarray(self._images_of(state.x_t)))
-            on_chunk(rows.num_calls)
+                watch(first, int(rows.s[num_rows - 1]), np.asarray(self._images_of(state.x_t)))
+            on_chunk(num_rows)
         return np.asarray(self._images_of(state.x_t))[: num_samples - first]
 
     def batch_of(self, num_samples: int) -> int:

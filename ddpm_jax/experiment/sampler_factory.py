@@ -107,6 +107,7 @@ def build_generator(
         build_denoiser(config, process, model),
         table,
         codec=build_codec(config),
+        learns_variance=process.learns_variance,
         image_shape=image_shape_of(config),
         mesh=mesh,
         batch_size=config.sample.batch_size,

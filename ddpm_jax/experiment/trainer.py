@@ -137,11 +137,16 @@ class Trainer:
         return peak["flops_per_second"] * jax.process_count()
 
     @functools.cached_property
-    def _previewer(self) -> Generator:
+    def generator(self) -> Generator:
+        """Of the last images, by the config's sampler; that of the previews shares its compiled programs."""
         experiment = self._experiment
         return sampler_factory.build_generator(
-            self._config, experiment.process, experiment.preview_table, experiment.model, experiment.mesh
+            self._config, experiment.process, experiment.sampler_table, experiment.model, experiment.mesh
         )
+
+    @functools.cached_property
+    def _previewer(self) -> Generator:
+        return self.generator.with_table(self._experiment.preview_table)
 
     def _preview(self, state: TrainState) -> dict[str, float]:
         if self._experiment.preview_table is None:

@@ -6,7 +6,7 @@ import tempfile
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.experiment import data_factory, sampler_factory
+from ddpm_jax.experiment import data_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.config_json import config_to_json
@@ -24,7 +24,6 @@ from ddpm_jax.training.loop import StopRequest
 from ddpm_jax.training.nonfinite import Rewinds
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter
-from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
@@ -92,7 +91,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
                     return stopped_by
             # All is saved: from here on a signal ends the process at once, and the next start draws.
             if draws:
-                _draw_final(state, experiment, reporter, workdir)
+                num_grid = config.sample.num_grid
+                draw_final(training.generator, state, reporter, _samples(workdir), num_samples=num_grid)
         return None
     finally:
         checkpoints.close()
@@ -160,14 +160,6 @@ def _introduce(
     reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} images, {start}")
     if not resumed_from:
         reporter.note("          the first step compiles: that takes a moment")
-
-
-def _draw_final(state: TrainState, experiment: Experiment, reporter: Reporter, workdir: str) -> None:
-    config = experiment.config
-    generator = sampler_factory.build_generator(
-        config, experiment.process, experiment.sampler_table, experiment.model, experiment.mesh
-    )
-    draw_final(generator, state, reporter, _samples(workdir), num_samples=config.sample.num_grid)
 
 
 def _samples(workdir: str, *name: str) -> str:

@@ -172,7 +172,7 @@ def test_samples_are_decoded(codec):
 def test_training_sees_what_is_encoded_and_the_codec_is_an_argument():
     codec = linear_codec(size=3)
     objective = DiffusionObjective(None, make_loss_fn(PROCESS, log_likelihood=codec.log_likelihood), codec=codec)
-    drawn, weights = objective.draw(codec, Batch(IMAGES[:8]), jax.random.key(0), None)
+    drawn, weights = objective.draw(codec, Batch(IMAGES[:8]), jax.random.key(0), {})
     assert drawn.x_0.shape == drawn.eps.shape == (8, 2, 2, 3) and np.array_equal(weights, np.ones(8))
     mean = codec.replace(std=0.0).encode(IMAGES[:8], jax.random.split(jax.random.key(0), 8))
     noise = np.asarray(drawn.x_0 - mean) / codec.std
@@ -180,10 +180,10 @@ def test_training_sees_what_is_encoded_and_the_codec_is_an_argument():
     # None of what is drawn elsewhere in the step.
     others = [np.asarray(drawn.eps), jax.random.normal(jax.random.split(jax.random.key(0), 4)[2], noise.shape)]
     assert not any(np.isclose(noise, other).any() for other in others)
-    other, _ = objective.draw(codec, Batch(IMAGES[:8]), jax.random.key(1), None)
+    other, _ = objective.draw(codec, Batch(IMAGES[:8]), jax.random.key(1), {})
     assert not np.isclose(other.x_0, drawn.x_0).any()
     # The matrix comes in as an argument: no constant of the program has its shape.
-    program = jax.make_jaxpr(lambda codec, images: objective.draw(codec, Batch(images), jax.random.key(0), None))
+    program = jax.make_jaxpr(lambda codec, images: objective.draw(codec, Batch(images), jax.random.key(0), {}))
     constants = program(codec, IMAGES[:8]).consts
     assert not any(np.shape(constant) == codec.matrix.shape for constant in constants)
 

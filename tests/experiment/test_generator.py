@@ -9,9 +9,11 @@ from ddpm_jax.codecs.pixels import to_uint8
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import seed_keys
+from ddpm_jax.diffusion.samplers import ddim_table, dpmpp_table, plms_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.runtime.devices import make_mesh
 
@@ -61,6 +63,45 @@ def test_batches_and_devices_make_no_difference(num_devices):
     assert np.array_equal(images, wanted)
     few = generator(20, num_devices=num_devices).generate(PARAMS, seed=0, num_samples=2)
     assert np.array_equal(few, wanted[:2])
+
+
+SAMPLERS = {
+    "ancestral": lambda process, steps: ancestral_table(process, steps=steps),
+    "ddim": lambda process, steps: ddim_table(process.schedule, steps=steps, eta=0.5),
+    "dpmpp_3m": lambda process, steps: dpmpp_table(process.schedule, steps=steps, order=3),
+    "plms": lambda process, steps: plms_table(process.schedule, steps=steps),
+}
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_one_program_for_every_sampler_and_number_of_steps(variance):
+    """And each gives what one scan of its own table gives."""
+    process = Process(make_schedule("cosine", num_steps=120), variance=variance)
+
+    def model_fn(x_t, t):
+        value = 0.5 * x_t + 0.001 * t[:, None, None, None]
+        return jnp.concatenate([value, 0.1 * x_t], -1) if process.learns_variance else value
+
+    traced = []
+
+    def denoiser_of(params, condition):
+        traced.append(1)
+        return make_denoiser(process, model_fn)
+
+    first = Generator(
+        denoiser_of, SAMPLERS["ancestral"](process, None), image_shape=SHAPE, mesh=make_mesh(8), batch_size=8,
+        learns_variance=process.learns_variance,
+    )  # fmt: skip
+    for name, make in SAMPLERS.items():
+        for num_steps in (120, 7):
+            table = make(process, spaced_steps(120, num_steps))
+            assert jnp.issubdtype(table.t.dtype, jnp.integer)
+            images = first.with_table(table).generate(PARAMS, seed=1, num_samples=8)
+            whole = p_sample_loop(
+                make_denoiser(process, model_fn), table, key=seed_keys(1).sample, num_samples=8, shape=SHAPE
+            )
+            assert np.abs(images.astype(int) - np.asarray(to_uint8(whole))).max() <= 1, (name, num_steps)
+    assert len(traced) == 1
 
 
 def test_seeds():

@@ -109,7 +109,7 @@ def test_missing_last_pictures_are_drawn(own_run, straight_run, tiny_config):
 
 def test_old_last_pictures_go_when_a_longer_run_begins(own_run, tiny_config, monkeypatch):
     """Else a run that is stopped before its end would pass them off as its own."""
-    monkeypatch.setattr(training, "_draw_final", lambda *args: pytest.fail("stopped before"))
+    monkeypatch.setattr(training, "draw_final", lambda *args, **sizes: pytest.fail("stopped before"))
     stop_at(monkeypatch, 9, signal.SIGTERM)
     assert train(tiny_config("train.num_steps=12"), str(own_run)) == signal.SIGTERM
     assert not (own_run / "samples" / "denoising.gif").exists()

@@ -6,6 +6,7 @@ is ever computed; s = -1 is the clean image. Each other file of this folder make
 `sampling_loop` walks any table.
 """
 
+import dataclasses
 from typing import no_type_check
 
 import flax
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+MAX_REMEMBERED = 4  # K of the solver that looks back furthest, plms
 
 
 # A pytree's leaves may be shardings, shapes or scalars of a scan, so its fields are not checked in tests.
@@ -49,6 +52,34 @@ class SamplerTable:
     def rows(self, start: int, stop: int) -> "SamplerTable":
         """The rows start..stop-1 as a table: walking the parts one after another is walking the whole."""
         return jax.tree.map(lambda column: column[start:stop], self)
+
+    def padded(self, num_rows: int, *, learns_variance: bool) -> "SamplerTable":
+        """The table in NumPy with more rows, of zeros, and with all columns, so that all samplers and numbers of steps
+        have tables of one shape: `sampling_loop.walk_rows` takes them with one compiled program.
+
+        What is added changes no result: weights of 0 on what is remembered, a variance that is times 1. Two types of t
+        stay two: whole steps and fractional ones.
+
+        Args:
+          num_rows: at least as many as there are.
+          learns_variance: whether the network gives values for it.
+        """
+        more = num_rows - self.num_calls
+        zeros = np.zeros(num_rows, np.float32)
+
+        def longer(column: Array | None, missing: np.ndarray | None) -> np.ndarray | None:
+            if column is None:
+                return missing
+            return np.pad(np.asarray(column), [(0, more)] + [(0, 0)] * (np.ndim(column) - 1))
+
+        history = longer(self.c_history, np.zeros((num_rows, 0), np.float32))
+        columns = {
+            field.name: longer(getattr(self, field.name), zeros)
+            for field in dataclasses.fields(self)
+            if learns_variance or not field.name.startswith("log_var")
+        }
+        columns["c_history"] = np.pad(history, ((0, 0), (0, MAX_REMEMBERED - self.num_remembered)))
+        return SamplerTable(**columns)
 
 
 def make_table(t: np.ndarray, s: np.ndarray, **columns: np.ndarray) -> SamplerTable:

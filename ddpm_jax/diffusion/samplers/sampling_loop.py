@@ -7,7 +7,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.diffusion.denoiser import Denoised, DenoiseFn
 from ddpm_jax.diffusion.rng import Purpose, purpose_key, sample_keys, sample_noise
@@ -64,24 +64,53 @@ def scan_rows(
     def one_row(carry, row_and_slot):
         state, frames = carry
         row, slot = row_and_slot
-        x_t = state.x_t
-        denoised = denoise_fn(x_t, jnp.full(x_t.shape[:1], row.t))
-        sigma = row.sigma
-        if row.log_var_shift is not None:
-            sigma = sigma * jnp.exp(0.5 * (row.log_var_shift + row.log_var_scale * denoised.var_values))
-        z = sample_noise(keys, row.row + 1, x_t.shape[1:])
-        x_s = row.c_x_0 * denoised.x_0_hat + row.c_x_t * x_t + sigma * z
-        for k, remembered in enumerate(state.history):
-            x_s = x_s + row.c_history[k] * remembered
-        if edit_fn is not None:
-            x_s = edit_fn(x_s, denoised, row, keys)
-        history = state.history
-        if history:
-            history = (row.r_x_0 * denoised.x_0_hat + row.r_x_t * x_t, *history[:-1])
-        return (SamplerState(x_s, history), None if frames is None else frames.at[slot].set(x_s, mode="drop")), None
+        state = _after_row(denoise_fn, row, state, keys, edit_fn)
+        return (state, None if frames is None else frames.at[slot].set(state.x_t, mode="drop")), None
 
     (state, frames), _ = jax.lax.scan(one_row, (state, frames), (table, slots))
     return state if frames is None else (state, frames)
+
+
+def walk_rows(
+    denoise_fn: DenoiseFn,
+    table: SamplerTable,
+    num_rows: Int[Array, ""],
+    state: SamplerState,
+    keys: Key[Array, "B"],
+    *,
+    edit_fn: EditFn | None = None,
+) -> SamplerState:
+    """Takes x_t through the first `num_rows` rows: `scan_rows` where the number is known on the device alone.
+
+    Args:
+      table: of `SamplerTable.padded`, as that which `state` was made for.
+    """
+
+    def one_row(i: Int[Array, ""], state: SamplerState) -> SamplerState:
+        row = jax.tree.map(lambda column: jnp.asarray(column)[i], table)
+        return _after_row(denoise_fn, row, state, keys, edit_fn)
+
+    return jax.lax.fori_loop(0, num_rows, one_row, state)
+
+
+def _after_row(
+    denoise_fn: DenoiseFn, row: SamplerTable, state: SamplerState, keys: Key[Array, "B"], edit_fn: EditFn | None
+) -> SamplerState:
+    x_t = state.x_t
+    denoised = denoise_fn(x_t, jnp.full(x_t.shape[:1], row.t))
+    sigma = row.sigma
+    if row.log_var_shift is not None:
+        sigma = sigma * jnp.exp(0.5 * (row.log_var_shift + row.log_var_scale * denoised.var_values))
+    z = sample_noise(keys, row.row + 1, x_t.shape[1:])
+    x_s = row.c_x_0 * denoised.x_0_hat + row.c_x_t * x_t + sigma * z
+    for k, remembered in enumerate(state.history):
+        x_s = x_s + row.c_history[k] * remembered
+    if edit_fn is not None:
+        x_s = edit_fn(x_s, denoised, row, keys)
+    history = state.history
+    if history:
+        history = (row.r_x_0 * denoised.x_0_hat + row.r_x_t * x_t, *history[:-1])
+    return SamplerState(x_s, history)
 
 
 def sample_loop(
