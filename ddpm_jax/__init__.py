@@ -28,7 +28,7 @@ from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
-from ddpm_jax.diffusion.samplers.sampling_loop import edit_noise, initial_noise, p_sample_loop, sample_loop
+from ddpm_jax.diffusion.samplers.sampling_loop import edit_noise, initial_noise, p_sample_loop, sample_loop, watching
 from ddpm_jax.diffusion.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
 from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced, spaced_steps
@@ -110,6 +110,7 @@ __all__ = [
     "v_from_x_0",
     "vlb_term",
     "vlb_terms",
+    "watching",
     "sample_loop",
     "x_0_from_eps",
     "x_0_from_mean",

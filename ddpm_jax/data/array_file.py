@@ -4,6 +4,8 @@ import os
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from ddpm_jax.runtime.errors import UserError, arg
 
 _IMAGE_KEYS = {"train": ("arr_0", "images", "x_train"), "test": ("x_test",)}
 _LABEL_KEYS = {"train": ("labels", "arr_1", "y_train"), "test": ("y_test",)}
+_ALL_KEYS = {key for keys in (*_IMAGE_KEYS.values(), *_LABEL_KEYS.values()) for key in keys}
 
 # NumPy reads the head of an array as Python source, so a damaged one fails in the tokenizer or the parser; an archive
 # with a password is a RuntimeError.
@@ -33,7 +36,8 @@ def make_array(
         image_size: (H, W) in pixels; None for the array's own.
         num_channels: 1 or 3, or as many as the array has; None for the array's own.
         path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`,
-            `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`. What looks
+            `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`. The others are
+            `columns`, by name, each read when it is asked for, unless there is an `x_test`. What looks
             wrong and may be meant (labels of another kind, pixels that are all 0 or 1) is said in `notes`.
 
     Raises:
@@ -49,7 +53,7 @@ def make_array(
             + (f" ({kind})" if kind and path else "")
             + (f"; read a folder of images by {arg('name')}=image_folder" if kind == "a folder" else "")
         )
-    images, labels = _read(file, key)
+    images, labels, others = _read(file, key)
     images = _checked(images, file)
     labels, notes = _class_numbers(labels, file)
     notes += _range_note(images, file)
@@ -62,24 +66,80 @@ def make_array(
         )
     if labels is not None and len(labels) != len(images):
         raise UserError(f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one for each image")
-    rows = split_rows(split, num_examples=len(images))
+    num_images = len(images)
+    rows = split_rows(split, num_examples=num_images)
     if len(rows) < len(images):
         # A part of a memory-mapped file is copied into memory.
         images, labels = images[rows], None if labels is None else labels[rows]
     source = fit_images(images, labels, image_size=image_size, num_channels=num_channels)
     source.notes += notes
+    source.columns = NpzColumns(file, others, num_images, rows)
     return source
 
 
-def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+class NpzColumns(Mapping):
+    """Arrays of a `.npz` by name, each with a row an image; read when they are asked for, and then kept.
+
+    Args:
+      num_images: that the file holds.
+      rows: those of the source.
+    """
+
+    def __init__(self, file: Path, names: Sequence[str], num_images: int, rows: np.ndarray):
+        self._file, self._names, self._num_images, self._rows = file, tuple(names), num_images, rows
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading it
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._kept:
+            with _named_read_errors(self._file), np.load(self._file, allow_pickle=False) as arrays:
+                _check_size(arrays, name, self._file)
+                array = arrays[name]
+            if array.shape[:1] != (self._num_images,):
+                raise UserError(
+                    f"{str(self._file)!r} holds {self._num_images} images, and {name!r} must have a row for each; got "
+                    f"the shape {list(array.shape)}"
+                )
+            self._kept[name] = array[self._rows]
+        return self._kept[name]
+
+
+@contextmanager
+def _named_read_errors(file: Path) -> Iterator[None]:
+    """Errors of NumPy as one line that names the file."""
     try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{str(file)!r} does not fit in memory ({error}); save the images alone as .npy") from None
+    except _READ_ERRORS as error:
+        raise UserError(
+            f"{str(file)!r} cannot be read as a NumPy file ({' '.join(str(error).split())}); "
+            "save it again with np.save or np.savez (no object arrays)"
+        ) from None
+
+
+def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """The images, the labels, and the names of the other arrays."""
+    with _named_read_errors(file):
         if file.suffix.lower() == ".npy":
             if key == "test":
                 raise UserError(f"{arg('split')} must be 'train' for a .npy file (it holds one array); got 'test'")
             array = np.load(file, mmap_mode="r", allow_pickle=False)
             if not isinstance(array, np.ndarray):
                 raise UserError(f"{str(file)!r} is a .npz file by its content; rename it")
-            return array, None
+            return array, None, []
         if not zipfile.is_zipfile(file):
             raise UserError(
                 f"{str(file)!r} cannot be read as a NumPy file (it is no .npz by its content); "
@@ -99,16 +159,9 @@ def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
                 )
             label_key = next((k for k in _LABEL_KEYS[key] if k in names and k != image_key), None)
             _check_size(arrays, image_key, file)
-            return arrays[image_key], arrays[label_key] if label_key else None
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise UserError(f"{str(file)!r} does not fit in memory ({error}); save the images alone as .npy") from None
-    except _READ_ERRORS as error:
-        raise UserError(
-            f"{str(file)!r} cannot be read as a NumPy file ({' '.join(str(error).split())}); "
-            "save it again with np.save or np.savez (no object arrays)"
-        ) from None
+            # Beside x_test it would be unclear whose rows they are.
+            others = [] if "x_test" in names else [name for name in names if name not in (*_ALL_KEYS, image_key)]
+            return arrays[image_key], arrays[label_key] if label_key else None, others
 
 
 def _check_size(arrays: np.lib.npyio.NpzFile, key: str, file: Path) -> None:

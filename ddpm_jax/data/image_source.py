@@ -1,5 +1,6 @@
 """What a source of images is, and the two ways to be one: all in memory, or decoded on demand."""
 
+import collections
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,10 +34,10 @@ class ImageSource(Protocol):
         ...
 
 
-def columns_of(source: ImageSource) -> dict[str, np.ndarray]:
+def columns_of(source: ImageSource) -> Mapping[str, np.ndarray]:
     """What the source knows of its images, by name: "label", and its `columns` where it has some; [N, ...] each."""
     label = {} if source.labels is None else {"label": source.labels}
-    return label | dict(getattr(source, "columns", {}))
+    return collections.ChainMap(label, getattr(source, "columns", {}))
 
 
 def check_columns(source: ImageSource, spec: ConditionSpec) -> None:
@@ -45,6 +46,12 @@ def check_columns(source: ImageSource, spec: ConditionSpec) -> None:
     missing = [name for name in spec if name not in known]
     if missing:
         raise UserError(f"{arg('source')} must have the columns of {arg('spec')}; {missing[0]!r} is not in {[*known]}")
+    for name, entry in spec.items():
+        if known[name].shape[1:] != entry.shape:
+            raise UserError(
+                f"{arg('source')} must have rows of shape {list(entry.shape)} in its column {name!r}; "
+                f"got {list(known[name].shape[1:])}"
+            )
 
 
 def load_rows(source: ImageSource, indices: np.ndarray, spec: ConditionSpec) -> Batch:

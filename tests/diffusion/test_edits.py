@@ -9,7 +9,7 @@ from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.samplers import ancestral_table, ddim_table, dpmpp_table, unipc_table
-from ddpm_jax.diffusion.samplers.sampling_loop import edit_noise, p_sample_loop
+from ddpm_jax.diffusion.samplers.sampling_loop import edit_noise, p_sample_loop, watching
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 
@@ -90,6 +90,23 @@ def test_frames_are_those_after_the_edit():
     frames = draw("ddim", replace_known(jnp.ones(D)), num_frames=5)
     np.testing.assert_array_equal(frames[-1], np.repeat(KNOWN, 8, 0))
     np.testing.assert_array_equal(frames[1:], draw("ddim", replace_known(jnp.ones(D)), num_frames=5)[1:])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_watcher_sees_each_row_and_changes_nothing(name):
+    seen = []
+    edit_fn = replace_known(jnp.array([1, 0, 0]))
+    watched = draw(name, watching(lambda *row: seen.append(jax.tree.map(np.asarray, row)), edit_fn), num_frames=25)
+    jax.effects_barrier()
+    # Another program, in which sums may be fused otherwise: some roundings of values up to 5.
+    np.testing.assert_allclose(watched, draw(name, edit_fn, num_frames=25), atol=1e-5)
+    table = TABLES[name]
+    assert [int(row) for row, *_ in seen] == list(range(25))
+    for (_, t, s, x_s, x_0_hat), before, after in zip(seen, watched[:-1], watched[1:], strict=True):
+        np.testing.assert_array_equal(x_s, after)
+        x_0 = make_denoiser(PROCESS, exact, x_0_limit=None)(jnp.asarray(before), jnp.full(8, t)).x_0_hat
+        np.testing.assert_allclose(x_0_hat, x_0, atol=1e-4 * np.abs(x_0).max())
+        assert t in np.asarray(table.t) and s in np.asarray(table.s)
 
 
 def test_the_noise_of_an_edit_is_its_own():

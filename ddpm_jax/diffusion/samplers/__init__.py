@@ -7,7 +7,7 @@ from ddpm_jax.diffusion.samplers.ddim_inversion import ddim_inversion_table
 from ddpm_jax.diffusion.samplers.dpm_solver import dpmpp_table
 from ddpm_jax.diffusion.samplers.heun import heun_table
 from ddpm_jax.diffusion.samplers.plms import plms_table
-from ddpm_jax.diffusion.samplers.sampling_loop import edit_noise, initial_noise, p_sample_loop, sample_loop
+from ddpm_jax.diffusion.samplers.sampling_loop import edit_noise, initial_noise, p_sample_loop, sample_loop, watching
 from ddpm_jax.diffusion.samplers.unipc import unipc_table
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "plms_table",
     "sample_loop",
     "unipc_table",
+    "watching",
 ]

@@ -30,6 +30,25 @@ def edit_noise(keys: Key[Array, "B"], row: SamplerTable, shape: tuple[int, ...])
     return jax.vmap(lambda key: jax.random.normal(key, shape))(of_edit)
 
 
+def watching(callback: Callable[..., None], edit_fn: EditFn | None = None) -> EditFn:
+    """An edit that changes nothing and shows the host each row, after `edit_fn` where there is one.
+
+    Args:
+      callback: called with NumPy arrays: the number of the row, its t and s, x_s [B, *D], and x_0_hat [B, *D] as it was
+        at t. Rows come in their order on one device; on several they may overtake each other.
+    """
+
+    def edit(
+        x_s: Float[Array, "B *D"], denoised: Denoised, row: SamplerTable, keys: Key[Array, "B"]
+    ) -> Float[Array, "B *D"]:
+        if edit_fn is not None:
+            x_s = edit_fn(x_s, denoised, row, keys)
+        jax.debug.callback(callback, row.row, row.t, row.s, x_s, denoised.x_0_hat)
+        return x_s
+
+    return edit
+
+
 @no_type_check
 @flax.struct.dataclass
 class SamplerState:
