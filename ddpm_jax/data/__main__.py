@@ -38,6 +38,10 @@ def _pack_command(argv: Sequence[str]) -> int:
     parser.add_argument("out", metavar="OUT", help="the file; .array_record is added where it is missing")
     parser.add_argument("--image_size", required=True, metavar="H,W", help="height and width in pixels, as trained on")
     parser.add_argument("--num_channels", default="3", metavar="C", help="3 colour (default) or 1 grey")
+    parser.add_argument(
+        "--columns", default="", metavar="FILE",
+        help="a .npz of what is known of each image: the array 'names' (a/1.png below DIR), and others with its rows",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replaces OUT where it exists")
     return run(_pack, parser, argv)
 
@@ -48,12 +52,14 @@ def _pack(args: argparse.Namespace) -> None:
     from ddpm_jax.data.pack_folder import pack_folder  # here, so that --help need not wait for Pillow
 
     start = time.monotonic()
-    with arguments_named({"folder": "DIR", "overwrite": "--overwrite", "image_size": "--image_size"}.get):
+    flags = {name: f"--{name}" for name in ("overwrite", "columns", "image_size")}
+    with arguments_named({"folder": "DIR", **flags}.get):
         packed = pack_folder(
             args.folder,
             args.out,
             image_size=_image_size(args.image_size),
             num_channels=_num_channels(args.num_channels),
+            columns=args.columns,
             overwrite=args.overwrite,
         )
     for note in packed.notes:

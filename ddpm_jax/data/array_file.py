@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.data.image_source import ImageSource, fit_images
+from ddpm_jax.data.ragged import OFFSETS, VALUES, Ragged, column_names
 from ddpm_jax.data.splits import check_split, split_rows
 from ddpm_jax.runtime.errors import UserError, arg
 
@@ -37,7 +38,8 @@ def make_array(
         num_channels: 1 or 3, or as many as the array has; None for the array's own.
         path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`,
             `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`. The others are
-            `columns`, by name, each read when it is asked for, unless there is an `x_test`. What looks
+            `columns`, by name (NAME.values and NAME.offsets are the ragged column NAME), each read when it is asked
+            for, unless there is an `x_test`. What looks
             wrong and may be meant (labels of another kind, pixels that are all 0 or 1) is said in `notes`.
 
     Raises:
@@ -86,32 +88,52 @@ class NpzColumns(Mapping):
     """
 
     def __init__(self, file: Path, names: Sequence[str], num_images: int, rows: np.ndarray):
-        self._file, self._names, self._num_images, self._rows = file, tuple(names), num_images, rows
-        self._kept: dict[str, np.ndarray] = {}
+        self._file, self._num_images, self._rows = file, num_images, rows
+        self._ragged = column_names(list(names))
+        self._kept: dict[str, np.ndarray | Ragged] = {}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._ragged)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._ragged)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names  # without reading it
+        return name in self._ragged  # without reading it
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
+    def __getitem__(self, name: str) -> np.ndarray | Ragged:
+        if name not in self._ragged:
             raise KeyError(name)
         if name not in self._kept:
-            with _named_read_errors(self._file), np.load(self._file, allow_pickle=False) as arrays:
-                _check_size(arrays, name, self._file)
-                array = arrays[name]
-            if array.shape[:1] != (self._num_images,):
+            column = read_column(self._file, name, ragged=self._ragged[name])
+            num_rows = len(column) if self._ragged[name] or np.ndim(column) else 0
+            if num_rows != self._num_images:
                 raise UserError(
-                    f"{str(self._file)!r} holds {self._num_images} images, and {name!r} must have a row for each; got "
-                    f"the shape {list(array.shape)}"
+                    f"{str(self._file)!r} holds {self._num_images} images, and {name!r} must have a row for each; "
+                    f"got {num_rows}"
                 )
-            self._kept[name] = array[self._rows]
+            self._kept[name] = column[self._rows]
         return self._kept[name]
+
+
+def npz_names(file: Path) -> list[str]:
+    """The names of the arrays of a `.npz`; raises UserError where it cannot be read."""
+    with _named_read_errors(file), np.load(file, allow_pickle=False) as arrays:
+        return list(arrays)
+
+
+def read_column(file: Path, name: str, *, ragged: bool) -> np.ndarray | Ragged:
+    """One column of a `.npz`; see `ragged.column_names`.
+
+    Raises:
+        UserError: it cannot be read, or is no column.
+    """
+    with _named_read_errors(file), np.load(file, allow_pickle=False) as arrays:
+        keys = [name + VALUES, name + OFFSETS] if ragged else [name]
+        for key in keys:
+            _check_size(arrays, key, file)
+        parts = [arrays[key] for key in keys]
+        return Ragged(*parts) if ragged else parts[0]
 
 
 @contextmanager

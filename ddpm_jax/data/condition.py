@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 Condition = Mapping[str, Array | np.ndarray]  # entry -> [B, *shape]
-KINDS = ("global", "spatial")
+KINDS = ("global", "spatial", "sequence", "mask")
+MASK = "_mask"  # the entry NAME_mask, of kind "mask", belongs to the entry NAME, of kind "sequence"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Entry:
     Attributes:
       shape: of one image's row.
       dtype: on the device.
-      kind: "global", or "spatial": [H, W, ...] over the pixels, mirrored with the image.
+      kind: "global"; "spatial": [H, W, ...] over the pixels, mirrored with the image; "sequence": [L, ...], of a ragged
+        column, padded with zeros to the length L; "mask": bool [L], named NAME_mask for the sequence NAME, True where
+        it has a value.
       null: the value, broadcast over the row, that says that nothing is known; None: there is none, and the entry
         cannot be dropped.
     """

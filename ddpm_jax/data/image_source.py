@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from ddpm_jax.data.batch import Batch
-from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.condition import MASK, ConditionSpec, Entry
+from ddpm_jax.data.ragged import Ragged
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 
 # Sets up to this size are decoded once and kept; larger ones are decoded for each batch.
@@ -20,7 +21,8 @@ MEMORY_BUDGET_BYTES = 2 * 2**30
 class ImageSource(Protocol):
     """Random access to uint8 images of one shape.
 
-    A source may also have `columns`: what it knows of each image beside its label, by name, [N, ...] each.
+    A source may also have `columns`, what it knows of each image beside its label, by name, [N, ...] or `Ragged` each;
+    and `taken(indices)`, where it takes other images for damaged ones: the numbers of those that `load` gave.
     """
 
     image_shape: tuple[int, int, int]  # (H, W, C)
@@ -34,8 +36,8 @@ class ImageSource(Protocol):
         ...
 
 
-def columns_of(source: ImageSource) -> Mapping[str, np.ndarray]:
-    """What the source knows of its images, by name: "label", and its `columns` where it has some; [N, ...] each."""
+def columns_of(source: ImageSource) -> Mapping[str, np.ndarray | Ragged]:
+    """What the source knows of its images, by name: "label", and its `columns` where it has some; N rows each."""
     label = {} if source.labels is None else {"label": source.labels}
     return collections.ChainMap(label, getattr(source, "columns", {}))
 
@@ -43,22 +45,50 @@ def columns_of(source: ImageSource) -> Mapping[str, np.ndarray]:
 def check_columns(source: ImageSource, spec: ConditionSpec) -> None:
     """Raises UserError unless the source knows what the network is told."""
     known = columns_of(source)
-    missing = [name for name in spec if name not in known]
-    if missing:
-        raise UserError(f"{arg('source')} must have the columns of {arg('spec')}; {missing[0]!r} is not in {[*known]}")
     for name, entry in spec.items():
-        if known[name].shape[1:] != entry.shape:
+        column = _column_name(name, entry)
+        if column not in known:
+            raise UserError(f"{arg('source')} must have the columns of {arg('spec')}; {column!r} is not in {[*known]}")
+        values = known[column]
+        ragged = isinstance(values, Ragged)
+        if ragged != (entry.kind in ("sequence", "mask")):
+            kind = "a ragged column" if ragged else "a column whose rows are of one length"
+            raise UserError(f"{arg('source')} has {kind} {column!r}, and {arg('spec')} has it as {entry.kind!r}")
+        shape = entry.shape if entry.kind == "mask" else _row_shape(values, entry)
+        if shape != entry.shape:
             raise UserError(
-                f"{arg('source')} must have rows of shape {list(entry.shape)} in its column {name!r}; "
-                f"got {list(known[name].shape[1:])}"
+                f"{arg('source')} must have rows of shape {list(entry.shape)} in its column {column!r}; "
+                f"got {list(shape)}"
             )
+        if ragged and values.lengths.max(initial=0) > entry.shape[0]:
+            raise UserError(
+                f"{arg('source')} has rows of up to {values.lengths.max()} values in its column {column!r}; "
+                f"{arg('spec')} has {entry.shape[0]}"
+            )
+
+
+def _row_shape(values: np.ndarray | Ragged, entry: Entry) -> tuple[int, ...]:
+    return (*entry.shape[:1], *values.values.shape[1:]) if isinstance(values, Ragged) else values.shape[1:]
+
+
+def _column_name(name: str, entry: Entry) -> str:
+    return name.removesuffix(MASK) if entry.kind == "mask" else name
 
 
 def load_rows(source: ImageSource, indices: np.ndarray, spec: ConditionSpec) -> Batch:
     """The images and the entries of `spec`, of the columns of the source."""
     columns = columns_of(source) if spec else {}
-    condition = {name: np.asarray(columns[name][indices], entry.dtype) for name, entry in spec.items()}
-    return Batch(source.load(indices), condition)
+
+    images = source.load(indices)
+    taken = source.taken(indices) if hasattr(source, "taken") else indices  # of damaged images others
+
+    def rows_of(name: str, entry: Entry) -> np.ndarray:
+        rows = columns[_column_name(name, entry)][taken]
+        if entry.kind == "mask":
+            return rows.mask(entry.shape[0])
+        return np.asarray(rows.padded(entry.shape[0]) if entry.kind == "sequence" else rows, entry.dtype)
+
+    return Batch(images, {name: rows_of(name, entry) for name, entry in spec.items()})
 
 
 class RenamingSource:
@@ -98,6 +128,10 @@ class RenamingSource:
         """As of the source."""
         with arguments_named(self._names):
             return self._source.load(indices)
+
+    def taken(self, indices: np.ndarray) -> np.ndarray:
+        """As of the source, where it takes other images for damaged ones."""
+        return self._source.taken(indices) if hasattr(self._source, "taken") else indices
 
 
 class ArraySource:

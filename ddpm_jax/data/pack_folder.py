@@ -15,6 +15,7 @@ import numpy as np
 from ddpm_jax.data.image_decoding import decode_image, read_header
 from ddpm_jax.data.image_listing import Listing, list_images, skipped_note
 from ddpm_jax.data.image_source import ThreadMap
+from ddpm_jax.data.packed_columns import columns_for, write_columns
 from ddpm_jax.data.packed_file import ENDING, FORMAT, VERSION, array_record_module, open_pack
 from ddpm_jax.data.unreadable_images import reason_of
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named
@@ -37,7 +38,13 @@ class Packed:
 
 
 def pack_folder(
-    folder: str, out: str, *, image_size: tuple[int, int], num_channels: int, overwrite: bool = False
+    folder: str,
+    out: str,
+    *,
+    image_size: tuple[int, int],
+    num_channels: int,
+    columns: str = "",
+    overwrite: bool = False,
 ) -> Packed:
     """Writes all images below `folder`, at one size, to `out`, which is there whole or not at all.
 
@@ -46,10 +53,12 @@ def pack_folder(
         out: the file; `.array_record` is added where it lacks it.
         image_size: (H, W) in pixels.
         num_channels: 1 or 3.
+        columns: a `.npz` of what is known of each image, see `packed_columns`; empty: nothing.
         overwrite: whether a file of that name may be replaced.
 
     Raises:
-        UserError: where no image can be read, `out` exists or cannot be written, or the disk is too small.
+        UserError: where no image can be read, `columns` does not fit the images, `out` exists or cannot be written, or
+            the disk is too small.
     """
     path = Path(os.path.abspath(Path(out).expanduser()))
     if path.suffix != ENDING:
@@ -61,6 +70,7 @@ def pack_folder(
     module = array_record_module()  # before the folder is listed: it may be missing
     with arguments_named({"path": arg("folder")}.get):
         listing = list_images(folder)
+    known = columns_for(columns, listing.files) if columns else {}
     shape = (*image_size, num_channels)
     with _new_file(path) as part:
         _check_space(part, len(listing.files), shape)
@@ -70,7 +80,10 @@ def pack_folder(
             if len(unreadable) == len(listing.files):
                 reasons = [(listing.files[index], reason) for index, _, reason in unreadable]
                 raise UserError(f"no image could be read: {skipped_note(reasons, len(listing.files))}")
-            header = {"format": FORMAT, "version": VERSION, "image_shape": shape, "unreadable": unreadable}
+            facts = write_columns(writer.write, len(listing.files), known)
+            header = {
+                "format": FORMAT, "version": VERSION, "image_shape": shape, "unreadable": unreadable, "columns": facts
+            }  # fmt: skip
             writer.write(zlib.compress(os.fsencode("\0".join(listing.files))))
             writer.write(json.dumps(header).encode())
         finally:

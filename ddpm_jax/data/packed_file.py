@@ -1,7 +1,8 @@
 """A folder of images packed into one file at one size: what `python -m ddpm_jax.data pack` writes.
 
-The file is an array_record of N + 2 records: the pixels of each image file of the folder, H * W * C bytes in the order
-of the names (none for a file that could not be read); the names; and a header in JSON. Each record has a checksum.
+The file is an array_record of N + 2 records and those of its columns: the pixels of each image file of the folder,
+H * W * C bytes in the order of the names (none for a file that could not be read); the columns
+(`data.packed_columns`); the names; and a header in JSON. Each record has a checksum.
 """
 
 import bisect
@@ -21,13 +22,14 @@ from ddpm_jax.data import image_source as source_lib
 from ddpm_jax.data.image_decoding import fit_array
 from ddpm_jax.data.image_listing import class_labels, is_hidden, printable, skipped_note
 from ddpm_jax.data.image_source import ImageSource
+from ddpm_jax.data.packed_columns import PackedColumns
 from ddpm_jax.data.splits import split_name, split_rows
 from ddpm_jax.data.unreadable_images import ReplacingSource
 from ddpm_jax.runtime.errors import UserError, arg, did_you_mean
 
 ENDING = ".array_record"
 FORMAT = "pictures packed by ddpm_jax"
-VERSION = 1
+VERSION = 2  # 1: without columns
 
 
 def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
@@ -75,6 +77,7 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
         image_shape=shape,
         labels=None if labels is None else labels[good],
         notes=notes,
+        columns=pack.columns(start + good),
     )
 
 
@@ -91,6 +94,7 @@ class Pack:
     image_shape: tuple[int, int, int]
     names: list[str]  # of the N image files of the folder, with "/", sorted
     unreadable: dict[int, tuple[str, str]]  # number -> "header" or "body", and the reason
+    _columns: list[dict]  # of the header
     _reader: Any
     _lock: threading.Lock
 
@@ -107,6 +111,14 @@ class Pack:
             else np.frombuffer(record, np.uint8).reshape(self.image_shape)
             for index, record in zip(indices, records, strict=True)
         ]  # fmt: skip
+
+    def columns(self, rows: np.ndarray) -> PackedColumns:
+        """What is known of these images, by name."""
+        return PackedColumns(self._columns, self._read_records, rows, self.path)
+
+    def _read_records(self, numbers: list[int]) -> list[bytes]:
+        with self._lock:
+            return self._reader.read(numbers)
 
     def _read_one(self, index: int) -> bytes | Exception:
         try:
@@ -139,15 +151,17 @@ def open_pack(path: str) -> Pack:
             f"{arg('path')} {path!r} is an array_record file of something else, or damaged; "
             "give one that python -m ddpm_jax.data pack made"
         ) from None
-    if facts["version"] != VERSION:
+    if facts["version"] not in range(1, VERSION + 1):
         raise UserError(
-            f"{arg('path')} {path!r} is of version {facts['version']}, and this ddpm_jax reads {VERSION}; pack it again"
+            f"{arg('path')} {path!r} is of version {facts['version']}, and this ddpm_jax reads 1 to {VERSION}; "
+            "pack it again, or upgrade ddpm_jax"
         )
     return Pack(
         file,
         tuple(facts["image_shape"]),
         names,
         {index: (kind, reason) for index, kind, reason in facts["unreadable"]},
+        facts.get("columns", []),
         reader,
         threading.Lock(),
     )

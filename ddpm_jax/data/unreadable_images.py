@@ -4,11 +4,12 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ddpm_jax.data.image_source import DecodedSource
+from ddpm_jax.data.ragged import Ragged
 from ddpm_jax.runtime.errors import UserError, arg
 
 # A few damaged images are a nuisance; so many side by side are a disk or a folder that is gone.
@@ -25,7 +26,7 @@ class ReplacingSource(DecodedSource):
         attempt_many: n numbers -> n results, each uint8 [H, W, C] or the exception that it raised.
         name_of: number -> the name of the image in messages.
         place: the folder or file that all of it is in, for messages.
-        image_shape, labels, notes: as of every source.
+        image_shape, labels, notes, columns: as of every source.
     """
 
     def __init__(
@@ -38,13 +39,18 @@ class ReplacingSource(DecodedSource):
         image_shape: tuple[int, int, int],
         labels: np.ndarray | None,
         notes: tuple[str, ...],
+        columns: Mapping[str, np.ndarray | Ragged] | None = None,
     ):
         super().__init__(self._whole_ones, num_examples=num_examples, image_shape=image_shape, labels=labels)
-        self.notes = notes
+        self.notes, self.columns = notes, columns or {}
         self._attempt_many, self._name_of, self._place = attempt_many, name_of, place
         self._instead: dict[int, int] = {}  # a damaged one -> the one that is taken for it
         self._num_told = 0
         self._lock = threading.Lock()
+
+    def taken(self, indices: np.ndarray) -> np.ndarray:
+        """The numbers of the images that `load` gave for `indices`."""
+        return np.array([self._taken_for(index) for index in np.asarray(indices).tolist()], np.int64)
 
     def _whole_ones(self, indices: list[int]) -> list[np.ndarray]:
         asked = [self._taken_for(index) for index in indices]

@@ -304,14 +304,14 @@ def test_a_changed_byte_is_found_and_its_picture_replaced(packed, either_way, ca
 
 
 def test_other_array_records_are_refused(tmp_path):
-    header = {"format": "pictures packed by ddpm_jax", "version": 2}
+    header = {"format": "pictures packed by ddpm_jax", "version": 3}
     for name, records, match in [
         ("one", [b"x"], "of something else"),
         ("other", [b"x", b"y", b"z"], "of something else"),
         ("json", [b"x", b"{}"], "of something else"),
         ("number", [b"x", b"7"], "of something else"),
         ("names", [b"x", json.dumps(header).encode()], "of something else, or damaged"),
-        ("newer", [zlib.compress(b"a"), json.dumps(header).encode()], "of version 2, and this ddpm_jax reads 1"),
+        ("newer", [zlib.compress(b"a"), json.dumps(header).encode()], "of version 3, and this ddpm_jax reads 1 to 2"),
     ]:
         file = str(tmp_path / f"{name}.array_record")
         writer = array_record.ArrayRecordWriter(file, "group_size:1")
