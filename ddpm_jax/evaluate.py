@@ -19,11 +19,11 @@ PURPOSE = """\
 Measures a trained model on real images and writes tables, curves and images into DIR/evaluation:
   bits      bits per dimension, the variational bound (Ho et al. 2020, equation 5) with every L_t, and the
             rate-distortion curve of progressive coding (section 4.3)
-  images  what the network takes x_0 to be on the way: of held-out images, and of samples
+  pictures  what the network takes x_0 to be on the way: of held-out images, and of samples
   ode       the exact likelihood of the probability flow (Song et al. 2021), a second estimate of bits/dim
   samples   FID, KID, sFID, Inception Score, precision and recall of samples, drawn for it; without Inception
             weights the same distances on other features, under their own names
-Other images than the run's: --config.data.path=DIR and the other fields of data.
+Other images than the run's: --config.data.path=DIR and the other fields of data; any field of sample likewise.
 Or, with --samples in place of --workdir, the last of these of anyone's images.
 After Ctrl-C or a kill the same command goes on where it stopped, to the same numbers."""
 
@@ -123,7 +123,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     trained, report, metrics = None, None, None
     if args.workdir is not None:
         trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
-        trained = trained.with_data(args.overrides)
+        trained = trained.with_fields(args.overrides, (*DATA_FIELDS, *SAMPLE_FIELDS))
     if "samples" in what:
         metrics = _build_sample_metrics(args, trained)  # for its checks, before hours of other measurements
     if set(what) != {"samples"}:

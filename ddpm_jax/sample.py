@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax.experiment.config_flags import RunParser
+from ddpm_jax.experiment.config_flags import OverridesParser
 from ddpm_jax.experiment.sampler_flags import add_sampler_flags, given_sampler_flags
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.command_line import run
@@ -17,10 +17,11 @@ MAX_GRID = 100  # images in the PNG; the .npz holds all
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = RunParser(
+    parser = OverridesParser(
         "sample",
         "Draws images from a trained model. Model, schedule and sampler come from the checkpoint; the flags\n"
-        "below choose how many images, from which weights, and may name another sampler.",
+        "below choose how many images, from which weights, and may name another sampler; any other field of the\n"
+        "group sample likewise, such as --noconfig.sample.clip_x_0.",
         EXAMPLE,
         takes_hosts=True,
     )
@@ -51,7 +52,7 @@ def _sample(args: argparse.Namespace) -> None:
     import numpy as np
 
     from ddpm_jax.diffusion.rng import check_seed
-    from ddpm_jax.experiment.trained_run import open_trained_run
+    from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS, open_trained_run
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
     from ddpm_jax.runtime.image_files import save_grid, save_npz
@@ -60,6 +61,7 @@ def _sample(args: argparse.Namespace) -> None:
     check_seed("--seed", args.seed)
     trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
     mesh = make_mesh()
+    trained = trained.with_fields(args.overrides, SAMPLE_FIELDS)
     trained = trained.with_sampler(given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)
     generator = trained.generator(mesh)
 

@@ -52,7 +52,7 @@ def _status(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     # Here, so that --help need not wait for JAX.
-    from ddpm_jax.experiment.training import sample_command, train
+    from ddpm_jax.experiment.training import last_lines, train
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.disk_space import disk_full_as_user_error
 
@@ -62,8 +62,7 @@ def _train(args: argparse.Namespace) -> int:
         if stopped_by is not None:
             print(f"stopped by {signal.Signals(stopped_by).name}, all is saved; the same command goes on from here")
         else:
-            print(f"done: images in {args.workdir}/samples")
-            print(f"next: {sample_command(args.config, args.workdir)}")
+            print("\n".join(last_lines(args.config, args.workdir)))
     return 0 if stopped_by is None else 128 + stopped_by
 
 

@@ -1,11 +1,10 @@
-"""What a codec is, and those that a config can choose by `codec.name`.
+"""What a codec is.
 
 A codec is the only way between uint8 images and the x_0 that diffuses: in training, sampling, likelihood and
 evaluation. The pixel codec scales; an autoencoder of latent diffusion (Rombach et al. 2022) has parameters, and its
-x_0 another shape.
+x_0 another shape. `experiment.codec_factory` has the table of those that a config can choose.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 from jaxtyping import Array, Float, Key, UInt8
@@ -50,6 +49,3 @@ class Codec(Protocol):
 
 
 PIXELS = PixelCodec()
-
-# Name -> what makes the codec of the fields of its config group (the group of its name, if it has one).
-CODECS: dict[str, Callable[..., Codec]] = {"pixels": PixelCodec}

@@ -46,7 +46,7 @@ class GeneratedSamples:
             "seed": seed,
             "settings": run.sampler_settings,
             "batch_size": self._generator.batch_of(num_samples),
-            "fingerprint": fingerprint(run.params, config_to_json(run.config)),
+            "fingerprint": fingerprint(run.params, run.codec, config_to_json(run.config)),
         }
 
     def draw(self, progress: Callable[[str, int, int], Callable[[int], None]], environment: dict) -> ImageSet:

@@ -80,7 +80,8 @@ class Evaluation:
         if self._is_first:
             check_folder("--out", self.folder)
         num_images = min(len(self._source), settings.max_images or len(self._source))
-        name = fingerprint(run.params, config_to_json(run.config), self._source.load(np.arange(min(num_images, 64))))
+        first = self._source.load(np.arange(min(num_images, 64)))
+        name = fingerprint(run.params, run.codec, config_to_json(run.config), first)
         self.facts = run.facts | {
             "weights": weights,
             "split": split,

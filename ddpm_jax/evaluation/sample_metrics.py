@@ -165,7 +165,7 @@ def sets_of_run(
         raise UserError(f"--image_size must be that of the run's images, {shape[0]},{shape[1]}, or be left out")
     if settings.reference is None:
         if settings.data_path:  # the files have moved since, or lie elsewhere on this machine
-            run = run.with_data([f"data.path={settings.data_path}"])
+            run = run.with_fields([f"data.path={settings.data_path}"], DATA_FIELDS)
         try:
             source = run.source()
         except UserError as error:

@@ -19,7 +19,7 @@ from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
 from ddpm_jax.experiment.conditions import condition_spec
-from ddpm_jax.experiment.objective_factory import build_objective
+from ddpm_jax.experiment.objective_factory import build_objective, draws_images
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
 from ddpm_jax.runtime.devices import (
     batch_sharded,
@@ -29,7 +29,6 @@ from ddpm_jax.runtime.devices import (
     replicated,
     state_sharded,
 )
-from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import Metrics, TrainStep
@@ -202,7 +201,7 @@ def _sampler_tables(
     config: ConfigDict, mesh: Mesh, objective: Objective
 ) -> tuple[SamplerTable, SamplerTable] | tuple[None, None]:
     """Of the samples and of the previews; here, since a bad sampler must not come to light after days of training."""
-    if not isinstance(objective, DiffusionObjective):
+    if not draws_images(config):
         return None, None
     process = objective.loss_fn.process
     tables = sampler_factory.build_table(config, process), sampler_factory.build_preview_table(config, process)

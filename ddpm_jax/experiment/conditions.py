@@ -25,8 +25,8 @@ def condition_spec(config: ConfigDict) -> ConditionSpec:
         spec |= kind.spec(config)
     if drop_rate and not spec:
         raise UserError(
-            f"condition.drop_rate={drop_rate} is for a network with a condition; the config has model.num_classes=0: "
-            "take 0, or more classes"
+            f"condition.drop_rate={drop_rate} is for a network with a condition; the config has model.num_classes=0 "
+            "and no other: take 0, or more classes"
         )
     return spec
 

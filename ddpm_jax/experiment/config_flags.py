@@ -69,17 +69,6 @@ class OverridesParser(CommandParser):
         return args
 
 
-class RunParser(CommandParser):
-    """Of a command that takes the config of a run as it is."""
-
-    def unknown_flag(self, argument: str) -> UserError:
-        """Also of fields of a config."""
-        flag = argument.partition("=")[0]
-        if re.match(r"--?(no)?config(\.|$)", flag):
-            return UserError(f"unknown flag {flag!r}; this command takes the config of the run itself")
-        return super().unknown_flag(argument)
-
-
 def _add_field_flags(group: argparse._ArgumentGroup) -> None:
     """For --help alone: `parse` takes these out of the command line before argparse sees it."""
     group.add_argument("--config.GROUP.FIELD", metavar="VALUE", dest="_",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from ddpm_jax.codecs.codec import PIXELS, Codec
 from ddpm_jax.data.condition import Condition
@@ -15,7 +16,7 @@ from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, walk_rows
+from ddpm_jax.diffusion.samplers.sampling_loop import EditFn, SamplerState, init_sampler_state, initial_noise, walk_rows
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
@@ -31,6 +32,13 @@ def no_condition(ids: np.ndarray) -> dict[str, np.ndarray]:
     """Of a network that is told nothing."""
     del ids
     return {}
+
+
+class Edit(NamedTuple):
+    """An edit of samples after each row, with the arrays that it needs, such as known images and masks."""
+
+    of_samples: Callable[[np.ndarray], PyTree]  # numbers of samples, int [N] -> arrays, [N, ...] each
+    make: Callable[[PyTree], EditFn]  # such arrays, of the batch -> edit_fn; see `sampling_loop`
 
 
 class Chunk(NamedTuple):
@@ -66,6 +74,7 @@ class Generator:
       batch_size: images at a time, a multiple of the number of devices.
       codec: makes images of x_0.
       learns_variance: whether the network gives values for the variance.
+      edit: of samples by number; None for none.
       condition_of: what the network is told of samples by number, [N, ...] each.
       guidance_of: the guidance of samples by number; None for none.
     """
@@ -80,12 +89,13 @@ class Generator:
         batch_size: int,
         codec: Codec = PIXELS,
         learns_variance: bool = False,
+        edit: Edit | None = None,
         condition_of: ConditionOf = no_condition,
         guidance_of: GuidanceOf = lambda ids: None,
     ):
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
         self._guidance_of = guidance_of
-        self._learns_variance = learns_variance
+        self._learns_variance, self._edit = learns_variance, edit
         self._take_table(table)
         batch, everywhere, x_0_shape = batch_sharded(mesh), replicated(mesh), codec.x_0_shape(image_shape)
 
@@ -101,15 +111,18 @@ class Generator:
             keys: jax.Array,
             condition: Condition,
             guidance: Guidance | None,
+            edited: PyTree,
         ) -> SamplerState:
             guided = () if guidance is None else (guidance,)
-            return walk_rows(denoiser_of(params, condition, *guided), rows, num_rows, state, keys)
+            denoise_fn = denoiser_of(params, condition, *guided)
+            edit_fn = None if edit is None else edit.make(edited)
+            return walk_rows(denoise_fn, rows, num_rows, state, keys, edit_fn=edit_fn)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._guidance_sharding = Guidance(batch, everywhere, everywhere, everywhere, everywhere)
         guided = None if guidance_of(np.arange(1)) is None else self._guidance_sharding
         self._advance = jit_chunk(
-            advance, mesh, (AS_GIVEN, everywhere, everywhere, batch, batch, batch, guided), donate=3
+            advance, mesh, (AS_GIVEN, everywhere, everywhere, batch, batch, batch, guided, batch), donate=3
         )
         # Images leave a mesh of several hosts whole, so that each host can write them.
         decode = jax.jit(lambda codec, x_0: codec.decode(x_0), out_shardings=everywhere)
@@ -164,16 +177,17 @@ class Generator:
     ) -> np.ndarray:
         """The batch of `generate` that begins with sample `first`, a multiple of `batch_of(num_samples)`."""
         batch_size = self.batch_of(num_samples)
-        ids = np.arange(first, first + batch_size, dtype=np.int32)
-        ids, condition = jax.device_put((ids, self.condition_of(ids)), batch_sharded(self._mesh))
-        guidance = self._guidance_of(np.arange(first, first + batch_size, dtype=np.int32))
+        numbers = np.arange(first, first + batch_size, dtype=np.int32)
+        ids, condition = jax.device_put((numbers, self.condition_of(numbers)), batch_sharded(self._mesh))
+        guidance = self._guidance_of(numbers)
         if guidance is not None:
             guidance = jax.device_put(guidance, self._guidance_sharding)
+        edited = jax.device_put(self._edit.of_samples(numbers), batch_sharded(self._mesh)) if self._edit else ()
         state, keys = self._begin(seed_keys(seed).sample, ids)
         if watch:
             watch(first, int(self._chunks[0].rows.t[0]), np.asarray(self._images_of(state.x_t)))
         for number, (rows, num_rows) in enumerate(self._chunks):
-            state = self._advance(params, rows, np.int32(num_rows), state, keys, condition, guidance)
+            state = self._advance(params, rows, np.int32(num_rows), state, keys, condition, guidance, edited)
             if first == number == 0:  # which was compiled before it ran
                 release_unused_memory()
             state = jax.block_until_ready(state)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
-from ddpm_jax.codecs.codec import CODECS, Codec
 from ddpm_jax.data.condition import Condition, example_condition
 from ddpm_jax.diffusion.denoiser import DenoiseFn, GuidedDenoiserOf, make_denoiser
 from ddpm_jax.diffusion.guidance import Guidance, classifier_free_guidance
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
 from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.experiment.codec_factory import build_codec, x_0_shape_of
 from ddpm_jax.experiment.conditions import condition_spec
-from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
+from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -36,19 +36,6 @@ def build_process(config: ConfigDict) -> Process:
         return Process(schedule, diffusion.prediction, diffusion.variance)
 
 
-def build_codec(config: ConfigDict) -> Codec:
-    """The way between images and x_0; of the fields of the group of its name, where it has one."""
-    name = config.codec.name
-    check_one_of("codec.name", name, CODECS)
-    with fields_named(name):
-        return CODECS[name](**config.get(name, {}))
-
-
-def x_0_shape_of(config: ConfigDict) -> tuple[int, ...]:
-    """What diffuses, of one image: (H, W, C) for pixels."""
-    return build_codec(config).x_0_shape(image_shape_of(config))
-
-
 def build_model(config: ConfigDict) -> nn.Module:
     """The network, refused where its settings do not fit each other or the images."""
     x_0_shape, name = x_0_shape_of(config), config.model.name
@@ -57,6 +44,8 @@ def build_model(config: ConfigDict) -> nn.Module:
     out_channels = 2 * x_0_shape[-1] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t has
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     shared["null_class"] = config.condition.drop_rate > 0
+    if name not in config:
+        raise UserError(f"model.name={name!r} needs the group {name!r} in the config, with the fields of its own")
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
     shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):

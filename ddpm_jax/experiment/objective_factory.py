@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiment import model_factory, training_factory
+from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.runtime.errors import check_one_of
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.objective import Objective
@@ -13,7 +14,7 @@ from ddpm_jax.training.objective import Objective
 def build_diffusion(config: ConfigDict) -> DiffusionObjective:
     """The loss of a diffusion model, from the groups `diffusion`, `schedule`, `model`, `codec` and `train`."""
     process = model_factory.build_process(config)
-    codec = model_factory.build_codec(config)
+    codec = build_codec(config)
     return DiffusionObjective(
         model_factory.build_model(config),
         training_factory.build_loss(config, process, codec),
@@ -24,6 +25,11 @@ def build_diffusion(config: ConfigDict) -> DiffusionObjective:
 
 # Name -> what builds it.
 OBJECTIVES: dict[str, Callable[[ConfigDict], Objective]] = {"diffusion": build_diffusion}
+
+
+def draws_images(config: ConfigDict) -> bool:
+    """Whether what is trained draws images: a diffusion model."""
+    return config.objective.name == "diffusion"
 
 
 def build_objective(config: ConfigDict) -> Objective:

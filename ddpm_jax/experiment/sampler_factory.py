@@ -17,10 +17,11 @@ from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
+from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.experiment.conditions import condition_of, condition_spec, negative_of
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
-from ddpm_jax.experiment.generator import Generator, GuidanceOf
-from ddpm_jax.experiment.model_factory import build_codec, build_denoiser
+from ddpm_jax.experiment.generator import Edit, Generator, GuidanceOf
+from ddpm_jax.experiment.model_factory import build_denoiser
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
@@ -99,7 +100,12 @@ def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def build_generator(
-    config: ConfigDict, process: Process, table: SamplerTable, model: nn.Module, mesh: Mesh
+    config: ConfigDict,
+    process: Process,
+    table: SamplerTable,
+    model: nn.Module,
+    mesh: Mesh,
+    edit: Edit | None = None,
 ) -> Generator:
     """Samples of the network on the whole mesh; refuses a batch that the devices do not divide."""
     check_sample_batch(config, mesh)
@@ -108,6 +114,7 @@ def build_generator(
         table,
         codec=build_codec(config),
         learns_variance=process.learns_variance,
+        edit=edit,
         image_shape=image_shape_of(config),
         mesh=mesh,
         batch_size=config.sample.batch_size,

@@ -44,10 +44,11 @@ def abstract_condition(experiment: Experiment, batch_size: int) -> dict[str, jax
 
 
 def state_bytes(experiment: Experiment) -> dict[str, int]:
-    """What a device holds before the first step: parameters, all averages, optimiser state, batch; and one gradient."""
-    state = experiment.abstract_state
+    """What a device holds before the first step: parameters (those that are not trained too), all averages, optimiser
+    state, batch; and one gradient."""
+    state, frozen = experiment.abstract_state, jax.tree.leaves(experiment.objective.frozen)
     return {
-        "params": device_bytes(state.params),
+        "params": device_bytes(state.params) + sum(leaf.nbytes for leaf in frozen),
         "ema": device_bytes(state.ema),
         "optimizer": device_bytes((state.step, state.opt_state, state.extra)),
         "batch": device_bytes(abstract_batch(experiment)),

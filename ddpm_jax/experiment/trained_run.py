@@ -1,6 +1,7 @@
 """A trained run, opened from its workdir: the weights of a checkpoint, and what its config says and builds."""
 
 import dataclasses
+import fnmatch
 import functools
 import os
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import conditions, config_checks, data_factory, model_factory, sampler_factory
+from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
-from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf
+from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
+from ddpm_jax.experiment.objective_factory import draws_images
 from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.experiment.sampler_flags import choose_sampler
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -28,7 +31,8 @@ from ddpm_jax.training.optimizer import ema_name
 from ddpm_jax.training.train_state import ema_item
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
-# What may be said anew of a run that is measured: which images, and where they are.
+# What may be said anew of a run: how it is sampled, and where it is measured, which images, and where they are.
+SAMPLE_FIELDS = ("sample.*",)
 DATA_FIELDS = ("data.name", "data.path", "data.data_dir", "data.split", "data.eval_split")
 
 
@@ -51,7 +55,7 @@ class TrainedRun:
     @functools.cached_property
     def codec(self) -> Codec:
         """The way between images and x_0."""
-        return model_factory.build_codec(self.config)
+        return build_codec(self.config)
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -151,14 +155,14 @@ class TrainedRun:
             dynamic_threshold=dynamic_threshold,
         )
 
-    def generator(self, mesh: Mesh) -> Generator:
-        """What draws samples by its sampler, after `check_params`."""
+    def generator(self, mesh: Mesh, edit: Edit | None = None) -> Generator:
+        """What draws samples by its sampler, after `check_params`; `edit` puts back what is known of them."""
         table = self.sampler_table
         self.check_params()
-        return sampler_factory.build_generator(self.config, self.process, table, self.model, mesh)
+        return sampler_factory.build_generator(self.config, self.process, table, self.model, mesh, edit)
 
-    def with_data(self, overrides: Sequence[str]) -> "TrainedRun":
-        """The run with `data.field=value` applied, of the fields DATA_FIELDS.
+    def with_fields(self, overrides: Sequence[str], allowed: Sequence[str]) -> "TrainedRun":
+        """The run with `group.field=value` applied, of the fields that `allowed` matches.
 
         Raises:
           UserError: another field, or a value of a wrong type.
@@ -166,7 +170,8 @@ class TrainedRun:
         config = self.config.copy_and_resolve_references()
         for override in overrides:
             field = override.partition("=")[0]
-            check_one_of("a field after --config.", field, DATA_FIELDS)
+            if not any(fnmatch.fnmatchcase(field, pattern) for pattern in allowed):
+                check_one_of("a field after --config.", field, allowed)
             apply_override(config, override)
         return dataclasses.replace(self, config=config.lock())
 
@@ -202,7 +207,7 @@ def open_trained_run(workdir: str, *, step: int | None = None, best: bool = Fals
     finally:
         checkpoints.close()
     config = with_defaults(config_from_json(config_json))
-    if config.objective.name != "diffusion":
+    if not draws_images(config):
         raise UserError(
             f"--workdir must be a run of objective.name='diffusion'; got {workdir!r}, which trained "
             f"{config.objective.name!r}: it draws no images"

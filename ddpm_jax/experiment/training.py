@@ -11,6 +11,7 @@ from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.objective_factory import draws_images
 from ddpm_jax.experiment.resume import resumed_state
 from ddpm_jax.experiment.trainer import Trainer
 from ddpm_jax.experiment.training_samples import LAST_FILE, draw_final
@@ -66,7 +67,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             state = experiment.fresh_state()
         first_step = int(state.step)
         drawn = _samples(workdir, LAST_FILE)
-        draws = experiment.sampler_table is not None
+        draws = draws_images(config)
         draws = draws and (first_step < config.train.num_steps or not os.path.exists(drawn))
         draws = bool(multi_host.broadcast_from_first(draws))  # as process 0 sees the file: all draw, or none
         if multi_host.is_first() and draws and os.path.exists(drawn):
@@ -98,12 +99,15 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         checkpoints.close()
 
 
-def sample_command(config: ConfigDict, workdir: str) -> str:
-    """The command that draws as many samples of the trained run as its grids have."""
-    return (
-        f"python -m ddpm_jax.sample --workdir={workdir} --num_samples={config.sample.num_grid} --seed=1 "
-        f"--out={workdir}/samples/new"
-    )
+def last_lines(config: ConfigDict, workdir: str) -> list[str]:
+    """What is said when the training is done, such as the command that draws as many samples as the grids have."""
+    if not draws_images(config):
+        return [f"done: checkpoints in {workdir}/checkpoints"]
+    return [
+        f"done: images in {workdir}/samples",
+        f"next: python -m ddpm_jax.sample --workdir={workdir} --num_samples={config.sample.num_grid} --seed=1 "
+        f"--out={workdir}/samples/new",
+    ]
 
 
 def _check_writable(workdir: str) -> None:

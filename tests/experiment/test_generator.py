@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.codecs.codec import PIXELS
 from ddpm_jax.codecs.pixels import to_uint8
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import seed_keys
-from ddpm_jax.diffusion.samplers import ddim_table, dpmpp_table, plms_table
+from ddpm_jax.diffusion.samplers import ddim_table, dpmpp_table, edit_noise, plms_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.generator import Edit, Generator
 from ddpm_jax.runtime.devices import make_mesh
 
 SHAPE = (2, 3, 1)
@@ -102,6 +103,32 @@ def test_one_program_for_every_sampler_and_number_of_steps(variance):
             )
             assert np.abs(images.astype(int) - np.asarray(to_uint8(whole))).max() <= 1, (name, num_steps)
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_an_edit_puts_back_what_is_known_of_each_sample(num_devices):
+    process = Process(make_schedule("cosine", num_steps=20))
+    known = np.random.default_rng(0).integers(0, 256, (11, *SHAPE), dtype=np.uint8)
+    mask = np.arange(11 * 6).reshape(11, *SHAPE) % 3 == 0
+
+    def make(arrays):
+        def edit_fn(x_s, denoised, row, keys):
+            signal, noise = process.levels(row.s[None], ndim=4)
+            x_0 = PIXELS.encode(arrays["known"], keys)
+            return jnp.where(arrays["mask"], signal * x_0 + noise * edit_noise(keys, row, x_s.shape[1:]), x_s)
+
+        return edit_fn
+
+    edited = Generator(
+        lambda params, condition: make_denoiser(process, lambda x_t, t: params["w"] * x_t), ancestral_table(process),
+        image_shape=SHAPE, mesh=make_mesh(num_devices), batch_size=8,
+        edit=Edit(lambda ids: {"known": known[ids % 11], "mask": mask[ids % 11]}, make),
+    )  # fmt: skip
+    images = edited.generate(PARAMS, seed=3, num_samples=11)
+    assert np.array_equal(images[mask], known[mask])
+    assert np.mean(images[~mask] == known[~mask]) < 0.1
+    few = edited.generate(PARAMS, seed=3, num_samples=3)
+    assert np.array_equal(few, images[:3])
 
 
 def test_seeds():

@@ -11,14 +11,14 @@ import optax
 import pytest
 from shared_codecs import linear_codec
 
-from ddpm_jax.codecs.codec import CODECS
 from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.build import build_experiment
+from ddpm_jax.experiment.codec_factory import CODECS, build_codec
 from ddpm_jax.experiment.objective_factory import OBJECTIVES
 from ddpm_jax.experiment.trained_run import open_trained_run
-from ddpm_jax.experiment.training import train
+from ddpm_jax.experiment.training import last_lines, train
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.objective import Objective
@@ -42,7 +42,7 @@ class NoisedClassifier(Objective):
     """-log p(label | x_t) (Dhariwal and Nichol 2021, section 4), with a running mean of the labels beside."""
 
     def __init__(self, config):
-        self.process, self.codec = model_factory.build_process(config), model_factory.build_codec(config)
+        self.process, self.codec = model_factory.build_process(config), build_codec(config)
         self.frozen = {"codec": self.codec, "weight": np.full((3,), 2.0, np.float32)}
 
     def init_params(self, key, image_shape, condition):
@@ -150,7 +150,7 @@ def test_a_classifier_is_trained_stopped_and_continued(own_objectives, tiny_conf
     train(config, str(tmp_path / "resumed"))
     straight = leaves_of(config, tmp_path / "straight")
     assert equal(leaves_of(config, tmp_path / "resumed"), straight)
-    train(config.copy_and_resolve_references(), str(tmp_path / "straight"))
+    assert last_lines(config, "W") == ["done: checkpoints in W/checkpoints"]
     message = "must be a run of objective.name='diffusion'; got .* which trained 'noised_classifier'"
     with pytest.raises(UserError, match=message):
         open_trained_run(str(tmp_path / "straight"))
@@ -219,7 +219,7 @@ def test_an_unknown_objective_is_refused(tiny_config):
 
 @pytest.fixture
 def linear(monkeypatch):
-    monkeypatch.setitem(CODECS, "linear", lambda: linear_codec(size=3))
+    monkeypatch.setitem(CODECS, "linear", lambda config: linear_codec(size=3))
 
 
 LATENT = ("codec.name=linear", "sample.clip_x_0=false", "diffusion.loss=hybrid", "diffusion.variance=learned_range")

@@ -123,3 +123,20 @@ def test_weights_that_do_not_fit(sample_main, straight_run, tmp_path, monkeypatc
     err = capfd.readouterr().err
     assert err.startswith("error: the checkpoint does not fit the network of its config: ['conv_in']['bias'] is (8,) ")
     assert len(err.splitlines()) == 1
+
+
+def test_any_field_of_the_sampling_may_be_given(draw, sample_main, straight_run, tmp_path, capsys):
+    flags = ["--num_samples=8", "--sampler=ddim", "--num_sampler_steps=5"]
+    by_fields = draw("--num_samples=8", "--config.sample.sampler=ddim", "--config.sample.num_sampler_steps=5")
+    assert np.array_equal(by_fields, draw(*flags))
+    assert not np.array_equal(by_fields, draw(*flags, "--noconfig.sample.clip_x_0"))
+    capsys.readouterr()
+    line = [f"--workdir={straight_run}", f"--out={tmp_path / 'x'}", "--nocompilation_cache"]
+    for field, message in (
+        ("--config.train.seed=3", "a field after --config. must be one of ['sample.*']; got 'train.seed'"),
+        ("--config.sample.sampler=ddm", "sample.sampler must be one of ["),
+        ("--config.sample.churm=3", "'sample.churm'"),
+    ):
+        assert sample_main([*line, field]) == 2
+        printed = capsys.readouterr().err.strip()
+        assert message in printed and len(printed.splitlines()) == 1

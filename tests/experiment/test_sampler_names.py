@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ddpm_jax.diffusion.timestep_spacing import SPACINGS
-from ddpm_jax.experiment.config_flags import RunParser
+from ddpm_jax.experiment.config_flags import OverridesParser
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
 from ddpm_jax.experiment.sampler_flags import add_sampler_flags
 
@@ -24,7 +24,7 @@ def test_the_docs_have_a_row_for_each():
 
 
 def test_the_flags_list_them():
-    parser = RunParser("sample", "Draws.", "python -m ddpm_jax.sample")
+    parser = OverridesParser("sample", "Draws.", "python -m ddpm_jax.sample")
     add_sampler_flags(parser)
     shown = " ".join(parser.format_help().split())
     for names in (SAMPLERS, SPACINGS):

@@ -63,7 +63,15 @@ class SamplerTable:
         Args:
           num_rows: at least as many as there are.
           learns_variance: whether the network gives values for it.
+
+        Raises:
+          ValueError: fewer rows than there are, or more that is remembered than MAX_REMEMBERED.
         """
+        if num_rows < self.num_calls or self.num_remembered > MAX_REMEMBERED:
+            raise ValueError(
+                f"{self.num_calls} rows that look back {self.num_remembered} do not fit in {num_rows} that look back "
+                f"{MAX_REMEMBERED}"
+            )
         more = num_rows - self.num_calls
         zeros = np.zeros(num_rows, np.float32)
 

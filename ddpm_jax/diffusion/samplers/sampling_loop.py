@@ -149,7 +149,7 @@ def sample_loop(
       keys: one a sample, of `sample_keys`.
       edit_fn: (x_s, denoised, row, keys) -> x_s after each row: what is known of the result is put back. `row` is the
         row of the table, whose levels at both ends are `Process.levels(row.t)` and `Process.levels(row.s)`; noise is
-        drawn from `edit_noise(keys, row)`.
+        drawn from `edit_noise(keys, row, shape)`.
       frame_ends: [K] distinct row numbers of this table, or None. With them also returns the x_s that these
         rows end with, [K, B, *D]; only those K are kept in memory.
     """

@@ -1,0 +1,31 @@
+"""`codec.name` of a config and the group of that name -> the way between images and the x_0 that diffuses."""
+
+import functools
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.codecs.codec import PIXELS, Codec
+from ddpm_jax.experiment.config_checks import image_shape_of
+from ddpm_jax.experiment.config_json import config_from_json, config_to_json
+from ddpm_jax.runtime.errors import check_one_of
+
+# Name -> what builds it of a config. That of an autoencoder reads its parameters, such as from the workdir that the
+# config's group of its name tells: `Checkpoints(workdir).restore_params("ema_params")`.
+CODECS: dict[str, Callable[[ConfigDict], Codec]] = {"pixels": lambda config: PIXELS}
+
+
+def build_codec(config: ConfigDict) -> Codec:
+    """The codec of a config, the same object for the same config; raises UserError for an unknown name."""
+    check_one_of("codec.name", config.codec.name, CODECS)
+    return _built(CODECS[config.codec.name], config_to_json(config))
+
+
+@functools.lru_cache(maxsize=4)
+def _built(build: Callable[[ConfigDict], Codec], config_json: str) -> Codec:
+    return build(config_from_json(config_json))
+
+
+def x_0_shape_of(config: ConfigDict) -> tuple[int, ...]:
+    """What diffuses, of one image: (H, W, C) for pixels."""
+    return build_codec(config).x_0_shape(image_shape_of(config))
