@@ -5,13 +5,14 @@ evaluation. The pixel codec scales; an autoencoder of latent diffusion (Rombach 
 x_0 another shape. `experiment.codec_factory` has the table of those that a config can choose.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Key, UInt8
 
 from ddpm_jax.codecs.pixels import PixelCodec
 
 
+@runtime_checkable
 class Codec(Protocol):
     """uint8 images [B, H, W, C] <-> x_0 [B, *D]; a pytree whose leaves are its parameters.
 

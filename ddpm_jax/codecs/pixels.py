@@ -24,25 +24,25 @@ class PixelCodec:
     x_0_limit = 1.0
     bin_width = PIXEL_BIN
 
-    def x_0_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def x_0_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """That of the image."""
         return image_shape
 
-    def encode(self, images: UInt8[Array, "B H W C"], keys: Key[Array, "B"]) -> Float[Array, "B H W C"]:
+    def encode(self, images: UInt8[Array, "B *D"], keys: Key[Array, "B"]) -> Float[Array, "B *D"]:
         """x/127.5 - 1; nothing is drawn."""
         del keys
         return to_model_scale(images)
 
-    def decode(self, x_0: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
+    def decode(self, x_0: Float[Array, "B *D"]) -> UInt8[Array, "B *D"]:
         """The nearest of the 256 values."""
         return to_uint8(x_0)
 
     def log_likelihood(
-        self, x_0: Float[Array, "B H W C"], *, mean: Float[Array, "B H W C"], log_var: Float[Array, "..."]
-    ) -> Float[Array, "B H W C"]:
+        self, x_0: Float[Array, "B *D"], *, mean: Float[Array, "B *D"], log_var: Float[Array, "..."]
+    ) -> Float[Array, "B *D"]:
         """Of the pixel's bin under the Gaussian (Ho et al. 2020, equation 13)."""
         return discretised_gaussian_log_likelihood(x_0, mean=mean, log_var=log_var)
 
-    def reconstruction_term(self, images: UInt8[Array, "B H W C"], x_0: Float[Array, "B H W C"]) -> None:
+    def reconstruction_term(self, images: UInt8[Array, "B *D"], x_0: Float[Array, "B *D"]) -> None:
         """None: decode(encode(images)) is images."""
         del images, x_0
