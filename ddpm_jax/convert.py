@@ -104,9 +104,9 @@ def _convert(args: argparse.Namespace) -> None:
             raise UserError(f"--config.{args.overrides[0]} is for --from alone: the run has its config")
         _export(args, formats)
         return
-    for flag, given in (("--weights", args.weights), ("--step", args.step is not None), ("--best", args.best)):
-        if given:
-            raise UserError(f"{flag} is for --to alone: an import takes what the file holds")
+    for name in ("weights", "step", "best"):
+        if getattr(args, name) not in (None, False):
+            raise UserError(f"--{name} is for --to alone: an import takes what the file holds")
     _import(args, formats)
 
 
@@ -171,7 +171,7 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
         raise UserError(f"--format={name} can be read and not written: take diffusers, safetensors or npz")
     if args.model is not None:
         raise UserError("--model is for --from alone: a run has its network")
-    weights = args.weights or "ema"
+    weights = "ema" if args.weights is None else args.weights
     trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=weights)
     formats[name].write(path, trained.config, trained.params)
     print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")

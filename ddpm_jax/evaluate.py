@@ -107,7 +107,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.evaluation.run_evaluation import Evaluation, EvaluationSettings
-    from ddpm_jax.experiment.trained_run import open_trained_run
+    from ddpm_jax.experiment.trained_run import DATA_FIELDS, SAMPLE_FIELDS, open_trained_run
 
     settings = EvaluationSettings(
         what=what,

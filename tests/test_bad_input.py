@@ -239,7 +239,7 @@ def test_workdir_without_permission(train_error, tmp_path, monkeypatch):
         (["--eta=nan"], "sample.eta must be at least 0; got nan"),
         (["--batch_size=3"], "sample.batch_size must be a multiple of 8 (8 devices); got 3"),
         (["--spacing=cubic"], "sample.spacing must be one of"),
-        (["--config.sample.eta=1"], "unknown flag '--config.sample.eta'; this command takes the config of the run"),
+        (["--config.train.seed=1"], "a field after --config. must be one of ['sample.*']; got 'train.seed'"),
         (["--num-samples=3"], "unknown flag '--num-samples'; did you mean '--num_samples'?"),
         (["--out="], "--out must be a path such as samples/new"),
         (["--out=new/"], "--out must be a path such as samples/new"),

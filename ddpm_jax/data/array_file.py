@@ -119,7 +119,12 @@ class NpzColumns(Mapping):
 def npz_names(file: Path) -> list[str]:
     """The names of the arrays of a `.npz`; raises UserError where it cannot be read."""
     with _named_read_errors(file), np.load(file, allow_pickle=False) as arrays:
-        return list(arrays)
+        return _array_names(arrays)
+
+
+def _array_names(arrays: np.lib.npyio.NpzFile) -> list[str]:
+    """Without other files that the archive holds."""
+    return [name.removesuffix(".npy") for name in arrays.zip.namelist() if name.endswith(".npy")]
 
 
 def read_column(file: Path, name: str, *, ragged: bool) -> np.ndarray | Ragged:
@@ -168,7 +173,7 @@ def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None, list[str
                 "rename it to what it is, or save it again with np.savez"
             )
         with np.load(file, allow_pickle=False) as arrays:
-            names = list(arrays)
+            names = _array_names(arrays)
             image_key = next((k for k in _IMAGE_KEYS[key] if k in names), None)
             if image_key is None and key == "train" and len(names) == 1:
                 image_key = names[0]

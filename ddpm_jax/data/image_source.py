@@ -60,11 +60,28 @@ def check_columns(source: ImageSource, spec: ConditionSpec) -> None:
                 f"{arg('source')} must have rows of shape {list(entry.shape)} in its column {column!r}; "
                 f"got {list(shape)}"
             )
+        if entry.kind != "mask":
+            _check_values(column, values.values if ragged else values, entry)
         if ragged and values.lengths.max(initial=0) > entry.shape[0]:
             raise UserError(
                 f"{arg('source')} has rows of up to {values.lengths.max()} values in its column {column!r}; "
                 f"{arg('spec')} has {entry.shape[0]}"
             )
+
+
+def _check_values(column: str, values: np.ndarray, entry: Entry) -> None:
+    """Raises UserError for values that the entry's dtype cannot hold."""
+    dtype = np.dtype(entry.dtype)
+    kinds = "biuf" if dtype.kind == "f" else "b" if dtype.kind == "b" else "biu"
+    fits = values.dtype.kind in kinds
+    if fits and dtype.kind in "iu" and values.size:
+        info, low, high = np.iinfo(dtype), int(values.min()), int(values.max())
+        fits = info.min <= low and high <= info.max
+    if not fits:
+        within = f", {values.min()}..{values.max()}" if values.dtype.kind in "iu" and values.size else ""
+        raise UserError(
+            f"{arg('source')} must have values that fit {dtype} in its column {column!r}; got {values.dtype}{within}"
+        )
 
 
 def _row_shape(values: np.ndarray | Ragged, entry: Entry) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """From a network to what the reverse process needs: x_0_hat, and what a learned variance is made of."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import no_type_check
 
@@ -55,7 +56,7 @@ def make_denoiser(
         x_0_limit (Saharia et al. 2022, section 2.3).
 
     Raises:
-      UserError: x_0_limit not above 0; a quantile outside [0, 1], or one without an x_0_limit.
+      UserError: x_0_limit not above 0 or not finite; a quantile outside [0, 1], or one without an x_0_limit.
 
     Example:
       >>> from ddpm_jax.diffusion.schedules import make_schedule
@@ -65,8 +66,8 @@ def make_denoiser(
     """
     if not 0 <= dynamic_threshold <= 1:
         raise UserError(f"{arg('dynamic_threshold')} must be in [0, 1], 0 for none; got {dynamic_threshold}")
-    if x_0_limit is not None and not x_0_limit > 0:
-        raise UserError(f"{arg('x_0_limit')} must be above 0, or None for none; got {x_0_limit}")
+    if x_0_limit is not None and not (x_0_limit > 0 and math.isfinite(x_0_limit)):
+        raise UserError(f"{arg('x_0_limit')} must be above 0 and finite, or None for none; got {x_0_limit}")
     if dynamic_threshold and x_0_limit is None:
         raise UserError(f"{arg('dynamic_threshold')} needs an {arg('x_0_limit')}; got {dynamic_threshold} and None")
 
@@ -81,7 +82,7 @@ def make_denoiser(
         value, var_values = predict_fn(x_t, t, condition or {})
         x_0_hat = process.x_0_hat(value, x_t=x_t, t=t)
         if dynamic_threshold:
-            x_0_hat = _limit_to_quantile(x_0_hat, dynamic_threshold, x_0_limit)
+            x_0_hat = _limit_to_quantile(x_0_hat, float(dynamic_threshold), x_0_limit)
         elif x_0_limit is not None:
             x_0_hat = jnp.clip(x_0_hat, -x_0_limit, x_0_limit)
         return Denoised(x_0_hat, var_values)

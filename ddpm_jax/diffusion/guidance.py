@@ -41,6 +41,9 @@ class Guidance:
     rescale: Float[Array, ""]
 
 
+MAX_SCALE = 1e6  # beyond it predictions have no digits left
+
+
 def make_guidance(
     reference: Mapping[str, np.ndarray | Array],
     *,
@@ -53,7 +56,7 @@ def make_guidance(
     Args:
       reference: what is guided away from, [B, ...] an entry: the null (`data.condition.null_condition`), or, as a
         "negative prompt", the condition of something else.
-      scale: s >= 0; 1 is none, 0 the reference alone.
+      scale: s in 0..MAX_SCALE; 1 is none, 0 the reference alone.
       interval: (low, high) of log SNR = log(alpha-bar / (1 - alpha-bar)) = -2 log sigma between which there is
         guidance (Kynkaanniemi et al. 2024); outside the network is called once and not twice.
       rescale: phi in 0..1: how far the standard deviation of an image's prediction is brought back to that of its
@@ -62,14 +65,18 @@ def make_guidance(
     Raises:
       UserError: a number out of its range.
     """
-    if not (math.isfinite(scale) and scale >= 0):
-        raise UserError(f"{arg('guidance_scale')} must be at least 0; got {scale}: 1 is no guidance, try 2 to 4")
+    if not 0 <= scale <= MAX_SCALE:
+        raise UserError(
+            f"{arg('guidance_scale')} must be in 0..{MAX_SCALE:g}; got {scale}: 1 is no guidance, try 2 to 4"
+        )
     low, high = interval
     if not low < high:
         raise UserError(f"{arg('guidance_interval')} must be LOW,HIGH of the log SNR, LOW below HIGH; got {low},{high}")
     if not 0 <= rescale <= 1:
         raise UserError(f"{arg('guidance_rescale')} must be in [0, 1], 0 for none; got {rescale}")
-    return Guidance(dict(reference), *(np.asarray(number, np.float32) for number in (scale, low, high, rescale)))
+    with np.errstate(over="ignore"):  # an end beyond float32 is no end
+        numbers = [np.asarray(number, np.float32) for number in (scale, low, high, rescale)]
+    return Guidance(dict(reference), *numbers)
 
 
 def classifier_free_guidance(process: Process, guidance: Guidance) -> Guide:
@@ -122,5 +129,8 @@ def _rescaled(
 ) -> Float[Array, "B *D"]:
     """part * guided * std(conditional)/std(guided) + (1 - part) * guided, the deviations of each image alone."""
     axes = tuple(range(1, guided.ndim))
-    ratio = jnp.std(conditional, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
+    deviation = jnp.std(guided, axes, keepdims=True)
+    # A prediction that is constant over the image has nothing to rescale.
+    varies = deviation > 0
+    ratio = jnp.where(varies, jnp.std(conditional, axes, keepdims=True) / jnp.where(varies, deviation, 1.0), 1.0)
     return jnp.where(part > 0, guided * (part * ratio + (1 - part)), guided)

@@ -21,7 +21,7 @@ from ddpm_jax.evaluation.metric_settings import SampleSettings
 from ddpm_jax.evaluation.metrics_from_features import check_counts, sample_numbers, warning_of
 from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
 from ddpm_jax.evaluation.resume_file import fingerprint
-from ddpm_jax.experiment.trained_run import TrainedRun
+from ddpm_jax.experiment.trained_run import DATA_FIELDS, TrainedRun
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError

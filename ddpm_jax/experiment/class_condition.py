@@ -63,6 +63,6 @@ def _checked_classes(config: ConfigDict, name: str) -> tuple[int, ...]:
             f"sample.{name}={classes} is for a network with classes; the run has model.num_classes=0: leave it empty"
         )
     for number in classes:
-        if not isinstance(number, int) or not 0 <= number < num_classes:
+        if type(number) is not int or not 0 <= number < num_classes:
             raise UserError(f"sample.{name} must be in 0..{num_classes - 1}, the network's classes; got {number!r}")
     return classes

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiment.config_json import check_storable, whole_config_from_json
+from ddpm_jax.experiment.config_json import check_storable, is_like, whole_config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override, flatten
 from ddpm_jax.experiment.moved_fields import MOVED, moved_fields_in, new_form
 from ddpm_jax.experiment.packaged_configs import base_config, experiments_folder, packaged_experiments, packaged_module
@@ -89,8 +89,13 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UserError(
             f"get_config() of {name_or_path!r} must return a ConfigDict; got {type(config).__name__}"
         )
+    defaults = flatten(base_config())
     for field, value in flatten(config).items():
         check_storable(field, value)
+        if field in defaults and not is_like(value, defaults[field]):
+            raise UserError(
+                f"{field} of config file {name_or_path!r} must be like {defaults[field]!r}; got {value!r}"
+            )
         if field in MOVED:
             raise UserError(
                 f"config file {name_or_path!r} sets {field!r}, which is now {MOVED[field]!r}{new_form(field)}; "

@@ -71,12 +71,13 @@ def whole_config_from_json(text: str, what: str) -> ConfigDict:
     for field, value in fields.items():
         if field not in defaults:
             raise UserError(f"{what} has the field {field!r}, which no experiment has{did_you_mean(field, defaults)}")
-        if not _is_like(value, defaults[field]):
+        if not is_like(value, defaults[field]):
             raise UserError(f"{field} of {what} must be like {defaults[field]!r}; got {value!r}")
     return with_defaults(config)
 
 
-def _is_like(value: Any, default: Any) -> bool:
+def is_like(value: Any, default: Any) -> bool:
+    """Whether a field with this default may have the value: of its type, or a whole number for a float."""
     if isinstance(default, tuple):
         kinds = {type(item) for item in default} or set(_STORABLE)
         kinds |= {int, float} if kinds & {int, float} else set()

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from ddpm_jax.runtime.errors import UserError
+
 _OF_THE_UNET = (
     "channels", "channel_mults", "num_res_blocks", "attention_resolutions", "dropout", "num_groups", "norm_eps",
     "num_heads", "head_channels", "scale_shift_norm", "resample_in_blocks", "down_padding", "embedding_order",
@@ -26,6 +28,8 @@ def with_new_names(groups: dict[str, Any]) -> dict[str, Any]:
         (old_group, old_name), (new_group, new_name) = old.split("."), new.split(".")
         if isinstance(renamed.get(old_group), dict) and old_name in renamed[old_group]:
             value = renamed[old_group].pop(old_name)
+            if new_name in renamed.get(new_group, {}):
+                raise UserError(f"the config has both {old!r} and {new!r}, which is its name now: leave out the first")
             renamed.setdefault(new_group, {})[new_name] = _CONVERTED[old][0](value) if old in _CONVERTED else value
     return renamed
 

@@ -53,14 +53,17 @@ def base_config() -> ConfigDict:
 def with_defaults(config: ConfigDict) -> ConfigDict:
     """`config` and the fields of configs/base.py that it lacks, at their defaults; locked.
 
-    A run that is older than a field did what the field's default does.
+    A run that is older than a field did what the field's default does. Whole numbers become floats where the default is
+    one.
     """
     filled = config.copy_and_resolve_references()
-    with filled.unlocked():
+    with filled.unlocked(), filled.ignore_type():
         for group, fields in base_config().items():
             if group not in filled:
                 filled[group] = ConfigDict()
             for name, value in fields.items():
                 if name not in filled[group]:
                     filled[group][name] = value
+                elif type(value) is float and type(filled[group][name]) is int:
+                    filled[group][name] = float(filled[group][name])
     return filled.lock()

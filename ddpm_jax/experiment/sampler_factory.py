@@ -134,7 +134,7 @@ def guidance_of(config: ConfigDict) -> GuidanceOf:
     sample, spec = config.sample, condition_spec(config)
     given = tuple(sample.guidance_interval)
     interval = given or (-math.inf, math.inf)
-    if len(interval) != 2 or not all(isinstance(end, (int, float)) for end in interval):
+    if len(interval) != 2 or not all(type(end) in (int, float) for end in interval):
         raise UserError(f"sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got {given}")
     negative = negative_of(config)
 

@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.timestep_spacing import SPACINGS
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
+from ddpm_jax.runtime.errors import UserError
 
 _FIELDS = (
     "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "guidance_scale",
     "guidance_rescale",
 )  # fmt: skip
+_OF_GUIDANCE = ("guidance_interval", "guidance_rescale", "negative_classes")
 _LISTS = ("classes", "negative_classes", "guidance_interval")  # typed as in a config
 
 
@@ -71,12 +73,16 @@ def choose_sampler(
       batch_size: images at a time; None: the run's, rounded up to a multiple of the number of devices.
 
     Raises:
-      UserError: classes that cannot be read; everything else is checked by the factories.
+      UserError: classes that cannot be read, or settings of guidance without guidance; everything else is checked by
+        the factories.
     """
-    config, given = config.copy_and_resolve_references(), dict(given)
+    config, given, typed = config.copy_and_resolve_references(), dict(given), set(given)
     for name in _LISTS:
         if name in given:
             apply_override(config, f"sample.{name}={given.pop(name)}")
+    idle = [name for name in _OF_GUIDANCE if name in typed]
+    if idle and given.get("guidance_scale", config.sample.guidance_scale) == 1:
+        raise UserError(f"--{idle[0]} needs a --guidance_scale other than 1, which is no guidance")
     if "respacing" not in given and ("num_sampler_steps" in given or "spacing" in given):
         given["respacing"] = ""  # what is typed takes the place of the run's own
     with config.unlocked():

@@ -24,7 +24,7 @@ from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
 from ddpm_jax.experiment.objective_factory import draws_images
-from ddpm_jax.experiment.packaged_configs import with_defaults
+from ddpm_jax.experiment.packaged_configs import base_config, with_defaults
 from ddpm_jax.experiment.sampler_flags import choose_sampler
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.training.optimizer import ema_name
@@ -207,6 +207,7 @@ def open_trained_run(workdir: str, *, step: int | None = None, best: bool = Fals
     finally:
         checkpoints.close()
     config = with_defaults(config_from_json(config_json))
+    _check_fields(config, workdir)
     if not draws_images(config):
         raise UserError(
             f"--workdir must be a run of objective.name='diffusion'; got {workdir!r}, which trained "
@@ -215,9 +216,22 @@ def open_trained_run(workdir: str, *, step: int | None = None, best: bool = Fals
     return TrainedRun(step, config, params)
 
 
+def _check_fields(config: ConfigDict, workdir: str) -> None:
+    """Raises UserError for a field that a later ddpm_jax has added to a group of today."""
+    for group, fields in base_config().items():
+        unknown = sorted(set(config[group]) - set(fields))
+        if unknown:
+            raise UserError(
+                f"the run in --workdir {workdir} has the field {f'{group}.{unknown[0]}'!r}, which this ddpm_jax does "
+                "not know: upgrade ddpm_jax"
+            )
+
+
 def _item_of(weights: str, config_json: str) -> str:
     """The item of a checkpoint that holds `weights`, of those that its config names; UserError for any others."""
     names = [ema_name(decay) for decay in with_defaults(config_from_json(config_json)).optim.ema_decays]
+    if not names:
+        raise UserError("the config of the checkpoint has no average in optim.ema_decays: it was changed by hand")
     items = {"ema": ema_item(names[0], names[0]), "raw": "params"}
     items |= {f"ema/{name}": ema_item(name, names[0]) for name in names}
     check_one_of("--weights", weights, items)

@@ -94,7 +94,7 @@ def make_ema_decay(decay: float, *, start: str = "warmup") -> StepFn:
 
 def ema_name(decay: float) -> str:
     """The name of the average of this decay: the shortest text that reads back as it, such as "0.9999"."""
-    return repr(float(decay))
+    return repr(float(decay) + 0.0)  # -0.0 is 0.0
 
 
 def make_ema_decays(decays: Sequence[float], *, start: str = "warmup") -> dict[str, StepFn]:

@@ -1,5 +1,6 @@
 """All that changes in training, as one pytree."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import no_type_check
 
@@ -70,9 +71,14 @@ def init_state(
 
     Raises:
       UserError: no name.
-      ValueError: an `extra` with the name of another item of a checkpoint.
+      ValueError: a name twice, or an `extra` whose name cannot be that of an item of a checkpoint, or is taken.
     """
     names = tuple(ema_names)
+    if isinstance(ema_names, str) or len(set(names)) < len(names):
+        raise ValueError(f"ema_names must be different names; got {ema_names!r}")
+    unfit = [name for name in extra or {} if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", str(name))]
+    if unfit:
+        raise ValueError(f"the names in extra must be of up to 64 letters, digits and _; got {unfit}")
     taken = [name for name in extra or {} if name in RESERVED_ITEMS or name.startswith("ema_")]
     if taken:
         raise ValueError(f"extra must not have the names {[*RESERVED_ITEMS, 'ema_*']}; got {taken}")

@@ -34,6 +34,20 @@ def _split_batch(array: Array, num_parts: int) -> Array:
     return array.reshape(-1, num_parts, *array.shape[1:]).swapaxes(0, 1)
 
 
+_OWN_METRICS = ("grad_norm", "param_norm")
+
+
+def _check_losses(losses: Losses, weights: Array) -> None:
+    """Raises ValueError unless an objective gives one number an image, by names that are free."""
+    shapes = {"the weights": weights.shape, **{f"losses[{name!r}]": loss.shape for name, loss in losses.items()}}
+    wrong = {name: shape for name, shape in shapes.items() if shape != weights.shape[:1] or len(shape) != 1}
+    if wrong or "loss" not in losses or set(_OWN_METRICS) & set(losses):
+        raise ValueError(
+            f"an objective must give losses [B] by name, 'loss' among them and none of {_OWN_METRICS}, and weights "
+            f"[B]; got {shapes}"
+        )
+
+
 def _make_gradient(objective: Objective, num_parts: int, clip_each_part: float) -> Callable[..., tuple[PyTree, ...]]:
     """(params, key, frozen, extra, weights, drawn) -> the gradient, the losses [B] by name, and what else the objective
     gave for each part, [num_parts, ...].
@@ -45,6 +59,7 @@ def _make_gradient(objective: Objective, num_parts: int, clip_each_part: float) 
         params: PyTree, key: Key[Array, ""], frozen: PyTree, extra: PyTree, weights: Array, drawn: PyTree
     ) -> tuple[Float[Array, ""], tuple[Losses, PyTree]]:
         losses, of_part = objective.losses(params, frozen, drawn, key, extra)
+        _check_losses(losses, weights)
         return jnp.mean(weights * losses["loss"]), (losses, of_part)
 
     def part_gradient(params: PyTree, *part: PyTree) -> tuple[PyTree, tuple[Losses, PyTree]]:
@@ -147,6 +162,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = update_averages(state.ema, params, state.step, ema_decays)
         extra, of_objective = objective.update(state.extra, drawn, weights, losses, of_parts)
+        if taken := sorted({*losses, *_OWN_METRICS} & set(of_objective)):
+            raise ValueError(f"metrics of an objective must not have the names of losses and norms; got {taken}")
         metrics = {
             **{name: jnp.mean(weights * part) for name, part in losses.items()},
             "grad_norm": global_norm(grads),

@@ -43,10 +43,10 @@ def migrated(item: dict, where: str) -> dict:
       ValueError: no item of any version.
     """
     version = item.get("format_version", 1)
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise ValueError(f"its format_version is {version!r}")
     if version > FORMAT_VERSION:
-        writer = item.get("written_by", {}).get("ddpm_jax", "a later one")
+        writer = (item.get("written_by") or {}).get("ddpm_jax", "a later one")
         raise UserError(
             f"{where} has format {version}, written by ddpm_jax {writer}; this ddpm_jax "
             f"{_version('ddpm_jax')} reads formats 1 to {FORMAT_VERSION}: upgrade ddpm_jax"

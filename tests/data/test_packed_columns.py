@@ -177,8 +177,17 @@ def test_what_does_not_fit_the_spec_is_refused():
         ({"tokens": Entry((6,))}, "has a ragged column 'tokens', and spec has it as 'global'"),
         ({"score": Entry((3,), "float32", "sequence")}, "has a column whose rows are of one length 'score'"),
         ({"score_mask": Entry((3,), "bool", "mask")}, "has a column whose rows are of one length 'score'"),
+        ({"score": Entry((3,))}, "must have values that fit int32 in its column 'score'; got float64"),
+        ({"tokens": Entry((6,), "bool", "sequence")}, "must have values that fit bool .* 'tokens'; got int64, 0..6"),
         ({"score": SPEC["score"]}, r"must have rows of shape \[2\] in its column 'score'; got \[3\]"),
     ]:
         with pytest.raises(UserError, match=message):
             check_columns(source, spec)
     assert isinstance(load_rows(source, np.arange(2), {"score": Entry((3,), "float32")}), Batch)
+    source.columns = {"x": np.array([-1, 300])}
+    for dtype, fits in [("int32", True), ("float32", True), ("uint8", False), ("int8", False), ("bool", False)]:
+        if fits:
+            check_columns(source, {"x": Entry((), dtype)})
+            continue
+        with pytest.raises(UserError, match=f"must have values that fit {dtype} in its column 'x'; got int64, -1..300"):
+            check_columns(source, {"x": Entry((), dtype)})

@@ -230,8 +230,8 @@ def test_rows_are_interleaved():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(scale=-1.0), "guidance_scale must be at least 0; got -1"),
-        (dict(scale=math.nan), "guidance_scale must be at least 0; got nan"),
+        (dict(scale=-1.0), r"guidance_scale must be in 0..1e\+06; got -1"),
+        (dict(scale=math.nan), r"guidance_scale must be in 0..1e\+06; got nan"),
         (dict(scale=2.0, interval=(3.0, 1.0)), "guidance_interval must be LOW,HIGH of the log SNR, LOW below HIGH"),
         (dict(scale=2.0, rescale=1.5), r"guidance_rescale must be in \[0, 1\], 0 for none; got 1.5"),
     ],
@@ -239,3 +239,14 @@ def test_rows_are_interleaved():
 def test_what_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         make_guidance({}, **settings)
+
+
+def test_a_constant_prediction_has_nothing_to_rescale():
+    guidance = make_guidance({"told": np.zeros(2)}, scale=3.0, rescale=0.5)
+    guide = classifier_free_guidance(Process(SCHEDULE, "v"), guidance)
+    told = {"told": jnp.ones(2)}
+    denoise_fn = make_denoiser(
+        Process(SCHEDULE, "v"), lambda x_t, t, condition: 0 * x_t + condition["told"][:, None],
+        condition=told, guide=guide,
+    )  # fmt: skip
+    assert np.isfinite(denoise_fn(jnp.ones((2, 4)), jnp.array([5, 5])).x_0_hat).all()

@@ -94,12 +94,14 @@ def test_a_config_may_have_it(guided_run, draw):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--guidance_scale=-1"], "sample.guidance_scale must be at least 0; got -1.0: 1 is no guidance, try 2 to 4"),
-        (["--guidance_scale=nan"], "sample.guidance_scale must be at least 0; got nan"),
+        (["--guidance_scale=-1"], "sample.guidance_scale must be in 0..1e+06; got -1.0: 1 is no guidance, try 2 to 4"),
+        (["--guidance_scale=nan"], "sample.guidance_scale must be in 0..1e+06; got nan"),
         (["--guidance_scale=2", "--guidance_interval=3,1"], "sample.guidance_interval must be LOW,HIGH of the log SNR, "
          "LOW below HIGH; got 3,1"),
-        (["--guidance_interval=3"], "sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got (3,)"),
-        (["--guidance_interval=a,b"], "sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got ('a', "),
+        (["--guidance_scale=2", "--guidance_interval=3"],
+         "sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got (3,)"),
+        (["--guidance_scale=2", "--guidance_interval=a,b"],
+         "sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got ('a', "),
         (["--guidance_scale=2", "--guidance_rescale=2"], "sample.guidance_rescale must be in [0, 1], 0 for none; got"),
         (["--guidance_scale=2", "--negative_classes=10"], "sample.negative_classes must be in 0..9"),
     ],

@@ -135,8 +135,27 @@ def test_any_field_of_the_sampling_may_be_given(draw, sample_main, straight_run,
     for field, message in (
         ("--config.train.seed=3", "a field after --config. must be one of ['sample.*']; got 'train.seed'"),
         ("--config.sample.sampler=ddm", "sample.sampler must be one of ["),
+        ("--guidance_rescale=0.5", "--guidance_rescale needs a --guidance_scale other than 1"),
+        ("--guidance_scale=1e39", "sample.guidance_scale must be in 0..1e+06; got 1e+39"),
         ("--config.sample.churm=3", "'sample.churm'"),
     ):
         assert sample_main([*line, field]) == 2
         printed = capsys.readouterr().err.strip()
         assert message in printed and len(printed.splitlines()) == 1
+
+
+def test_a_config_of_a_later_version_or_with_whole_numbers(draw, own_run, sample_main, tmp_path, capsys):
+    """A field that is not known is one line; 1 for 1.0 is taken."""
+    path = own_run / "checkpoints" / "8" / "config" / "metadata"
+    line = [f"--workdir={own_run}", f"--out={tmp_path / 'x'}"]
+    (own_run / "checkpoints" / "8" / "manifest.json").unlink()
+    item = json.loads(path.read_text())
+    config = json.loads(item["config"])
+    config["sample"]["dynamic_threshold"] = 1
+    path.write_text(json.dumps(item | {"config": json.dumps(config)}))
+    assert np.array_equal(draw("--num_samples=8", workdir=own_run), draw("--num_samples=8", "--dynamic_threshold=1"))
+    config["conv_net"]["later"] = 1
+    path.write_text(json.dumps(item | {"config": json.dumps(config)}))
+    capsys.readouterr()
+    assert sample_main(line) == 2
+    assert "has the field 'conv_net.later', which this ddpm_jax does not know: upgrade" in capsys.readouterr().err

@@ -100,7 +100,13 @@ def test_the_first_average_stays_the_primary_one(names):
     )  # fmt: skip
     with pytest.raises(UserError, match="^ema_names must name at least one average; got none"):
         init_state({}, optimizer, ())
-    for name in ("params", "config", "ema_0.5"):
+    for names_twice in (["0.9", "0.9"], "0.9"):
+        with pytest.raises(ValueError, match="ema_names must be different names"):
+            init_state({}, optimizer, names_twice)
+    for name in ("../x", "a/b", "", "x" * 300):
+        with pytest.raises(ValueError, match="must be of up to 64 letters, digits and _"):
+            init_state({}, optimizer, names, {name: {}})
+    for name in ("params", "config", "ema_5"):
         with pytest.raises(ValueError, match=f"extra must not have the names .*; got \\['{name}'\\]"):
             init_state({}, optimizer, names, {name: {}})
 

@@ -335,3 +335,36 @@ def test_param_norm_is_of_the_new_parameters(images):
     state, metrics = run(make(), images)
     norm = np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(jax.device_get(state.params))))
     assert float(metrics["param_norm"]) == pytest.approx(norm, rel=1e-6)
+
+
+class Told(DiffusionObjective):
+    """With other losses, weights and metrics."""
+
+    def losses(self, params, frozen, drawn, key, extra):
+        found, of_part = super().losses(params, frozen, drawn, key, extra)
+        return self.change(found), of_part
+
+    def update(self, extra, drawn, weights, losses, of_parts):
+        extra, metrics = super().update(extra, drawn, weights, losses, of_parts)
+        return extra, metrics | self.more
+
+    change, more = staticmethod(dict), {}
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"change": lambda found: {"loss": found["loss"][:, None]}}, r"must give losses \[B\] by name"),
+        ({"change": lambda found: {"loss": jnp.mean(found["loss"])}}, r"must give losses \[B\] by name"),
+        ({"change": lambda found: {"other": found["loss"]}}, "'loss' among them"),
+        ({"change": lambda found: found | {"grad_norm": found["loss"]}}, r"none of \('grad_norm', 'param_norm'\)"),
+        ({"more": {"loss": jnp.ones(())}}, r"must not have the names of losses and norms; got \['loss'\]"),
+    ],
+)
+def test_an_objective_that_breaks_its_promise(images, fields, message, num_parts):
+    objective = type("Broken", (Told,), {n: staticmethod(v) if callable(v) else v for n, v in fields.items()})
+    step_fn = make_train_step(objective(Line(), LOSS_FN), SGD, ema_decays=EMA, num_parts=num_parts)
+    state = jax.eval_shape(lambda: init_state(jax.tree.map(jnp.asarray, PARAMS), SGD, EMA))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(step_fn, state, Batch(images), jax.random.key(0))

@@ -65,8 +65,11 @@ class SamplerTable:
           learns_variance: whether the network gives values for it.
 
         Raises:
-          ValueError: fewer rows than there are, or more that is remembered than MAX_REMEMBERED.
+          ValueError: fewer rows than there are, more that is remembered than MAX_REMEMBERED, or a table with a learned
+            variance for a network that gives none.
         """
+        if self.log_var_shift is not None and not learns_variance:
+            raise ValueError("the table is of a process that learns the variance, and the network gives none")
         if num_rows < self.num_calls or self.num_remembered > MAX_REMEMBERED:
             raise ValueError(
                 f"{self.num_calls} rows that look back {self.num_remembered} do not fit in {num_rows} that look back "

@@ -35,7 +35,8 @@ def watching(callback: Callable[..., None], edit_fn: EditFn | None = None) -> Ed
 
     Args:
       callback: called with NumPy arrays: the number of the row, its t and s, x_s [B, *D], and x_0_hat [B, *D] as it was
-        at t. Rows come in their order on one device; on several they may overtake each other.
+        at t. Rows come in their order on one device; on several they may overtake each other. What it raises ends the
+        loop as an error of JAX.
     """
 
     def edit(
@@ -43,7 +44,8 @@ def watching(callback: Callable[..., None], edit_fn: EditFn | None = None) -> Ed
     ) -> Float[Array, "B *D"]:
         if edit_fn is not None:
             x_s = edit_fn(x_s, denoised, row, keys)
-        jax.debug.callback(callback, row.row, row.t, row.s, x_s, denoised.x_0_hat)
+        show = lambda *arrays: callback(*map(np.asarray, arrays))  # noqa: E731
+        jax.debug.callback(show, row.row, row.t, row.s, x_s, denoised.x_0_hat)
         return x_s
 
     return edit
