@@ -29,7 +29,7 @@ class HostOutput:
     def lines(self, index=0):
         """What process `index` has printed so far."""
         text = self._outputs[index].read_text()
-        return re.sub(r"\[Gloo\] Rank \d+|is connected to \d+ peer ranks[^:]*: \d+\n?", "", text).split("\n")
+        return re.sub(r"\[Gloo\]\s*Rank\s*\d*|is connected to \d+ peer ranks[^:]*: \d+\n?", "", text).split("\n")
 
     def errors(self, index=0):
         return self._errors[index].read_text()
