@@ -18,6 +18,7 @@ class SeedKeys(NamedTuple):
     eval: jax.Array  # held-out image i uses fold_in(eval, i)
 
 
+@enum.unique
 class Purpose(enum.IntEnum):
     """What draws from a key beside its steps or samples; a new one takes the next number: old runs keep theirs."""
 
