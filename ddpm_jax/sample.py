@@ -67,8 +67,7 @@ def _sample(args: argparse.Namespace) -> None:
 
     is_first = multi_host.is_first()
     if is_first:
-        scale = trained.sampler_settings["guidance_scale"]
-        guidance = f"guidance scale {scale:g}, " if scale != 1 else ""
+        guidance = _guidance_line(trained.sampler_settings)
         print(
             f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), "
             f"{trained.sampler_settings['sampler']} with {generator.num_rows} network calls, {guidance}seed {args.seed}"
@@ -87,6 +86,22 @@ def _sample(args: argparse.Namespace) -> None:
         save_grid(f"{out}.png", images[:MAX_GRID])
         arrays = f"uint8 {list(images.shape)} as arr_0" + (", classes as arr_1" if "label" in condition else "")
         print(f"wrote {out}.npz ({arrays}) and {out}.png")
+
+
+def _guidance_line(settings: dict) -> str:
+    """What is said of the guidance: "guidance scale 3, interval -2,4, "; nothing where there is none."""
+    if settings["guidance_scale"] == 1:
+        return ""
+    lists = {
+        name: ",".join(f"{number:g}" for number in settings[name]) for name in ("guidance_interval", "negative_classes")
+    }
+    parts = [
+        f"guidance scale {settings['guidance_scale']:g}",
+        f"interval {lists['guidance_interval']}" if lists["guidance_interval"] else "",
+        f"rescale {settings['guidance_rescale']:g}" if settings["guidance_rescale"] else "",
+        f"away from classes {lists['negative_classes']}" if lists["negative_classes"] else "",
+    ]
+    return "".join(f"{part}, " for part in parts if part)
 
 
 def _check_out(out: str) -> None:

@@ -109,8 +109,7 @@ class NpzColumns(Mapping):
             num_rows = len(column) if self._ragged[name] or np.ndim(column) else 0
             if num_rows != self._num_images:
                 raise UserError(
-                    f"{str(self._file)!r} holds {self._num_images} images, and {name!r} must have a row for each; "
-                    f"got {num_rows}"
+                    f"{str(self._file)!r} must have {self._num_images} rows in {name!r}, one an image; got {num_rows}"
                 )
             self._kept[name] = column[self._rows]
         return self._kept[name]
@@ -138,7 +137,12 @@ def read_column(file: Path, name: str, *, ragged: bool) -> np.ndarray | Ragged:
         for key in keys:
             _check_size(arrays, key, file)
         parts = [arrays[key] for key in keys]
-        return Ragged(*parts) if ragged else parts[0]
+    if not ragged:
+        return parts[0]
+    try:
+        return Ragged(*parts)
+    except ValueError as error:
+        raise UserError(f"{str(file)!r}: {name + OFFSETS!r}: {error}") from None
 
 
 @contextmanager

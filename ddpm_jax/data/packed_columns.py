@@ -29,7 +29,8 @@ def columns_for(path: str, files: list[str]) -> dict[str, np.ndarray | Ragged]:
     """
     file = Path(path).expanduser()
     if not file.is_file() or file.suffix.lower() != ".npz":
-        raise UserError(f"{arg('columns')} must name a .npz file; got {path!r}")
+        why = "" if file.is_file() else " (no such file)"
+        raise UserError(f"{arg('columns')} must name a .npz file; got {path!r}{why}")
     arrays = npz_names(file)
     if NAMES not in arrays:
         raise UserError(
@@ -46,6 +47,11 @@ def columns_for(path: str, files: list[str]) -> dict[str, np.ndarray | Ragged]:
         )
     rows = np.array([row_of[name] for name in files], np.int64)
     columns = dict(NpzColumns(file, [name for name in arrays if name != NAMES], len(names), rows))
+    if "label" in columns:
+        raise UserError(
+            f"{arg('columns')} {path!r} must not hold 'label': labels come from the sub-folders of the images; give it "
+            "another name"
+        )
     for name, column in columns.items():
         if column.dtype.kind not in _KINDS:
             raise UserError(f"{arg('columns')} {path!r}: {name!r} must hold numbers; got {column.dtype}")

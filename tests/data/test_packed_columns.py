@@ -128,10 +128,12 @@ def test_a_damaged_column_is_one_line(folder):
         (None, "--columns must name a .npz file; got"),
         ({"score": np.arange(20)}, "must hold the array 'names', the image files that its rows are of, such as"),
         ({"names": ["a/00.png"]}, "must have one row for each of the 20 images; it has no row for 'a/02.png'"),
-        ({"score": np.arange(19)}, "holds 20 images, and 'score' must have a row for each; got 19"),
+        ({"score": np.arange(19)}, "must have 20 rows in 'score', one an image; got 19"),
         ({"score": np.array(["x"] * 20)}, "'score' must hold numbers; got <U1"),
         ({"score": np.array([{}] * 20)}, "cannot be read as a NumPy file"),
-        ({"t.values": np.arange(5), "t.offsets": np.arange(21)}, "offsets must be whole numbers that rise from 0 to 5"),
+        ({"t.values": np.arange(5), "t.offsets": np.arange(21)},
+         "'t.offsets': offsets must be whole numbers that rise from 0 to 5"),
+        ({"label": np.arange(20)}, "must not hold 'label': labels come from the sub-folders of the images"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(folder, columns, message, capsys):

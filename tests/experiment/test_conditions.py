@@ -110,7 +110,7 @@ def test_the_data_must_have_it(sketched, tmp_path):
         ({"sketch": images[:, :4]}, r"must have rows of shape \[8, 8, 1\] in its column 'sketch'; got \[4, 8, 1\]"),
         (
             {"sketch": images[:39]},
-            r"holds 40 images, and 'sketch' must have a row for each; got 39",
+            "must have 40 rows in 'sketch', one an image; got 39",
         ),
     ):
         np.savez(tmp_path / "data.npz", images=images, labels=labels, **columns)
