@@ -19,9 +19,9 @@ python -m ddpm_jax.benchmark --config=configs/celeba_hq_256.py --dry_run --devic
   python -m ddpm_jax.benchmark --config=configs/cifar10.py --dry_run --rows=given --tpu=v5e:2x2 --dtype=bfloat16
   python -m ddpm_jax.benchmark --config=configs/digits.py --what=train,forward,sample,data,compile"""
 PURPOSE = """\
-With --dry_run: parameters, FLOPs of a train step and of a sampler step, and bytes on each device, with and without
-each switch that saves memory: remat, bfloat16, gradient accumulation, FSDP. Nothing is trained and no array is made,
-and the devices need not be there. The rows that need a compilation come one after another.
+With --dry_run: parameters, FLOPs of a train step and of a sampler step, and bytes on each device; with --rows also
+with and without each switch that saves memory: remat, bfloat16, gradient accumulation, FSDP. Nothing is trained, no
+array is made, and the devices need not be there. The rows that need a compilation come one after another.
 With --what: seconds of a train step, a network call and a sampler step on the devices that are there, images a
 second, the share of the peak of a matrix product, seconds of compilation and bytes; the rate of the data alone; and the
 seconds from the start of a process to its first train step, with and without compiled programs on disk."""
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--rows", default="", metavar="LIST",
-        help="of given, plain, remat, bfloat16, remat_bfloat16, accum_2, accum_4, accum_8, fsdp_1, fsdp_2, fsdp_4, "
-        "fsdp_8; each is one compilation (default: all that fit)",
+        help="of given (default), plain, remat, bfloat16, remat_bfloat16, accum_2, accum_4, accum_8, fsdp_1, fsdp_2, "
+        "fsdp_4, fsdp_8; each is one compilation; all: those that fit",
     )  # fmt: skip
     parser.add_argument("--what", metavar="LIST", help="measure: any of train, forward, sample, data, compile")
     parser.add_argument("--batch_size", type=int, metavar="N", help="of training and of sampling; else the config's")
@@ -93,7 +93,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         use_virtual_devices(num_devices)
     return dry_run(
         changed(args.config, [f"train.num_devices={num_devices}"]),
-        _names(args.rows),
+        () if args.rows.strip() == "all" else _names(args.rows) or ("given",),
         devices=devices,
         compiles=not args.nocompile,
         say=_say,

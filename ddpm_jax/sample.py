@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sample",
         "Draws images from a trained model. Model, schedule and sampler come from the checkpoint; the flags\n"
         "below choose how many images, from which weights, and may name another sampler; any other field of the\n"
-        "group sample likewise, such as --noconfig.sample.clip_x_0.",
+        "group sample likewise, such as --config.sample.churn_noise=1.003.",
         EXAMPLE,
         takes_hosts=True,
     )
@@ -70,7 +70,7 @@ def _sample(args: argparse.Namespace) -> None:
         guidance = _guidance_line(trained.sampler_settings)
         print(
             f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), "
-            f"{trained.sampler_settings['sampler']} with {generator.num_rows} network calls, {guidance}seed {args.seed}"
+            f"{trained.sampler_name} with {generator.num_rows} network calls, {guidance}seed {args.seed}"
         )
     total = generator.num_batches(args.num_samples) * generator.num_rows
     with ProgressBar(total, "sampling", enabled=is_first) as bar:

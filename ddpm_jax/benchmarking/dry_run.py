@@ -22,7 +22,8 @@ STEP_COLUMNS = ("arguments", "temporaries", "total")
 NOTE = """\
 All bytes are of one device. params, ema (all averages), optimizer, batch, gradients and kept follow from shapes and
 shardings and hold on any device; kept is what the forward pass leaves for the backward pass before the compiler fuses
-anything. temporaries is the compiler's plan for all that comes and goes in a step: gradients, activations, and what
+anything."""
+NOTE_ON_COMPILED = """ temporaries is the compiler's plan for all that comes and goes in a step: gradients, activations, and what
 FSDP gathers. total is arguments (params, ema, optimizer, batch) and temporaries."""
 NOTE_ON_CPU = """
 The compiler is XLA's for this CPU. A GPU's or TPU's fuses and orders otherwise: expect another number there, the same
@@ -72,7 +73,9 @@ def dry_run(
     report |= _count(experiment, say, progress)
     if compiles:
         _compile(variants, rows, say, progress)
-    note = NOTE + (NOTE_ON_CPU if platform_of(experiment.mesh) == "cpu" else NOTE_ON_TPU)
+        note = NOTE + NOTE_ON_COMPILED + (NOTE_ON_CPU if platform_of(experiment.mesh) == "cpu" else NOTE_ON_TPU)
+    else:
+        note = NOTE
     say("\n" + note)
     return report | {"rows": rows, "left_out": left_out, "note": note}
 

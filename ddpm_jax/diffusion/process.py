@@ -16,8 +16,9 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import respaced
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
-VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+FIXED_VARIANCES = ("fixed_small", "fixed_large")
 LEARNED_VARIANCES = ("learned", "learned_range")
+VARIANCES = FIXED_VARIANCES + LEARNED_VARIANCES
 
 ModelFn = Callable[[Float[Array, "B *D C"], Steps], Float[Array, "B *D C_out"]]
 

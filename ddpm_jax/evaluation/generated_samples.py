@@ -41,7 +41,7 @@ class GeneratedSamples:
             "image_shape": list(self.image_shape),
             "step": run.step,
             "weights": weights,
-            "sampler": run.sampler_settings["sampler"],
+            "sampler": run.sampler_name,
             "num_calls": run.sampler_table.num_calls,
             "seed": seed,
             "settings": run.sampler_settings,

@@ -1,5 +1,6 @@
 """Sample metrics from features of samples and of real images, each under the name that its features allow."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from ddpm_jax.evaluation.frechet_distance import fit_gaussian, frechet_distance
 from ddpm_jax.evaluation.inception_score import NUM_SPLITS, inception_score, softmax
 from ddpm_jax.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kernel_distance, kernel_distance_of_subsets, num_blocks
 from ddpm_jax.evaluation.precision_recall import NUM_NEIGHBOURS, precision_recall
+from ddpm_jax.evaluation.texture import PERCENTILE, texture_numbers
 
 FEW_SAMPLES = 10_000
 
@@ -46,7 +48,8 @@ def sample_numbers(
     """Every number that the features give, by the keys of NAMES.
 
     Args:
-      samples, reference: name -> [N, D] of `feature_extractors`: "main", and where there are, "spatial" and "logits".
+      samples, reference: name -> [N, D] of `feature_extractors`: "main", and where there are, "spatial" and "logits";
+        and "texture", [N, 3] of `texture_of`.
       progress: for the slow parts.
     """
     a, b = samples["main"], reference["main"]
@@ -74,6 +77,7 @@ def sample_numbers(
         }
     count = progress("precision and recall", 2 * (len(a) + len(b)))
     numbers["precision"], numbers["recall"] = precision_recall(a, b, on_rows=count)
+    numbers |= texture_numbers(samples["texture"], reference["texture"])
     return numbers
 
 
@@ -130,7 +134,21 @@ def numbers_table(entry: dict[str, Any]) -> str:
         elif key in ("precision", "recall"):
             note = f"{NUM_NEIGHBOURS} neighbours"
         lines.append(f"| {name} | {value:.5g} | {note} |")
-    return "\n".join(lines)
+    return "\n".join(lines + _texture_rows(numbers))
+
+
+def _texture_rows(numbers: dict[str, Any]) -> list[str]:
+    """Of what no feature network has a part in; none for a report from before there were such numbers."""
+    if "total_variation" not in numbers:
+        return []
+    variation, lines = numbers["total_variation"], []
+    if variation["ratio"] is not None and math.isfinite(variation["ratio"]):
+        note = f"times that of the real images, {variation['of_reference']:.4g} grey levels"
+        lines.append(f"| total variation | {variation['ratio']:.3f} | {note} |")
+    for name, what in (("speckled", "grain"), ("salted", "stray pixels")):
+        note = f"have more {what} than {PERCENTILE} % of the real images"
+        lines.append(f"| {name} images | {numbers[name]['share']:.1%} | {note} |")
+    return lines
 
 
 def describe_protocol(protocol: dict[str, Any]) -> str:

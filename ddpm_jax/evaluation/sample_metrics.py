@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax.evaluation import feature_classifier
+from ddpm_jax.evaluation import feature_classifier, texture
 from ddpm_jax.evaluation.feature_extractors import (
     Extractor,
     classifier_extractor,
@@ -106,7 +106,8 @@ class SampleMetrics:
         self, extractor: Extractor, images: ImageSet, folder: str, environment: dict, what: str
     ) -> ResumableArrays:
         facts = {"pictures": images.facts, "extractor": extractor.facts, "batch_size": self._batch_size}
-        rows = {name: ((width,), np.float32) for name, width in extractor.widths.items()}
+        widths = extractor.widths | {"texture": len(texture.COLUMNS)}
+        rows = {name: ((width,), np.float32) for name, width in widths.items()}
         prefix = os.path.join(folder, extractor.name)
         files = ResumableArrays(prefix, facts | environment, rows, images.num_images)
         if not files.complete:
@@ -115,8 +116,10 @@ class SampleMetrics:
             count = self._progress(description, images.num_images, files.num_done, "image")
 
             def make(first: int) -> dict[str, np.ndarray]:
-                batch = images.load(first, self._batch_size) if self._is_first else None
-                return extract(batch, images.image_shape)
+                if not self._is_first:
+                    return extract(None, images.image_shape)
+                batch = images.load(first, self._batch_size)
+                return extract(batch, images.image_shape) | {"texture": texture.texture_of(batch)}
 
             files.fill(make, on_rows=count)
             self._close_bar()

@@ -63,7 +63,8 @@ _NAMES = {
 def build_table(config: ConfigDict, process: Process) -> SamplerTable:
     """The sampler's table, from the groups `sample` and `diffusion`."""
     fields = config.sample
-    check_one_of("sample.sampler", fields.sampler, SAMPLERS)
+    for name in ("sampler", "preview_sampler"):
+        check_one_of(f"sample.{name}", fields[name], SAMPLERS)
     for name in ("eta", "churn", "churn_min", "churn_max", "churn_noise"):  # also where the sampler reads none
         if not math.isfinite(fields[name]) or fields[name] < 0:
             hint = ": 0 is deterministic, 1 has full noise" if name == "eta" else ""
@@ -87,10 +88,10 @@ def build_table(config: ConfigDict, process: Process) -> SamplerTable:
 
 
 def build_preview_table(config: ConfigDict, process: Process) -> SamplerTable:
-    """DDIM over `sample.num_preview_steps` steps, for images during training."""
-    with fields_named("sample", {"num_sampler_steps": "sample.num_preview_steps"}):
+    """`sample.preview_sampler` over `sample.num_preview_steps` steps, for images during training."""
+    with fields_named("sample", _NAMES | {"num_sampler_steps": "sample.num_preview_steps"}):
         steps = spaced_steps(process.num_steps, min(config.sample.num_preview_steps, process.num_steps))
-    return ddim_table(process.schedule, steps=steps)
+        return _TABLES[config.sample.preview_sampler](process, steps, config)
 
 
 def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:

@@ -123,6 +123,12 @@ class TrainedRun:
         fields = self.config.sample
         return {name: list(v) if isinstance(v := fields[name], tuple) else v for name in sorted(fields)}
 
+    @property
+    def sampler_name(self) -> str:
+        """Its sampler, with the variance where that sampler reads it: "ancestral (variance fixed_small)", "ddim"."""
+        name = self.config.sample.sampler
+        return f"{name} (variance {self.config.diffusion.variance})" if name == "ancestral" else name
+
     def source(self, split: str | None = None, field: str = "data.split") -> ImageSource:
         """The images of a split of its data; None: those that it was trained on.
 

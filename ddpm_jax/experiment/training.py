@@ -6,7 +6,7 @@ import tempfile
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.experiment import data_factory
+from ddpm_jax.experiment import data_factory, run_notes
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.config_json import config_to_json
@@ -162,6 +162,9 @@ def _introduce(
     if resumed_from is not None and resumed_from >= config.train.num_steps:
         start = f"finished already at step {resumed_from}"
     reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} images, {start}")
+    if (resumed_from or 0) < config.train.num_steps:
+        for note in run_notes.notes_on(experiment, resumed_from or 0):
+            reporter.note(f"          {note}")
     if not resumed_from:
         reporter.note("          the first step compiles: that takes a moment")
 

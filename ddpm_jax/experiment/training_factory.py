@@ -64,13 +64,32 @@ def build_ema_decays(config: ConfigDict) -> dict[str, StepFn]:
         return make_ema_decays(optim.ema_decays, start=optim.ema_start)
 
 
+def learning_rate_steps(config: ConfigDict, name: str) -> int:
+    """How many updates the "warmup" or the "decay" takes, given in updates or as a share of the run; 0: there is none.
+
+    Raises:
+      UserError: a number out of its range, or a length given both in updates and as a share.
+    """
+    optim, num_steps = config.optim, config.train.num_steps
+    steps, share = optim[f"{name}_steps"], optim[f"{name}_share"]
+    if steps < 0:
+        raise UserError(f"optim.{name}_steps must be at least 0; got {steps}")
+    if not 0 <= share <= 1:
+        raise UserError(f"optim.{name}_share must be in [0, 1], a part of train.num_steps; got {share}")
+    if steps and share:
+        raise UserError(
+            f"optim.{name}_steps={steps} and optim.{name}_share={share} both say how long the {name} is: set one to 0"
+        )
+    return max(1, round(share * num_steps)) if share else steps
+
+
 def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """Update number -> learning rate."""
     optim = config.optim
     for field in ("learning_rate", "eps"):
         if optim[field] <= 0:
             raise UserError(f"optim.{field} must be above 0; got {optim[field]}")
-    for field in ("warmup_steps", "decay_steps", "grad_clip", "clip_replicas"):
+    for field in ("grad_clip", "clip_replicas"):
         if optim[field] < 0:
             raise UserError(f"optim.{field} must be at least 0; got {optim[field]}")
     for field in ("b1", "b2"):
@@ -78,9 +97,9 @@ def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
             raise UserError(f"optim.{field} must be in [0, 1); got {optim[field]}")
     return make_learning_rate(
         optim.learning_rate,
-        warmup_steps=optim.warmup_steps,
+        warmup_steps=learning_rate_steps(config, "warmup"),
         first_step_zero=optim.first_step_zero,
-        decay_steps=optim.decay_steps,
+        decay_steps=learning_rate_steps(config, "decay"),
     )
 
 

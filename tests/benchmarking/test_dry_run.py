@@ -165,8 +165,12 @@ def test_the_command_prints_and_writes(command, tmp_path):
 
 
 def test_the_command_without_a_compilation(command):
-    code, text, _ = command("--dry_run", "--nocompile", "--rows=given")
-    assert code == 0 and "FLOPs" in text and "compile s" not in text
+    """Without --rows it is of the config as given alone."""
+    code, text, progress = command("--dry_run", "--nocompile")
+    assert code == 0 and "FLOPs" in text and "compile s" not in text and "temporaries" not in text
+    assert [line for line in progress.splitlines() if "tracing" in line] == ["tracing given ..."]
+    code, text, progress = command("--dry_run", "--nocompile", "--rows=all")
+    assert code == 0 and "tracing remat_bfloat16 ..." in progress
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ddpm_jax.evaluation.kid import kernel_distance
 from ddpm_jax.evaluation.metrics_from_features import numbers_table, warning_of
 from ddpm_jax.evaluation.precision_recall import precision_recall
 from ddpm_jax.evaluation.report import Report
+from ddpm_jax.evaluation.texture import texture_numbers, texture_of
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.trained_run import open_trained_run
 from ddpm_jax.runtime.devices import make_mesh
@@ -69,6 +70,8 @@ def test_a_run_is_measured_on_the_samples_that_sample_draws(straight_run, tmp_pa
     assert numbers["frechet"] == pytest.approx(frechet_from_features(a, b), rel=1e-6)
     assert numbers["kernel"]["whole"] == pytest.approx(kernel_distance(a, b), rel=1e-4, abs=1e-6)
     assert (numbers["precision"], numbers["recall"]) == precision_recall(a, b)
+    for name, value in texture_numbers(texture_of(drawn), texture_of(digits.load(np.arange(30)))).items():
+        assert numbers[name] == pytest.approx(value, rel=1e-6)
     # All that they depend on is said, in the file and beside the printed number.
     protocol = entry["protocol"]
     assert protocol["samples"]["sampler"] == "ddim" and protocol["samples"]["num_calls"] == 4
@@ -80,6 +83,7 @@ def test_a_run_is_measured_on_the_samples_that_sample_draws(straight_run, tmp_pa
         assert part in table
     assert "warning: Frechet distance (pixels) of 20 samples and 30 real images" in err
     assert "| FID" not in table
+    assert f"| speckled images | {numbers['speckled']['share']:.1%} | have more grain than 99 % of the real" in table
 
 
 def test_nothing_is_drawn_or_extracted_twice(straight_run, tmp_path, cache, monkeypatch):

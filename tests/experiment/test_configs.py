@@ -96,7 +96,7 @@ NOT_OF_THE_STEP = (
 )  # fmt: skip
 NUMBERS = (
     "data.image_size", "unet.channels", "unet.attention_resolutions", "schedule.num_steps", "train.batch_size",
-    "optim.warmup_steps", "optim.decay_steps",
+    "optim.warmup_steps", "optim.decay_steps", "optim.warmup_share", "optim.decay_share",
 )  # fmt: skip
 
 

@@ -22,10 +22,12 @@ from ddpm_jax.workdir.checkpoints import Checkpoints
 FILES = Path(__file__).parent / "old_runs"
 OVERRIDES = (
     "data.eval_split=test", "data.flip=false", "schedule.name=cosine", "schedule.num_steps=20",
-    "diffusion.variance=learned_range", "diffusion.loss=hybrid", "model.num_classes=10", "unet.dropout=0.1",
+    "diffusion.variance=learned_range", "diffusion.loss=hybrid", "diffusion.prediction=eps", "diffusion.weighting=none",
+    "model.num_classes=10", "unet.dropout=0.1",
     "unet.channels=4", "unet.num_groups=2", "unet.channel_mults=1", "unet.attention_resolutions=",
     "unet.num_res_blocks=1", "optim.learning_rate=1e-3", "optim.decay_steps=0", "optim.grad_clip=1",
     "optim.ema_decays=0.995", "optim.ema_start=warmup", "optim.warmup_steps=2", "train.seed=0",
+    "optim.warmup_share=0", "optim.decay_share=0", "sample.eta=0",
     "train.time_sampler=loss_second_moment", "train.batch_size=8", "train.num_devices=1", "train.num_steps=4",
     "train.log_every_steps=2", "train.checkpoint_every_steps=4", "train.sample_every_steps=0",
     "train.keep_checkpoints=10", "sample.sampler=ancestral", "sample.num_grid=4", "sample.batch_size=8",

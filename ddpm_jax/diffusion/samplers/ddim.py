@@ -24,13 +24,14 @@ def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: floa
     """
     grid = time_grid(schedule, steps)
     abar_t, abar_s, alpha, beta = grid.transitions()
+    asked, eta = eta, min(eta, 1e6)  # the square of what is beyond all sense would overflow
     sigma = eta * np.sqrt((1 - abar_s) / (1 - abar_t) * beta)
     # 1 - abar_s - sigma^2, in a form that does not cancel at eta = 1. At the last row it and sigma are exactly 0.
     kept = alpha * (1 - abar_s) / (1 - abar_t)
     direction_var = (1 - abar_s) * ((1 - eta**2) + eta**2 * kept)
     if eta < 0 or np.any(direction_var < -1e-12):
         raise UserError(
-            f"{arg('eta')} must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {eta}: try 0 to 1"
+            f"{arg('eta')} must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {asked}: try 0 to 1"
         )
     c_eps = np.sqrt(np.maximum(direction_var, 0.0)) / np.sqrt(1 - abar_t)
     return make_table(

@@ -1,0 +1,154 @@
+"""Recipes of a small experiment at equal cost: each trained from several seeds, sampled and measured; a table of them.
+
+    python benchmarks/recipes.py --config=digits --out=runs/recipes
+    python benchmarks/recipes.py --config=fashion_mnist --out=runs/recipes --recipes=v,x_0 --config.data.path=DIR
+
+Every training sees the same number of images, whatever its batch size, and its learning rate rises over the first 8 % of
+the updates and falls to 0 over all of them. The cost of an image hardly depends on the batch: see docs/recipes.md.
+
+All fields that are compared are set here, so that the table does not change when the experiment's own recipe does.
+What is done already is not done again: delete a folder to repeat it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# What all recipes of an experiment share, of which each changes some.
+COMMON: dict[str, dict[str, Any]] = {
+    "digits": {
+        "diffusion.prediction": "v", "schedule.name": "cosine", "diffusion.weighting": "none",
+        "diffusion.variance": "fixed_large", "data.flip": False, "train.batch_size": 64,
+        "optim.learning_rate": 2e-3, "optim.ema_decays": "0.995", "unet.dropout": 0.0,
+    },
+    "fashion_mnist": {
+        "diffusion.prediction": "v", "schedule.name": "cosine", "diffusion.weighting": "none",
+        "diffusion.variance": "fixed_large", "data.flip": False, "train.batch_size": 32,
+        "optim.learning_rate": 1e-3, "optim.ema_decays": "0.999", "unet.dropout": 0.0,
+    },
+}  # fmt: skip
+RECIPES: dict[str, dict[str, Any]] = {
+    "v": {},
+    "eps": {"diffusion.prediction": "eps"},
+    "x_0": {"diffusion.prediction": "x_0"},
+    "eps, linear": {"diffusion.prediction": "eps", "schedule.name": "linear"},
+    "v, linear": {"schedule.name": "linear"},
+    "v, sigmoid": {"schedule.name": "sigmoid"},
+    "v, min-SNR": {"diffusion.weighting": "min_snr"},
+    "x_0, min-SNR": {"diffusion.prediction": "x_0", "diffusion.weighting": "min_snr"},
+    "v, flip": {"data.flip": True},
+    "v, dropout 0.1": {"unet.dropout": 0.1},
+    **{f"v, batch {size}": {"train.batch_size": size} for size in (16, 32, 64, 128)},
+    **{f"v, rate x {factor:g}": {"optim.learning_rate": factor} for factor in (0.5, 2.0)},
+    "v, batch 32, rate x 2": {"train.batch_size": 32, "optim.learning_rate": 2.0},
+}
+SAMPLERS = {
+    "ddim, eta 1, 50 calls": ["--sampler=ddim", "--eta=1", "--num_sampler_steps=50"],
+    "dpmpp_2m, 20 calls": ["--sampler=dpmpp_2m", "--num_sampler_steps=20"],
+}
+NUM_IMAGES = {"digits": 76_800, "fashion_mnist": 25_600}
+NUM_SAMPLES = {"digits": 1797, "fashion_mnist": 500}
+REFERENCES = {"digits": ["--reference=digits:all"], "fashion_mnist": ["--reference=fashion_mnist:train[:10000]"]}
+WARMUP_SHARE = 0.08
+
+
+def fields_of(config: str, recipe: str) -> dict[str, Any]:
+    """`group.field` -> value of all that is compared; a learning rate in RECIPES is a factor."""
+    changes = dict(RECIPES[recipe])
+    if "optim.learning_rate" in changes:
+        changes["optim.learning_rate"] *= COMMON[config]["optim.learning_rate"]
+    return COMMON[config] | changes
+
+
+def run(*command: str) -> None:
+    """A command of ddpm_jax, with its output here; its failure ends this one."""
+    print("$ python -m", " ".join(command), flush=True)
+    subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def measured(args: argparse.Namespace, recipe: str, seed: int, overrides: list[str]) -> dict[str, dict[str, float]]:
+    """Sampler -> name of a number -> value, of one training."""
+    name = recipe.replace(",", "").replace(" ", "_")
+    folder = Path(args.out) / args.config / f"{name}_{seed}"
+    fields = fields_of(args.config, recipe)
+    num_steps = (args.num_images or NUM_IMAGES[args.config]) // fields["train.batch_size"]
+    fields |= {
+        "train.num_steps": num_steps, "train.seed": seed, "train.checkpoint_every_steps": 0,
+        "train.sample_every_steps": 0, "optim.warmup_steps": 0, "optim.warmup_share": WARMUP_SHARE,
+        "optim.decay_steps": 0, "optim.decay_share": 1, "sample.sampler": "euler_ancestral",
+        "sample.num_sampler_steps": 50,
+    }  # fmt: skip
+    if not (folder / "run" / "samples" / "final_ema.png").is_file():
+        flags = [f"--config.{field}={value}" for field, value in fields.items()]
+        run("ddpm_jax.train", f"--config={args.config}", f"--workdir={folder}/run", *flags, *overrides)
+    return {sampler: numbers_of(args, folder, sampler, overrides) for sampler in args.samplers}
+
+
+def numbers_of(args: argparse.Namespace, folder: Path, sampler: str, overrides: list[str]) -> dict[str, float]:
+    """Name of a number -> value, of samples that are drawn where they are not there."""
+    out = folder / sampler.replace(",", "").replace(" ", "_")
+    if not out.with_suffix(".npz").is_file():
+        num_samples = args.num_samples or NUM_SAMPLES[args.config]
+        flags = [f"--num_samples={num_samples}", "--seed=1", *SAMPLERS[sampler]]
+        run("ddpm_jax.sample", f"--workdir={folder}/run", f"--out={out}", *flags)
+    found = {}
+    paths = [text.replace("--config.data.path", "--data_path") for text in overrides if "data.path=" in text]
+    for extractor in ("classifier", "pixels"):
+        result = folder / f"{out.name}_{extractor}"
+        if not (result / "evaluation.json").is_file():
+            flags = [*REFERENCES[args.config], f"--extractor={extractor}", f"--out={result}", *paths]
+            run("ddpm_jax.evaluate", f"--samples={out}.npz", *flags)
+        numbers = json.loads((result / "evaluation.json").read_text())["samples"][-1]["numbers"]
+        found |= {extractor: numbers["frechet"], f"{extractor} recall": numbers["recall"]}
+    found |= {name: numbers[name]["share"] for name in ("speckled", "salted")}
+    return found | {"total variation": numbers["total_variation"]["ratio"]}
+
+
+def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """Markdown: a row a recipe and sampler; the values of the seeds beside each other."""
+    columns = {
+        "classifier": "{:.3g}", "pixels": "{:.3g}", "pixels recall": "{:.2f}", "speckled": "{:.1%}", "salted": "{:.1%}",
+        "total variation": "{:.2f}",
+    }  # fmt: skip
+    lines = [f"| recipe | sampler | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
+    rows = [(recipe, sampler, seeds) for recipe, found in results.items() for sampler, seeds in found.items()]
+    for recipe, sampler, seeds in sorted(rows, key=lambda row: np.mean([seed["classifier"] for seed in row[2]])):
+        cells = [", ".join(shown.format(seed[name]) for seed in seeds) for name, shown in columns.items()]
+        lines.append(f"| {recipe} | {sampler} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, choices=sorted(COMMON))
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="of all runs")
+    parser.add_argument("--recipes", default="", metavar="LIST", help=f"separated by ';', of {'; '.join(RECIPES)}")
+    parser.add_argument("--samplers", default="", metavar="LIST", help=f"separated by ';', of {'; '.join(SAMPLERS)}")
+    parser.add_argument("--seeds", default="0,1", metavar="LIST")
+    parser.add_argument("--num_images", type=int, default=0, help="that a training sees; 0: those of the table in docs")
+    parser.add_argument("--num_samples", type=int, default=0)
+    args, overrides = parser.parse_known_args(argv)
+    for flag, known in (("recipes", RECIPES), ("samplers", SAMPLERS)):
+        names = [name.strip() for name in getattr(args, flag).split(";") if name.strip()] or list(known)
+        if unknown := [name for name in names if name not in known]:
+            parser.error(f"--{flag} must be of {'; '.join(known)}; got {unknown[0]!r}")
+        setattr(args, flag, names)
+    if wrong := [text for text in overrides if not text.startswith("--config.")]:
+        parser.error(f"unknown flag {wrong[0]}")
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for seed in (int(text) for text in args.seeds.split(",")):
+        for recipe in args.recipes:
+            for sampler, numbers in measured(args, recipe, seed, overrides).items():
+                results.setdefault(recipe, {}).setdefault(sampler, []).append(numbers)
+            (Path(args.out) / f"{args.config}.json").write_text(json.dumps(results, indent=1))
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

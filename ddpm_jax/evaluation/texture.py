@@ -1,0 +1,53 @@
+"""Grain and stray pixels of images, which young networks and coarse samplers leave and distances of features hide."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+COLUMNS = ("total_variation", "speckle", "salt")  # of the columns of `texture_of`
+STRAY_LEVELS = 32  # grey levels by which a pixel of salt lies outside the range of its neighbours
+PERCENTILE = 99  # of the real images: one that lies beyond is called speckled, or salted
+
+
+def texture_of(images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B 3"]:
+    """Three numbers an image, of pixels and their at most eight neighbours; channels are averaged.
+
+    total_variation: the mean difference of two pixels beside or above each other, in grey levels.
+    speckle: by how many grey levels a pixel lies outside the range of its neighbours, the mean over all pixels.
+    salt: the share of pixels that lie outside it by `STRAY_LEVELS` or more, white or black.
+    """
+    x = images.astype(np.int16)
+    size, (height, width) = len(x), x.shape[1:3]
+    differences = [np.abs(np.diff(x, axis=axis)).reshape(size, -1) for axis in (1, 2)]
+    num_pairs = sum(d.shape[1] for d in differences)
+    variation = sum(d.sum(axis=1, dtype=np.int64) for d in differences) / max(num_pairs, 1)
+    outside = _outside_neighbours(x).reshape(size, -1) if height * width > 1 else np.zeros((size, 1))
+    return np.stack([variation, outside.mean(axis=1), (outside >= STRAY_LEVELS).mean(axis=1)], axis=1, dtype=np.float32)
+
+
+def _outside_neighbours(x: np.ndarray) -> np.ndarray:
+    """int16 [B, H, W, C]: by how much each pixel lies above the largest or below the least of its neighbours."""
+    height, width = x.shape[1:3]
+    edge = ((0, 0), (1, 1), (1, 1), (0, 0))
+    # Beyond the border there is no neighbour: what stands there is never the largest, or never the least.
+    low, high = np.pad(x, edge, constant_values=-1), np.pad(x, edge, constant_values=256)
+    shifts = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    largest = np.maximum.reduce([low[:, i : i + height, j : j + width] for i, j in shifts])
+    least = np.minimum.reduce([high[:, i : i + height, j : j + width] for i, j in shifts])
+    return np.maximum(np.maximum(x - largest, least - x), 0)
+
+
+def texture_numbers(samples: Float32[np.ndarray, "N 3"], reference: Float32[np.ndarray, "M 3"]) -> dict[str, Any]:
+    """What samples have of each, beside the real images.
+
+    Returns:
+      total_variation: {"ratio": of the means, "of_reference": grey levels}; the ratio is NaN where the latter is 0.
+      speckled, salted: {"share": of samples beyond the `PERCENTILE` of the real images, "threshold": that percentile}.
+    """
+    mean, real = float(samples[:, 0].mean()), float(reference[:, 0].mean())
+    numbers = {"total_variation": {"ratio": mean / real if real else float("nan"), "of_reference": real}}
+    for name, column in (("speckled", 1), ("salted", 2)):
+        threshold = float(np.percentile(reference[:, column], PERCENTILE, method="higher"))
+        numbers[name] = {"share": float((samples[:, column] > threshold).mean()), "threshold": threshold}
+    return numbers
