@@ -3,7 +3,7 @@
     python benchmarks/recipes.py --config=digits --out=runs/recipes
     python benchmarks/recipes.py --config=fashion_mnist --out=runs/recipes --recipes=v,x_0 --config.data.path=DIR
 
-Every training sees the same number of images, whatever its batch size, and its learning rate rises over the first 8 % of
+Every training sees the same number of images, whatever its batch size; its learning rate rises over the first 8 % of
 the updates and falls to 0 over all of them. The cost of an image hardly depends on the batch: see docs/recipes.md.
 
 All fields that are compared are set here, so that the table does not change when the experiment's own recipe does.

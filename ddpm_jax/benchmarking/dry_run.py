@@ -23,8 +23,8 @@ NOTE = """\
 All bytes are of one device. params, ema (all averages), optimizer, batch, gradients and kept follow from shapes and
 shardings and hold on any device; kept is what the forward pass leaves for the backward pass before the compiler fuses
 anything."""
-NOTE_ON_COMPILED = """ temporaries is the compiler's plan for all that comes and goes in a step: gradients, activations, and what
-FSDP gathers. total is arguments (params, ema, optimizer, batch) and temporaries."""
+NOTE_ON_COMPILED = """ temporaries is the compiler's plan for all that comes and goes in a step: gradients,
+activations, and what FSDP gathers. total is arguments (params, ema, optimizer, batch) and temporaries."""
 NOTE_ON_CPU = """
 The compiler is XLA's for this CPU. A GPU's or TPU's fuses and orders otherwise: expect another number there, the same
 direction of each switch. Of bfloat16 both kept and temporaries show less than a GPU or TPU gains: CPU convolutions

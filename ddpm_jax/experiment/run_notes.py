@@ -1,4 +1,4 @@
-"""What a person should know of a run before it starts: lines about its learning rate, its samples and its prediction."""
+"""What a person should know of a run before it starts: its learning rate, its samples and its prediction, in lines."""
 
 import numpy as np
 
@@ -64,6 +64,6 @@ def _prediction_notes(process: Process) -> list[str]:
     if process.prediction != "eps" or level < HOPELESS_NOISE_LEVEL:
         return []
     return [
-        f"predicts eps on a schedule that ends at the noise level {level:,.0f}, by which errors of eps are multiplied in "
-        "x_0: young networks draw better with --config.diffusion.prediction=v or x_0 (docs/recipes.md)"
+        f"predicts eps on a schedule that ends at the noise level {level:,.0f}, by which errors of eps are multiplied "
+        "in x_0: young networks draw better with --config.diffusion.prediction=v or x_0 (docs/recipes.md)"
     ]

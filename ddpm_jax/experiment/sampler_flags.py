@@ -53,9 +53,9 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
     parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")
     parser.add_argument(
-        "--variance", metavar="NAME", help=f"of ancestral steps, where no network gives it: {_one_of(FIXED_VARIANCES)}"
+        "--variance", metavar="NAME", help=f"of ancestral, where no network gives it: {_one_of(FIXED_VARIANCES)}"
     )
-    parser.add_argument("--clip_x_0", metavar="BOOL", help="true or false: x_0 of each step is kept in the images' range")
+    parser.add_argument("--clip_x_0", metavar="BOOL", help="true or false: keeps x_0 of each step in the images' range")
     parser.add_argument("--dynamic_threshold", type=float, metavar="Q", help="a quantile such as 0.995; 0: none")
 
 
