@@ -16,7 +16,7 @@ def quality(benchmark_module):
 
 @pytest.fixture(scope="module")
 def lucidrains(benchmark_module):
-    return benchmark_module("digits_lucidrains")
+    return benchmark_module("lucidrains")
 
 
 @pytest.fixture(scope="module")

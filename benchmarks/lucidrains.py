@@ -1,18 +1,19 @@
-"""denoising-diffusion-pytorch trained on the digits for a given wall time, and 1797 samples from it.
+"""denoising-diffusion-pytorch trained on a small data set for a given wall time, and samples from it.
 
-    pip install -e '.[parity]'
-    python benchmarks/digits_lucidrains.py --minutes=5 --out=lucidrains.npz
-    python benchmarks/digits_quality.py lucidrains.npz
+    pip install -r tests/parity/requirements.txt && pip install --no-deps denoising-diffusion-pytorch==2.3.4
+    python benchmarks/lucidrains.py --data=digits --minutes=5 --out=peer.npz
+    python benchmarks/digits_quality.py peer.npz
+    python benchmarks/lucidrains.py --data=fashion_mnist --data_path=DIR --minutes=30 --num-samples=1000 --out=peer.npz
+    python -m ddpm_jax.evaluate --samples=peer.npz --reference=fashion_mnist:train --data_path=DIR
 
 The peer is used as published: its `Unet`, its `GaussianDiffusion` with its defaults (v-prediction, sigmoid
 schedule, T = 1000, images scaled to -1..1), its samplers, on EMA weights. The loop is that of its `Trainer`
 (Adam with betas 0.9 and 0.99, gradient norm clipped to 1, EMA by ema_pytorch) without files and logging.
-Where its defaults aim at photographs and days of training, it is given what suits a few minutes of 8 x 8
-digits on a CPU: two levels of width 32 (0.83 M parameters), batch 128, learning rate 1e-3 with warm-up and
-cosine, an EMA of decay 0.995 updated every step (every 10 steps reaches back beyond the start of a short
-run), channels-last memory (1.2 times the steps a second, 1.7 times the samples). No flips: a mirrored digit
-is none. Samples come from its DDIM sampler at the 250 steps that its README suggests;
---sampling-steps=1000 is its ancestral sampler.
+Where its defaults aim at photographs and days of training, it is given what suits some minutes on a CPU: the size of
+network, the batch and the EMA in SETUPS, learning rate 1e-3 with warm-up and cosine, an EMA that is updated every step
+(every 10 steps reaches back beyond the start of a short run), channels-last memory (1.2 times the steps a second, 1.7
+times the samples). No flips: a mirrored digit is none. Samples come from its DDIM sampler at the 250 steps that its
+README suggests; --sampling-steps=1000 is its ancestral sampler.
 
 --minutes counts training steps alone, not imports and not sampling; both times are printed.
 """
@@ -26,6 +27,14 @@ from pathlib import Path
 import numpy as np
 from digits_quality import is_training, load_real
 
+from ddpm_jax.data import make_source
+from ddpm_jax.runtime.errors import UserError
+
+# Of each data set: the Unet, the batch and the EMA; 0.83 M and 1.52 M parameters.
+SETUPS = {
+    "digits": {"dim": 32, "dim_mults": (1, 2), "batch_size": 128, "ema": 0.995, "image_size": 8},
+    "fashion_mnist": {"dim": 24, "dim_mults": (1, 2, 4), "batch_size": 32, "ema": 0.999, "image_size": 28},
+}
 SECONDS_BETWEEN_LINES = 10.0
 SAMPLE_BATCH = 600
 
@@ -55,6 +64,19 @@ def import_peer() -> tuple[types.ModuleType, types.ModuleType, type]:
     return torch, denoising_diffusion_pytorch, EMA
 
 
+def load_images(data: str, path: str) -> np.ndarray:
+    """The training images, uint8 [N, H, W].
+
+    Raises:
+      UserError: no files of that data set in the folder.
+    """
+    if data == "digits":
+        real, _ = load_real()
+        return real[is_training(len(real))]
+    source = make_source(name=data, split="train", image_size=(28, 28), num_channels=1, path=path)
+    return source.load(np.arange(len(source)))[..., 0]
+
+
 def learning_rate_at(progress: float, peak: float, warmup: float = 0.02) -> float:
     """Linear warm-up over the first 2 % of the wall time, then a cosine to 0; `progress` is in 0..1."""
     if progress < warmup:
@@ -64,17 +86,22 @@ def learning_rate_at(progress: float, peak: float, warmup: float = 0.02) -> floa
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="digits", choices=sorted(SETUPS))
+    parser.add_argument("--data_path", default="", metavar="DIR", help="folder of the original files of fashion_mnist")
     parser.add_argument("--minutes", type=float, default=5.0, help="wall time of the training loop")
-    parser.add_argument("--out", required=True, metavar="FILE.npz", help="uint8 arr_0 [N, 8, 8, 1]")
+    parser.add_argument("--out", required=True, metavar="FILE.npz", help="uint8 arr_0 [N, H, W, 1]")
     parser.add_argument("--num-samples", type=int, default=1797)
-    parser.add_argument("--dim", type=int, default=32, help="width of the Unet's first level")
+    parser.add_argument("--dim", type=int, help="width of the Unet's first level; by default that of SETUPS")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak of the warm-up and cosine")
     parser.add_argument("--constant-lr", action="store_true", help="as its Trainer: no warm-up, no decay")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, help="by default that of SETUPS")
     parser.add_argument("--sampling-steps", type=int, default=250, help="its DDIM, eta 0; 1000: ancestral")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    setup = SETUPS[args.data]
+    args.dim = setup["dim"] if args.dim is None else args.dim
+    args.batch_size = setup["batch_size"] if args.batch_size is None else args.batch_size
     for name, low in (("num_samples", 1), ("dim", 8), ("batch_size", 1), ("threads", 1)):
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}; got {getattr(args, name)}")
@@ -87,17 +114,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         torch, peer, EMA = import_peer()
     except ImportError as error:
-        parser.error(f"{error}; install the peers: pip install -e '.[parity]'")
+        parser.error(f"{error}; install the peers, as the head of this file says")
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    real, _ = load_real()
-    images = torch.from_numpy(real[is_training(len(real))]).float()[:, None] / 255
-    unet = peer.Unet(dim=args.dim, dim_mults=(1, 2), channels=1, flash_attn=False)
-    diffusion = peer.GaussianDiffusion(unet, image_size=8, sampling_timesteps=args.sampling_steps)
+    try:
+        images = torch.from_numpy(load_images(args.data, args.data_path)).float()[:, None] / 255
+    except UserError as error:
+        parser.error(str(error))
+    unet = peer.Unet(dim=args.dim, dim_mults=setup["dim_mults"], channels=1, flash_attn=False)
+    size = setup["image_size"]
+    diffusion = peer.GaussianDiffusion(unet, image_size=size, sampling_timesteps=args.sampling_steps)
     diffusion = diffusion.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
-    ema = EMA(diffusion, beta=0.995, update_every=1)
+    ema = EMA(diffusion, beta=setup["ema"], update_every=1)
     print(f"{len(images)} images, {sum(p.numel() for p in unet.parameters()):,} parameters", flush=True)
 
     seconds = 60 * args.minutes
