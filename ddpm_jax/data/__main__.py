@@ -64,8 +64,9 @@ def _pack(args: argparse.Namespace) -> None:
         )
     for note in packed.notes:
         print(f"note: {note}", file=sys.stderr)
-    took = format_duration(time.monotonic() - start)
-    print(f"packed {packed.num_images:,} images into {packed.path}: {packed.num_bytes / 1e6:,.1f} MB, in {took}")
+    size, took = f"{packed.num_bytes / 1e6:,.1f} MB", format_duration(time.monotonic() - start)
+    stored = f" with the columns {', '.join(packed.columns)}" if packed.columns else ""
+    print(f"packed {packed.num_images:,} images{stored} into {packed.path}: {size}, in {took}")
     print(f"next: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path={packed.path} "
           f"--config.data.image_size={args.image_size} --config.data.num_channels={args.num_channels} "
           "--workdir=runs/packed")  # fmt: skip

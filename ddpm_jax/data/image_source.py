@@ -46,7 +46,7 @@ def check_columns(source: ImageSource, spec: ConditionSpec) -> None:
     """Raises UserError unless the source knows what the network is told."""
     known = columns_of(source)
     for name, entry in spec.items():
-        column = _column_name(name, entry)
+        column = column_name(name, entry)
         if column not in known:
             raise UserError(f"{arg('source')} must have the columns of {arg('spec')}; {column!r} is not in {[*known]}")
         values = known[column]
@@ -88,7 +88,8 @@ def _row_shape(values: np.ndarray | Ragged, entry: Entry) -> tuple[int, ...]:
     return (*entry.shape[:1], *values.values.shape[1:]) if isinstance(values, Ragged) else values.shape[1:]
 
 
-def _column_name(name: str, entry: Entry) -> str:
+def column_name(name: str, entry: Entry) -> str:
+    """The column that an entry of a condition is made of: that of its name; of a mask, that of its sequence."""
     return name.removesuffix(MASK) if entry.kind == "mask" else name
 
 
@@ -100,7 +101,7 @@ def load_rows(source: ImageSource, indices: np.ndarray, spec: ConditionSpec) -> 
     taken = source.taken(indices) if hasattr(source, "taken") else indices  # of damaged images others
 
     def rows_of(name: str, entry: Entry) -> np.ndarray:
-        rows = columns[_column_name(name, entry)][taken]
+        rows = columns[column_name(name, entry)][taken]
         if entry.kind == "mask":
             return rows.mask(entry.shape[0])
         return np.asarray(rows.padded(entry.shape[0]) if entry.kind == "sequence" else rows, entry.dtype)

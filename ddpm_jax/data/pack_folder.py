@@ -35,6 +35,7 @@ class Packed:
     num_images: int
     num_bytes: int
     notes: tuple[str, ...]
+    columns: tuple[str, ...]  # the names of those that were stored
 
 
 def pack_folder(
@@ -92,7 +93,7 @@ def pack_folder(
     if unreadable:
         reasons = [(listing.files[index], reason) for index, _, reason in unreadable]
         notes += (skipped_note(reasons, len(listing.files)),)
-    return Packed(str(path), len(listing.files) - len(unreadable), path.stat().st_size, notes)
+    return Packed(str(path), len(listing.files) - len(unreadable), path.stat().st_size, notes, tuple(known))
 
 
 def _write_images(writer, listing: Listing, shape: tuple[int, int, int]) -> list[tuple[int, str, str]]:

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.image_source import column_name, columns_of
+from ddpm_jax.runtime.errors import UserError
 
 RowsOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> entries, [N, ...] each
 
@@ -31,5 +33,15 @@ class ConditionKind(abc.ABC):
         del config
 
     def check_source(self, config: ConfigDict, source: ImageSource, what: str) -> None:
-        """Raises UserError for columns that do not fit; `what` names the data. Asked where `spec` has entries."""
-        del config, source, what
+        """Raises UserError for columns that are missing or do not fit; `what` names the data.
+
+        Asked where `spec` has entries.
+        """
+        known = sorted(columns_of(source))
+        for name, entry in self.spec(config).items():
+            if column_name(name, entry) not in known:
+                has = f"the columns {', '.join(known)}" if known else "no columns"
+                raise UserError(
+                    f"the network is told the column {column_name(name, entry)!r} of the data, and {what} has {has}: "
+                    "docs/data.md says how data get one"
+                )

@@ -20,6 +20,7 @@ from ddpm_jax.diffusion.samplers.sampling_loop import EditFn, SamplerState, init
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
+from ddpm_jax.runtime.errors import check_between
 
 GuidanceOf = Callable[[np.ndarray], Guidance | None]  # numbers of samples, int [N] -> their guidance
 ConditionOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> their condition
@@ -157,7 +158,11 @@ class Generator:
           on_chunk: called after each chunk of a batch with the number of sampler steps it made.
           watch: called with (first sample of the batch, t, x_t as uint8 [B, H, W, C]) at the start of each
             batch and after each chunk; t = -1 is x_0.
+
+        Raises:
+          UserError: num_samples below 1.
         """
+        check_between("num_samples", num_samples, 1)
         firsts = range(0, num_samples, self.batch_of(num_samples))
         images = [
             self.draw(params, seed=seed, first=first, num_samples=num_samples, on_chunk=on_chunk, watch=watch)

@@ -68,8 +68,9 @@ def out_of_memory(error: RuntimeError) -> str | None:
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest of `allowed`, or an empty string."""
-    close = difflib.get_close_matches(str(got), [str(a) for a in allowed], n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {str(name).lower(): str(name) for name in allowed}
+    close = difflib.get_close_matches(str(got).lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def check_one_of(name: str, got: object, allowed: Iterable[object]) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt8
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import Condition, ConditionSpec, drop, has_null, mirror
 from ddpm_jax.diffusion.rng import Purpose, purpose_key
-from ddpm_jax.runtime.errors import UserError, arg
+from ddpm_jax.runtime.errors import UserError, arg, check_between
 from ddpm_jax.training.objective import Losses, Objective
 from ddpm_jax.training.optimizer import StepFn, clip_by_global_norm, global_norm, update_averages
 from ddpm_jax.training.train_state import TrainState
@@ -131,7 +131,8 @@ def make_train_step(
     uniform, they estimate the mean over uniform t.
 
     Raises:
-      UserError: a drop_rate outside [0, 1), or one for a condition without a null.
+      UserError: a drop_rate outside [0, 1), or one for a condition without a null; num_parts below 1. When it is
+        traced, a batch whose condition lacks an entry of `spec`.
     """
     spec = spec or {}
     if not 0 <= drop_rate < 1:
@@ -139,10 +140,13 @@ def make_train_step(
     if drop_rate and not has_null(spec):
         raise UserError(f"{arg('drop_rate')}={drop_rate} is for a condition with a null; got {sorted(spec)}")
 
+    check_between("num_parts", num_parts, 1)
     gradient = _make_gradient(objective, num_parts, clip_each_part)
 
     def augmented(batch: Batch, key: Key[Array, ""], key_drop: Key[Array, ""]) -> Batch:
         image, condition = batch
+        if missing := sorted(set(spec) - set(condition)):
+            raise UserError(f"the condition of a batch must have the entries of {arg('spec')}; it lacks {missing}")
         if flip:
             image, condition = _random_flip(key, image, spec, condition)
         if drop_rate:

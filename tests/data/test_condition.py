@@ -215,5 +215,9 @@ def test_what_is_refused():
         make(spec=HINT, drop_rate=1.0)
     with pytest.raises(UserError, match=r"drop_rate=0.1 is for a condition with a null; got \[\]"):
         make(drop_rate=0.1)
+    with pytest.raises(UserError, match="num_parts must be at least 1; got 0"):
+        make(num_parts=0)
+    with pytest.raises(UserError, match=r"the condition of a batch must have the entries of spec; it lacks \['hint'\]"):
+        make(spec=HINT)(init_state({}, optax.sgd(0.1), ["0.9"], {}), Batch(IMAGES), jax.random.key(0))
     with pytest.raises(UserError, match="source must have the columns of spec; 'hint' is not in"):
         BatchLoader(ArraySource(IMAGES), batch_size=4, seed=0, first_step=0, spec=HINT)

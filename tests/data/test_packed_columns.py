@@ -66,9 +66,10 @@ def check_rows(batch):
 
 @pytest.mark.parametrize("block", [7, 2**24])
 @pytest.mark.parametrize("split", ["train", "b", "train[:60%]"])
-def test_rows_stay_with_their_images(folder, monkeypatch, split, block):
+def test_rows_stay_with_their_images(folder, monkeypatch, split, block, capsys):
     monkeypatch.setattr(packed_columns, "BLOCK_BYTES", block)
     packed = source_of(pack(folder, f"--columns={folder.parent / 'columns.npz'}"), split)
+    assert "packed 20 images with the columns score, tokens into" in capsys.readouterr().out
     assert set(packed.columns) == {"score", "tokens"} and len(packed.columns) == 2
     assert np.array_equal(packed.load(np.arange(len(packed))), source_of(folder, split).load(np.arange(len(packed))))
     with BatchLoader(packed, batch_size=8, seed=1, first_step=0, spec=SPEC) as batches:

@@ -232,6 +232,7 @@ def test_rows_are_interleaved():
     [
         (dict(scale=-1.0), r"guidance_scale must be in 0..1e\+06; got -1"),
         (dict(scale=math.nan), r"guidance_scale must be in 0..1e\+06; got nan"),
+        (dict(scale=2.0, interval=(1.0,)), "guidance_interval must be LOW,HIGH of the log SNR, "),
         (dict(scale=2.0, interval=(3.0, 1.0)), "guidance_interval must be LOW,HIGH of the log SNR, LOW below HIGH"),
         (dict(scale=2.0, rescale=1.5), r"guidance_rescale must be in \[0, 1\], 0 for none; got 1.5"),
     ],

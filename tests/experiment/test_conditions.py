@@ -106,7 +106,7 @@ def test_the_data_must_have_it(sketched, tmp_path):
     images = np.zeros((40, 8, 8, 1), np.uint8)
     labels = np.arange(40) % 10
     for columns, message in (
-        ({}, "must have the columns of .*; 'sketch' is not in"),
+        ({}, "the network is told the column 'sketch' of the data, and array .* has the columns label: docs/data.md"),
         ({"sketch": images[:, :4]}, r"must have rows of shape \[8, 8, 1\] in its column 'sketch'; got \[4, 8, 1\]"),
         (
             {"sketch": images[:39]},
