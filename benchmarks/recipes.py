@@ -23,12 +23,12 @@ import numpy as np
 COMMON: dict[str, dict[str, Any]] = {
     "digits": {
         "diffusion.prediction": "v", "schedule.name": "cosine", "diffusion.weighting": "none",
-        "diffusion.variance": "fixed_large", "data.flip": False, "train.batch_size": 64,
+        "diffusion.loss": "simple", "diffusion.variance": "fixed_large", "data.flip": False, "train.batch_size": 64,
         "optim.learning_rate": 2e-3, "optim.ema_decays": "0.995", "unet.dropout": 0.0,
     },
     "fashion_mnist": {
         "diffusion.prediction": "v", "schedule.name": "cosine", "diffusion.weighting": "none",
-        "diffusion.variance": "fixed_large", "data.flip": False, "train.batch_size": 32,
+        "diffusion.loss": "simple", "diffusion.variance": "fixed_large", "data.flip": False, "train.batch_size": 32,
         "optim.learning_rate": 1e-3, "optim.ema_decays": "0.999", "unet.dropout": 0.0,
     },
 }  # fmt: skip
@@ -41,6 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "v, sigmoid": {"schedule.name": "sigmoid"},
     "v, min-SNR": {"diffusion.weighting": "min_snr"},
     "x_0, min-SNR": {"diffusion.prediction": "x_0", "diffusion.weighting": "min_snr"},
+    "v, hybrid": {"diffusion.loss": "hybrid", "diffusion.variance": "learned_range"},
     "v, flip": {"data.flip": True},
     "v, dropout 0.1": {"unet.dropout": 0.1},
     **{f"v, batch {size}": {"train.batch_size": size} for size in (16, 32, 64, 128)},
