@@ -3,7 +3,7 @@
     pip install -r tests/parity/requirements.txt && pip install --no-deps denoising-diffusion-pytorch==2.3.4
     python benchmarks/lucidrains.py --data=digits --minutes=5 --out=peer.npz
     python benchmarks/digits_quality.py peer.npz
-    python benchmarks/lucidrains.py --data=fashion_mnist --data_path=DIR --minutes=30 --num-samples=1000 --out=peer.npz
+    python benchmarks/lucidrains.py --data=fashion_mnist --data-path=DIR --minutes=30 --num-samples=1000 --out=peer.npz
     python -m ddpm_jax.evaluate --samples=peer.npz --reference=fashion_mnist:train --data_path=DIR
 
 The peer is used as published: its `Unet`, its `GaussianDiffusion` with its defaults (v-prediction, sigmoid
@@ -28,13 +28,17 @@ import numpy as np
 from digits_quality import is_training, load_real
 
 from ddpm_jax.data import make_source
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arguments_named
 
 # Of each data set: the Unet, the batch and the EMA; 0.83 M and 1.52 M parameters.
 SETUPS = {
-    "digits": {"dim": 32, "dim_mults": (1, 2), "batch_size": 128, "ema": 0.995, "image_size": 8},
-    "fashion_mnist": {"dim": 24, "dim_mults": (1, 2, 4), "batch_size": 32, "ema": 0.999, "image_size": 28},
-}
+    "digits": {
+        "dim": 32, "dim_mults": (1, 2), "batch_size": 128, "ema": 0.995, "image_size": 8, "num_samples": 1797,
+    },
+    "fashion_mnist": {
+        "dim": 24, "dim_mults": (1, 2, 4), "batch_size": 32, "ema": 0.999, "image_size": 28, "num_samples": 1000,
+    },
+}  # fmt: skip
 SECONDS_BETWEEN_LINES = 10.0
 SAMPLE_BATCH = 600
 
@@ -73,7 +77,8 @@ def load_images(data: str, path: str) -> np.ndarray:
     if data == "digits":
         real, _ = load_real()
         return real[is_training(len(real))]
-    source = make_source(name=data, split="train", image_size=(28, 28), num_channels=1, path=path)
+    with arguments_named({"path": "--data-path", "path=DIR": "--data-path=DIR", "name": "--data"}.get):
+        source = make_source(name=data, split="train", image_size=(28, 28), num_channels=1, path=path)
     return source.load(np.arange(len(source)))[..., 0]
 
 
@@ -87,10 +92,10 @@ def learning_rate_at(progress: float, peak: float, warmup: float = 0.02) -> floa
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", choices=sorted(SETUPS))
-    parser.add_argument("--data_path", default="", metavar="DIR", help="folder of the original files of fashion_mnist")
+    parser.add_argument("--data-path", default="", metavar="DIR", help="folder of the original files of fashion_mnist")
     parser.add_argument("--minutes", type=float, default=5.0, help="wall time of the training loop")
     parser.add_argument("--out", required=True, metavar="FILE.npz", help="uint8 arr_0 [N, H, W, 1]")
-    parser.add_argument("--num-samples", type=int, default=1797)
+    parser.add_argument("--num-samples", type=int, help="by default that of SETUPS")
     parser.add_argument("--dim", type=int, help="width of the Unet's first level; by default that of SETUPS")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak of the warm-up and cosine")
     parser.add_argument("--constant-lr", action="store_true", help="as its Trainer: no warm-up, no decay")
@@ -101,7 +106,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     setup = SETUPS[args.data]
     args.dim = setup["dim"] if args.dim is None else args.dim
+    args.num_samples = setup["num_samples"] if args.num_samples is None else args.num_samples
     args.batch_size = setup["batch_size"] if args.batch_size is None else args.batch_size
+    if args.data == "digits" and args.data_path:
+        parser.error("--data-path is for --data=fashion_mnist; the digits come with scikit-learn")
     for name, low in (("num_samples", 1), ("dim", 8), ("batch_size", 1), ("threads", 1)):
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}; got {getattr(args, name)}")

@@ -1,13 +1,13 @@
 """Recipes of a small experiment at equal cost: each trained from several seeds, sampled and measured; a table of them.
 
     python benchmarks/recipes.py --config=digits --out=runs/recipes
-    python benchmarks/recipes.py --config=fashion_mnist --out=runs/recipes --recipes=v,x_0 --config.data.path=DIR
+    python benchmarks/recipes.py --config=fashion_mnist --out=runs/recipes --recipes='v; x_0' --config.data.path=DIR
 
 Every training sees the same number of images, whatever its batch size; its learning rate rises over the first 8 % of
-the updates and falls to 0 over all of them. The cost of an image hardly depends on the batch: see docs/recipes.md.
+the updates and falls to 0 over all of them. What an image costs at each batch size is in docs/recipes.md.
 
 All fields that are compared are set here, so that the table does not change when the experiment's own recipe does.
-What is done already is not done again: delete a folder to repeat it.
+What is done already is not done again; a folder of other settings is refused.
 """
 
 import argparse
@@ -66,10 +66,29 @@ def fields_of(config: str, recipe: str) -> dict[str, Any]:
     return COMMON[config] | changes
 
 
+def distinct(config: str, recipes: list[str]) -> list[str]:
+    """The recipes without those that are another one by a second name, as of the experiment's own batch size."""
+    by_fields = {}
+    for recipe in recipes:
+        by_fields.setdefault(json.dumps(fields_of(config, recipe), sort_keys=True), recipe)
+    return list(by_fields.values())
+
+
 def run(*command: str) -> None:
-    """A command of ddpm_jax, with its output here; its failure ends this one."""
+    """A command of ddpm_jax, with its output here; its failure ends this one with its exit code."""
     print("$ python -m", " ".join(command), flush=True)
-    subprocess.run([sys.executable, "-m", *command], check=True)
+    if status := subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+        sys.exit(status)
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes what a folder is of; ends where it is of something else."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1))
+    elif json.loads(path.read_text()) != json.loads(json.dumps(settings)):
+        sys.exit(f"error: {folder} is of other settings, which are in {path}: give another --out, or delete it")
 
 
 def measured(args: argparse.Namespace, recipe: str, seed: int, overrides: list[str]) -> dict[str, dict[str, float]]:
@@ -84,6 +103,8 @@ def measured(args: argparse.Namespace, recipe: str, seed: int, overrides: list[s
         "optim.decay_steps": 0, "optim.decay_share": 1, "sample.sampler": "euler_ancestral",
         "sample.num_sampler_steps": 50,
     }  # fmt: skip
+    num_samples = args.num_samples or NUM_SAMPLES[args.config]
+    check_settings(folder, {"fields": fields, "overrides": overrides, "num_samples": num_samples})
     if not (folder / "run" / "samples" / "final_ema.png").is_file():
         flags = [f"--config.{field}={value}" for field, value in fields.items()]
         run("ddpm_jax.train", f"--config={args.config}", f"--workdir={folder}/run", *flags, *overrides)
@@ -130,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="of all runs")
     parser.add_argument("--recipes", default="", metavar="LIST", help=f"separated by ';', of {'; '.join(RECIPES)}")
     parser.add_argument("--samplers", default="", metavar="LIST", help=f"separated by ';', of {'; '.join(SAMPLERS)}")
-    parser.add_argument("--seeds", default="0,1", metavar="LIST")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--num_images", type=int, default=0, help="that a training sees; 0: those of the table in docs")
     parser.add_argument("--num_samples", type=int, default=0)
     args, overrides = parser.parse_known_args(argv)
@@ -141,12 +162,13 @@ def main(argv: list[str] | None = None) -> int:
         setattr(args, flag, names)
     if wrong := [text for text in overrides if not text.startswith("--config.")]:
         parser.error(f"unknown flag {wrong[0]}")
+    if 0 < args.num_images < 128 or args.num_images < 0:
+        parser.error(f"--num_images must be 0 or at least 128, the largest batch; got {args.num_images}")
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for seed in (int(text) for text in args.seeds.split(",")):
-        for recipe in args.recipes:
+    for seed in args.seeds:
+        for recipe in distinct(args.config, args.recipes):
             for sampler, numbers in measured(args, recipe, seed, overrides).items():
                 results.setdefault(recipe, {}).setdefault(sampler, []).append(numbers)
-            (Path(args.out) / f"{args.config}.json").write_text(json.dumps(results, indent=1))
     print(table(results))
     return 0
 

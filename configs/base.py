@@ -90,8 +90,8 @@ def get_config() -> ConfigDict:
     config.optim.warmup_steps = 5000
     config.optim.first_step_zero = False  # warm-up n/warmup_steps, so that the first update changes nothing
     config.optim.decay_steps = 0  # > 0: cosine decay of the learning rate to 0 at this update
-    # The same as parts of train.num_steps, such as 0.08 and 1.0, so that they fit a run of any length; where one is
-    # above 0, the field of steps is 0.
+    # The same as parts of train.num_steps, such as 0.08 and 1.0, so that they fit a run of any length. With one of them
+    # above 0 the field of steps must be 0.
     config.optim.warmup_share = 0.0
     config.optim.decay_share = 0.0
     config.optim.b1 = 0.9
@@ -149,8 +149,9 @@ def get_config() -> ConfigDict:
     config.sample.classes = ()  # of a network with classes: which are drawn, in turn; (): all
     config.sample.batch_size = 256
     config.sample.num_grid = 64  # pictures in the grids of a training run
-    # Of the grids during training, whose networks are young: with noise in its steps. The last grids use `sampler`.
-    config.sample.preview_sampler = "euler_ancestral"
+    # The sampler of the grids during training; the last grids use `sampler`. Young networks draw better by one with
+    # noise, such as euler_ancestral.
+    config.sample.preview_sampler = "euler"
     config.sample.num_preview_steps = 50
 
     config.eval = ConfigDict()

@@ -93,7 +93,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
         use_virtual_devices(num_devices)
     return dry_run(
         changed(args.config, [f"train.num_devices={num_devices}"]),
-        () if args.rows.strip() == "all" else _names(args.rows) or ("given",),
+        _names(args.rows) or ("given",),
         devices=devices,
         compiles=not args.nocompile,
         say=_say,

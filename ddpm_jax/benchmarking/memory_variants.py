@@ -38,7 +38,7 @@ class Variant:
 def build_variants(
     config: Config, names: Sequence[str] = (), devices: Sequence[jax.Device] | None = None
 ) -> tuple[list[Variant], dict[str, str]]:
-    """The variants of `names` (none: all) in that order, and why the others are left out, by name.
+    """The variants of `names` (none, or "all": all) in that order, and why the others are left out, by name.
 
     Args:
       devices: for their meshes to choose from; None: those that there are.
@@ -47,7 +47,9 @@ def build_variants(
       UserError: no such row, or the config does not fit as given.
     """
     for name in names:
-        check_one_of("--rows", name, SWITCHES)
+        check_one_of("--rows", name, ("all", *SWITCHES))
+    if "all" in names:
+        names = ()
     build_experiment(config, devices)
     variants, left_out, seen = [], {}, {}
     for name in names or SWITCHES:

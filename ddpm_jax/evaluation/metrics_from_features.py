@@ -43,13 +43,14 @@ Progress = Callable[[str, int], Callable[[int], None]]  # (description, total) -
 
 
 def sample_numbers(
-    samples: dict[str, np.ndarray], reference: dict[str, np.ndarray], *, progress: Progress
+    samples: dict[str, np.ndarray], reference: dict[str, np.ndarray], *, same_shape: bool = True, progress: Progress
 ) -> dict[str, Any]:
-    """Every number that the features give, by the keys of NAMES.
+    """Every number that the features give, by the keys of NAMES, and those of `texture_numbers`.
 
     Args:
       samples, reference: name -> [N, D] of `feature_extractors`: "main", and where there are, "spatial" and "logits";
         and "texture", [N, 3] of `texture_of`.
+      same_shape: of the images of both; where it is not, their texture cannot be compared and is left out.
       progress: for the slow parts.
     """
     a, b = samples["main"], reference["main"]
@@ -77,7 +78,8 @@ def sample_numbers(
         }
     count = progress("precision and recall", 2 * (len(a) + len(b)))
     numbers["precision"], numbers["recall"] = precision_recall(a, b, on_rows=count)
-    numbers |= texture_numbers(samples["texture"], reference["texture"])
+    if same_shape:
+        numbers |= texture_numbers(samples["texture"], reference["texture"])
     return numbers
 
 
@@ -138,13 +140,14 @@ def numbers_table(entry: dict[str, Any]) -> str:
 
 
 def _texture_rows(numbers: dict[str, Any]) -> list[str]:
-    """Of what no feature network has a part in; none for a report from before there were such numbers."""
+    """Of the pixels themselves, whatever the extractor; none where both sides were of different shapes."""
     if "total_variation" not in numbers:
         return []
-    variation, lines = numbers["total_variation"], []
-    if variation["ratio"] is not None and math.isfinite(variation["ratio"]):
-        note = f"times that of the real images, {variation['of_reference']:.4g} grey levels"
-        lines.append(f"| total variation | {variation['ratio']:.3f} | {note} |")
+    variation = numbers["total_variation"]
+    is_flat = variation["ratio"] is None or not math.isfinite(variation["ratio"])
+    ratio = "-" if is_flat else f"{variation['ratio']:.3f}"
+    note = f"times that of the real images, {variation['of_reference']:.4g} grey levels"
+    lines = [f"| total variation | {ratio} | {note} |"]
     for name, what in (("speckled", "grain"), ("salted", "stray pixels")):
         note = f"have more {what} than {PERCENTILE} % of the real images"
         lines.append(f"| {name} images | {numbers[name]['share']:.1%} | {note} |")

@@ -107,7 +107,9 @@ class ResumableArrays:
                 continue
             if self.num_done and array.shape == shape and array.dtype == dtype:
                 return array
-        self.num_done = 0  # a file is missing or damaged: all begin anew
+        self.num_done = 0  # a file is missing or damaged: all begin anew, also if nothing is kept before the process ends
+        if os.path.exists(os.path.join(self.folder, _PROGRESS)):
+            os.remove(os.path.join(self.folder, _PROGRESS))
         if os.path.exists(self._path(name, ".npy")):
             os.remove(self._path(name, ".npy"))
         return np.lib.format.open_memmap(self._path(name, ".partial.npy"), mode="w+", dtype=dtype, shape=shape)

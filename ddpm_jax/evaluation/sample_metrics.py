@@ -96,7 +96,10 @@ class SampleMetrics:
         if not self._is_first:
             return None
         numbers = sample_numbers(
-            found.arrays, reference.arrays, progress=lambda what, total: self._progress(what, total, 0, "part")
+            found.arrays,
+            reference.arrays,
+            same_shape=tuple(samples.image_shape) == tuple(self._reference.image_shape),
+            progress=lambda what, total: self._progress(what, total, 0, "part")
         )
         self._close_bar()
         protocol = {"extractor": extractor.facts, "samples": samples.facts, "reference": self._reference.facts}
@@ -105,8 +108,9 @@ class SampleMetrics:
     def _features(
         self, extractor: Extractor, images: ImageSet, folder: str, environment: dict, what: str
     ) -> ResumableArrays:
-        facts = {"pictures": images.facts, "extractor": extractor.facts, "batch_size": self._batch_size}
         widths = extractor.widths | {"texture": len(texture.COLUMNS)}
+        facts = {"pictures": images.facts, "extractor": extractor.facts, "batch_size": self._batch_size}
+        facts["arrays"] = sorted(widths)
         rows = {name: ((width,), np.float32) for name, width in widths.items()}
         prefix = os.path.join(folder, extractor.name)
         files = ResumableArrays(prefix, facts | environment, rows, images.num_images)

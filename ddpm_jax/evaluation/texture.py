@@ -1,5 +1,6 @@
 """Grain and stray pixels of images, which young networks and coarse samplers leave and distances of features hide."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ def _outside_neighbours(x: np.ndarray) -> np.ndarray:
     # Beyond the border there is no neighbour: what stands there is never the largest, or never the least.
     low, high = np.pad(x, edge, constant_values=-1), np.pad(x, edge, constant_values=256)
     shifts = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
-    largest = np.maximum.reduce([low[:, i : i + height, j : j + width] for i, j in shifts])
-    least = np.minimum.reduce([high[:, i : i + height, j : j + width] for i, j in shifts])
+    largest = functools.reduce(np.maximum, (low[:, i : i + height, j : j + width] for i, j in shifts))
+    least = functools.reduce(np.minimum, (high[:, i : i + height, j : j + width] for i, j in shifts))
     return np.maximum(np.maximum(x - largest, least - x), 0)
 
 

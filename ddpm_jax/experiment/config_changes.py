@@ -18,6 +18,9 @@ CHANGEABLE = (
     "mesh.*", "sample.*", "eval.*", "data.path", "data.data_dir", "model.remat",
 )
 
+# What may change too once the learning rate has fallen to 0 or the run is over: it could not be extended otherwise.
+CHANGEABLE_AT_THE_END = ("optim.warmup_*", "optim.decay_*")
+
 # What may change when a run starts from imported weights: all but what the weights mean.
 CHANGEABLE_AT_IMPORT = (
     "data.name", "data.path", "data.data_dir", "data.split", "data.eval_split", "data.flip", "optim.*", "train.*",

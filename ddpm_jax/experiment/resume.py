@@ -2,11 +2,19 @@
 
 import jax
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.config_changes import CHANGEABLE_AT_IMPORT, check_same_run
+from ddpm_jax.experiment.config_changes import (
+    CHANGEABLE,
+    CHANGEABLE_AT_IMPORT,
+    CHANGEABLE_AT_THE_END,
+    check_same_run,
+)
 from ddpm_jax.experiment.config_json import config_from_json
+from ddpm_jax.experiment.packaged_configs import with_defaults
+from ddpm_jax.experiment.training_factory import build_learning_rate
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
@@ -20,12 +28,20 @@ def resumed_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainStat
     steps = checkpoints.steps()
     if not steps:
         return None
-    _, saved = checkpoints.restore_config()
+    step, text = checkpoints.restore_config()
+    saved = config_from_json(text)
     if steps == [0]:  # training saves later steps alone: this one is of imported weights
-        check_same_run(config_from_json(saved), experiment.config, CHANGEABLE_AT_IMPORT)
+        check_same_run(saved, experiment.config, CHANGEABLE_AT_IMPORT)
     else:
-        check_same_run(config_from_json(saved), experiment.config)
+        at_end = CHANGEABLE_AT_THE_END if _is_over(saved, step) else ()
+        check_same_run(saved, experiment.config, (*CHANGEABLE, *at_end))
     return saved_state(experiment, checkpoints)
+
+
+def _is_over(saved: ConfigDict, step: int) -> bool:
+    """Whether the run has made all its updates, or would change nothing in those that are left."""
+    config = with_defaults(saved)
+    return step >= config.train.num_steps or float(build_learning_rate(config)(step)) == 0
 
 
 def saved_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:

@@ -9,18 +9,21 @@ from ddpm_jax.experiment.training_factory import build_learning_rate, learning_r
 # The noise level sqrt(1 - alpha-bar)/sqrt(alpha-bar) of the last step from which on eps says nothing of x_0: an error
 # of 0.002 in eps is then as large as x_0.
 HOPELESS_NOISE_LEVEL = 500.0
+MANY_UPDATES = 50_000  # after so many a network has learnt to keep the error small
 # Forward passes of one image that its share of an update costs: itself, and twice as much for the backward pass.
 CALLS_OF_A_TRAINED_IMAGE = 3
 
 
-def notes_on(experiment: Experiment, first_step: int) -> list[str]:
-    """The lines, for a run that goes on from `first_step`."""
-    notes = _learning_rate_notes(experiment, first_step)
+def notes_on(experiment: Experiment, resumed_from: int | None) -> list[str]:
+    """The lines, for a run that goes on from a step, 0 that of imported weights; None: a fresh one."""
+    notes = _learning_rate_notes(experiment, resumed_from)
     if experiment.sampler_table is not None:
-        share, every = grids_share(experiment), experiment.config.train.sample_every_steps
-        when = f"every {every} steps and at the end" if 0 < every < experiment.config.train.num_steps else "at the end"
-        notes.append(f"grids of samples {when}: about {100 * share:.2g} % of the network calls")
-        notes += _prediction_notes(experiment.process)
+        train, share = experiment.config.train, 100 * grids_share(experiment)
+        when = f"every {train.sample_every_steps} steps and " if 0 < train.sample_every_steps < train.num_steps else ""
+        percent = f"{share:.1f}" if share < 10 else f"{share:.0f}"
+        notes.append(f"grids of samples {when}at the end: {percent} % of the network calls")
+        if resumed_from is None and train.num_steps < MANY_UPDATES:
+            notes += _prediction_notes(experiment.process)
     return notes
 
 
@@ -34,26 +37,32 @@ def grids_share(experiment: Experiment) -> float:
     return of_grids / (of_grids + CALLS_OF_A_TRAINED_IMAGE * train.num_steps * train.batch_size)
 
 
-def _learning_rate_notes(experiment: Experiment, first_step: int) -> list[str]:
+def _learning_rate_notes(experiment: Experiment, resumed_from: int | None) -> list[str]:
     config = experiment.config
-    num_steps = config.train.num_steps
+    num_steps, peak, first_step = config.train.num_steps, config.optim.learning_rate, resumed_from or 0
     warmup, decay = learning_rate_steps(config, "warmup"), learning_rate_steps(config, "decay")
-    line = f"learning rate {config.optim.learning_rate:g}"
+    rate_at = build_learning_rate(config)
+    now, last = float(rate_at(first_step)), float(rate_at(num_steps - 1))
+    line = f"learning rate {peak:g}"
     if warmup:
-        line += f", warm-up over {warmup} steps"
+        line += f", warm-up over {warmup} step{'s' * (warmup > 1)}"
     if decay:
         line += f", cosine decay to 0 at step {decay}"
-    if 0 < first_step < num_steps:
-        line += f"; now {float(build_learning_rate(config)(first_step)):.3g}"
+    if first_step:
+        line += f"; now {now:.3g}"
     notes = [line]
+    # A run that is resumed keeps its schedule, unless that has come to its end: see `config_changes`.
+    may_change = not resumed_from or now == 0
     if warmup > num_steps:
-        notes.append(
-            f"the run ends within its warm-up, at {num_steps / warmup:.2g} of this learning rate; for a short run: "
-            "--config.optim.warmup_steps=0 --config.optim.warmup_share=0.08"
-        )
+        remedy = "--config.optim.warmup_steps=0 --config.optim.warmup_share=0.08"
+        what = f"the warm-up is longer than the run, whose last learning rate is {last:.3g}"
+        notes.append(f"{what}; to fit it: {remedy}" if may_change else what)
     if decay and decay != num_steps:
-        what = f"the learning rate is 0 from step {decay} on" if decay < num_steps else "the run ends before its decay"
-        notes.append(f"{what}; to fit the run: --config.optim.decay_steps=0 --config.optim.decay_share=1")
+        remedy = "--config.optim.decay_steps=0 --config.optim.decay_share=1"
+        what = f"the learning rate is 0 from step {decay} on"
+        if decay > num_steps:
+            what = f"the decay is longer than the run, whose last learning rate is {last:.3g}"
+        notes.append(f"{what}; to fit it: {remedy}" if may_change else what)
     return notes
 
 
@@ -65,5 +74,5 @@ def _prediction_notes(process: Process) -> list[str]:
         return []
     return [
         f"predicts eps on a schedule that ends at the noise level {level:,.0f}, by which errors of eps are multiplied "
-        "in x_0: young networks draw better with --config.diffusion.prediction=v or x_0 (docs/recipes.md)"
+        "in x_0: after so few updates --config.diffusion.prediction=v often draws better (docs/recipes.md)"
     ]

@@ -58,6 +58,11 @@ _NAMES = {
     "steps=None": "sample.num_sampler_steps=0",
     "ddim_table": "sample.sampler='ddim'",
 }
+_PREVIEW_NAMES = _NAMES | {
+    "num_sampler_steps": "sample.num_preview_steps",
+    "sampler": "sample.preview_sampler",
+    "ddim_table": "sample.preview_sampler='ddim'",
+}
 
 
 def build_table(config: ConfigDict, process: Process) -> SamplerTable:
@@ -78,20 +83,24 @@ def build_table(config: ConfigDict, process: Process) -> SamplerTable:
         else:
             wanted = fields.num_sampler_steps or schedule.num_steps
             steps = spaced_steps(schedule.num_steps, wanted, fields.spacing, schedule=schedule)
-        table = _TABLES[fields.sampler](process, steps, config)
+        return _named_table(config, process, fields.sampler, steps)
+
+
+def _named_table(config: ConfigDict, process: Process, sampler: str, steps: np.ndarray) -> SamplerTable:
+    table = _TABLES[sampler](process, steps, config)
     if not process.parameterisation.fractional and not jnp.issubdtype(table.t.dtype, jnp.integer):
         raise UserError(
             f"diffusion.prediction={config.diffusion.prediction!r} belongs to whole steps; got "
-            f"sample.spacing={fields.spacing!r} and sample.churn={fields.churn}: take 'uniform' and 0"
+            f"sample.spacing={config.sample.spacing!r} and sample.churn={config.sample.churn}: take 'uniform' and 0"
         )
     return table
 
 
 def build_preview_table(config: ConfigDict, process: Process) -> SamplerTable:
     """`sample.preview_sampler` over `sample.num_preview_steps` steps, for images during training."""
-    with fields_named("sample", _NAMES | {"num_sampler_steps": "sample.num_preview_steps"}):
+    with fields_named("sample", _PREVIEW_NAMES | {"steps=None": f"sample.num_preview_steps={process.num_steps}"}):
         steps = spaced_steps(process.num_steps, min(config.sample.num_preview_steps, process.num_steps))
-        return _TABLES[config.sample.preview_sampler](process, steps, config)
+        return _named_table(config, process, config.sample.preview_sampler, steps)
 
 
 def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:

@@ -78,13 +78,19 @@ def choose_sampler(
       batch_size: images at a time; None: the run's, rounded up to a multiple of the number of devices.
 
     Raises:
-      UserError: classes that cannot be read, settings of guidance without guidance, or a variance that the sampler
-        does not read; everything else is checked by the factories.
+      UserError: classes that cannot be read, settings of guidance without guidance, or a clip or variance that would
+        have no effect; everything else is checked by the factories.
     """
     config, given, typed = config.copy_and_resolve_references(), dict(given), set(given)
     for name in _AS_IN_A_CONFIG:
         if name in given:
             apply_override(config, f"sample.{name}={given.pop(name)}")
+    quantile = given.get("dynamic_threshold", config.sample.dynamic_threshold)
+    if "clip_x_0" in typed and quantile:
+        raise UserError(
+            f"--clip_x_0 has no effect where a dynamic threshold takes its place, here of {quantile:g}: give "
+            "--dynamic_threshold=0 too"
+        )
     idle = [name for name in _OF_GUIDANCE if name in typed]
     if idle and given.get("guidance_scale", config.sample.guidance_scale) == 1:
         raise UserError(f"--{idle[0]} needs a --guidance_scale other than 1, which is no guidance")

@@ -163,7 +163,7 @@ def _introduce(
         start = f"finished already at step {resumed_from}"
     reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} images, {start}")
     if (resumed_from or 0) < config.train.num_steps:
-        for note in run_notes.notes_on(experiment, resumed_from or 0):
+        for note in run_notes.notes_on(experiment, resumed_from):
             reporter.note(f"          {note}")
     if not resumed_from:
         reporter.note("          the first step compiles: that takes a moment")

@@ -78,7 +78,8 @@ def learning_rate_steps(config: ConfigDict, name: str) -> int:
         raise UserError(f"optim.{name}_share must be in [0, 1], a part of train.num_steps; got {share}")
     if steps and share:
         raise UserError(
-            f"optim.{name}_steps={steps} and optim.{name}_share={share} both say how long the {name} is: set one to 0"
+            f"optim.{name}_steps={steps} and optim.{name}_share={share} both say how long the {name} is: set one to 0, "
+            f"such as --config.optim.{name}_steps=0"
         )
     return max(1, round(share * num_steps)) if share else steps
 

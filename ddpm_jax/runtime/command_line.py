@@ -15,7 +15,7 @@ EXIT_OK, EXIT_INTERRUPTED = 0, 130  # 130 = 128 + SIGINT, as shells count
 _LESS_MEMORY = (
     "remedies: a smaller batch (train.batch_size, sample.batch_size, --batch_size), and in training "
     "train.grad_accum_steps, model.remat=true, model.dtype=bfloat16 and mesh.fsdp, which "
-    "python -m ddpm_jax.benchmark --dry_run compares"
+    "python -m ddpm_jax.benchmark --dry_run --rows=all compares"
 )
 
 

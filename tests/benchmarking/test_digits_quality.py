@@ -154,6 +154,8 @@ def test_the_peer_learning_rate_rises_then_falls_to_zero(lucidrains):
         (["--minutes=0"], "--minutes must be above 0; got 0.0"),
         (["--sampling-steps=1001"], "--sampling-steps must be in 1..1000; got 1001"),
         (["--num-samples=0"], "--num-samples must be at least 1; got 0"),
+        (["--data-path=x"], "--data-path is for --data=fashion_mnist"),
+        (["--data=fashion_mnist", "--data-path=/none"], "--data-path"),
         (["--out=x.png"], "--out must name an .npz file"),
     ],
 )

@@ -39,11 +39,25 @@ def test_the_best_comes_first_and_seeds_stand_beside_each_other(recipes):
     assert lines[3].startswith("| worse | ddim | 2, 4 |")
 
 
+def test_one_recipe_of_two_names_is_trained_once(recipes):
+    assert recipes.distinct("digits", ["eps", "v", "v, batch 64", "v, batch 32"]) == ["eps", "v", "v, batch 32"]
+    assert recipes.distinct("fashion_mnist", ["v", "v, batch 32"]) == ["v"]
+
+
+def test_a_folder_of_other_settings_is_refused(recipes, tmp_path):
+    recipes.check_settings(tmp_path / "x", {"num_samples": 3})
+    recipes.check_settings(tmp_path / "x", {"num_samples": 3})
+    with pytest.raises(SystemExit, match="is of other settings"):
+        recipes.check_settings(tmp_path / "x", {"num_samples": 4})
+
+
 @pytest.mark.parametrize(
     "flag,message",
     [
         ("--recipes=w", "--recipes must be of v; eps; "),
         ("--samplers=ddim", "--samplers must be of ddim, eta 1, 50 calls; "),
+        ("--num_images=10", "--num_images must be 0 or at least 128, the largest batch; got 10"),
+        ("--seeds=a", "argument --seeds: invalid int value: 'a'"),
         ("--steps=3", "unknown flag --steps=3"),
     ],
 )

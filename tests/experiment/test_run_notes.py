@@ -4,13 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.experiment import training_factory
+from ddpm_jax.experiment import resume, training_factory
 from ddpm_jax.experiment.build import build_experiment
+from ddpm_jax.experiment.config_changes import CHANGEABLE, CHANGEABLE_AT_THE_END, check_same_run
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.packaged_configs import packaged_experiments
 from ddpm_jax.experiment.run_notes import grids_share, notes_on
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training.run_log import read_metrics
 
 SHARES = ("optim.warmup_steps=0", "optim.warmup_share=0.25", "optim.decay_share=1")
 
@@ -51,26 +53,56 @@ def test_a_finished_run_is_extended(tiny_config, tmp_path, capsys):
     assert rate == pytest.approx(1e-3 / 2)
     text = capsys.readouterr().out
     assert f"learning rate 0.001, warm-up over 2 steps, cosine decay to 0 at step 8; now {rate:.3g}" in text
-    assert "warm-up over 1 steps, cosine decay to 0 at step 4\n" in text
+    assert "warm-up over 1 step, cosine decay to 0 at step 4\n" in text
+
+
+def test_the_schedule_of_a_run_that_is_over_may_change(tiny_config, tmp_path):
+    """Of one that would change nothing any more too; in the middle of it that is another run."""
+    fields = ("train.checkpoint_every_steps=0", "optim.decay_steps=4")
+    shares = (*SHARES, "optim.decay_steps=0", "train.checkpoint_every_steps=0")
+    train(tiny_config("train.num_steps=3", *fields), str(tmp_path))
+    train(tiny_config("train.num_steps=5", *fields), str(tmp_path))
+    train(tiny_config("train.num_steps=6", *shares), str(tmp_path))
+    assert read_metrics(tmp_path)[-1]["learning_rate"] > 0
+    saved, other = tiny_config("train.num_steps=8", *fields), tiny_config("train.num_steps=8", *shares)
+    assert [resume._is_over(saved, step) for step in (3, 4, 8)] == [False, True, True]
+    with pytest.raises(UserError, match="optim.decay_share was 0.0 and is 1.0"):
+        check_same_run(saved, other)
+    check_same_run(saved, other, (*CHANGEABLE, *CHANGEABLE_AT_THE_END))
 
 
 @pytest.mark.parametrize(
     "overrides,words",
     [
-        (["optim.warmup_steps=80"], "the run ends within its warm-up, at 0.1 of this learning rate; for a short run: "),
-        (["optim.decay_steps=5"], "the learning rate is 0 from step 5 on; to fit the run: --config.optim."),
-        (["optim.decay_steps=9"], "the run ends before its decay; to fit the run: "),
+        (["optim.warmup_steps=80"], "the warm-up is longer than the run, whose last learning rate is 0.0001; to fit "),
+        (["optim.decay_steps=5"], "the learning rate is 0 from step 5 on; to fit it: "),
+        (["optim.decay_steps=16"], "the decay is longer than the run, whose last learning rate is 0.000598; to fit it"),
         (["schedule.num_steps=1000"], "predicts eps on a schedule that ends at the noise level 20,291"),
     ],
 )
-def test_what_does_not_fit_is_said(tiny_config, overrides, words):
-    assert any(note.startswith(words) for note in notes_on(build_experiment(tiny_config(*overrides)), 0))
+def test_what_does_not_fit_is_said_and_its_remedy_helps(tiny_config, overrides, words):
+    (note,) = [note for note in notes_of(tiny_config, *overrides) if note.startswith(words)]
+    remedy = [word.removeprefix("--config.") for word in note.split() if word.startswith("--config.")]
+    assert remedy and not any(note.startswith(words) for note in notes_of(tiny_config, *overrides, *remedy))
+
+
+def notes_of(tiny_config, *overrides, resumed_from=None):
+    return notes_on(build_experiment(tiny_config(*overrides)), resumed_from)
+
+
+def test_a_resumed_run_is_told_what_it_can_do(tiny_config):
+    """Its prediction stays; its learning rate may change when it is 0."""
+    fields = ("schedule.num_steps=1000", "optim.decay_steps=5")
+    assert len(notes_of(tiny_config, *fields)) == 4 and len(notes_of(tiny_config, *fields, resumed_from=0)) == 3
+    assert notes_of(tiny_config, *fields, resumed_from=3)[1] == "the learning rate is 0 from step 5 on"
+    assert "to fit it" in notes_of(tiny_config, *fields, resumed_from=6)[1]
+    assert len(notes_of(tiny_config, "schedule.num_steps=1000", "train.num_steps=50000")) == 2
 
 
 def test_what_fits_is_not_complained_about(tiny_config):
     linear = ("schedule.name=linear",)  # the noise level of Ho et al.'s last step is 157
     for overrides in (linear, ("diffusion.prediction=v",), ("diffusion.prediction=x_0", *SHARES)):
-        assert len(notes_on(build_experiment(tiny_config("schedule.num_steps=1000", *overrides)), 0)) == 2
+        assert len(notes_on(build_experiment(tiny_config("schedule.num_steps=1000", *overrides)), None)) == 2
 
 
 def test_the_share_of_grids_counts_network_calls(tiny_config):
@@ -84,3 +116,27 @@ def test_the_share_of_grids_counts_network_calls(tiny_config):
 @pytest.mark.parametrize("name", packaged_experiments())
 def test_grids_of_packaged_experiments_are_a_twentieth_at_the_most(name):
     assert grids_share(build_experiment(load_config(name), jax.devices()[:1])) <= 0.05
+
+
+@pytest.mark.parametrize(
+    "overrides,message",
+    [
+        (
+            ("diffusion.prediction=mean", "sample.preview_sampler=heun", "sample.churn=10"),
+            "diffusion.prediction='mean' belongs to whole steps; got sample.spacing='uniform' and sample.churn=10.0",
+        ),
+        (
+            ("diffusion.variance=learned", "diffusion.loss=hybrid", "sample.preview_sampler=ancestral"),
+            "sample.num_preview_steps",
+        ),
+        (
+            ("diffusion.prediction=v", "schedule.zero_terminal_snr=true", "sample.preview_sampler=heun"),
+            "sample.preview_sampler='heun' cannot start where alpha-bar is 0",
+        ),
+        (("sample.preview_sampler=ddpm",), "sample.preview_sampler must be one of ['ancestral', "),
+    ],
+)
+def test_a_bad_sampler_of_previews_is_found_before_the_run_and_named(tiny_config, overrides, message):
+    with pytest.raises(UserError) as error:
+        build_experiment(tiny_config(*overrides))
+    assert message in str(error.value) and "sample.num_sampler_steps" not in str(error.value)

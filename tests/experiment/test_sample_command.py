@@ -138,6 +138,7 @@ def test_any_field_of_the_sampling_may_be_given(draw, sample_main, straight_run,
         ("--guidance_rescale=0.5", "--guidance_rescale needs a --guidance_scale other than 1"),
         ("--guidance_scale=1e39", "sample.guidance_scale must be in 0..1e+06; got 1e+39"),
         ("--config.sample.churm=3", "'sample.churm'"),
+        ("--clip_x_0=false --dynamic_threshold=0.9", "--clip_x_0 has no effect where a dynamic threshold takes its"),
         ("--clip_x_0=maybe", "config field 'sample.clip_x_0' must be true or false; got 'maybe'"),
         ("--variance=small", "--variance must be one of ['fixed_large', 'fixed_small']; got 'small'"),
         ("--sampler=ddim --variance=fixed_small", "--variance=fixed_small is of --sampler=ancestral; got 'ddim'"),
@@ -155,7 +156,8 @@ def test_the_variance_and_the_limit_of_x_0(draw, straight_run, capfd):
     assert np.array_equal(draw("--num_samples=8", "--variance=fixed_large"), draw("--num_samples=8"))
     assert not np.array_equal(small, draw("--num_samples=8"))
     flags = ["--num_samples=8", "--sampler=ddim", "--num_sampler_steps=5"]
-    assert np.array_equal(draw(*flags, "--clip_x_0=false"), draw(*flags, "--noconfig.sample.clip_x_0"))
+    assert np.array_equal(draw(*flags, "--clip_x_0=true"), draw(*flags))
+    assert not np.array_equal(draw(*flags, "--clip_x_0=false"), draw(*flags))
 
 
 def test_a_config_of_a_later_version_or_with_whole_numbers(draw, own_run, sample_main, tmp_path, capsys):
