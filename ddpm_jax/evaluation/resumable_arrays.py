@@ -107,7 +107,8 @@ class ResumableArrays:
                 continue
             if self.num_done and array.shape == shape and array.dtype == dtype:
                 return array
-        self.num_done = 0  # a file is missing or damaged: all begin anew, also if nothing is kept before the process ends
+        # A file is missing or damaged: all begin anew, also if nothing is kept before the process ends.
+        self.num_done = 0
         if os.path.exists(os.path.join(self.folder, _PROGRESS)):
             os.remove(os.path.join(self.folder, _PROGRESS))
         if os.path.exists(self._path(name, ".npy")):
