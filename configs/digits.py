@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
         config.data.num_channels = 1
         config.data.flip = False
         config.schedule.name = "cosine"
+        config.diffusion.prediction = "v"  # this and the rest: docs/recipes.md
         config.unet.channels = 32
         config.unet.channel_mults = (1, 2)
         config.unet.num_res_blocks = 1
@@ -25,12 +26,15 @@ def get_config() -> ConfigDict:
         config.unet.num_groups = 8
         config.unet.dropout = 0.0
         config.optim.learning_rate = 2e-3
-        config.optim.warmup_steps = 200
-        config.optim.decay_steps = 2400
+        config.optim.warmup_steps = 0
+        config.optim.warmup_share = 0.08
+        config.optim.decay_share = 1.0
         config.optim.ema_decays = (0.995,)
         config.train.num_steps = 2400
         config.train.batch_size = 64
         config.train.checkpoint_every_steps = 800
         config.train.sample_every_steps = 800
-        config.sample.num_sampler_steps = 250
+        config.sample.sampler = "euler_ancestral"
+        config.sample.num_sampler_steps = 50
+        config.sample.preview_sampler = "euler_ancestral"
     return config

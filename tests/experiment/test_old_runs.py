@@ -27,7 +27,7 @@ OVERRIDES = (
     "unet.channels=4", "unet.num_groups=2", "unet.channel_mults=1", "unet.attention_resolutions=",
     "unet.num_res_blocks=1", "optim.learning_rate=1e-3", "optim.decay_steps=0", "optim.grad_clip=1",
     "optim.ema_decays=0.995", "optim.ema_start=warmup", "optim.warmup_steps=2", "train.seed=0",
-    "optim.warmup_share=0", "optim.decay_share=0", "sample.eta=0",
+    "optim.warmup_share=0", "optim.decay_share=0", "sample.eta=0", "sample.preview_sampler=euler",
     "train.time_sampler=loss_second_moment", "train.batch_size=8", "train.num_devices=1", "train.num_steps=4",
     "train.log_every_steps=2", "train.checkpoint_every_steps=4", "train.sample_every_steps=0",
     "train.keep_checkpoints=10", "sample.sampler=ancestral", "sample.num_grid=4", "sample.batch_size=8",
