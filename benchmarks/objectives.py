@@ -63,7 +63,8 @@ def main() -> int:
             train = [sys.executable, "-m", "ddpm_jax.train", f"--config={args.config}", f"--workdir={workdir}"]
             subprocess.run([*train, *flags], check=True, stdout=sys.stderr)
             trained = open_trained_run(str(workdir))
-            config = changed(trained.config, [*OBJECTIVES[name], f"sample.num_sampler_steps={args.num_sampler_steps}"])
+            sampler = ["sample.sampler=ancestral", f"sample.num_sampler_steps={args.num_sampler_steps}"]
+            config = changed(trained.config, [*OBJECTIVES[name], *sampler])
             trained = dataclasses.replace(trained, config=config)
             params = jax.device_put(trained.params, replicated(mesh))
             measure = build_bits_per_dim(
