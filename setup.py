@@ -1,17 +1,39 @@
 """Packaging of ddpm_jax: `pip install -e .` for use, `pip install -e '.[test]'` for the tests."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
 
 setup(
     name="ddpm_jax",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.*)"', (HERE / "ddpm_jax/__init__.py").read_text("utf-8"), re.MULTILINE)[1],
     description="Denoising diffusion probabilistic models in JAX and Flax, for TPU, GPU and CPU",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
     license="MIT",
+    keywords=["diffusion models", "DDPM", "generative models", "JAX", "Flax", "image generation"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=[*find_packages(include=["ddpm_jax", "ddpm_jax.*"]), "ddpm_jax.configs"],
     # The experiments live in the top-level folder configs/ and are installed as ddpm_jax.configs,
     # so that no package with the generic name `configs` reaches site-packages.
     package_dir={"ddpm_jax.configs": "configs"},
+    package_data={"ddpm_jax": ["py.typed"]},
+    entry_points={"console_scripts": ["ddpm_jax = ddpm_jax.__main__:main"]},
     # The lower bounds are what Colab's TPU runtime ships: pip then leaves its jax and libtpu alone.
     install_requires=[
         "jax>=0.7.2",

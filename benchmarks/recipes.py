@@ -2,9 +2,10 @@
 
     python benchmarks/recipes.py --config=digits --out=runs/recipes
     python benchmarks/recipes.py --config=fashion_mnist --out=runs/recipes --recipes='v; x_0' --config.data.path=DIR
+    python benchmarks/recipes.py --config=digits --cost
 
 Every training sees the same number of images, whatever its batch size; its learning rate rises over the first 8 % of
-the updates and falls to 0 over all of them. What an image costs at each batch size is in docs/recipes.md.
+the updates and falls to 0 over all of them. --cost measures what an image of an update costs at each batch size.
 
 All fields that are compared are set here, so that the table does not change when the experiment's own recipe does.
 What is done already is not done again; a folder of other settings is refused.
@@ -14,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,32 @@ def numbers_of(args: argparse.Namespace, folder: Path, sampler: str, overrides: 
     return found | {"total variation": numbers["total_variation"]["ratio"]}
 
 
+def cost_table(config: str, rounds: int = 6, num_images: int = 256) -> str:
+    """Markdown: CPU time of an image in an update, by batch size, over that of the smallest; measured in turn."""
+    import jax
+
+    from ddpm_jax.benchmarking.timed_programs import prepare_call
+    from ddpm_jax.experiment.build import build_experiment
+    from ddpm_jax.experiment.config_files import load_config
+
+    sizes = (16, 32, 64, 128)
+    calls = [prepare_call("train", build_experiment(load_config(config, [f"train.batch_size={n}"]))) for n in sizes]
+    for call in calls:
+        jax.block_until_ready(call.run())
+    seconds = np.zeros((rounds, len(sizes)))
+    for of_round in seconds:
+        for column, (size, call) in enumerate(zip(sizes, calls, strict=True)):
+            start = time.process_time()
+            for _ in range(num_images // size):
+                last = call.run()
+            jax.block_until_ready(last)
+            of_round[column] = time.process_time() - start
+    ratios = np.median(seconds / seconds[:, :1], axis=0)
+    cells = [f"{ratio:.2f}" for ratio in ratios]
+    return "\n".join((f"| batch | {' | '.join(map(str, sizes))} |", "| --- |" + " ---: |" * len(sizes),
+                      f"| {config} | {' | '.join(cells)} |"))  # fmt: skip
+
+
 def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     """Markdown: a row a recipe and sampler; the values of the seeds beside each other."""
     columns = {
@@ -148,13 +176,19 @@ def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, choices=sorted(COMMON))
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="of all runs")
+    parser.add_argument("--out", metavar="FOLDER", help="of all runs")
+    parser.add_argument("--cost", action="store_true", help="measures the cost of an image by batch size, nothing else")
     parser.add_argument("--recipes", default="", metavar="LIST", help=f"separated by ';', of {'; '.join(RECIPES)}")
     parser.add_argument("--samplers", default="", metavar="LIST", help=f"separated by ';', of {'; '.join(SAMPLERS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--num_images", type=int, default=0, help="that a training sees; 0: those of the table in docs")
     parser.add_argument("--num_samples", type=int, default=0)
     args, overrides = parser.parse_known_args(argv)
+    if args.cost:
+        print(cost_table(args.config))
+        return 0
+    if args.out is None:
+        parser.error("--out must name a folder for the runs")
     for flag, known in (("recipes", RECIPES), ("samplers", SAMPLERS)):
         names = [name.strip() for name in getattr(args, flag).split(";") if name.strip()] or list(known)
         if unknown := [name for name in names if name not in known]:

@@ -49,7 +49,10 @@ from ddpm_jax.training.optimizer import make_ema_decay, make_ema_decays, make_le
 from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import make_train_step
 
+__version__ = "0.1.0"
+
 __all__ = [
+    "__version__",
     "Batch",
     "Codec",
     "Denoised",

@@ -1,0 +1,55 @@
+"""`python -m ddpm_jax`, and `ddpm_jax` where it is installed: lists the commands, and runs one."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ddpm_jax import __version__
+from ddpm_jax.runtime.errors import did_you_mean
+
+# Name -> (module with a `main`, the first of its arguments, what it does).
+COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "train": ("ddpm_jax.train", (), "trains a model from a config, or resumes a run"),
+    "sample": ("ddpm_jax.sample", (), "draws images from a run"),
+    "evaluate": ("ddpm_jax.evaluate", (), "bits/dim, FID and other measures of a run or of images"),
+    "convert": ("ddpm_jax.convert", (), "weights of diffusers, OpenAI and Ho et al., in and out"),
+    "benchmark": ("ddpm_jax.benchmark", (), "what a config costs: predicted, or measured"),
+    "pack": ("ddpm_jax.data.__main__", ("pack",), "a folder of images as one file"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the first argument names; returns its exit code, 2 for an unknown one."""
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"ddpm_jax {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(
+            f"error: unknown command {name!r}; must be one of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    module, first, _ = COMMANDS[name]
+    return importlib.import_module(module).main([*first, *rest])
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join([
+        f"ddpm_jax {__version__}: denoising diffusion probabilistic models in JAX and Flax",
+        "",
+        "usage: python -m ddpm_jax COMMAND [flags]",
+        "",
+        *lines,
+        "",
+        "python -m ddpm_jax COMMAND --help explains one. To begin:",
+        "  python -m ddpm_jax train --config=configs/digits.py --workdir=runs/digits",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
