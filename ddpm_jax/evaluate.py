@@ -8,7 +8,7 @@ from typing import Any
 
 from ddpm_jax.experiment.config_flags import OverridesParser
 from ddpm_jax.experiment.sampler_flags import add_sampler_flags, given_sampler_flags
-from ddpm_jax.runtime.command_line import run
+from ddpm_jax.runtime.command_line import image_size_of, run
 from ddpm_jax.runtime.errors import UserError
 
 EXAMPLE = """\
@@ -26,6 +26,11 @@ Measures a trained model on real images and writes tables, curves and images int
 Other images than the run's: --config.data.path=DIR and the other fields of data; any field of sample likewise.
 Or, with --samples in place of --workdir, the last of these of anyone's images.
 After Ctrl-C or a kill the same command goes on where it stopped, to the same numbers."""
+
+# What people ask for -> the measurement that has it.
+MEASURED_BY = dict.fromkeys(
+    ("fid", "kid", "sfid", "is", "inception_score", "precision", "recall", "frechet", "speckle"), "samples"
+) | dict.fromkeys(("nll", "bpd", "bits_per_dim", "elbo", "vlb", "likelihood", "rate_distortion"), "bits")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +93,10 @@ def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     what = [name.strip() for name in args.what.split(",") if name.strip()]
+    for name in what:
+        if name.lower() in MEASURED_BY:
+            of = MEASURED_BY[name.lower()]
+            raise UserError(f"--what={name} is one of the numbers of {of!r}: give --what={of}")
     if args.ode and "ode" not in what:
         what.append("ode")
     if args.samples is not None:
@@ -157,9 +166,8 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
 
     names = ("extractor", "inception_weights", "resize", "reference", "num_reference", "num_samples", "data_path",
              "cache", "batch_size", "seed")  # fmt: skip
-    settings = SampleSettings(
-        **{name: getattr(args, name) for name in names}, image_size=_image_size(args.image_size)
-    )
+    image_size = None if args.image_size is None else image_size_of("--image_size", args.image_size)
+    settings = SampleSettings(**{name: getattr(args, name) for name in names}, image_size=image_size)
     if trained is None:
         samples, reference = sample_metrics.sets_of_files(settings, args.samples)
     else:
@@ -197,15 +205,6 @@ def _measure_samples(metrics: Any, folder: str | None, report: Any, written: lis
     report.add_samples(entry)
     written += [os.path.join(folder, name) for name in (JSON_NAME, TABLE_NAME)]
     return numbers_table(entry) if alone else report.markdown()
-
-
-def _image_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--image_size must be H,W in pixels, such as 32,32; got {text!r}")
-    return int(parts[0]), int(parts[1])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         takes_hosts=True,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the training run")
-    parser.add_argument("--out", required=True, metavar="PATH", help="writes PATH.png and PATH.npz")
+    parser.add_argument(
+        "--out", metavar="PATH", help="writes PATH.png and PATH.npz; by default DIR/samples/step_N_seed_S"
+    )
     parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="images (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="sample n depends on it and n alone (default 0)")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
@@ -42,10 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sample(args: argparse.Namespace) -> None:
     check_between("--num_samples", args.num_samples, 1)
-    out, extension = os.path.splitext(args.out)
-    if extension not in (".png", ".npz"):
-        out = args.out
-    _check_out(out)
+    out = None if args.out is None else _path_without_ending(args.out)
+    if out is not None:
+        _check_out(out)
 
     # Here, so that --help and the errors above need not wait for JAX.
     import jax
@@ -64,6 +65,9 @@ def _sample(args: argparse.Namespace) -> None:
     trained = trained.with_fields(args.overrides, SAMPLE_FIELDS)
     trained = trained.with_sampler(given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)
     generator = trained.generator(mesh)
+    if out is None:
+        out = os.path.join(args.workdir, "samples", f"step_{trained.step}_seed_{args.seed}")
+        _check_out(out)
 
     is_first = multi_host.is_first()
     if is_first:
@@ -82,10 +86,11 @@ def _sample(args: argparse.Namespace) -> None:
         )
     if is_first:
         condition = generator.condition_of(np.arange(args.num_samples))
+        replaced = ", in place of what was there" if os.path.exists(f"{out}.npz") else ""
         save_npz(f"{out}.npz", images, condition)
         save_grid(f"{out}.png", images[:MAX_GRID])
         arrays = f"uint8 {list(images.shape)} as arr_0" + (", classes as arr_1" if "label" in condition else "")
-        print(f"wrote {out}.npz ({arrays}) and {out}.png")
+        print(f"wrote {out}.npz ({arrays}) and {out}.png{replaced}")
 
 
 def _guidance_line(settings: dict) -> str:
@@ -102,6 +107,14 @@ def _guidance_line(settings: dict) -> str:
         f"away from classes {lists['negative_classes']}" if lists["negative_classes"] else "",
     ]
     return "".join(f"{part}, " for part in parts if part)
+
+
+def _path_without_ending(out: str) -> str:
+    """PATH of --out=PATH, --out=PATH.png or --out=PATH.npz."""
+    path, extension = os.path.splitext(out)
+    if extension.lower() in (".gif", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".pdf"):
+        raise UserError(f"--out={out}: a PNG and an .npz are written; give --out={path}")
+    return path if extension in (".png", ".npz") else out
 
 
 def _check_out(out: str) -> None:

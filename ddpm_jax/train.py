@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--status", action="store_true",
         help="says where the run in DIR stands, touches nothing, and needs no --config",
     )
+    resumes = "the same command resumes the run in --workdir from its newest checkpoint: leave it out"
+    parser.hints = dict.fromkeys(("resume", "restore", "continue", "checkpoint", "ckpt"), resumes)
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--status" in argv:
         # Those of the command that started the run may stay.

@@ -35,7 +35,7 @@ CASES = [
     ("data.split=validation", "data.split must be one of"),
     ("data.split=train[5", "data.split must be a name with at most one slice"),
     ("data.eval_split=none", "data.eval_split must be one of"),
-    ("data.image_size=8", "data.image_size must be (height, width) in pixels; got (8,)"),
+    ("data.image_size=8,8,8", "data.image_size must be (height, width) in pixels; got (8, 8, 8)"),
     ("data.image_size=0,8", "data.image_size must be (height, width) in pixels; got (0, 8)"),
     ("data.num_channels=0", "data.num_channels must be at least 1; got 0"),
     ("data.num_channels=2", "data.num_channels must be 1 (grey) or 3 (colour) for 'digits'; got 2"),
@@ -185,6 +185,25 @@ def test_every_field_with_nasty_values(tiny_config):
     assert refused > 80
 
 
+@pytest.mark.parametrize(
+    "flag,message",
+    [
+        ("--num_steps=3", "unknown flag '--num_steps'; did you mean '--config.train.num_steps'?"),
+        ("--batch-size=3", "unknown flag '--batch-size'; did you mean '--config.train.batch_size'?"),
+        ("--lr=1e-3", "unknown flag '--lr'; did you mean '--config.optim.learning_rate'?"),
+        ("--ema_decay=0.9", "unknown flag '--ema_decay'; did you mean '--config.optim.ema_decays'?"),
+        ("--resume", "unknown flag '--resume': the same command resumes the run in --workdir from its newest check"),
+        ("--config.num_steps=3", "unknown config field 'num_steps'; did you mean 'train.num_steps'?"),
+    ],
+)
+def test_flags_of_other_codes_are_answered(train_error, flag, message):
+    assert train_error(flag).startswith(message)
+
+
+def test_one_number_is_a_square_image(tiny_config):
+    assert tiny_config("data.image_size=16").data.image_size == (16, 16)
+
+
 # The workdir
 
 
@@ -232,17 +251,21 @@ def test_workdir_without_permission(train_error, tmp_path, monkeypatch):
         (["--step=2", "--best"], "--best and --step=2 both choose a checkpoint: give one of them"),
         (["--weights=best"], "--weights must be one of ['ema', 'ema/0.995', 'raw']; got 'best'"),
         (["--weights=ema/0.9"], "--weights must be one of ['ema', 'ema/0.995', 'raw']; got 'ema/0.9'; did you mean"),
-        (["--sampler=dim"], "sample.sampler must be one of ['ancestral', 'ddim', 'dpmpp_1', 'dpmpp_2m',"),
+        (["--sampler=dim"], "--sampler must be one of ['ancestral', 'ddim', 'dpmpp_1', 'dpmpp_2m',"),
+        (["--eta=1"], "--eta is of --sampler=ddim; got 'ancestral', which does not read it"),
+        (["--sampler=unipc", "--churn=1"], "--churn is of --sampler=heun; got 'unipc', which does not read it"),
+        (["--respacing=ddim10", "--num_sampler_steps=4"], "--respacing says which steps are visited: leave out "),
         (["--respacing=ddim0"], "sample.respacing='ddim0': no whole stride visits exactly 0 of 20 steps"),
         (["--num_sampler_steps=21"], "sample.num_sampler_steps must be in 1..20 (T); got 21"),
-        (["--eta=-1"], "sample.eta must be at least 0; got -1.0"),
-        (["--eta=nan"], "sample.eta must be at least 0; got nan"),
+        (["--sampler=ddim", "--eta=-1"], "sample.eta must be at least 0; got -1.0"),
+        (["--sampler=ddim", "--eta=nan"], "sample.eta must be at least 0; got nan"),
         (["--batch_size=3"], "sample.batch_size must be a multiple of 8 (8 devices); got 3"),
         (["--spacing=cubic"], "sample.spacing must be one of"),
         (["--config.train.seed=1"], "a field after --config. must be one of ['sample.*']; got 'train.seed'"),
         (["--num-samples=3"], "unknown flag '--num-samples'; did you mean '--num_samples'?"),
         (["--out="], "--out must be a path such as samples/new"),
         (["--out=new/"], "--out must be a path such as samples/new"),
+        (["--out=o.gif"], "--out=o.gif: a PNG and an .npz are written; give --out=o"),
         (["--out=/dev/null/x"], "--out: the folder /dev/null cannot be written ("),
     ],
     ids=lambda value: "",

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ddpm_jax.runtime.command_line import CommandParser, run
+from ddpm_jax.runtime.command_line import CommandParser, image_size_of, run
 from ddpm_jax.runtime.errors import UserError, arguments_named, did_you_mean
 from ddpm_jax.runtime.progress import format_duration
 
@@ -57,7 +57,7 @@ def _pack(args: argparse.Namespace) -> None:
         packed = pack_folder(
             args.folder,
             args.out,
-            image_size=_image_size(args.image_size),
+            image_size=image_size_of("--image_size", args.image_size),
             num_channels=_num_channels(args.num_channels),
             columns=args.columns,
             overwrite=args.overwrite,
@@ -70,13 +70,6 @@ def _pack(args: argparse.Namespace) -> None:
     print(f"next: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path={packed.path} "
           f"--config.data.image_size={args.image_size} --config.data.num_channels={args.num_channels} "
           "--workdir=runs/packed")  # fmt: skip
-
-
-def _image_size(text: str) -> tuple[int, int]:
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--image_size must be H,W in pixels, such as 64,64; got {text!r}")
-    return int(parts[0]), int(parts[1])
 
 
 def _num_channels(text: str) -> int:

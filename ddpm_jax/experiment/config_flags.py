@@ -44,8 +44,10 @@ class ConfigParser(CommandParser):
         return args
 
     def closest_flag(self, name: str) -> str | None:
-        """Also of the config's fields."""
+        """Also of the config's fields, of which an exact name goes before a flag of a similar one."""
         field = closest_field(name, self._fields)
+        if field and field.rpartition(".")[2] == name:
+            return f"--config.{field}"
         return super().closest_flag(name) or (field and f"--config.{field}")
 
 

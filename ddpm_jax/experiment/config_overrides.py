@@ -21,6 +21,20 @@ _WANTED = {int: "an int", float: "a finite float", bool: "true or false", tuple:
 _EXAMPLES = {int: 1, float: 0.1, bool: True, tuple: (1, 2)}
 
 
+# What people type for a field, or have learnt from other codes.
+_MEANT = {
+    "lr": "optim.learning_rate", "bs": "train.batch_size", "steps": "train.num_steps", "iterations": "train.num_steps",
+    "epochs": "train.num_steps", "resolution": "data.image_size", "size": "data.image_size", "data": "data.path",
+    "dataset": "data.name", "ema": "optim.ema_decays", "ema_decay": "optim.ema_decays", "gpus": "train.num_devices",
+    "devices": "train.num_devices", "fp16": "model.dtype", "bf16": "model.dtype", "mixed_precision": "model.dtype",
+    "wandb": "train.wandb_project", "timesteps": "schedule.num_steps", "num_timesteps": "schedule.num_steps",
+    "checkpoint_every": "train.checkpoint_every_steps", "save_every": "train.checkpoint_every_steps",
+    "sample_every": "train.sample_every_steps", "grad_accum": "train.grad_accum_steps",
+    "gradient_accumulation_steps": "train.grad_accum_steps", "gradient_checkpointing": "model.remat",
+}  # fmt: skip
+_SQUARE = ("data.image_size",)  # one number is both
+
+
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """All fields of `config` as `{"group.field": value}`, sorted by name within each group."""
     fields = {}
@@ -36,13 +50,18 @@ def fields_by_group(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 
 def closest_field(got: str, fields: Sequence[str]) -> str | None:
-    """The dotted field that a person who typed `got` most likely meant: `train.bs` is `train.batch_size`."""
+    """The dotted field that a person who typed `got` most likely meant: `train.bs` is `train.batch_size`.
+
+    Of a name that several groups have, such as num_steps, that of `train`.
+    """
     group, name = _group(got), _name(got)
     siblings = {_name(field): field for field in fields if _group(field) == group}
     initials = {"".join(word[:1] for word in sibling.split("_")): sibling for sibling in siblings}
     elsewhere = [field for field in fields if _name(field) == name]
     if elsewhere:  # the right field of a wrong group
-        return elsewhere[0]
+        return next((field for field in elsewhere if _group(field) == "train"), elsewhere[0])
+    if not group and _MEANT.get(name) in fields:
+        return _MEANT[name]
     if len(name) > 1 and name in initials:
         return siblings[initials[name]]
     if siblings:  # the group is right, and its long name would make anything in it look close
@@ -94,7 +113,8 @@ def _parse(field: str, text: str, default: Any, kind: type) -> Any:
         if kind is type(None):  # a default of None without a type: whatever the text looks like
             return _guess(text)
         if kind is tuple:
-            return _tuple_from_text(text, default or ())
+            values = _tuple_from_text(text, default or ())
+            return values * 2 if field in _SQUARE and len(values) == 1 else values
         return _scalar_from_text(text, kind)
     except ValueError:
         example = _EXAMPLES[kind] if default is None else default

@@ -78,8 +78,8 @@ def choose_sampler(
       batch_size: images at a time; None: the run's, rounded up to a multiple of the number of devices.
 
     Raises:
-      UserError: classes that cannot be read, settings of guidance without guidance, or a clip or variance that would
-        have no effect; everything else is checked by the factories.
+      UserError: classes that cannot be read, settings of guidance without guidance, or one that would have no
+        effect; everything else is checked by the factories.
     """
     config, given, typed = config.copy_and_resolve_references(), dict(given), set(given)
     for name in _AS_IN_A_CONFIG:
@@ -94,6 +94,7 @@ def choose_sampler(
     idle = [name for name in _OF_GUIDANCE if name in typed]
     if idle and given.get("guidance_scale", config.sample.guidance_scale) == 1:
         raise UserError(f"--{idle[0]} needs a --guidance_scale other than 1, which is no guidance")
+    _check_effect(typed, given.get("sampler", config.sample.sampler))
     variance = given.pop("variance", config.diffusion.variance)
     if "variance" in typed:
         _check_variance(config, variance, given.get("sampler", config.sample.sampler))
@@ -107,6 +108,18 @@ def choose_sampler(
             batch_size = -(-config.sample.batch_size // num_devices) * num_devices
         config.sample.batch_size = batch_size
     return config.lock()
+
+
+def _check_effect(typed: set[str], sampler: str) -> None:
+    """Raises UserError for a setting that the sampler does not read, or that another one takes the place of."""
+    if "sampler" in typed:
+        check_one_of("--sampler", sampler, SAMPLERS)
+    for name, owner in (("eta", "ddim"), ("churn", "heun")):
+        if name in typed and sampler != owner:
+            raise UserError(f"--{name} is of --sampler={owner}; got {sampler!r}, which does not read it")
+    idle = [name for name in ("num_sampler_steps", "spacing") if name in typed]
+    if "respacing" in typed and idle:
+        raise UserError(f"--respacing says which steps are visited: leave out --{idle[0]}")
 
 
 def _check_variance(config: ConfigDict, variance: str, sampler: str) -> None:

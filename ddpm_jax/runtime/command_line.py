@@ -38,6 +38,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
         )  # fmt: skip
         self.takes_hosts = takes_hosts
+        self.hints: dict[str, str] = {}  # a flag that people look for and there is not -> what to do
         if takes_hosts:
             add_host_flags(self)
         if compiles:
@@ -73,7 +74,10 @@ class CommandParser(argparse.ArgumentParser):
         flag = argument.partition("=")[0]
         if not flag.startswith("-"):
             return UserError(f"unexpected argument {argument!r}; see python -m {self.prog} --help")
-        close = self.closest_flag(flag.lstrip("-").replace("-", "_"))
+        name = flag.lstrip("-").replace("-", "_")
+        if name in self.hints:
+            return UserError(f"unknown flag {flag!r}: {self.hints[name]}")
+        close = self.closest_flag(name)
         if close:
             return UserError(f"unknown flag {flag!r}; did you mean {close!r}?")
         return UserError(f"unknown flag {flag!r}; see python -m {self.prog} --help")
@@ -83,6 +87,18 @@ class CommandParser(argparse.ArgumentParser):
         # The two forms in capitals are there for --help.
         options = [option for option in self._option_string_actions if option[:2] == "--" and option.islower()]
         return next(iter(difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.7)), None)
+
+
+def image_size_of(flag: str, text: str) -> tuple[int, int]:
+    """(H, W) of `H,W` in pixels, or of one number for a square.
+
+    Raises:
+      UserError: anything else.
+    """
+    parts = text.split(",")
+    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"{flag} must be H,W in pixels, such as 64,64, or one number for both; got {text!r}")
+    return int(parts[0]), int(parts[-1])
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: CommandParser,

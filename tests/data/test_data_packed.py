@@ -222,7 +222,7 @@ def test_too_little_room_is_told_before_the_work(pictures, tmp_path, monkeypatch
     "line, match",
     [
         (["pack", "{pictures}", "{out}"], "required: --image_size"),
-        (["pack", "{pictures}", "{out}", "--image_size=64"], r"--image_size must be H,W in pixels, .*; got '64'"),
+        (["pack", "{pictures}", "{out}", "--image_size=6x4"], r"--image_size must be H,W in pixels, .*; got '6x4'"),
         (["pack", "{pictures}", "{out}", "--image_size=0,4"], "got '0,4'"),
         (["pack", "{pictures}", "{out}", *SIZE, "--num_channels=4"], "--num_channels must be 1 .* got '4'"),
         (["pack", "{pictures}/nowhere", "{out}", *SIZE], "no such folder"),

@@ -227,6 +227,8 @@ def test_the_flow_joins_what_was_measured_before(straight_run, tmp_path, capsys)
         (["--split=holdout"], "holdout"),
         (["--step=12345"], "--step must be one of"),
         (["--best", "--step=8"], "give one of them"),
+        (["--what=fid"], "--what=fid is one of the numbers of 'samples': give --what=samples"),
+        (["--what=NLL"], "--what=NLL is one of the numbers of 'bits': give --what=bits"),
         (["--what=bit"], "['bits', 'ode', 'pictures', 'samples']; got 'bit'; did you mean 'bits'?"),
         (["--bits_respacing=ddim8"], "--bits_respacing='ddim8': no whole stride visits exactly 8 of 20 steps"),
         (["--what=pictures", "--bits_respacing=5"], "--bits_respacing is a setting of the bound: give --what=bits"),

@@ -15,6 +15,7 @@ from ddpm_jax.experiment import config_overrides, packaged_configs
 from ddpm_jax.experiment.config_changes import check_same_run
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_json import config_from_json, config_to_json
+from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.runtime.errors import UserError
 
@@ -414,3 +415,9 @@ def test_a_run_older_than_a_field_goes_on_with_its_default_alone():
 def test_placeholder_survives_json():
     config = ConfigDict({"train": {"limit": config_dict.placeholder(int)}})
     assert config_from_json(config_to_json(config)).train.limit is None
+
+
+def test_what_people_type_for_a_field_is_a_field():
+    fields = flatten(packaged_configs.base_config())
+    assert set(config_overrides._MEANT.values()) <= fields.keys()
+    assert set(config_overrides._SQUARE) <= fields.keys()

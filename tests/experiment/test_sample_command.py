@@ -100,6 +100,14 @@ def test_config_comes_from_the_checkpoint(draw, own_run):
     assert np.array_equal(draw("--num_samples=2", workdir=own_run), wanted)
 
 
+def test_without_out_they_lie_in_the_workdir(sample_main, own_run, capsys):
+    for seed, words in ((3, ".png\n"), (3, ".png, in place of what was there\n"), (4, ".png\n")):
+        assert sample_main([f"--workdir={own_run}", "--num_samples=1", f"--seed={seed}", "--nocompilation_cache"]) == 0
+        path = own_run / "samples" / f"step_8_seed_{seed}"
+        assert path.with_suffix(".npz").is_file() and path.with_suffix(".png").is_file()
+        assert capsys.readouterr().out.endswith(f"{path}{words}")
+
+
 @pytest.mark.parametrize("extension", ["", ".png", ".npz"])
 def test_out(sample_main, straight_run, tmp_path, extension):
     out = tmp_path / "new" / "deep" / f"v1.5{extension}"
