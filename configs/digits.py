@@ -1,8 +1,8 @@
 """The 1,797 scanned digits that scikit-learn ships: 8x8 grey, 0.7 M parameters, nothing to download.
 
 Command: python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/digits
-Hardware and time: 2 CPU cores, about 5 minutes.
-To expect: README.md, section "What the digits run reaches".
+Hardware and time: 2 CPU cores, about 6 minutes.
+To expect: docs/experiments.md.
 """
 
 from ml_collections import ConfigDict

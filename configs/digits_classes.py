@@ -2,7 +2,7 @@
 
 Command: python -m ddpm_jax.train --config=configs/digits_classes.py --workdir=runs/digits_classes
 Then: python -m ddpm_jax.sample --workdir=runs/digits_classes --num_samples=100 --guidance_scale=3 --out=guided
-Hardware and time: 2 CPU cores, about 6 minutes.
+Hardware and time: 2 CPU cores, about 7 minutes.
 To expect: docs/guidance.md.
 
 A tenth of the training images come without their class, so that the network also learns all digits together; guidance

@@ -2,7 +2,8 @@
 
 Command: python -m ddpm_jax.train --config=configs/fashion_mnist.py --config.data.path=DIR --workdir=runs/fashion
 Data: DIR holds the four original files train-images-idx3-ubyte.gz and so on; without data.path, through TFDS.
-Hardware and time: 2 CPU cores, somewhat over half an hour; see the README for the run that made its picture.
+Hardware and time: 2 CPU cores, about 50 minutes.
+To expect: docs/experiments.md.
 """
 
 from ml_collections import ConfigDict

@@ -15,7 +15,8 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_library_example_runs():
+def test_the_library_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
     shorter = code.replace("range(200)", "range(2)").replace("spaced_steps(1000, 50)", "spaced_steps(1000, 3)")
     assert shorter.count("range(2)") == shorter.count("spaced_steps(1000, 3)") == 1
@@ -23,7 +24,7 @@ def test_the_library_example_runs():
     exec(compile(shorter, "README.md", "exec"), names)
     samples = np.asarray(names["samples"])
     assert samples.shape == (16, 8, 8, 1) and samples.dtype == np.uint8
-    assert np.isfinite(names["metrics"]["loss"])
+    assert np.isfinite(names["metrics"]["loss"]) and (tmp_path / "digits.png").is_file()
 
 
 def commands():
@@ -54,6 +55,9 @@ def test_the_commands_parse(command, monkeypatch):
 def test_the_files_it_names_are_there():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
-    for name in re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \| .* \| (?:not )?run", README, re.MULTILINE):
+    experiments = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \| .* \| (?:not )?run", experiments, re.MULTILINE)
+    assert len(found) > 5
+    for name in found:
         for config in filter(None, name):
             assert (ROOT / "configs" / f"{config}.py").is_file(), config
