@@ -48,7 +48,7 @@ def make_guidance(
     reference: Mapping[str, np.ndarray | Array],
     *,
     scale: float,
-    interval: tuple[float, float] = (-math.inf, math.inf),
+    interval: tuple[float, ...] = (-math.inf, math.inf),
     rescale: float = 0.0,
 ) -> Guidance:
     """The settings, checked.
