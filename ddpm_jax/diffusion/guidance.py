@@ -70,9 +70,8 @@ def make_guidance(
             f"{arg('guidance_scale')} must be in 0..{MAX_SCALE:g}; got {scale}: 1 is no guidance, try 2 to 4"
         )
     if len(interval) != 2 or not interval[0] < interval[1]:
-        raise UserError(
-            f"{arg('guidance_interval')} must be LOW,HIGH of the log SNR, LOW below HIGH; got {tuple(interval)}"
-        )
+        got = ",".join(map(str, interval)) or "nothing"
+        raise UserError(f"{arg('guidance_interval')} must be LOW,HIGH of the log SNR, LOW below HIGH; got {got}")
     low, high = interval
     if not 0 <= rescale <= 1:
         raise UserError(f"{arg('guidance_rescale')} must be in [0, 1], 0 for none; got {rescale}")
