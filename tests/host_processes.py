@@ -29,7 +29,9 @@ class HostOutput:
     def lines(self, index=0):
         """What process `index` has printed so far."""
         text = self._outputs[index].read_text()
-        return re.sub(r"\[Gloo\]\s*Rank\s*\d*|is connected to \d+ peer ranks[^:]*: \d+\n?", "", text).split("\n")
+        text = re.sub(r"\[Gloo\]\s*Rank\s*\d*|is connected to \d+ peer ranks[^:]*: \d+\n?", "", text)
+        # Where its threads print at once, their numbers come apart from their words; no line of ours has digits alone.
+        return [line for line in text.split("\n") if not re.fullmatch(r"\s*\d[\d\s]*", line)]
 
     def errors(self, index=0):
         return self._errors[index].read_text()
