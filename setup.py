@@ -32,7 +32,7 @@ setup(
     # The experiments live in the top-level folder configs/ and are installed as ddpm_jax.configs,
     # so that no package with the generic name `configs` reaches site-packages.
     package_dir={"ddpm_jax.configs": "configs"},
-    package_data={"ddpm_jax": ["py.typed"]},
+    package_data={"ddpm_jax": ["py.typed", "pretrained/*/*"]},
     entry_points={"console_scripts": ["ddpm_jax = ddpm_jax.__main__:main"]},
     # The lower bounds are what Colab's TPU runtime ships: pip then leaves its jax and libtpu alone.
     install_requires=[
@@ -59,6 +59,7 @@ setup(
             "pytest", "pytest-xdist", "filelock", "hypothesis", "beartype", "nbclient", "nbformat", "ipykernel", "ruff",
             "tensorboard",
         ],
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         "notebook": ["jupyterlab"],
         "parity": ["torch", "diffusers==0.42.0", "denoising-diffusion-pytorch"],
         "tfds-prepare": ["tensorflow-cpu"],

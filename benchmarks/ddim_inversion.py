@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.samplers import ddim_inversion_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.sampling_loop import sample_loop
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.runtime.compilation import compiler_options
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--fixed_point", type=int, nargs="+", default=[0, 1, 5, 20])
     args = parser.parse_args()
 
-    trained = open_trained_run(args.workdir)
+    trained = open_run(args.workdir)
     schedule, source = trained.process.schedule, trained.source(trained.held_out_split or None)
     x_0 = to_model_scale(jnp.asarray(source.load(np.arange(min(args.num_images, len(source))))))
     keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # no noise is drawn: sigma = 0 in every row

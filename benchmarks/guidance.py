@@ -22,7 +22,8 @@ from ddpm_jax.diffusion.timestep_spacing import named_steps
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim
 from ddpm_jax.evaluation.feature_classifier import Classifier, check_labels, to_model_scale, train_classifier
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
-from ddpm_jax.experiment.trained_run import TrainedRun, open_trained_run
+from ddpm_jax.experiment.open_run import open_run
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.image_files import save_strip
 
@@ -111,7 +112,7 @@ def main() -> None:
     # The bound with another class is the same program.
     jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    run, mesh = open_trained_run(args.workdir), make_mesh()
+    run, mesh = open_run(args.workdir), make_mesh()
     source = run.source()
     num_classes = check_labels(source, args.workdir)
     trained = train_classifier(source, num_classes)

@@ -21,7 +21,7 @@ import numpy as np
 from ddpm_jax.evaluation.elbo_bits_per_dim import build_bits_per_dim
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
 from ddpm_jax.experiment.config_files import changed
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.image_files import save_npz
 
@@ -62,7 +62,7 @@ def main() -> int:
             flags = [f"--config.{setting}" for setting in (*settings, "sample.num_sampler_steps=50")]
             train = [sys.executable, "-m", "ddpm_jax.train", f"--config={args.config}", f"--workdir={workdir}"]
             subprocess.run([*train, *flags], check=True, stdout=sys.stderr)
-            trained = open_trained_run(str(workdir))
+            trained = open_run(str(workdir))
             sampler = ["sample.sampler=ancestral", f"sample.num_sampler_steps={args.num_sampler_steps}"]
             config = changed(trained.config, [*OBJECTIVES[name], *sampler])
             trained = dataclasses.replace(trained, config=config)

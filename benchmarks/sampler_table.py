@@ -19,7 +19,7 @@ import numpy as np
 
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
 from ddpm_jax.experiment import data_factory, model_factory, sampler_factory
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.errors import UserError
@@ -62,7 +62,7 @@ def main() -> int:
     # Many samplers are one program for the compiler: that of their chunk's length.
     jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    trained = open_trained_run(args.workdir)
+    trained = open_run(args.workdir)
     config, mesh = trained.config, make_mesh()
     params = jax.device_put(trained.params, replicated(mesh))
     process, model = model_factory.build_process(config), model_factory.build_model(config)

@@ -1,8 +1,11 @@
 """Denoising diffusion probabilistic models in JAX and Flax.
 
-The pure core: a process, a network, a loss, a train step, a sampler's table. Whole runs from a config are in
-`ddpm_jax.experiment.training`, data sets in `ddpm_jax.data`, checkpoints in `ddpm_jax.workdir.checkpoints`.
+Whole runs: `load_config`, `train_model`, `open_run`. The pure core that they are made of: a process, a network, a loss,
+a train step, a sampler's table. Names that begin with `make_` build something. What is in `__all__` is public.
 """
+
+import importlib
+from typing import TYPE_CHECKING
 
 from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.codecs.pixels import PixelCodec, to_model_scale, to_uint8
@@ -32,14 +35,7 @@ from ddpm_jax.diffusion.samplers.sampling_loop import edit_noise, initial_noise,
 from ddpm_jax.diffusion.schedules import Schedule, make_schedule, rescale_zero_terminal_snr, schedule_from_betas
 from ddpm_jax.diffusion.timestep_samplers import make_timestep_sampler
 from ddpm_jax.diffusion.timestep_spacing import named_steps, respaced, spaced_steps
-from ddpm_jax.diffusion.variational_bound import (
-    bits_per_dim,
-    discretised_gaussian_log_likelihood,
-    normal_kl,
-    prior_term,
-    vlb_term,
-    vlb_terms,
-)
+from ddpm_jax.diffusion.variational_bound import bits_per_dim
 from ddpm_jax.models.parameters import init_params, num_params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.errors import UserError
@@ -49,11 +45,101 @@ from ddpm_jax.training.optimizer import make_ema_decay, make_ema_decays, make_le
 from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import make_train_step
 
+if TYPE_CHECKING:
+    from ddpm_jax.data import BatchLoader, batch_indices, make_source
+    from ddpm_jax.experiment.build import build_experiment
+    from ddpm_jax.experiment.config_files import load_config
+    from ddpm_jax.experiment.open_run import open_run
+    from ddpm_jax.experiment.trained_run import TrainedRun
+    from ddpm_jax.experiment.training import train_model
+    from ddpm_jax.runtime.image_files import image_grid, save_grid
+    from ddpm_jax.workdir.checkpoints import Checkpoints
+
 __version__ = "0.1.0"
+
+# What reads data, configs and checkpoints is imported at its first use, so that `import ddpm_jax` stays quick.
+_LATER = {
+    "BatchLoader": "ddpm_jax.data",
+    "Checkpoints": "ddpm_jax.workdir.checkpoints",
+    "TrainedRun": "ddpm_jax.experiment.trained_run",
+    "batch_indices": "ddpm_jax.data",
+    "build_experiment": "ddpm_jax.experiment.build",
+    "image_grid": "ddpm_jax.runtime.image_files",
+    "load_config": "ddpm_jax.experiment.config_files",
+    "make_source": "ddpm_jax.data",
+    "open_run": "ddpm_jax.experiment.open_run",
+    "save_grid": "ddpm_jax.runtime.image_files",
+    "train_model": "ddpm_jax.experiment.training",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 __all__ = [
     "__version__",
+    "ancestral_table",
+    "batch_indices",
+    "bits_per_dim",
+    "build_experiment",
+    "classifier_free_guidance",
+    "ddim_inversion_table",
+    "ddim_table",
+    "dpmpp_table",
+    "edit_noise",
+    "eps_from_x_0",
+    "heun_table",
+    "image_grid",
+    "init_params",
+    "init_state",
+    "initial_noise",
+    "load_config",
+    "loss_weights",
+    "make_denoiser",
+    "make_ema_decay",
+    "make_ema_decays",
+    "make_guidance",
+    "make_learning_rate",
+    "make_loss_fn",
+    "make_optimizer",
+    "make_schedule",
+    "make_source",
+    "make_timestep_sampler",
+    "make_train_step",
+    "named_steps",
+    "num_params",
+    "ode_bits_per_dim",
+    "open_run",
+    "p_sample_loop",
+    "plms_table",
+    "q_posterior_mean",
+    "q_sample",
+    "rescale_zero_terminal_snr",
+    "respaced",
+    "sample_keys",
+    "sample_loop",
+    "save_grid",
+    "schedule_from_betas",
+    "seed_keys",
+    "spaced_steps",
+    "to_model_scale",
+    "to_uint8",
+    "train_model",
+    "unipc_table",
+    "v_from_x_0",
+    "watching",
+    "x_0_from_eps",
+    "x_0_from_mean",
+    "x_0_from_v",
     "Batch",
+    "BatchLoader",
+    "Checkpoints",
     "Codec",
     "Denoised",
     "DiffusionObjective",
@@ -66,56 +152,7 @@ __all__ = [
     "SamplerTable",
     "Schedule",
     "TrainState",
+    "TrainedRun",
     "UNet",
     "UserError",
-    "ancestral_table",
-    "bits_per_dim",
-    "classifier_free_guidance",
-    "ddim_inversion_table",
-    "ddim_table",
-    "discretised_gaussian_log_likelihood",
-    "dpmpp_table",
-    "edit_noise",
-    "eps_from_x_0",
-    "heun_table",
-    "init_params",
-    "init_state",
-    "initial_noise",
-    "loss_weights",
-    "make_denoiser",
-    "make_ema_decay",
-    "make_ema_decays",
-    "make_guidance",
-    "make_learning_rate",
-    "make_loss_fn",
-    "make_optimizer",
-    "make_schedule",
-    "make_timestep_sampler",
-    "make_train_step",
-    "named_steps",
-    "normal_kl",
-    "num_params",
-    "ode_bits_per_dim",
-    "p_sample_loop",
-    "plms_table",
-    "prior_term",
-    "q_posterior_mean",
-    "q_sample",
-    "rescale_zero_terminal_snr",
-    "respaced",
-    "sample_keys",
-    "schedule_from_betas",
-    "seed_keys",
-    "spaced_steps",
-    "to_model_scale",
-    "to_uint8",
-    "unipc_table",
-    "v_from_x_0",
-    "vlb_term",
-    "vlb_terms",
-    "watching",
-    "sample_loop",
-    "x_0_from_eps",
-    "x_0_from_mean",
-    "x_0_from_v",
 ]

@@ -161,7 +161,7 @@ def _description(name: str, run: Any, notes: Sequence[str]) -> list[str]:
 
 
 def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
-    from ddpm_jax.experiment.trained_run import open_trained_run
+    from ddpm_jax.experiment.open_run import open_run
 
     path = Path(args.to).expanduser()
     name = args.format or {".npz": "npz", ".safetensors": "safetensors", "": "diffusers"}.get(path.suffix)
@@ -172,7 +172,7 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     if args.model is not None:
         raise UserError("--model is for --from alone: a run has its network")
     weights = "ema" if args.weights is None else args.weights
-    trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=weights)
+    trained = open_run(args.workdir, step=args.step, best=args.best, weights=weights)
     formats[name].write(path, trained.config, trained.params)
     print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")
     if name == "diffusers" and not trained.condition:  # their pipeline gives no labels

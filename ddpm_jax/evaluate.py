@@ -116,7 +116,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     # Here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.evaluation.run_evaluation import Evaluation, EvaluationSettings
-    from ddpm_jax.experiment.trained_run import DATA_FIELDS, SAMPLE_FIELDS, open_trained_run
+    from ddpm_jax.experiment.open_run import open_run
+    from ddpm_jax.experiment.trained_run import DATA_FIELDS, SAMPLE_FIELDS
 
     settings = EvaluationSettings(
         what=what,
@@ -131,7 +132,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     written: list[str] = []
     trained, report, metrics = None, None, None
     if args.workdir is not None:
-        trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+        trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
         trained = trained.with_fields(args.overrides, (*DATA_FIELDS, *SAMPLE_FIELDS))
     if "samples" in what:
         metrics = _build_sample_metrics(args, trained)  # for its checks, before hours of other measurements
@@ -183,7 +184,9 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
 
 
 def _sample_folder(args: argparse.Namespace) -> str | None:
-    folder = args.out or (os.path.join(args.workdir, "evaluation") if args.workdir else None)
+    from ddpm_jax.experiment.packaged_runs import output_folder
+
+    folder = args.out or (os.path.join(output_folder(args.workdir), "evaluation") if args.workdir else None)
     return os.path.abspath(folder) if folder else None
 
 

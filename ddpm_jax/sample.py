@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         EXAMPLE,
         takes_hosts=True,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the training run")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="folder of the run, or digits: a run in the package"
+    )
     parser.add_argument(
         "--out", metavar="PATH", help="writes PATH.png and PATH.npz; by default DIR/samples/step_N_seed_S"
     )
@@ -53,20 +55,22 @@ def _sample(args: argparse.Namespace) -> None:
     import numpy as np
 
     from ddpm_jax.diffusion.rng import check_seed
-    from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS, open_trained_run
+    from ddpm_jax.experiment.open_run import open_run
+    from ddpm_jax.experiment.packaged_runs import output_folder
+    from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
     from ddpm_jax.runtime.image_files import save_grid, save_npz
     from ddpm_jax.runtime.progress import ProgressBar
 
     check_seed("--seed", args.seed)
-    trained = open_trained_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+    trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
     mesh = make_mesh()
     trained = trained.with_fields(args.overrides, SAMPLE_FIELDS)
     trained = trained.with_sampler(given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)
     generator = trained.generator(mesh)
     if out is None:
-        out = os.path.join(args.workdir, "samples", f"step_{trained.step}_seed_{args.seed}")
+        out = os.path.join(output_folder(args.workdir), "samples", f"step_{trained.step}_seed_{args.seed}")
         _check_out(out)
 
     is_first = multi_host.is_first()

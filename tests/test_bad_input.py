@@ -279,7 +279,11 @@ def test_sample_of_no_run(sample_main, tmp_path, capfd):
     argv = ["--out", str(tmp_path / "x"), "--nocompilation_cache"]
     for workdir, message in (
         (tmp_path, f"no checkpoint in {tmp_path}/checkpoints: train first, or give another --workdir"),
-        (tmp_path / "absent", f"--workdir must be the folder of a training run; there is no '{tmp_path}/absent'"),
+        (
+            tmp_path / "absent",
+            "--workdir must be the folder of a training run, or one of the package, 'digits'; there is no "
+            f"'{tmp_path}/absent'",
+        ),
     ):
         assert error_of(capfd, sample_main, [*argv, f"--workdir={workdir}"]) == message
     assert not (tmp_path / "absent").exists() and not (tmp_path / "checkpoints").exists()

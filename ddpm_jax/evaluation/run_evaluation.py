@@ -18,6 +18,7 @@ from ddpm_jax.evaluation.rate_distortion import rate_distortion
 from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report, describe
 from ddpm_jax.evaluation.resume_file import ResumeFile, fingerprint
 from ddpm_jax.experiment.config_json import config_to_json
+from ddpm_jax.experiment.packaged_runs import output_folder
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.atomic_files import check_folder, replace_file
 from ddpm_jax.runtime.devices import make_mesh, replicated
@@ -66,7 +67,7 @@ class Evaluation:
     """
 
     def __init__(self, run: TrainedRun, settings: EvaluationSettings, *, workdir: str, weights: str):
-        self.folder = os.path.abspath(settings.out or os.path.join(workdir, "evaluation"))
+        self.folder = os.path.abspath(settings.out or os.path.join(output_folder(workdir), "evaluation"))
         self._settings = settings
         split = settings.split or run.held_out_split
         if not split:

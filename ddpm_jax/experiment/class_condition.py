@@ -1,5 +1,7 @@
 """The class of an image as a condition: `model.num_classes`, and of the samples `sample.classes`."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -32,6 +34,13 @@ class ClassCondition(ConditionKind):
                 f"model.num_classes must be above every label; got {num_classes} for the labels "
                 f"{lowest}..{highest} of {what}"
             )
+
+    def check_values(self, config: ConfigDict, rows: Mapping[str, np.ndarray]) -> None:
+        """Raises UserError unless every label is a class of the network's, or num_classes where that is no class."""
+        labels, num_classes = rows["label"], config.model.num_classes
+        most = num_classes if config.condition.drop_rate > 0 else num_classes - 1
+        if labels.size and not 0 <= labels.min() <= labels.max() <= most:
+            raise UserError(f"the condition 'label' must be in 0..{most}; got {labels.min()}..{labels.max()}")
 
     def of_samples(self, config: ConfigDict) -> RowsOf:
         """Sample n is of classes[n mod len(classes)] of sample.classes; empty: of all classes."""

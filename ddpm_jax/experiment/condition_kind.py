@@ -1,7 +1,7 @@
 """What a config must say of one kind of condition, such as the class of an image."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -31,6 +31,10 @@ class ConditionKind(abc.ABC):
     def negative(self, config: ConfigDict) -> RowsOf | None:
         """What samples are guided away from; None for the null. Raises UserError for settings that do not fit."""
         del config
+
+    def check_values(self, config: ConfigDict, rows: Mapping[str, np.ndarray]) -> None:
+        """Raises UserError for values that the network does not know; `rows` are its entries, [N, ...] each."""
+        del config, rows
 
     def check_source(self, config: ConfigDict, source: ImageSource, what: str) -> None:
         """Raises UserError for columns that are missing or do not fit; `what` names the data.

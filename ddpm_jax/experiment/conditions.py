@@ -1,5 +1,9 @@
 """What the network of a config is told besides x_t and t: the table of the kinds of condition, and all at once."""
 
+from collections.abc import Mapping
+
+import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
@@ -40,6 +44,33 @@ def check_source(config: ConfigDict, source: ImageSource, what: str) -> None:
 def condition_of(config: ConfigDict) -> RowsOf:
     """Numbers of samples -> their condition; raises UserError for settings that do not fit."""
     return _joined([kind.of_samples(config) for kind in CONDITIONS])
+
+
+def given_condition(config: ConfigDict, condition: Mapping[str, ArrayLike], num_samples: int) -> RowsOf:
+    """Numbers of samples -> their condition, of values that are given for each; see `TrainedRun.sample`.
+
+    Raises:
+      UserError: an entry that the network lacks or that is missing, another shape, or values that it does not know.
+    """
+    spec = condition_spec(config)
+    if set(condition) != set(spec):
+        wanted = f"the entries {sorted(spec)}" if spec else "no condition"
+        raise UserError(f"the network takes {wanted}; got {sorted(condition)}")
+    rows = {}
+    for name, entry in spec.items():
+        given = np.asarray(condition[name])
+        if given.shape not in ((num_samples, *entry.shape), entry.shape):
+            raise UserError(
+                f"the condition {name!r} must be {[num_samples, *entry.shape]}, a row for each sample, or "
+                f"{list(entry.shape)}, one for all; got {list(given.shape)}"
+            )
+        if not np.can_cast(given.dtype, entry.dtype, casting="same_kind"):
+            raise UserError(f"the condition {name!r} must be {entry.dtype}; got {given.dtype}")
+        rows[name] = np.broadcast_to(given.astype(entry.dtype), (num_samples, *entry.shape))
+    for kind in _used(config):
+        kind.check_values(config, rows)
+    # A last batch is filled up with samples that are thrown away.
+    return lambda ids: {name: values[ids % num_samples] for name, values in rows.items()}
 
 
 def negative_of(config: ConfigDict) -> RowsOf | None:

@@ -139,6 +139,15 @@ class Generator:
         other._take_table(table)
         return other
 
+    def with_samples(self, condition_of: ConditionOf, guidance_of: GuidanceOf) -> "Generator":
+        """The same for samples of another condition or guidance; it shares the compiled programs.
+
+        Guidance needs a generator that was made with some: it is another program.
+        """
+        other = copy.copy(self)
+        other.condition_of, other._guidance_of = condition_of, guidance_of
+        return other
+
     def num_batches(self, num_samples: int) -> int:
         """How many batches make `num_samples` images."""
         return -(-num_samples // self.batch_of(num_samples))

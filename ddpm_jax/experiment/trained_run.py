@@ -1,15 +1,16 @@
-"""A trained run, opened from its workdir: the weights of a checkpoint, and what its config says and builds."""
+"""A trained run: the weights of a checkpoint, and what its config says and builds."""
 
 import dataclasses
 import fnmatch
 import functools
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from ddpm_jax.codecs.codec import Codec
@@ -17,19 +18,15 @@ from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import conditions, config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.codec_factory import build_codec
-from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
-from ddpm_jax.experiment.objective_factory import draws_images
-from ddpm_jax.experiment.packaged_configs import base_config, with_defaults
-from ddpm_jax.experiment.sampler_flags import choose_sampler
-from ddpm_jax.runtime.errors import UserError, check_one_of
-from ddpm_jax.training.optimizer import ema_name
-from ddpm_jax.training.train_state import ema_item
-from ddpm_jax.workdir.checkpoints import Checkpoints
+from ddpm_jax.experiment.run_samples import RunSamples
+from ddpm_jax.experiment.sampler_settings import with_sampler_settings
+from ddpm_jax.runtime.errors import UserError, check_between, check_one_of
 
 # What may be said anew of a run: how it is sampled, and where it is measured, which images, and where they are.
 SAMPLE_FIELDS = ("sample.*",)
@@ -161,6 +158,58 @@ class TrainedRun:
             dynamic_threshold=dynamic_threshold,
         )
 
+    def sample(
+        self,
+        num_samples: int = 64,
+        *,
+        seed: int = 0,
+        condition: Mapping[str, ArrayLike] | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+        **sampler_settings: object,
+    ) -> np.ndarray:
+        """New images, uint8 [num_samples, H, W, C], those of `python -m ddpm_jax.sample` with the same settings.
+
+        Runs on all devices. Image n depends on the seed and n alone, whatever the batch size. The first call compiles;
+        later ones with another sampler, other steps or classes do not, nor with another guidance scale but 1.
+
+        Args:
+          condition: what the network is told, by entry: [num_samples, *shape], or [*shape] for all samples alike. None:
+            all classes in turn, or those of `classes`.
+          batch_size: images per batch, a multiple of the number of devices; None: that of the run.
+          progress: shows how far it is on stderr.
+          sampler_settings: other settings than the run's, of `SAMPLER_SETTINGS`: sampler="dpmpp_2m",
+            num_sampler_steps=20, classes=(3, 7), guidance_scale=3, eta=0.5, ... (docs/samplers.md).
+
+        Raises:
+          UserError: what does not fit, by argument.
+
+        Example:
+          import ddpm_jax as dj
+
+          run = dj.open_run("runs/digits")
+          dj.save_grid("digits.png", run.sample(64, seed=1, sampler="dpmpp_2m", num_sampler_steps=20))
+        """
+        check_between("num_samples", num_samples, 1)
+        check_seed("seed", seed)
+        if condition is not None and "classes" in sampler_settings:
+            raise UserError("condition and classes both say what the samples are of: give one of them")
+        run = self.with_sampler(sampler_settings, batch_size=batch_size, num_devices=self._samples.mesh.size)
+        self.check_params()
+        return self._samples.draw(
+            run.config,
+            run.process,
+            run.model,
+            num_samples=num_samples,
+            seed=seed,
+            condition=condition,
+            progress=progress,
+        )
+
+    @functools.cached_property
+    def _samples(self) -> RunSamples:
+        return RunSamples(self.params)
+
     def generator(self, mesh: Mesh, edit: Edit | None = None) -> Generator:
         """What draws samples by its sampler, after `check_params`; `edit` puts back what is known of them."""
         table = self.sampler_table
@@ -181,64 +230,7 @@ class TrainedRun:
             apply_override(config, override)
         return dataclasses.replace(self, config=config.lock())
 
-    def with_sampler(self, given: dict[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
-        """The run with another sampler; see `sampler_flags.choose_sampler`."""
-        config = choose_sampler(self.config, given, batch_size=batch_size, num_devices=num_devices)
+    def with_sampler(self, given: Mapping[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
+        """The run with another sampler; see `sampler_settings.with_sampler_settings`."""
+        config = with_sampler_settings(self.config, given, batch_size=batch_size, num_devices=num_devices)
         return dataclasses.replace(self, config=config)
-
-
-def open_trained_run(workdir: str, *, step: int | None = None, best: bool = False, weights: str = "ema") -> TrainedRun:
-    """The config and the weights of a checkpoint.
-
-    A config from before a field was added has the field at its default.
-
-    Args:
-      step: which; None for the newest that can be read.
-      best: the one with the lowest eval loss instead.
-      weights: "ema" for the first average, "ema/NAME" for one by its decay, such as "ema/0.9999", or "raw".
-
-    Raises:
-      UserError: no such folder, checkpoint or weights; both `step` and `best`.
-    """
-    if best and step is not None:
-        raise UserError(f"--best and --step={step} both choose a checkpoint: give one of them")
-    if not os.path.isdir(workdir):
-        raise UserError(f"--workdir must be the folder of a training run; there is no {workdir!r}")
-    checkpoints = Checkpoints(workdir)
-    try:
-        if best:
-            step = checkpoints.best_step()
-        step, params = checkpoints.restore_params(lambda config_json: _item_of(weights, config_json), step)
-        _, config_json = checkpoints.restore_config(step)
-    finally:
-        checkpoints.close()
-    config = with_defaults(config_from_json(config_json))
-    _check_fields(config, workdir)
-    if not draws_images(config):
-        raise UserError(
-            f"--workdir must be a run of objective.name='diffusion'; got {workdir!r}, which trained "
-            f"{config.objective.name!r}: it draws no images"
-        )
-    return TrainedRun(step, config, params)
-
-
-def _check_fields(config: ConfigDict, workdir: str) -> None:
-    """Raises UserError for a field that a later ddpm_jax has added to a group of today."""
-    for group, fields in base_config().items():
-        unknown = sorted(set(config[group]) - set(fields))
-        if unknown:
-            raise UserError(
-                f"the run in --workdir {workdir} has the field {f'{group}.{unknown[0]}'!r}, which this ddpm_jax does "
-                "not know: upgrade ddpm_jax"
-            )
-
-
-def _item_of(weights: str, config_json: str) -> str:
-    """The item of a checkpoint that holds `weights`, of those that its config names; UserError for any others."""
-    names = [ema_name(decay) for decay in with_defaults(config_from_json(config_json)).optim.ema_decays]
-    if not names:
-        raise UserError("the config of the checkpoint has no average in optim.ema_decays: it was changed by hand")
-    items = {"ema": ema_item(names[0], names[0]), "raw": "params"}
-    items |= {f"ema/{name}": ema_item(name, names[0]) for name in names}
-    check_one_of("--weights", weights, items)
-    return items[weights]

@@ -1,6 +1,7 @@
 """A whole training run from a config: data, state, loop, checkpoints, images."""
 
 import os
+import signal
 import tempfile
 
 from ml_collections import ConfigDict
@@ -12,7 +13,9 @@ from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.objective_factory import draws_images
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.resume import resumed_state
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.experiment.trainer import Trainer
 from ddpm_jax.experiment.training_samples import LAST_FILE, draw_final
 from ddpm_jax.models.parameters import num_params
@@ -97,6 +100,32 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         return None
     finally:
         checkpoints.close()
+
+
+def train_model(config: ConfigDict, workdir: str) -> TrainedRun:
+    """Trains as `config` says, or resumes the run in `workdir`, and opens it at its newest checkpoint.
+
+    The same as `python -m ddpm_jax.train`, as a function: it prints the same lines and writes the same files.
+
+    Args:
+      config: of `load_config`.
+      workdir: folder of the run; made where it is missing.
+
+    Raises:
+      UserError: what does not fit in the config, the data or the workdir, or a loss that is not finite.
+      DiskFullError: no room for a checkpoint; earlier ones are kept.
+      KeyboardInterrupt: Ctrl-C, or another signal that stops a run, after a checkpoint was saved.
+
+    Example:
+      import ddpm_jax as dj
+
+      run = dj.train_model(dj.load_config("digits", ["train.num_steps=300"]), "runs/short")
+      dj.save_grid("digits.png", run.sample(64))
+    """
+    stopped_by = train(config, workdir)
+    if stopped_by is not None:
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(stopped_by).name}; the run is saved in {workdir}")
+    return open_run(workdir)
 
 
 def last_lines(config: ConfigDict, workdir: str) -> list[str]:

@@ -82,6 +82,11 @@ class CommandParser(argparse.ArgumentParser):
             return UserError(f"unknown flag {flag!r}; did you mean {close!r}?")
         return UserError(f"unknown flag {flag!r}; see python -m {self.prog} --help")
 
+    def flag_of(self, argument: str) -> str | None:
+        """The flag of an argument that a function complains of, as `weights` or `weights=raw`; None: there is none."""
+        flag = f"--{argument}"
+        return flag if flag.partition("=")[0] in self._option_string_actions else None
+
     def closest_flag(self, name: str) -> str | None:
         """The flag that a person who typed --NAME most likely meant."""
         # The two forms in capitals are there for --help.
@@ -120,6 +125,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: CommandParser,
         with joined(args) if parser.takes_hosts else contextlib.nullcontext():
             return main(args) or EXIT_OK
     except UserError as error:
+        error.rename(parser.flag_of)
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         return error.exit_code
     except RuntimeError as error:

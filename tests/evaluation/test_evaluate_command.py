@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.schedules import schedule_from_betas
 from ddpm_jax.diffusion.variational_bound import bits_per_dim
 from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim, build_bits_per_dim
 from ddpm_jax.evaluation.ode_bits_per_dim import build_ode_bits
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.runtime.devices import make_mesh
 
 T = 20  # of the small run
@@ -28,7 +28,7 @@ T = 20  # of the small run
 
 @pytest.fixture(scope="module")
 def trained(straight_run):
-    return open_trained_run(str(straight_run))
+    return open_run(str(straight_run))
 
 
 def whole_set(trained, num_images, *, x_0_limit):

@@ -16,7 +16,7 @@ from ddpm_jax.evaluation.precision_recall import precision_recall
 from ddpm_jax.evaluation.report import Report
 from ddpm_jax.evaluation.texture import texture_numbers, texture_of
 from ddpm_jax.experiment.generator import Generator
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.runtime.devices import make_mesh
 
 FLAGS = ["--what=samples", "--num_samples=20", "--batch_size=8", "--sampler=ddim", "--num_sampler_steps=4"]
@@ -60,7 +60,7 @@ def test_a_run_is_measured_on_the_samples_that_sample_draws(straight_run, tmp_pa
     (entry,) = entries(folder)
     # The pictures lie in a file that others can read, and are those of the generator.
     (pictures,) = folder.glob("samples_step_*/pictures.npy")
-    run = open_trained_run(str(straight_run))
+    run = open_run(str(straight_run))
     run = run.with_sampler({"sampler": "ddim", "num_sampler_steps": 4}, batch_size=8, num_devices=8)
     drawn = run.generator(make_mesh()).generate(run.params, seed=0, num_samples=20)
     np.testing.assert_array_equal(np.load(pictures), drawn)

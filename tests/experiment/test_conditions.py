@@ -12,7 +12,7 @@ from ddpm_jax.data.condition import Entry
 from ddpm_jax.experiment import conditions
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.condition_kind import ConditionKind
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
 from ddpm_jax.models.conv_net import ConvNet
 from ddpm_jax.models.networks import NETWORKS, Network
@@ -99,7 +99,7 @@ def test_it_is_trained_continued_sampled_and_guided(sketched, tmp_path, sample_m
     assert "guidance away from something needs a value for every condition; got none for ['sketch']" in (
         capsys.readouterr().err
     )
-    assert open_trained_run(str(tmp_path / "run")).condition["sketch"].kind == "spatial"
+    assert open_run(str(tmp_path / "run")).condition["sketch"].kind == "spatial"
 
 
 def test_the_data_must_have_it(sketched, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.devices import make_mesh
 
@@ -33,7 +33,7 @@ def draw(guided_run, sample_main, tmp_path):
 
 
 def test_it_is_trained_with_and_without_the_class(guided_run):
-    run = open_trained_run(str(guided_run))
+    run = open_run(str(guided_run))
     assert run.params["label_embedding"].shape == (11, 8)
     assert run.condition["label"].null == 10
 
@@ -83,7 +83,7 @@ def test_rescaling_is_seen(draw):
 
 def test_a_config_may_have_it(guided_run, draw):
     """As `sample` without a flag draws it."""
-    run = open_trained_run(str(guided_run)).with_sampler(
+    run = open_run(str(guided_run)).with_sampler(
         {"guidance_scale": 4.0, "sampler": "ddim", "num_sampler_steps": 5}, batch_size=16, num_devices=1
     )
     images = run.generator(make_mesh(1)).generate(run.params, seed=0, num_samples=12)
@@ -119,3 +119,20 @@ def test_a_run_that_was_not_trained_for_it(straight_run, sample_main, tmp_path, 
         "error: sample.guidance_scale=3.0 needs a network that was also trained without its condition; the run has "
         "condition.drop_rate=0.0 and model.num_classes=0: take 1, or train with condition.drop_rate=0.1\n"
     )
+
+
+def test_the_condition_is_given_as_an_array(guided_run):
+    run, labels = open_run(str(guided_run)), np.array([3, 7, 3, 1])
+    settings = {"sampler": "ddim", "num_sampler_steps": 5, "guidance_scale": 4, "progress": False}
+    each = run.sample(4, condition={"label": labels}, **settings)
+    np.testing.assert_array_equal(each[:1], run.sample(4, condition={"label": 3}, **settings)[:1])
+    np.testing.assert_array_equal(run.sample(4, classes=(3, 7, 3, 1), **settings), each)
+    assert np.any(run.sample(4, condition={"label": 10}, **settings) != each)  # of no class
+    for condition, message in (
+        ({"label": [1, 2]}, r"the condition 'label' must be \[4\], a row for each sample, or \[\], one .* got \[2\]"),
+        ({"label": 11}, "the condition 'label' must be in 0..10; got 11..11"),
+        ({"label": 0.5}, "the condition 'label' must be int32; got float64"),
+        ({"text": [0] * 4}, r"the network takes the entries \['label'\]; got \['text'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run.sample(4, condition=condition, **settings)

@@ -17,7 +17,7 @@ from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.codec_factory import CODECS, build_codec
 from ddpm_jax.experiment.objective_factory import OBJECTIVES
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import last_lines, train
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.errors import UserError
@@ -153,7 +153,7 @@ def test_a_classifier_is_trained_stopped_and_continued(own_objectives, tiny_conf
     assert last_lines(config, "W") == ["done: checkpoints in W/checkpoints"]
     message = "must be a run of objective.name='diffusion'; got .* which trained 'noised_classifier'"
     with pytest.raises(UserError, match=message):
-        open_trained_run(str(tmp_path / "straight"))
+        open_run(str(tmp_path / "straight"))
 
 
 def test_parts_and_devices_make_no_difference_to_a_classifier(own_objectives, tiny_config):
@@ -241,7 +241,7 @@ def test_a_run_in_the_space_of_a_codec(linear, tiny_config, tmp_path, sample_mai
         sample_main([f"--workdir={tmp_path / 'run'}", f"--out={out}", "--num_samples=4", "--nocompilation_cache"]) == 0
     )
     assert np.load(out)["arr_0"].shape == (4, 8, 8, 1)
-    run = open_trained_run(str(tmp_path / "run"))
+    run = open_run(str(tmp_path / "run"))
     run.check_params()
     assert num_params(run.params) == num_params(experiment.abstract_state.params)
 

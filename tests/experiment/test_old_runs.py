@@ -15,7 +15,7 @@ import pytest
 
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.experiment.trained_run import open_trained_run
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
@@ -61,7 +61,7 @@ def by_path(tree, prefix):
 
 
 def test_its_config_has_todays_names(old_run):
-    assert open_trained_run(str(old_run)).config == config_of()
+    assert open_run(str(old_run)).config == config_of()
     assert load_config(str(old_run / "config.json")) == config_of()
 
 
@@ -72,7 +72,7 @@ def test_fields_that_it_lacks_have_their_defaults(old_run):
     config["model"] = {name: value for name, value in config["model"].items() if name in FIRST_FIELDS}
     path.write_text(json.dumps({"config": json.dumps(config)}))
     (old_run / "checkpoints" / "4" / "manifest.json").unlink()  # nor were there any digests then
-    assert open_trained_run(str(old_run)).config == config_of()
+    assert open_run(str(old_run)).config == config_of()
 
 
 def test_every_array_is_restored(old_run, expected):
@@ -104,7 +104,7 @@ def test_its_samples(old_run, expected, sample_main, weights):
 
 def test_it_is_continued(old_run, expected):
     assert train(config_of("train.num_steps=8"), str(old_run)) is None
-    run = open_trained_run(str(old_run))
+    run = open_run(str(old_run))
     assert run.step == 8
     checkpoints = Checkpoints(str(old_run))
     state = checkpoints.restore_state(build_experiment(config_of()).abstract_state)

@@ -68,7 +68,7 @@ def own_copy(imported_run, tmp_path):
 def test_an_import_is_a_workdir_at_step_0(folder, imported_run):
     imported = diffusers.read_diffusers(folder)
     for weights in ("ema", "raw"):
-        run = trained_run.open_trained_run(str(imported_run), weights=weights)
+        run = trained_run.open_run(str(imported_run), weights=weights)
         assert run.step == 0
         jax.tree.map(np.testing.assert_array_equal, run.params, imported.params)
     saved = config_json.config_from_json((imported_run / "config.json").read_text())
@@ -125,10 +125,10 @@ def train_on(run, *more):
 
 
 def test_training_goes_on_from_an_import(own_copy, capsys):
-    before = trained_run.open_trained_run(str(own_copy)).params
+    before = trained_run.open_run(str(own_copy)).params
     assert train_on(own_copy) == 0  # another learning rate, and another optimiser than that of the import
     assert "from the imported weights" in capsys.readouterr().out
-    after = trained_run.open_trained_run(str(own_copy), weights="raw")
+    after = trained_run.open_run(str(own_copy), weights="raw")
     assert after.step == 2
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before)
     assert 0 < max(jax.tree.leaves(change)) < 1e-4  # two updates of Adam with 1e-5
@@ -151,7 +151,7 @@ def test_weights_go_out_and_come_back(own_copy, tmp_path, capsys, name):
     assert run_convert(f"--workdir={own_copy}", f"--to={path}") == 0
     assert f"wrote {path} (ema weights of step 0)" in capsys.readouterr().out
     assert run_convert(f"--from={path}", f"--workdir={tmp_path / 'again'}") == 0
-    once, again = trained_run.open_trained_run(str(own_copy)), trained_run.open_trained_run(str(tmp_path / "again"))
+    once, again = trained_run.open_run(str(own_copy)), trained_run.open_run(str(tmp_path / "again"))
     assert once.config == again.config
     jax.tree.map(np.testing.assert_array_equal, once.params, again.params)
 
@@ -160,7 +160,7 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
     for weights in ("ema", "raw"):
         path = tmp_path / f"{weights}.npz"
         assert run_convert(f"--workdir={straight_run}", f"--to={path}", f"--weights={weights}", "--step=4") == 0
-        expected = trained_run.open_trained_run(str(straight_run), step=4, weights=weights).params
+        expected = trained_run.open_run(str(straight_run), step=4, weights=weights).params
         np.testing.assert_array_equal(np.load(path)["conv_in/kernel"], expected["conv_in"]["kernel"])
     assert run_convert(f"--workdir={straight_run}", f"--to={path}", "--step=5") == 2
     assert "--step must be one of" in capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_published_checkpoints_reach_their_readers(folder, tmp_path, monkeypatch
     tensors, model = read[0]
     assert model == ("lsun_cat" if "openai" in source else "cifar10")
     assert tensors or "openai" in source
-    assert trained_run.open_trained_run(str(tmp_path / "run")).step == 0
+    assert trained_run.open_run(str(tmp_path / "run")).step == 0
 
 
 def test_no_run_is_overwritten(folder, own_copy, capsys):
@@ -261,7 +261,7 @@ def test_a_killed_import_leaves_nothing_that_looks_whole(folder, tmp_path, monke
     assert len(seen) == 3 and not any("run" in names for names in seen)
     assert os.listdir(tmp_path) == []
     imported_workdir.write_workdir(imported, tmp_path / "run")
-    assert trained_run.open_trained_run(str(tmp_path / "run")).step == 0
+    assert trained_run.open_run(str(tmp_path / "run")).step == 0
 
 
 def test_an_import_that_cannot_be_sampled_from_is_refused_before_it_is_written(folder, tmp_path):

@@ -1,0 +1,58 @@
+"""Samples of a trained run by any sampler, with one compilation for all of them."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.process import Process
+from ddpm_jax.experiment import conditions, sampler_factory
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.runtime import multi_host
+from ddpm_jax.runtime.devices import make_mesh, replicated
+from ddpm_jax.runtime.progress import ProgressBar
+
+
+class RunSamples:
+    """Draws from one set of parameters, by the sampler of whatever config is given."""
+
+    def __init__(self, params: dict):
+        self._mesh = make_mesh()
+        self._params = jax.device_put(params, replicated(self._mesh))
+        self._generators: dict[tuple, Generator] = {}
+
+    @property
+    def mesh(self) -> Mesh:
+        """All devices."""
+        return self._mesh
+
+    def draw(
+        self,
+        config: ConfigDict,
+        process: Process,
+        model: object,
+        *,
+        num_samples: int,
+        seed: int,
+        condition: Mapping[str, ArrayLike] | None,
+        progress: bool,
+    ) -> np.ndarray:
+        """uint8 [num_samples, H, W, C]; see `TrainedRun.sample`."""
+        table = sampler_factory.build_table(config, process)
+        guidance_of = sampler_factory.guidance_of(config)
+        told = conditions.condition_of(config)
+        if condition is not None:
+            told = conditions.given_condition(config, condition, num_samples)
+        sample = config.sample
+        # What the compiled programs depend on; everything else is an argument of theirs.
+        program = (sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, sample.guidance_scale == 1)
+        if program not in self._generators:
+            made = sampler_factory.build_generator(config, process, table, model, self._mesh)
+            self._generators[program] = made
+        generator = self._generators[program].with_table(table).with_samples(told, guidance_of)
+        total = generator.num_batches(num_samples) * generator.num_rows
+        with ProgressBar(total, "sampling", enabled=progress and multi_host.is_first()) as bar:
+            return generator.generate(self._params, seed=seed, num_samples=num_samples, on_chunk=bar.update)

@@ -1,0 +1,98 @@
+"""Another sampler for a trained run: which settings may be given, and the config with them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.process import FIXED_VARIANCES, LEARNED_VARIANCES
+from ddpm_jax.experiment.config_overrides import apply_override
+from ddpm_jax.experiment.sampler_factory import SAMPLERS
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+
+# Fields of the group `sample`, but for the variance, which is `diffusion.variance`.
+SAMPLER_SETTINGS = (
+    "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "guidance_scale",
+    "guidance_rescale", "variance", "classes", "negative_classes", "guidance_interval", "clip_x_0",
+)  # fmt: skip
+_OF_GUIDANCE = ("guidance_interval", "guidance_rescale", "negative_classes")
+
+
+def with_sampler_settings(
+    config: ConfigDict, given: Mapping[str, object], *, batch_size: int | None, num_devices: int
+) -> ConfigDict:
+    """A run's config with the group `sample`, and the variance, changed to what was given; locked.
+
+    Args:
+      given: some of SAMPLER_SETTINGS by name, as values or as the text that a config takes.
+      batch_size: images per batch; None: the run's, rounded up to a multiple of the number of devices.
+
+    Raises:
+      UserError: an unknown setting, a value of a wrong type, settings of guidance without guidance, or one that would
+        have no effect; everything else is checked by the factories. Settings are marked as arguments in the message.
+    """
+    for name in given:
+        check_one_of("a setting of the sampler", name, SAMPLER_SETTINGS)
+    config = config.copy_and_resolve_references()
+    for name, value in given.items():
+        if name == "variance":
+            continue
+        if type(value) in (int, float) and type(value) is type(config.sample[name]):
+            with config.unlocked():
+                config.sample[name] = value
+        else:
+            apply_override(config, f"sample.{name}={_text_of(value)}")
+    sample = config.sample
+    if "clip_x_0" in given and sample.dynamic_threshold:
+        raise UserError(
+            f"{arg('clip_x_0')} has no effect where a dynamic threshold takes its place, here of "
+            f"{sample.dynamic_threshold:g}: give {arg('dynamic_threshold=0')} too"
+        )
+    idle = [name for name in _OF_GUIDANCE if name in given]
+    if idle and sample.guidance_scale == 1:
+        raise UserError(f"{arg(idle[0])} needs a {arg('guidance_scale')} other than 1, which is no guidance")
+    _check_effect(given, sample.sampler)
+    if "variance" in given:
+        _check_variance(config, str(given["variance"]))
+    with config.unlocked():
+        config.diffusion.variance = given.get("variance", config.diffusion.variance)
+        if "respacing" not in given and ("num_sampler_steps" in given or "spacing" in given):
+            sample.respacing = ""  # what is given takes the place of the run's own
+        if batch_size is None:
+            # The run's batch suits the devices that it was trained on; these may be others.
+            batch_size = -(-sample.batch_size // num_devices) * num_devices
+        sample.batch_size = batch_size
+    return config.lock()
+
+
+def _text_of(value: object) -> str:
+    """A value as the text that a config takes."""
+    if isinstance(value, str):
+        return value
+    return ",".join(map(str, np.atleast_1d(np.asarray(value)).tolist()))
+
+
+def _check_effect(given: Mapping[str, object], sampler: str) -> None:
+    """Raises UserError for a setting that the sampler does not read, or that another one takes the place of."""
+    if "sampler" in given:
+        check_one_of("sampler", sampler, SAMPLERS)
+    for name, owner in (("eta", "ddim"), ("churn", "heun")):
+        if name in given and sampler != owner:
+            raise UserError(f"{arg(name)} is of {arg(f'sampler={owner}')}; got {sampler!r}, which does not read it")
+    idle = [name for name in ("num_sampler_steps", "spacing") if name in given]
+    if "respacing" in given and idle:
+        raise UserError(f"{arg('respacing')} says which steps are visited: leave out {arg(idle[0])}")
+
+
+def _check_variance(config: ConfigDict, variance: str) -> None:
+    check_one_of("variance", variance, FIXED_VARIANCES)
+    given = arg(f"variance={variance}")
+    if config.diffusion.variance in LEARNED_VARIANCES:
+        raise UserError(
+            f"{given} is for a network that does not give its variance; this one does "
+            f"(diffusion.variance={config.diffusion.variance!r}): leave it out"
+        )
+    if config.sample.sampler != "ancestral":
+        raise UserError(
+            f"{given} is of {arg('sampler=ancestral')}; got {config.sample.sampler!r}, which does not read it"
+        )
