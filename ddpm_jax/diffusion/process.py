@@ -86,7 +86,8 @@ class Process:
         return jnp.where(clean, 1.0, signal), jnp.where(clean, 0.0, noise)
 
     def respaced(self, steps: np.ndarray) -> "Process":
-        """The process of some of the steps, rising, whose step i is the network's steps[i]; see `timestep_spacing`.
+        """The process of some of the steps, in any order: its step i is the i-th smallest of them, and the network is
+        called with that; see `timestep_spacing.respaced`.
 
         Raises:
           UserError: a prediction that belongs to the step before among all T.
@@ -96,6 +97,7 @@ class Process:
                 f"prediction={self.parameterisation.name!r} belongs to the step before among all T; a process of fewer "
                 "steps has another: leave the respacing out"
             )
+        steps = np.sort(np.asarray(steps).reshape(-1))
         of_network = steps if self.network_steps is None else self.network_steps[steps]
         schedule = respaced(self.schedule, steps)
         return dataclasses.replace(self, schedule=schedule, network_steps=np.asarray(of_network, np.int32))

@@ -7,7 +7,7 @@ import numpy as np
 from ddpm_jax.diffusion.schedules import Schedule, schedule_from_betas
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
-SPACINGS = ("uniform", "quadratic", "ddim_quadratic", "leading", "trailing", "log_snr", "karras")
+SPACINGS = ("uniform", "dpm_uniform", "quadratic", "ddim_quadratic", "leading", "trailing", "log_snr", "karras")
 
 
 def spaced_steps(
@@ -15,7 +15,8 @@ def spaced_steps(
 ) -> np.ndarray:
     """The steps t that a sampler visits, falling, exactly `num_sampler_steps` of them, int64 or float64 [S].
 
-    "uniform": evenly spaced, T-1 and 0 among them ("linspace" of diffusers). "quadratic": the same for sqrt(t),
+    "uniform": evenly spaced, T-1 and 0 among them ("linspace" of diffusers). "dpm_uniform": evenly spaced from T-1, of
+    S + 1 such steps all but 0 (the default of diffusers for DPM-Solver++ and UniPC). "quadratic": the same for sqrt(t),
     denser near 0 (Song et al. 2021, appendix D.2). "ddim_quadratic": floor of that up to t = 0.8 T alone, as the
     DDIM code has it. "leading": multiples of floor(T/S), from 0. "trailing": multiples of T/S counted down from T,
     minus 1 (both: Lin et al. 2024, table 2). "log_snr": evenly spaced in the log SNR (Lu et al. 2022). "karras":
@@ -44,6 +45,8 @@ def spaced_steps(
         steps = np.arange(num_sampler_steps)[::-1] * (num_steps // num_sampler_steps)
     elif spacing == "trailing":
         steps = np.rint(num_steps - np.arange(num_sampler_steps) * (num_steps / num_sampler_steps)) - 1
+    elif spacing == "dpm_uniform":
+        steps = np.rint(np.linspace(0, num_steps - 1, num_sampler_steps + 1))[:0:-1]
     elif spacing == "ddim_quadratic":
         steps = np.floor((fractions * np.sqrt(0.8 * num_steps)) ** 2)
     elif spacing == "quadratic":

@@ -151,6 +151,7 @@ def vlb_terms(
     keys: Key[Array, "B"],
     steps: Int[Array, "S"],
     log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
+    noises: Float[Array, "S B *D"] | None = None,
 ) -> dict[str, Array]:
     """L_t of the bound in bits/dim at the given steps, with one sample of x_t each; one `lax.scan`.
 
@@ -160,6 +161,7 @@ def vlb_terms(
       denoise_fn: of a network of this process.
       steps: the t wanted.
       log_likelihood: of the last step; see `vlb_term`.
+      noises: eps of each step, in place of what is drawn from the keys.
 
     Returns:
       terms, x_0_mse and eps_mse, each [S, B].
@@ -167,9 +169,11 @@ def vlb_terms(
 
     schedule = process.schedule
 
-    def one_step(_, step: Int[Array, ""]):
+    def one_step(_, step_and_noise: tuple[Int[Array, ""], Float[Array, "B *D"] | None]):
+        step, eps = step_and_noise
         t = jnp.full(x_0.shape[:1], step, jnp.int32)
-        eps = sample_noise(keys, step, x_0.shape[1:])
+        if eps is None:
+            eps = sample_noise(keys, step, x_0.shape[1:])
         x_t = q_sample(schedule, x_0=x_0, t=t, eps=eps)
         term, x_0_hat = vlb_term(process, denoise_fn, x_0=x_0, x_t=x_t, t=t, log_likelihood=log_likelihood)
         eps_hat = eps_from_x_0(schedule, x_t=x_t, t=t, x_0=x_0_hat)
@@ -177,7 +181,7 @@ def vlb_terms(
         mse = {"x_0_mse": jnp.mean((x_0_hat - x_0) ** 2, axes), "eps_mse": jnp.mean((eps_hat - eps) ** 2, axes)}
         return None, {"terms": term, **mse}
 
-    return jax.lax.scan(one_step, None, steps)[1]
+    return jax.lax.scan(one_step, None, (steps, noises))[1]
 
 
 def bits_per_dim(
@@ -187,6 +191,7 @@ def bits_per_dim(
     x_0: Float[Array, "B *D"],
     key: Key[Array, ""],
     log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
+    noises: Float[Array, "T B *D"] | None = None,
 ) -> dict[str, Array]:
     """The whole bound in bits/dim, one sample of x_t at each of the T steps (Ho et al. 2020, equation 5).
 
@@ -195,12 +200,15 @@ def bits_per_dim(
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
       denoise_fn: of a network of this process.
       log_likelihood: of the last step; see `vlb_term`.
+      noises: eps of step 0, 1, ..., T-1, in place of what is drawn from the key.
 
     Returns:
       total [B] = sum of terms + prior; terms [T, B]; prior [B]; x_0_mse and eps_mse [T, B].
     """
     keys = sample_keys(key, jnp.arange(x_0.shape[0]))
     steps = jnp.arange(process.num_steps, dtype=jnp.int32)
-    by_step = vlb_terms(process, denoise_fn, x_0=x_0, keys=keys, steps=steps, log_likelihood=log_likelihood)
+    by_step = vlb_terms(
+        process, denoise_fn, x_0=x_0, keys=keys, steps=steps, log_likelihood=log_likelihood, noises=noises
+    )
     prior = prior_term(process.schedule, x_0)
     return {"total": jnp.sum(by_step["terms"], axis=0) + prior, "prior": prior, **by_step}

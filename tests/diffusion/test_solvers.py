@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.diffusion.denoiser import Denoised
 from ddpm_jax.diffusion.forward_process import signal_and_noise
 from ddpm_jax.diffusion.process import Process
-from ddpm_jax.diffusion.rng import sample_keys
+from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers import ddim as ddim_module
 from ddpm_jax.diffusion.samplers import (
     ddim_inversion_table,
@@ -266,6 +266,55 @@ def test_ddim_and_its_inversion(num_fixed_point):
         assert np.all(np.log2(np.divide(errors[:-1], errors[1:])) > 0.7), errors
 
 
+def test_inversion_with_eps_at_the_source():
+    """The step of guided-diffusion's `ddim_reverse_sample`, in NumPy: eps at t, from alpha-bar_t to the next one."""
+    steps, x = spaced_steps(1000, 12), np.array([-0.9, 0.1, 1.3])
+    table = ddim_inversion_table(LINEAR, steps=steps, eps_at="source")
+    assert table.t.tolist() == steps[:0:-1].tolist() and table.s.tolist() == steps[-2::-1].tolist()
+    alphas_bar, denoise = LINEAR.host_alphas_bar, lambda x, t: np.tanh(1.3 * x + 0.01 * t)
+    walked = walk_in_float64(table, denoise, x)[-1]
+    for t, t_next in zip(steps[:0:-1], steps[-2::-1], strict=True):
+        x_0_hat = denoise(x, t)
+        eps = (np.sqrt(1 / alphas_bar[t]) * x - x_0_hat) / np.sqrt(1 / alphas_bar[t] - 1)
+        x = np.sqrt(alphas_bar[t_next]) * x_0_hat + np.sqrt(1 - alphas_bar[t_next]) * eps
+    np.testing.assert_allclose(walked, x, rtol=1e-4)
+
+
+def test_both_inversions_have_the_flow_as_limit():
+    """Of first order: twice the steps, half the difference."""
+    differences = []
+    for num_steps in (100, 200, 400):
+        steps = spaced_steps(1000, num_steps, "log_snr", schedule=LINEAR)
+        ends = [
+            walk_in_float64(ddim_inversion_table(LINEAR, steps=steps, eps_at=at), exact(LINEAR), np.array([1.3]))[-1]
+            for at in ("target", "source")
+        ]
+        differences.append(abs(float(ends[0][0] - ends[1][0])))
+    assert np.all(np.log2(np.divide(differences[:-1], differences[1:])) > 0.8), differences
+
+
+def test_given_noises_take_the_place_of_drawn_ones():
+    table = ddim_table(LINEAR, steps=spaced_steps(1000, 6), eta=1.0)
+    keys = sample_keys(jax.random.key(2), jnp.arange(3))
+    x_T = jax.random.normal(jax.random.key(3), (3, 5))
+    drawn = jnp.stack([sample_noise(keys, row + 1, (5,)) for row in range(6)])
+    # Another program: sums may round otherwise.
+    given = sample_loop(wavy, table, x_T, keys, noises=drawn)
+    np.testing.assert_allclose(given, sample_loop(wavy, table, x_T, keys), rtol=1e-5, atol=1e-6)
+    silent = sample_loop(wavy, table, x_T, keys, noises=jnp.zeros_like(drawn))
+    without = sample_loop(wavy, table.replace(sigma=jnp.zeros(6)), x_T, keys)
+    np.testing.assert_allclose(silent, without, rtol=1e-5, atol=1e-6)
+    assert float(jnp.max(jnp.abs(silent - given))) > 1e-3
+
+
+def test_rows_by_their_t():
+    steps = spaced_steps(1000, 4)
+    assert ddim_table(LINEAR, steps=steps).rows_at(333).s.tolist() == [0]
+    assert heun_table(LINEAR, steps=steps).rows_at(666).num_calls == 2
+    with pytest.raises(UserError, match=r"t must be a step that the sampler visits, of \[999, 666, 333, 0\]; got 5"):
+        ddim_table(LINEAR, steps=steps).rows_at(5)
+
+
 def wavy(x_t, t):
     return Denoised(x_0_hat=jnp.tanh(1.3 * x_t + 0.01 * jnp.reshape(t, (-1,) + (1,) * (x_t.ndim - 1))))
 
@@ -288,7 +337,7 @@ def test_the_scan_is_the_loop_and_can_be_walked_in_parts(name):
 
 
 def test_the_round_trip_of_a_walk():
-    """As in docs/samplers.md, in float32 and jitted: a network that is no Gaussian's, with and without iterations."""
+    """As in docs/editing.md, in float32 and jitted: a network that is no Gaussian's, with and without iterations."""
     # Even steps in the log SNR: an iteration contracts by 1 - exp(-h) there, and hardly at all over one huge step.
     steps = spaced_steps(1000, 20, "log_snr", schedule=LINEAR)
     x_0 = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 6)), jnp.float32)
@@ -343,3 +392,7 @@ def test_refusals():
         heun_table(LINEAR, churn=-1.0)
     with pytest.raises(UserError, match="num_fixed_point must be at least 0; got -2"):
         ddim_inversion_table(LINEAR, num_fixed_point=-2)
+    with pytest.raises(UserError, match="num_fixed_point iterates towards eps_at='target'; got 3"):
+        ddim_inversion_table(LINEAR, num_fixed_point=3, eps_at="source")
+    with pytest.raises(UserError, match="eps_at='source' needs at least two steps; got 1"):
+        ddim_inversion_table(LINEAR, steps=[999], eps_at="source")

@@ -355,3 +355,10 @@ def test_terms_of_some_steps_are_those_of_all():
     part = vlb_terms(process, denoise_fn, x_0=x_0[1:], keys=keys, steps=jnp.array([0, 7]))
     for name in ("terms", "x_0_mse", "eps_mse"):
         np.testing.assert_allclose(part[name], whole[name][jnp.array([0, 7]), 1:], rtol=4 * ULP)
+    # The same noise, given.
+    noises = jnp.stack([sample_noise(keys, step, (4,)) for step in (0, 7)])
+    given = vlb_terms(process, denoise_fn, x_0=x_0[1:], keys=keys, steps=jnp.array([0, 7]), noises=noises)
+    np.testing.assert_allclose(given["terms"], part["terms"], rtol=4 * ULP)
+    half = bits_per_dim(process, denoise_fn, x_0=x_0, key=key, noises=jnp.zeros((12, 3, 4)))
+    np.testing.assert_array_equal(half["eps_mse"] > 0, True)
+    assert np.any(half["total"] != whole["total"])

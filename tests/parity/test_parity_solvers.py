@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
-from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
+from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.samplers.sampling_loop import sample_loop
@@ -141,10 +141,25 @@ def test_one_ancestral_step_with_a_learned_variance(diffusers, monkeypatch, vari
     denoise_fn = make_denoiser(
         Process(LINEAR, variance=variance), lambda x_t, t: jnp.concatenate([last(eps_hat), last(values)], -1)
     )
-    row = ancestral_table(Process(LINEAR, variance=variance)).rows(999 - t, 1000 - t)
-    monkeypatch.setattr("ddpm_jax.diffusion.samplers.sampling_loop.sample_noise", lambda *args: last(z))
-    got = np.moveaxis(np.asarray(sample_loop(denoise_fn, row, last(X_T), KEYS)), -1, 1)
+    row = ancestral_table(Process(LINEAR, variance=variance)).rows_at(t)
+    got = np.moveaxis(np.asarray(sample_loop(denoise_fn, row, last(X_T), KEYS, noises=last(z)[None])), -1, 1)
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("num_steps", [1, 7, 20, 333])
+def test_the_default_spacing_of_the_dpm_solvers(diffusers, name, num_steps):
+    peer = getattr(diffusers, name)(1000)
+    peer.set_timesteps(num_steps)
+    np.testing.assert_array_equal(spaced_steps(1000, num_steps, "dpm_uniform"), peer.timesteps.numpy())
+
+
+def test_ddim_inversion_with_eps_at_the_target(diffusers):
+    peer = diffusers.DDIMInverseScheduler(1000, clip_sample=False)
+    peer.set_timesteps(20)
+    expected = theirs(peer, torch.from_numpy(X_T))
+    table = ddim_inversion_table(LINEAR, steps=peer.timesteps.numpy()[::-1])
+    np.testing.assert_allclose(ours(table), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

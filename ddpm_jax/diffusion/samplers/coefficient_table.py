@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.runtime.errors import UserError, arg
+
 MAX_REMEMBERED = 4  # K of the solver that looks back furthest, plms
 
 
@@ -52,6 +54,17 @@ class SamplerTable:
     def rows(self, start: int, stop: int) -> "SamplerTable":
         """The rows start..stop-1 as a table: walking the parts one after another is walking the whole."""
         return jax.tree.map(lambda column: column[start:stop], self)
+
+    def rows_at(self, t: int | float) -> "SamplerTable":
+        """The rows that call the network at step t, as a table: one, or two of `heun_table`. For tables on the host.
+
+        Raises:
+          UserError: no row calls the network at t.
+        """
+        steps = np.asarray(self.t)
+        if not np.any(steps == t):
+            raise UserError(f"{arg('t')} must be a step that the sampler visits, of {steps.tolist()}; got {t}")
+        return jax.tree.map(lambda column: column[steps == t], self)
 
     def padded(self, num_rows: int, *, learns_variance: bool) -> "SamplerTable":
         """The table in NumPy with more rows, of zeros, and with all columns, so that all samplers and numbers of steps

@@ -73,6 +73,7 @@ def scan_rows(
     *,
     edit_fn: EditFn | None = None,
     frame_ends: np.ndarray | None = None,
+    noises: Float[Array, "R B *D"] | None = None,
 ) -> SamplerState | tuple[SamplerState, Float[Array, "K B *D"]]:
     """Takes x_t through the next rows; see `sample_loop`. For tables that are cut into chunks."""
     slots, frames = None, None
@@ -82,13 +83,13 @@ def scan_rows(
         slots[frame_ends] = np.arange(len(frame_ends))
         frames = jnp.zeros((len(frame_ends), *state.x_t.shape), state.x_t.dtype)
 
-    def one_row(carry, row_and_slot):
+    def one_row(carry, of_row):
         state, frames = carry
-        row, slot = row_and_slot
-        state = _after_row(denoise_fn, row, state, keys, edit_fn)
+        row, slot, noise = of_row
+        state = _after_row(denoise_fn, row, state, keys, edit_fn, noise)
         return (state, None if frames is None else frames.at[slot].set(state.x_t, mode="drop")), None
 
-    (state, frames), _ = jax.lax.scan(one_row, (state, frames), (table, slots))
+    (state, frames), _ = jax.lax.scan(one_row, (state, frames), (table, slots, noises))
     return state if frames is None else (state, frames)
 
 
@@ -115,14 +116,20 @@ def walk_rows(
 
 
 def _after_row(
-    denoise_fn: DenoiseFn, row: SamplerTable, state: SamplerState, keys: Key[Array, "B"], edit_fn: EditFn | None
+    denoise_fn: DenoiseFn,
+    row: SamplerTable,
+    state: SamplerState,
+    keys: Key[Array, "B"],
+    edit_fn: EditFn | None,
+    z: Float[Array, "B *D"] | None = None,
 ) -> SamplerState:
     x_t = state.x_t
     denoised = denoise_fn(x_t, jnp.full(x_t.shape[:1], row.t))
     sigma = row.sigma
     if row.log_var_shift is not None:
         sigma = sigma * jnp.exp(0.5 * (row.log_var_shift + row.log_var_scale * denoised.var_values))
-    z = sample_noise(keys, row.row + 1, x_t.shape[1:])
+    if z is None:
+        z = sample_noise(keys, row.row + 1, x_t.shape[1:])
     x_s = row.c_x_0 * denoised.x_0_hat + row.c_x_t * x_t + sigma * z
     for k, remembered in enumerate(state.history):
         x_s = x_s + row.c_history[k] * remembered
@@ -142,6 +149,7 @@ def sample_loop(
     *,
     edit_fn: EditFn | None = None,
     frame_ends: np.ndarray | None = None,
+    noises: Float[Array, "R B *D"] | None = None,
 ) -> Float[Array, "B *D"] | tuple[Float[Array, "B *D"], Float[Array, "K B *D"]]:
     """Takes x_t through all rows of the table with one `lax.scan`; jit-compatible.
 
@@ -154,9 +162,10 @@ def sample_loop(
         drawn from `edit_noise(keys, row, shape)`.
       frame_ends: [K] distinct row numbers of this table, or None. With them also returns the x_s that these
         rows end with, [K, B, *D]; only those K are kept in memory.
+      noises: z of each row, in place of what is drawn from the keys: to compare with another code on its noise.
     """
     state = init_sampler_state(table, x_t)
-    walked = scan_rows(denoise_fn, table, state, keys, edit_fn=edit_fn, frame_ends=frame_ends)
+    walked = scan_rows(denoise_fn, table, state, keys, edit_fn=edit_fn, frame_ends=frame_ends, noises=noises)
     return walked.x_t if frame_ends is None else (walked[0].x_t, walked[1])
 
 
