@@ -1,0 +1,67 @@
+"""The Python examples of docs/ run as written, in a folder of their own: `pytest -m slow tests/test_docs.py`.
+
+Training is cut to a few updates of the small run, `runs/digits` is the run that comes with the package, and
+`runs/digits_classes` a small one.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import ddpm_jax as dj
+
+ROOT = Path(__file__).parent.parent
+NEED_FILES_OF_OTHERS = {"published_models.md", "weights.md"}
+
+
+def examples():
+    """(page, line, code) of each example that is a program; fragments do not begin with an import."""
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text("utf-8")
+        for block in re.finditer(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+            if re.match("(import|from) ", block[1]):
+                yield page.name, text[: block.start()].count("\n") + 1, block[1]
+
+
+EXAMPLES = list(examples())
+
+
+def test_examples_compile():
+    assert len({page for page, _, _ in EXAMPLES}) >= 8
+    for page, line, code in EXAMPLES:
+        compile(code, f"{page}, line {line}", "exec")
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path, tiny_overrides):
+    """`dj.load_config` and `dj.open_run` for small runs, in an empty folder."""
+    load_config, open_run = dj.load_config, dj.open_run
+    fixed = [name for name in tiny_overrides if not name.startswith(("model.name", "data.eval_split"))]
+
+    def small_config(name, overrides=()):
+        return load_config(name, ["model.name=conv_net", *fixed, *overrides, "train.num_steps=4"])
+
+    def small_run(workdir):
+        if workdir == "runs/digits_classes" and not os.path.exists(workdir):
+            return dj.train_model(load_config("digits_classes", ["train.num_steps=4", *fixed]), workdir)
+        return open_run(workdir if os.path.exists(workdir) else workdir.removeprefix("runs/"))
+
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("runs")
+    monkeypatch.setattr(dj, "load_config", small_config, raising=False)
+    monkeypatch.setattr(dj, "open_run", small_run, raising=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=f"{page}:{n}") for page, n, code in EXAMPLES if page not in NEED_FILES_OF_OTHERS]
+)
+def test_examples_run(code, small):
+    names = {"__name__": "docs"}
+    if "denoise_fn, table" in code and "open_run" not in code:
+        # It continues the second example of the README.
+        second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
+        exec(second.replace("range(200)", "range(2)"), names)
+    exec(compile(code, "docs", "exec"), names)
