@@ -1,18 +1,18 @@
-"""Seconds of ddpm_jax beside PyTorch's U-Nets with the same weights: forward, sampler and train step.
+"""Compares the speed of ddpm_jax with PyTorch U-Nets of the same weights: forward pass, sampler and train step.
 
     pip install -e '.[parity]'
     python benchmarks/beside_peers.py --nets digits fashion_mnist --out=beside.json
 
-First every contestant computes a prediction, a gradient and a short walk of the sampler from the same weights and
-noise, and the numbers are compared: who differs is left out, with other gradients alone of the train rows. Then, for
-each row, all contestants are built, each in a process of its own, and
-woken in turn, one at a time, in an order that turns from round to round. A ratio is ours over theirs of the medians
-within one round: below 1 ddpm_jax is faster. Its median over the rounds stands in the table with the lowest and the
-highest. The best peer is the one with the lowest median of its seconds. Memory is the most that the whole process holds
-while it runs, and beside it the most that it held until then, with the compiler at work. `sample` is 20 steps in one
-call, as a sampling run walks its table; `train` is a whole update.
-lucidrains is denoising-diffusion-pytorch's own U-Net, another network with other weights: it is not compared in
-numbers, and never the best peer.
+First, every contestant computes a prediction, a gradient and a few sampler steps from the same weights and noise, and
+the numbers are compared. A peer that differs is left out; if only its gradient differs, it is left out of the train
+rows. Then, for each row, every contestant is built in a process of its own. The processes run in turn, one at a time,
+in an order that rotates from round to round.
+A ratio is our median seconds divided by theirs, within one round: below 1, ddpm_jax is faster. The table shows the
+median of the ratio over the rounds, with the lowest and the highest. The best peer is the one with the lowest median of
+seconds. Two memory columns show the peak of the whole process while it runs, and its peak until then, including
+compilation. `sample` is 20 steps in one call, the chunk length of a sampling run; `train` is one whole update.
+lucidrains is denoising-diffusion-pytorch's own U-Net: a different network with other weights. Its numbers are not
+compared, and it never counts as the best peer.
 """
 
 import argparse
@@ -36,14 +36,14 @@ from nets import NETS, WORKS, Job  # noqa: E402
 
 OURS = "ddpm_jax"
 FORMS = ("plain", "channels_last", "compile")
-# Memory that malloc keeps and does not give back after each step; of both sides, and of glibc alone.
+# Memory that malloc keeps after each step instead of returning it; for both sides, glibc only.
 KEEP = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-# Float32 rounding, which some 60 layers add up; a walk of five steps divides it by sqrt(alpha-bar) each time.
+# Float32 rounding, accumulated over some 60 layers; each of the five sampler steps divides it by sqrt(alpha-bar).
 TOLERANCES = {"prediction": 1e-4, "loss": 1e-5, "gradient_norm": 1e-4, "walk": 1e-3}
 
 
 class Contestant:
-    """A process that waits to be woken."""
+    """A process that waits for the driver."""
 
     def __init__(self, job: Job, keep: bool):
         script = HERE / ("ours.py" if job.variant == OURS else "peer.py")
@@ -56,21 +56,21 @@ class Contestant:
         self.about = self._answer()
 
     def wake(self, seconds: float) -> None:
-        """Measures for about so long."""
+        """Measures for about `seconds`."""
         print(seconds, file=self._process.stdin, flush=True)
         self.rounds.append(self._answer())
 
     def end(self) -> None:
-        """Lets the process go."""
+        """Ends the process."""
         self._process.stdin.close()
         self._process.wait(timeout=60)
 
     def medians(self) -> np.ndarray:
-        """Seconds of a call, a number a round."""
+        """Median seconds per call, one number per round."""
         return np.array([np.median(measured["seconds"]) for measured in self.rounds])
 
     def summary(self) -> dict:
-        """What the table and the file say of it."""
+        """The numbers for the table and the file."""
         return {
             "about": self.about,
             "seconds": float(np.median(self.medians())),
@@ -84,7 +84,7 @@ class Contestant:
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"error: {self.name} ended with code {self._process.wait()}; its words stand above")
+            raise SystemExit(f"error: {self.name} ended with code {self._process.wait()}; its output is above")
         return json.loads(line)
 
 
@@ -94,14 +94,14 @@ def main() -> int:
     parser.add_argument("--work", nargs="+", default=list(WORKS), choices=WORKS, metavar="WORK")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32], metavar="N")
     parser.add_argument("--forms", nargs="+", default=["plain", "channels_last"], choices=FORMS, metavar="FORM")
-    parser.add_argument("--lucidrains", action="store_true", help="its own U-Net too")
+    parser.add_argument("--lucidrains", action="store_true", help="also time denoising-diffusion-pytorch's own U-Net")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of PyTorch")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one contestant in one round")
-    parser.add_argument("--keep_memory", action="store_true", help="malloc gives nothing back, on both sides")
-    parser.add_argument("--out", metavar="FILE", help="writes all numbers as JSON")
-    parser.add_argument("--table", nargs="+", metavar="FILE", help="measures nothing: a Markdown table of such files")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time of one contestant in one round")
+    parser.add_argument("--keep_memory", action="store_true", help="malloc keeps all freed memory, on both sides")
+    parser.add_argument("--out", metavar="FILE", help="write all numbers to this JSON file")
+    parser.add_argument("--table", nargs="+", metavar="FILE", help="only print a Markdown table of these result files")
     args = parser.parse_args()
     if args.table:
         print(markdown([row for name in args.table for row in json.loads(Path(name).read_text())["rows"]]))
@@ -128,22 +128,22 @@ def main() -> int:
 
 @contextmanager
 def prepared(net: str) -> Iterator[str]:
-    """A folder with what all contestants of a net get."""
+    """A folder with the input files of all contestants of a net."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, str(HERE / "prepare.py"), net, folder], check=True)
         yield folder
 
 
 def names_of(net: str, forms: list[str]) -> list[str]:
-    """The peers with our weights."""
+    """The peers that can use our weights."""
     peer = "improved" if net.startswith("improved") else "diffusers"
     return [f"{peer}:{form}" for form in forms]
 
 
 def check(job: Job, peers: list[str], dtype: str) -> dict[str, list[str]]:
-    """The peers that compute what we do, by work: one with other gradients alone does not train.
+    """The peers whose results agree with ours, by work; a peer with a different gradient is left out of training only.
 
-    Compares in float32, whatever is timed then.
+    The comparison is in float32, whatever is timed afterwards.
     """
     found = {}
     for name in (OURS, *peers):
@@ -168,7 +168,7 @@ def check(job: Job, peers: list[str], dtype: str) -> dict[str, list[str]]:
 
 
 def measure(job: Job, names: list[str], args: argparse.Namespace) -> dict:
-    """One row: every contestant built, then woken in turn."""
+    """One row: builds every contestant, then runs them in turn."""
     contestants = [Contestant(replace(job, variant=name), args.keep_memory) for name in names]
     for number in range(args.rounds):
         turn = number % len(contestants)
@@ -206,12 +206,12 @@ def line_of(row: dict) -> str:
     )
     for name, (middle, low, high) in row["ratios"].items():
         if name.startswith("lucidrains"):
-            line += f"\n{'':<32}beside {name}: {middle:.2f} ({low:.2f} to {high:.2f})"
+            line += f"\n{'':<32}versus {name}: {middle:.2f} ({low:.2f} to {high:.2f})"
     return line
 
 
 def markdown(rows: list[dict]) -> str:
-    """The rows as a table of the docs, MB of 10^6 bytes."""
+    """The rows as a Markdown table for the documentation; 1 MB is 10^6 bytes."""
     lines = ["| net | work | batch | ours, ms | best peer, ms | ratio | memory running, MB | at most, MB | cores |"]
     lines += ["| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |"]
     for row in rows:
@@ -227,7 +227,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def write(args: argparse.Namespace, rows: list[dict]) -> None:
-    """All numbers so far."""
+    """Writes all numbers so far."""
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     report = {"arguments": vars(args), "machine": machine, "python": platform.python_version(), "rows": rows}
     Path(args.out).write_text(json.dumps(report, indent=1))

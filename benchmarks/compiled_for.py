@@ -1,4 +1,4 @@
-"""What a program costs on an accelerator that is not here, as that accelerator's own compiler sees it.
+"""What a program costs on an accelerator that this machine does not have, according to the accelerator's compiler.
 
     pip install 'jax[tpu]'
     python benchmarks/compiled_for.py --device=v5e --nets digits cifar10 --work forward --batch_size=128
@@ -6,17 +6,17 @@
     pip install 'jax[cuda12]'
     python benchmarks/compiled_for.py --device=h200 --nets cifar10 --work forward train --batch_size=128
 
-Nothing runs. The compiler turns the program into that of one chip, and says
+Nothing is run. The compiler builds the program for one chip and reports
 
-  - how many bytes the arguments and the temporaries take;
-  - of a TPU, how many cycles each operation is estimated to take, by which it chooses layouts and fusions. They are
-    added up here, by what they are for; copies that run beside computation have none;
-  - of a GPU, which kernels there are. They are counted here, and what each reads and writes is added up: bytes over the
-    bandwidth are a time that the step cannot undercut, and so are kernels times a launch. Kernels of cuDNN and cuBLAS
-    are chosen without trying them out, which a compilation on the GPU itself would do.
+  - the bytes of the arguments and the temporaries;
+  - for a TPU: the estimated cycles of each operation, by which the compiler chooses layouts and fusions. They are added
+    up here by the purpose of the operation; copies that overlap with computation have no cycles;
+  - for a GPU: the kernels. They are counted here, and the bytes that each reads and writes are added up. Bytes divided
+    by the bandwidth are a lower bound on the time of the step, and so is the number of kernels times the launch time.
+    Kernels of cuDNN and cuBLAS are chosen without autotuning, which a compilation on the GPU itself would do.
 
-So it shows what a change of the program does to fusion, bytes and estimated cycles; it is no measurement. Compiling a
-train step for a TPU takes minutes.
+So this shows how a change of the program affects fusion, bytes and estimated cycles. It is not a measurement. Compiling
+a train step for a TPU takes minutes.
 """
 
 import argparse
@@ -38,10 +38,10 @@ from ddpm_jax.experiment.program_costs import compiled_with_costs, lower_forward
 from ddpm_jax.runtime.errors import UserError
 
 TPUS = {"v4": "v4:1x1x1", "v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}
-# Of the data sheets: multiprocessors, bytes of memory, bytes a second, bytes of cache, compute capability, GHz.
+# From the data sheets: multiprocessors, bytes of memory, bytes per second, bytes of cache, compute capability, GHz.
 GPUS = {"a100": (108, 80e9, 2.04e12, 40 << 20, (8, 0), 1.41), "h200": (132, 141e9, 4.8e12, 50 << 20, (9, 0), 1.98)}
 PROGRAMS = {"forward": lower_forward, "train": lower_step}
-# Of the name of an operation in the network; the first that is found in it.
+# Kind -> part of the name of an operation in the network; the first match counts.
 KINDS = {
     "norms": "/norm/",
     "attention": "attention",
@@ -50,11 +50,11 @@ KINDS = {
     "convolutions": "conv",
 }
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
-FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")  # operations that move nothing
+FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")  # operations that move no data
 
 
 def absent_gpu(name: str) -> jax.Device:
-    """An NVIDIA GPU as XLA's compiler sees it, from its numbers alone."""
+    """An NVIDIA GPU for XLA's compiler, described only by its numbers."""
     cores, memory, bandwidth, cache, (major, minor), clock = GPUS[name]
     shared = 228 << 10 if major >= 9 else 164 << 10
     about = f"""
@@ -69,7 +69,7 @@ def absent_gpu(name: str) -> jax.Device:
         }}
         platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }} device_description_str: "{name}"
     """
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it would ask the driver, which is not here
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the check would need the driver
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         return topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=about).devices[0]
@@ -78,16 +78,16 @@ def absent_gpu(name: str) -> jax.Device:
 
 
 class Operation(NamedTuple):
-    """Of a compiled program."""
+    """An operation of a compiled program."""
 
-    kind: str  # of KINDS, "the rest of the network", or "optimiser, EMA, norms" for all outside of it
+    kind: str  # one of KINDS, "the rest of the network", or "optimiser, EMA, norms" for everything else
     cycles: int
     num_bytes: int
     is_kernel: bool
 
 
 def num_bytes(shape: str) -> int:
-    """Of an array or a tuple, in XLA's notation: `(f32[2,3]{1,0}, pred[7])`."""
+    """The bytes of an array or a tuple in XLA's notation: `(f32[2,3]{1,0}, pred[7])`."""
     total = 0
     for dtype, lengths in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape):
         count = 1
@@ -106,7 +106,7 @@ def kind_of(name: str) -> str:
 
 
 def operations(program: str) -> Iterator[Operation]:
-    """Of the text of a compiled program: those of its entry, each of which may be many that were fused."""
+    """The operations at the entry of a compiled program, given as text; each may be a fusion of many."""
     shapes: dict[str, str] = {}
     for line in program[program.index("\nENTRY") :].splitlines():
         found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*?)\)(?:, |$)", line)
@@ -127,7 +127,7 @@ def operations(program: str) -> Iterator[Operation]:
 
 
 def compiled_for(device: jax.Device, net: str, work: str, batch_size: int, dtype: str) -> tuple[Compiled, list[str]]:
-    """The program of one chip, and the cells of its row that do not depend on what chip it is."""
+    """The program for one chip, and the cells of its row that do not depend on the kind of chip."""
     own = [f"{group}.batch_size={batch_size}" for group in ("train", "sample")]
     own += ["train.num_devices=1", "mesh.fsdp=1", "train.grad_accum_steps=1", "optim.clip_replicas=0"]
     experiment = build_experiment(load_config(net, [*own, f"model.dtype={dtype}"]), [device])

@@ -1,11 +1,11 @@
-"""Seconds of a U-Net's convolutions alone, forward and both gradients, in XLA as we compile it and in PyTorch.
+"""Times a U-Net's convolutions alone, forward pass and both gradients, in XLA as we compile it and in PyTorch.
 
     pip install -e '.[parity]'
     python benchmarks/convolutions.py --config=fashion_mnist --batch_size=32
 
-Each kind of convolution that the network has is timed by itself, the two libraries in turn, and counts as often as the
-network has it: what a forward pass, and what a train step, spends at the least. PyTorch is in channels-last memory.
-The gradient by the picture of the first convolution, which no one asks for, is left out.
+Each kind of convolution in the network is timed separately, the two libraries in turn, and is counted as often as it
+occurs in the network. The sums are lower bounds on a forward pass and a train step. PyTorch uses channels-last memory.
+The gradient with respect to the input image of the first convolution is left out, because training does not need it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.compilation import compiler_options
 
-PARTS = ("forward", "by picture", "by kernel")
+PARTS = ("forward", "grad input", "grad kernel")
 
 
 class Kind(NamedTuple):
@@ -39,13 +39,13 @@ class Kind(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Of the forward pass, borders as if they were whole; each gradient has as many."""
+        """FLOPs of the forward pass, ignoring the borders; each gradient has as many."""
         batch, height, width, channels = self.picture
         return 2.0 * np.prod(self.kernel) * batch * height * width / np.prod(self.strides)
 
 
 def kinds_of(experiment: str, batch_size: int) -> dict[Kind, int]:
-    """The convolutions of an experiment's network, and how many there are of each kind."""
+    """The kinds of convolution in the network of an experiment, with the number of each."""
     config = load_config(experiment)
     model, shape = model_factory.build_model(config), config_checks.image_shape_of(config)
     params = jax.eval_shape(lambda key: init_params(model, key, shape), jax.random.key(0))
@@ -70,8 +70,8 @@ def ours(kind: Kind, x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, C
 
     programs = {
         "forward": lambda x, w, g: convolve(x, w),
-        "by picture": lambda x, w, g: jax.vjp(lambda x: convolve(x, w), x)[1](g)[0],
-        "by kernel": lambda x, w, g: jax.vjp(lambda w: convolve(x, w), w)[1](g)[0],
+        "grad input": lambda x, w, g: jax.vjp(lambda x: convolve(x, w), x)[1](g)[0],
+        "grad kernel": lambda x, w, g: jax.vjp(lambda w: convolve(x, w), w)[1](g)[0],
     }
     arrays = [jnp.asarray(a) for a in (x, w, g)]
     compiled = {
@@ -82,7 +82,7 @@ def ours(kind: Kind, x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, C
 
 
 def theirs(kind: Kind, x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """The three parts in PyTorch; a padding that differs from side to side is done beforehand, outside of the time."""
+    """The three parts in PyTorch; asymmetric padding is applied beforehand and not timed."""
     padding = [0, 0]
     if all(before == after for before, after in kind.padding):
         padding = [before for before, _ in kind.padding]
@@ -100,17 +100,17 @@ def theirs(kind: Kind, x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str,
 
     return {
         "forward": lambda: torch.nn.functional.conv2d(pictures, kernel, stride=strides, padding=padding),
-        "by picture": backward([True, False, False]),
-        "by kernel": backward([False, True, False]),
+        "grad input": backward([True, False, False]),
+        "grad kernel": backward([False, True, False]),
     }
 
 
 def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, in turn."""
+    """Median seconds of each call; the calls run in turn."""
     seconds = collections.defaultdict(list)
     for number in range(rounds + 2):
         for name, call in calls.items():
-            call()  # brings its own arrays into the caches
+            call()  # brings the arrays of this call into the caches
             since = time.perf_counter()
             call()
             if number >= 2:
@@ -126,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     rng, totals, flops = np.random.default_rng(0), collections.Counter(), collections.Counter()
-    print(f"{'picture':<20}{'kernel':<18}{'times':>6}  " + "".join(f"{part + ', ms':>22}" for part in PARTS))
+    print(f"{'input':<20}{'kernel':<18}{'count':>6}  " + "".join(f"{part + ', ms':>22}" for part in PARTS))
     for kind, count in kinds_of(args.config, args.batch_size).items():
         x, w = (rng.standard_normal(shape).astype(np.float32) for shape in (kind.picture, kind.kernel))
         height, width = (-(-side // stride) for side, stride in zip(kind.picture[1:3], kind.strides, strict=True))
@@ -136,20 +136,20 @@ def main() -> None:
         found = timed(calls, args.rounds)
         if kind.kernel[2] == load_config(args.config).data.num_channels:
             for side in sides:
-                found[f"by picture {side}"] = 0.0
+                found[f"grad input {side}"] = 0.0
         for name, seconds in found.items():
             totals[name] += count * seconds
             flops[name] += count * kind.flops * (seconds > 0)
         cells = [f"{1e3 * found[f'{part} ours']:.2f} / {1e3 * found[f'{part} theirs']:.2f}" for part in PARTS]
         shapes = ("x".join(map(str, shape)) for shape in (kind.picture, kind.kernel))
         print("{:<20}{:<18}".format(*shapes) + f"{count:>6}  " + "".join(f"{cell:>22}" for cell in cells), flush=True)
-    print(f"\nall of {args.config} at batch {args.batch_size}, ours / PyTorch:")
+    print(f"\nall convolutions of {args.config} at batch size {args.batch_size}, ours / PyTorch:")
     for part in PARTS:
         one, other = (totals[f"{part} {side}"] for side in ("ours", "theirs"))
         rates = (flops[f"{part} ours"] / one / 1e9, flops[f"{part} theirs"] / other / 1e9)
         print(f"{part:<12}{1e3 * one:>9.1f} / {1e3 * other:.1f} ms, {rates[0]:.0f} / {rates[1]:.0f} GFLOP/s")
     one, other = (sum(totals[f"{part} {side}"] for part in PARTS) for side in ("ours", "theirs"))
-    print(f"{'together':<12}{1e3 * one:>9.1f} / {1e3 * other:.1f} ms")
+    print(f"{'total':<12}{1e3 * one:>9.1f} / {1e3 * other:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Pictures a second from a folder of JPEG files and from its packed file, and the start of a folder of many files.
+"""Images per second from a folder of JPEG files and from its packed file, and the startup time of a large folder.
 
     python benchmarks/data_rates.py --pictures=DIR
     python benchmarks/data_rates.py --num_files=1000000
 
-The first takes the pictures in DIR, enlarges them to 256 on the shorter side and saves --num_images of them as JPEG
-(quality 90) in a temporary folder; then it reads random batches of 128 at --image_size through `BatchLoader`, for
---seconds each: from the folder and from the packed file as sets too large for memory, and from memory. Its second
-table compares the encodings that a packed file might have, from one thread.
+The first command takes the images in DIR, enlarges them to 256 pixels on the shorter side and saves --num_images of
+them as JPEG (quality 90) in a temporary folder. Then it reads random batches of 128 at --image_size through
+`BatchLoader`, for --seconds each: from the folder and from the packed file, both treated as too large for memory, and
+from memory. Its second table compares encodings for a packed file, with one thread.
 
-The second makes a folder of so many small PNG files (hard links of a few) and times what the start of a training does
-with a folder too large for memory: a split to train on, and another that is held out.
+The second command makes a folder of that many small PNG files (hard links of a few) and times what a training run does
+at its start with a folder too large for memory: it opens a split to train on and another one that is held out.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def make_jpegs(pictures: str, folder: Path, num_images: int) -> None:
 
 
 def loader_rate(path: str, size: tuple[int, int], seconds: float, budget: int) -> float:
-    """Images a second that `BatchLoader` makes."""
+    """Images per second of `BatchLoader`."""
     image_source.MEMORY_BUDGET_BYTES = budget
     images = make_source(name="image_folder", path=path, image_size=size, num_channels=3)
     if budget:
@@ -63,7 +63,7 @@ def loader_rate(path: str, size: tuple[int, int], seconds: float, budget: int) -
 
 
 def encodings(images: np.ndarray, seconds: float) -> None:
-    """Size and rate of array_record files of one picture a record."""
+    """Size and rate of array_record files with one image per record."""
     module = array_record_module()
     shape = images.shape[1:]
 
@@ -84,7 +84,7 @@ def encodings(images: np.ndarray, seconds: float) -> None:
         ("raw pixels, brotli", "brotli:6", np.ndarray.tobytes, from_raw),
         ("PNG", "uncompressed", to_png, from_png),
     ]
-    print("\n| encoding | bytes a picture | pictures/s, one thread |\n| --- | ---: | ---: |")
+    print("\n| encoding | bytes per image | images/s, one thread |\n| --- | ---: | ---: |")
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for name, compression, encode, decode in rows:
@@ -112,7 +112,7 @@ def measure_rates(args: argparse.Namespace, folder: Path) -> None:
     seconds = time.monotonic() - start
     print(f"{args.num_images} JPEG files, {stored / 1e6:.1f} MB; packed at {args.image_size} in {seconds:.1f} s: "
           f"{packed.stat().st_size / 1e6:.1f} MB; {os.cpu_count()} cores")  # fmt: skip
-    print("\n| read from | pictures/s |\n| --- | ---: |")
+    print("\n| read from | images/s |\n| --- | ---: |")
     for name, path, budget in [
         ("the folder of JPEG files", jpegs, 0),
         ("the packed file", packed, 0),
@@ -125,8 +125,8 @@ def measure_rates(args: argparse.Namespace, folder: Path) -> None:
 
 
 def measure_start(num_files: int, folder: Path) -> None:
-    """Seconds and memory of the start on a folder of `num_files` files."""
-    rng, most_links = np.random.default_rng(0), 20_000  # file systems allow some 65,000 links a file
+    """Startup time and memory for a folder of `num_files` files."""
+    rng, most_links = np.random.default_rng(0), 20_000  # file systems allow some 65,000 links per file
     for number in range(num_files):
         if number % most_links == 0:
             original = folder / f"original{number}.png"
@@ -137,7 +137,7 @@ def measure_start(num_files: int, folder: Path) -> None:
         os.link(original, place / f"{number:08d}.png")
     path, stamp = str(folder / "set"), time.time() - 3600
     for place in (folder / "set", *(folder / "set").iterdir()):
-        os.utime(place, (stamp, stamp))  # made some time ago, as a data set is
+        os.utime(place, (stamp, stamp))  # an older time stamp, as a real data set has
     image_source.MEMORY_BUDGET_BYTES = 0
 
     def memory() -> float:
@@ -151,12 +151,12 @@ def measure_start(num_files: int, folder: Path) -> None:
         start = time.monotonic()
         used.append(make_source(name="image_folder", path=path, split=split, image_size=(64, 64), num_channels=3))
         print(f"{split}, headers checked: {time.monotonic() - start:.1f} s", flush=True)
-    print(f"peak memory: {memory():.0f} MB, {before:.0f} MB of it before")
+    print(f"peak memory: {memory():.0f} MB, of which {before:.0f} MB before the start")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", help="a folder of pictures to make the JPEG files of")
+    parser.add_argument("--pictures", help="folder of images to make the JPEG files from")
     parser.add_argument("--num_images", type=int, default=3000)
     parser.add_argument("--image_size", default="64,64")
     parser.add_argument("--seconds", type=float, default=10)

@@ -1,10 +1,10 @@
-"""The round trip picture -> noise -> picture of DDIM on a trained run, as a number.
+"""Measures the round trip image -> noise -> image of DDIM on a trained run.
 
     python benchmarks/ddim_inversion.py --workdir=runs/digits
 
-Held-out pictures are encoded over N steps with so many fixed-point iterations a step, and drawn again by DDIM
-(eta = 0, x_0_hat not clipped) over the same steps. Prints the root mean square error on the scale of 0..255, and the
-mean and deviation of the noise, which for a good model and many steps are those of N(0, 1).
+Held-out images are encoded over N steps with the given number of fixed-point iterations per step, and then decoded by
+DDIM (eta = 0, x_0_hat not clipped) over the same steps. Prints the root mean squared error on the scale 0..255, and the
+mean and standard deviation of the noise. For a good model and many steps these are those of N(0, 1).
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> int:
     trained = open_run(args.workdir)
     schedule, source = trained.process.schedule, trained.source(trained.held_out_split or None)
     x_0 = to_model_scale(jnp.asarray(source.load(np.arange(min(args.num_images, len(source))))))
-    keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # no noise is drawn: sigma = 0 in every row
+    keys = sample_keys(jax.random.key(0), jnp.arange(len(x_0)))  # unused: sigma = 0 in every row, no noise is drawn
 
     denoiser_of = trained.denoiser_of(clip_x_0=False, dynamic_threshold=0.0)
     go = jax.jit(
@@ -45,8 +45,8 @@ def main() -> int:
     print("| steps | iterations | network calls, there and back | RMSE (0..255) | mean and std of the noise |")
     print("| --- | --- | --- | --- | --- |")
     for num_steps in args.steps:
-        # From alpha = 0.01 on: the last steps of a cosine schedule shrink the picture to 1/20,000, which no float32
-        # and no network brings back.
+        # Only steps with alpha >= 0.01: the last steps of a cosine schedule shrink the image to 1/20,000, and neither
+        # float32 nor a network can recover it from there.
         with_signal = int(np.sum(schedule.host_alphas_bar >= 0.01**2))
         steps = spaced_steps(with_signal, num_steps)
         for num_fixed_point in args.fixed_point:

@@ -1,4 +1,4 @@
-"""How good are samples of scikit-learn's digits: Frechet distance, legibility, class balance, memorisation.
+"""How good samples of scikit-learn's digits are: Frechet distance, legibility, class balance, memorisation.
 
     python benchmarks/digits_quality.py runs/digits/samples.npz [more.npz ...] [--json=quality.json]
 
@@ -6,26 +6,26 @@ Each file holds uint8 `arr_0` of shape [N, 8, 8, 1] or [N, 8, 8]. The real set i
 of 8 x 8, as uint8 round(v * 255 / 16); index % 10 == 0 is held out, the other 1617 images train a model.
 Everything below is computed on pixels scaled to 0..1, with fixed seeds.
 
-Frechet distance, in raw pixel space (64 dims, unit: pixel value squared, summed over the image). It is biased
-upwards by about 1/N of each set, so only rows of equal set sizes compare:
-- "all": all samples against all 1797 real images. Its references: "bootstrap", 1797 real images drawn with
-  replacement against the real set, is what a model reaches that repeats real images at random, or has their
-  mean and covariance exactly; "floor", half of "halves", is 1797 fresh real images against 1797, extrapolated
-  (the bias was measured to fall like 1/N down to halves, quarters and eighths, within 5 %).
-- "halves": for the real set, one random half against the other; for samples, a random 898 of them against a
-  random half of the real set. Mean and standard deviation over 20 splits. The real set's number is that of
-  fresh real images; a model with the real set's mean and covariance exactly lies below it (about 0.05), a
-  copy of the set lower still (0.036). Files with fewer than 898 samples have no such row.
+Frechet distance, in raw pixel space (64 dims; unit: squared pixel value, summed over the image). It is biased upwards
+by about 1/N of each set, so compare only rows of equal set sizes:
+- "all": all samples versus all 1797 real images. There are two reference values. "bootstrap" is 1797 real images drawn
+  with replacement versus the real set: what a model reaches that repeats real images at random, or that has exactly
+  their mean and covariance. "floor", half of "halves", is 1797 fresh real images versus 1797, extrapolated (the bias
+  was measured to fall like 1/N down to halves, quarters and eighths, within 5 %).
+- "halves": for the real set, one random half versus the other; for samples, a random 898 of them versus a random half
+  of the real set. Mean and standard deviation over 20 splits. The real set's number is that of fresh real images. A
+  model with exactly the real set's mean and covariance lies below it (about 0.05), a copy of the set lower still
+  (0.036). Files with fewer than 898 samples have no such row.
 
-Legibility: a classifier (multinomial logistic regression on Nystroem features of an RBF kernel, which answers
-"unsure" far from all digits: it reads 0 % of uniform noise with confidence) gives 10 probabilities;
-"confident" is the share of images whose largest is at least 0.9. For the real set, each image is read by a
-classifier that has not seen it (10 folds by index % 10); samples are read by the one trained on the 1617.
-Class entropy is that of the histogram of labels read, in nats; ln 10 = 2.303 is a flat one.
+Legibility: a classifier (multinomial logistic regression on Nystroem features of an RBF kernel) gives 10 probabilities.
+It answers "unsure" far from all digits: it classifies 0 % of uniform noise with confidence. "confident" is the share of
+images whose largest probability is at least 0.9. Each real image is classified by a classifier that was not trained on
+it (10 folds by index % 10); samples are classified by the one trained on the 1617 images.
+Class entropy is that of the histogram of predicted labels, in nats; a uniform histogram has ln 10 = 2.303.
 
-Memorisation: Euclidean distance to the nearest of the 1617 training images, for samples and for the 180
-held-out images; a model that copies has distances well below. "near copies" is the share closer than the
-held-out images' 5th percentile, so 5 % is what fresh real images have.
+Memorisation: Euclidean distance to the nearest of the 1617 training images, for samples and for the 180 held-out
+images. A model that copies has distances well below those of the held-out images. "near copies" is the share of samples
+closer than the 5th percentile of the held-out images; fresh real images have 5 %.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def load_samples(path: str) -> np.ndarray:
         raise UserError(f"{path}: no such file") from None
     except KeyError:
         raise UserError(f"{path}: must hold an array 'arr_0'") from None
-    except Exception as error:  # np.load raises half a dozen types for a file that is no archive
+    except Exception as error:  # np.load raises many different types for a file that is not an archive
         raise UserError(f"{path}: not a readable .npz file ({error})".replace("\n", " ")) from None
     if images.dtype != np.uint8 or images.shape[1:] not in ((8, 8), (8, 8, 1)) or len(images) < 2:
         raise UserError(
@@ -93,7 +93,7 @@ def mean_and_std(values: list[float]) -> dict[str, float]:
 
 
 def frechet_halves(real: np.ndarray, samples: np.ndarray | None = None) -> dict[str, float] | None:
-    """Half of the real set against its other half, or against as many samples; None if there are too few."""
+    """Half of the real set versus its other half, or versus as many samples; None if there are too few."""
     rng = np.random.default_rng(0)
     half = len(real) // 2
     if samples is not None and len(samples) < half:
@@ -107,14 +107,14 @@ def frechet_halves(real: np.ndarray, samples: np.ndarray | None = None) -> dict[
 
 
 def frechet_bootstrap(real: np.ndarray) -> dict[str, float]:
-    """As many real images, drawn with replacement, against the real set."""
+    """As many real images, drawn with replacement, versus the real set."""
     rng = np.random.default_rng(1)
     draws = (rng.integers(len(real), size=len(real)) for _ in range(NUM_SPLITS))
     return mean_and_std([frechet_from_features(real[draw], real) for draw in draws])
 
 
 def fit_classifier(features: np.ndarray, labels: np.ndarray) -> Pipeline:
-    """p(label | image). Kernel width and penalty: least held-out log loss (0.036 nats) of a small grid."""
+    """p(label | image). Kernel width and penalty have the lowest held-out log loss (0.036 nats) of a small grid."""
     classifier = make_pipeline(
         Nystroem(gamma=0.2, n_components=600, random_state=0), LogisticRegression(C=100.0, max_iter=2000)
     )
@@ -122,7 +122,7 @@ def fit_classifier(features: np.ndarray, labels: np.ndarray) -> Pipeline:
 
 
 def legibility(probabilities: np.ndarray) -> dict[str, object]:
-    """What the classifier reads: confident share, histogram of labels, its entropy in nats."""
+    """What the classifier predicts: confident share, histogram of labels, its entropy in nats."""
     counts = np.bincount(probabilities.argmax(axis=1), minlength=10)
     shares = counts[counts > 0] / counts.sum()
     return {
@@ -147,7 +147,7 @@ def memorisation(distances: np.ndarray, copy_distance: float) -> dict[str, float
 
 
 class Judge:
-    """Measures any set of images against the real digits; what depends on those alone is done once."""
+    """Measures any set of images against the real digits; work that depends only on the real digits is done once."""
 
     def __init__(self) -> None:
         images, labels = load_real()
@@ -192,7 +192,7 @@ class Judge:
 
 
 def format_table(reference: dict, results: dict[str, dict]) -> str:
-    """The numbers side by side: one column for the real set, one for each file."""
+    """The numbers as a table: one column for the real set, one for each file."""
 
     def spread(value: dict | None) -> str:
         return "-" if value is None else f"{value['mean']:.4f} +- {value['std']:.4f}"
@@ -227,7 +227,7 @@ def format_table(reference: dict, results: dict[str, dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="FILE.npz", help="uint8 arr_0 [N, 8, 8, 1]")
-    parser.add_argument("--json", metavar="PATH", help="write the numbers there too")
+    parser.add_argument("--json", metavar="PATH", help="also write the numbers to this JSON file")
     args = parser.parse_args(argv)
     try:
         sets = {path: load_samples(path) for path in args.files}

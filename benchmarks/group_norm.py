@@ -1,10 +1,11 @@
-"""Seconds of a train step and of a network call with our GroupNorm beside those with Flax's, of the same accuracy.
+"""Times a train step and a network call with our GroupNorm versus Flax's, at the same accuracy.
 
     python benchmarks/group_norm.py --config=digits --batch_size=64
 
-Ours sums the pixels of a channel before the channels of a group; Flax's, with `use_fast_variance=False`, sums both at
-once. The two programs run in turn; a ratio is ours over Flax's of the medians of one round, below 1 where ours is
-faster; printed are its median, lowest and highest over the rounds. "none" has no norm at all: what there is to win.
+Ours sums over the pixels of a channel first and then over the channels of a group; Flax's, with
+`use_fast_variance=False`, sums over both at once. The two programs run in turn. A ratio is our median seconds divided
+by Flax's within one round: below 1, ours is faster. Printed are the median, lowest and highest ratio over the rounds.
+"none" has no norm at all and shows how much time there is to gain.
 """
 
 import argparse
@@ -43,7 +44,7 @@ NORMS = {"ours": layers.GroupNorm, "flax": flaxs, "none": NoNorm}
 
 
 def call_with(norm: Callable[..., nn.Module], what: str, config: Any) -> Callable[[], Any]:
-    """A compiled program of the network with another norm in the place of ours."""
+    """A compiled program of the network with `norm` in place of our GroupNorm."""
     ours, layers.GroupNorm = layers.GroupNorm, norm
     try:
         return prepare_call(what, build_experiment(config)).run
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--config", default="digits")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--repeats", type=int, default=3, help="calls of a program in a round")
+    parser.add_argument("--repeats", type=int, default=3, help="calls of a program per round")
     args = parser.parse_args()
     sizes = [f"{group}.batch_size={args.batch_size}" for group in ("train", "sample")]
     config = load_config(args.config, [*sizes, "train.num_devices=1"])

@@ -1,13 +1,13 @@
-"""What classifier-free guidance does to a trained run with classes: scale against class accuracy and Frechet distance.
+"""Effect of classifier-free guidance on a class-conditional run: class accuracy and Frechet distance by scale.
 
     python benchmarks/guidance.py --workdir=runs/digits_classes --out=docs/images/guidance
 
-Prints Markdown: for each scale the share of the samples that an independent classifier reads as the class that was
-asked for, and the Frechet distance of their pixels (0..1) to the training images (no FID), in all and for a class on
-average. The classifier is that of `evaluate --extractor=classifier`, trained on real images alone; its own accuracy is
-on held-out ones. Writes OUT.png, a row a class and a column a scale, each row from the same noise. With --zero_shot
-also the bits/dim of held-out images with their class, with the null, and how often p(image | class) is largest for the
-right class.
+Prints a Markdown table. For each scale it has the share of samples that an independent classifier assigns to the class
+that was asked for, and the Frechet distance of their pixels (0..1) to the training images (not an FID), over all
+classes and as the mean over the classes. The classifier is that of `evaluate --extractor=classifier`, trained on real
+images only; its own accuracy is measured on held-out images. Writes OUT.png with one row per class and one column per
+scale, each row from the same noise. --zero_shot adds the bits/dim of held-out images with their class and with the null
+class, and how often p(image | class) is largest for the right class.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from ddpm_jax.runtime.image_files import save_strip
 
 
 class WithLabel:
-    """A source whose images are all said to be of one class."""
+    """A source that gives all its images the same class."""
 
     def __init__(self, source: ImageSource, label: int):
         self._source, self.labels = source, np.full(len(source), label)
@@ -39,17 +39,17 @@ class WithLabel:
         return len(self._source)
 
     def load(self, indices: np.ndarray) -> np.ndarray:
-        """As of the source."""
+        """Images of the wrapped source."""
         return self._source.load(indices)
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """Pixels of 0..1, one row an image, float64."""
+    """Pixels of 0..1, one row per image, float64."""
     return images.reshape(len(images), -1).astype(np.float64) / 255
 
 
 def row_of(name: str, images: np.ndarray, asked: np.ndarray, read: np.ndarray, real: tuple[np.ndarray, np.ndarray]):
-    """A row of the table."""
+    """Prints one row of the table."""
     whole = frechet_from_features(pixels(real[0]), pixels(images))
     by_class = [
         frechet_from_features(pixels(real[0][real[1] == label]), pixels(images[asked == label]))
@@ -59,7 +59,7 @@ def row_of(name: str, images: np.ndarray, asked: np.ndarray, read: np.ndarray, r
 
 
 def zero_shot(run: TrainedRun, mesh: jax.sharding.Mesh, num_classes: int, respacing: str, max_images: int) -> None:
-    """Bits/dim of held-out images with every class, with the same noise for all."""
+    """Bits/dim of held-out images with every class, using the same noise for all classes."""
     source = run.source(run.held_out_split, "data.eval_split")
     num_dims = np.prod(run.image_shape)
     process = run.process.respaced(named_steps(run.process.num_steps, respacing)[::-1])
@@ -99,17 +99,17 @@ def zero_shot(run: TrainedRun, mesh: jax.sharding.Mesh, num_classes: int, respac
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--out", required=True, help="OUT.png is written")
+    parser.add_argument("--out", required=True, help="write the image OUT.png")
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 1.5, 2, 3, 5, 8])
     parser.add_argument("--num_samples", type=int, default=2000)
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--num_sampler_steps", type=int, default=25)
-    parser.add_argument("--interval", help="of one more row for each scale above 1, such as -2,4")
-    parser.add_argument("--zero_shot", metavar="STEPS", help="the steps of the bound, such as 100")
-    parser.add_argument("--max_images", type=int, default=180, help="of --zero_shot")
+    parser.add_argument("--interval", help="adds a row with this interval for each scale above 1, such as -2,4")
+    parser.add_argument("--zero_shot", metavar="STEPS", help="also classify by the bound over these steps, such as 100")
+    parser.add_argument("--max_images", type=int, default=180, help="number of images for --zero_shot")
     args = parser.parse_args()
 
-    # The bound with another class is the same program.
+    # The bound with another class uses the same compiled program.
     jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     run, mesh = open_run(args.workdir), make_mesh()
@@ -120,8 +120,8 @@ def main() -> None:
         lambda images: Classifier(num_classes).apply({"params": trained.params}, to_model_scale(images))[1].argmax(1)
     )
     real = source.load(np.arange(len(source))), np.asarray(source.labels)
-    print(f"the classifier reads {100 * trained.accuracy:.1f} % of held-out real images right")
-    print(f"{args.num_samples} samples a row, {args.sampler}, {args.num_sampler_steps} steps\n")
+    print(f"the classifier is right on {100 * trained.accuracy:.1f} % of held-out real images")
+    print(f"{args.num_samples} samples per row, {args.sampler}, {args.num_sampler_steps} steps\n")
     print("| guidance scale | read as asked | Frechet distance | of each class alone, mean |")
     print("| --- | --- | --- | --- |")
     params, columns = jax.device_put(run.params, replicated(mesh)), []

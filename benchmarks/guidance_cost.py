@@ -1,9 +1,9 @@
-"""What a guided step of the sampler costs beside an unguided one of the same network and the same images.
+"""Cost of a guided sampler step versus an unguided one, with the same network and the same images.
 
     python benchmarks/guidance_cost.py --config=cifar10 --batch_size=8
 
-Three programs of one process in turn: without guidance, with it, and with an interval that the step lies outside of.
-Prints the medians of --repeats calls and their ratios to the first.
+Runs three programs in turn in one process: without guidance, with guidance, and with a guidance interval that the step
+lies outside of. Prints the medians of --repeats calls and their ratios to the first program.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""denoising-diffusion-pytorch trained on a small data set for a given wall time, and samples from it.
+"""Trains denoising-diffusion-pytorch on a small data set for a given wall time, and samples from it.
 
     pip install -r tests/parity/requirements.txt && pip install --no-deps denoising-diffusion-pytorch==2.3.4
     python benchmarks/lucidrains.py --data=digits --minutes=5 --out=peer.npz
@@ -6,16 +6,17 @@
     python benchmarks/lucidrains.py --data=fashion_mnist --data-path=DIR --minutes=30 --num-samples=1000 --out=peer.npz
     python -m ddpm_jax.evaluate --samples=peer.npz --reference=fashion_mnist:train --data_path=DIR
 
-The peer is used as published: its `Unet`, its `GaussianDiffusion` with its defaults (v-prediction, sigmoid
-schedule, T = 1000, images scaled to -1..1), its samplers, on EMA weights. The loop is that of its `Trainer`
-(Adam with betas 0.9 and 0.99, gradient norm clipped to 1, EMA by ema_pytorch) without files and logging.
-Where its defaults aim at photographs and days of training, it is given what suits some minutes on a CPU: the size of
-network, the batch and the EMA in SETUPS, learning rate 1e-3 with warm-up and cosine, an EMA that is updated every step
-(every 10 steps reaches back beyond the start of a short run), channels-last memory (1.2 times the steps a second, 1.7
-times the samples). No flips: a mirrored digit is none. Samples come from its DDIM sampler at the 250 steps that its
-README suggests; --sampling-steps=1000 is its ancestral sampler.
+The peer is used as published: its `Unet`, its `GaussianDiffusion` with default settings (v-prediction, sigmoid
+schedule, T = 1000, images scaled to -1..1), and its samplers, on EMA weights. The loop is that of its `Trainer` (Adam
+with betas 0.9 and 0.99, gradient norm clipped to 1, EMA by ema_pytorch) without files and logging.
+Its defaults are meant for photographs and days of training. Where they do not suit some minutes on a CPU, they are
+replaced: the network size, batch size and EMA in SETUPS; learning rate 1e-3 with warm-up and cosine decay; an EMA
+update at every step (updating every 10 steps averages back beyond the start of a short run); channels-last memory (1.2
+times the training steps per second, 1.7 times the samples). No flips, because a mirrored digit is not a digit. Samples
+come from its DDIM sampler with the 250 steps that its README suggests; --sampling-steps=1000 is its ancestral sampler.
 
---minutes counts training steps alone, not imports and not sampling; both times are printed.
+--minutes counts only training steps, not imports and sampling; both times are printed. With --cpu-time it is the CPU
+time of the process, which other processes hardly change.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from digits_quality import is_training, load_real
 from ddpm_jax.data import make_source
 from ddpm_jax.runtime.errors import UserError, arguments_named
 
-# Of each data set: the Unet, the batch and the EMA; 0.83 M and 1.52 M parameters.
+# Data set -> settings of the Unet, the batch size and the EMA; 0.83 M and 1.52 M parameters.
 SETUPS = {
     "digits": {
         "dim": 32, "dim_mults": (1, 2), "batch_size": 128, "ema": 0.995, "image_size": 8, "num_samples": 1797,
@@ -46,8 +47,8 @@ SAMPLE_BATCH = 600
 def import_peer() -> tuple[types.ModuleType, types.ModuleType, type]:
     """torch, denoising_diffusion_pytorch and ema_pytorch.EMA.
 
-    The peer imports torchvision for the transforms of its `Trainer` alone, which is not used here, so an
-    empty module stands in where torchvision is missing.
+    The peer imports torchvision only for the transforms of its `Trainer`, which is not used here, so an
+    empty module replaces torchvision if it is not installed.
 
     Raises:
         ImportError: one of the packages is not installed.
@@ -92,15 +93,16 @@ def learning_rate_at(progress: float, peak: float, warmup: float = 0.02) -> floa
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", choices=sorted(SETUPS))
-    parser.add_argument("--data-path", default="", metavar="DIR", help="folder of the original files of fashion_mnist")
+    parser.add_argument("--data-path", default="", metavar="DIR", help="folder with the original fashion_mnist files")
     parser.add_argument("--minutes", type=float, default=5.0, help="wall time of the training loop")
+    parser.add_argument("--cpu-time", action="store_true", help="--minutes of CPU time of this process instead")
     parser.add_argument("--out", required=True, metavar="FILE.npz", help="uint8 arr_0 [N, H, W, 1]")
     parser.add_argument("--num-samples", type=int, help="by default that of SETUPS")
     parser.add_argument("--dim", type=int, help="width of the Unet's first level; by default that of SETUPS")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak of the warm-up and cosine")
-    parser.add_argument("--constant-lr", action="store_true", help="as its Trainer: no warm-up, no decay")
+    parser.add_argument("--constant-lr", action="store_true", help="no warm-up and no decay, as in its Trainer")
     parser.add_argument("--batch-size", type=int, help="by default that of SETUPS")
-    parser.add_argument("--sampling-steps", type=int, default=250, help="its DDIM, eta 0; 1000: ancestral")
+    parser.add_argument("--sampling-steps", type=int, default=250, help="DDIM steps, eta 0; 1000: ancestral sampling")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -122,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         torch, peer, EMA = import_peer()
     except ImportError as error:
-        parser.error(f"{error}; install the peers, as the head of this file says")
+        parser.error(f"{error}; install the peers as described at the top of this file")
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -140,9 +142,10 @@ def main(argv: list[str] | None = None) -> int:
 
     seconds = 60 * args.minutes
     losses, step, order = [], 0, torch.empty(0, dtype=torch.int64)
-    start = last_line = time.perf_counter()
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    start, last_line = clock(), time.perf_counter()
     diffusion.train()
-    while (elapsed := time.perf_counter() - start) < seconds:
+    while (elapsed := clock() - start) < seconds:
         if not args.constant_lr:
             optimizer.param_groups[0]["lr"] = learning_rate_at(elapsed / seconds, args.learning_rate)
         while len(order) < args.batch_size:
@@ -159,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         if time.perf_counter() - last_line > SECONDS_BETWEEN_LINES:
             last_line = time.perf_counter()
             print(f"step {step}: {elapsed:.0f} s, loss {np.mean(losses[-200:]):.4f}", flush=True)
-    train_seconds = time.perf_counter() - start
+    train_seconds = clock() - start
     print(
         f"trained {step} steps of {args.batch_size} images in {train_seconds:.1f} s "
         f"({step / train_seconds:.1f} steps/s)",

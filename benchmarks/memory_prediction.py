@@ -1,11 +1,12 @@
-"""The memory that `python -m ddpm_jax.benchmark --dry_run` predicts against the memory that training takes, on CPU.
+"""Predicted versus measured memory of training on CPU: `python -m ddpm_jax.benchmark --dry_run` and a real run.
 
     python benchmarks/memory_prediction.py --out=runs/memory
 
-For each size two processes of their own: one predicts (state, batch and the compiler's temporaries), one makes the
-state, trains three steps on random pictures and reports how far its resident memory rose above what it was before the
-state was made. Linux with glibc only. The measured rise holds what no plan of buffers has in it: pages of the compiled
-code that are touched for the first time, and what the libraries under convolutions and products allocate on their own.
+For each size there are two separate processes. One predicts the memory: state, batch and the compiler's temporaries.
+The other creates the state, trains three steps on random images, and reports how far its resident memory rose above the
+value before the state was created. Linux with glibc only. The measured rise includes memory that no buffer plan has:
+pages of the compiled code that are touched for the first time, and internal allocations of the libraries for
+convolutions and matrix products.
 """
 
 import argparse
@@ -40,9 +41,9 @@ NUM_STEPS = 3
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder of the results; a size whose result is there is not run")
+    parser.add_argument("--out", required=True, help="folder of the results; existing results are not run again")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="NAME")
-    parser.add_argument("--child", choices=("predict", "measure"), help="for this script alone")
+    parser.add_argument("--child", choices=("predict", "measure"), help="used internally by this script")
     args = parser.parse_args()
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,15 +85,15 @@ def predict(experiment) -> dict:
 
 
 def measure(experiment) -> dict:
-    """Bytes by which a few steps raise the resident memory at its peak, from after the compilation on."""
+    """Bytes by which a few steps raise the peak of the resident memory, counted from the end of compilation."""
     config, rng = experiment.config, np.random.default_rng(0)
     shape = (config.train.batch_size, *config.data.image_size, config.data.num_channels)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
     step = lower_step(experiment).compile()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler freed must not serve the step unseen
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise the step could reuse memory that the compiler freed, unnoticed
     before = resident("VmRSS")
     reset_peak()
-    # Ones, since drawing the parameters would take memory of its own; the step takes the same whatever they are.
+    # All parameters are 1: drawing them would take memory of its own, and the step takes the same for any values.
     state = jax.tree.map(lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype)), experiment.abstract_state)
     for _ in range(NUM_STEPS):
         state, _ = jax.block_until_ready(step(state, Batch(images), experiment.keys.train, experiment.frozen))
@@ -100,7 +101,7 @@ def measure(experiment) -> dict:
 
 
 def reset_peak() -> None:
-    """Lets the kernel forget the highest resident memory so far."""
+    """Resets the kernel's record of the highest resident memory."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/objectives.py --config=configs/digits.py --out=runs/objectives --seeds 0 1
 
-Trains the experiment with each objective and seed for the same number of updates (a run that is there goes on or is
-left alone), then measures the bound on its held-out split and the samples: Frechet distance in raw pixels of 0..1 to
-real pictures, ancestral sampling with the variance of the run. Prints one Markdown table. What the papers found (Ho et
-al. 2020, table 2; Nichol and Dhariwal 2021, tables 1 and 2): the bound is better with L_hybrid and L_vlb, samples are
-better with L_simple and L_hybrid.
+Trains the experiment with each objective and seed for the same number of updates (an existing run is resumed, or left
+alone if it is finished). Then measures the bound on its held-out split, and the Frechet distance of ancestral samples,
+with the variance of the run, to real images, in raw pixels of 0..1. Prints one Markdown table. Findings of the papers
+(Ho et al. 2020, table 2; Nichol and Dhariwal 2021, tables 1 and 2): L_hybrid and L_vlb give a better bound, L_simple
+and L_hybrid give better samples.
 """
 
 import argparse
@@ -34,20 +34,20 @@ OBJECTIVES = {
         "diffusion.loss=vlb", "diffusion.variance=learned_range", "train.time_sampler=loss_second_moment"
     ],
 }  # fmt: skip
-SAME_NETWORK = {"L_simple, fixed_small": "L_simple, fixed_large"}  # trained alike, only read otherwise
+SAME_NETWORK = {"L_simple, fixed_small": "L_simple, fixed_large"}  # same training, sampled with another variance
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/digits.py")
-    parser.add_argument("--set", nargs="+", default=[], metavar="GROUP.FIELD=VALUE", help="for every run")
+    parser.add_argument("--set", nargs="+", default=[], metavar="GROUP.FIELD=VALUE", help="overrides for every run")
     parser.add_argument("--out", required=True, help="folder of the runs")
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--max_images", type=int, default=0, help="of the held-out split, for the bound; 0: all")
+    parser.add_argument("--max_images", type=int, default=0, help="held-out images for the bound; 0: all")
     parser.add_argument("--num_samples", type=int, default=1797)
     parser.add_argument("--num_sampler_steps", type=int, default=100)
-    parser.add_argument("--reference", default="all", help="split of the real pictures that samples are compared with")
+    parser.add_argument("--reference", default="all", help="split of the real images that samples are compared with")
     args = parser.parse_args()
 
     mesh = make_mesh()
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def to_features(images: np.ndarray) -> np.ndarray:
-    """Raw pixels of 0..1, one row a picture."""
+    """Raw pixels of 0..1, one row per image."""
     return images.reshape(len(images), -1) / 255.0
 
 

@@ -1,4 +1,4 @@
-"""Makes a packaged run of a workdir: config and EMA weights in float16, for `ddpm_jax/pretrained/NAME`.
+"""Makes a packaged run from a workdir: config and EMA weights in float16, for `ddpm_jax/pretrained/NAME`.
 
     python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/digits
     python benchmarks/package_run.py --workdir=runs/digits --out=ddpm_jax/pretrained/digits

@@ -1,14 +1,14 @@
-"""Recipes of a small experiment at equal cost: each trained from several seeds, sampled and measured; a table of them.
+"""Compares recipes of a small experiment at equal cost: each is trained from several seeds, sampled and measured.
 
     python benchmarks/recipes.py --config=digits --out=runs/recipes
     python benchmarks/recipes.py --config=fashion_mnist --out=runs/recipes --recipes='v; x_0' --config.data.path=DIR
     python benchmarks/recipes.py --config=digits --cost
 
-Every training sees the same number of images, whatever its batch size; its learning rate rises over the first 8 % of
-the updates and falls to 0 over all of them. --cost measures what an image of an update costs at each batch size.
+Every training run sees the same number of images, whatever its batch size. Its learning rate rises over the first 8 %
+of the updates and then falls to 0. --cost measures the cost per image of an update at each batch size.
 
-All fields that are compared are set here, so that the table does not change when the experiment's own recipe does.
-What is done already is not done again; a folder of other settings is refused.
+All fields that are compared are set here, so that the table does not change when the experiment's own recipe changes.
+Finished work is not repeated; a folder with other settings is refused.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-# What all recipes of an experiment share, of which each changes some.
+# Settings that all recipes of an experiment share; each recipe changes some of them.
 COMMON: dict[str, dict[str, Any]] = {
     "digits": {
         "diffusion.prediction": "v", "schedule.name": "cosine", "diffusion.weighting": "none",
@@ -61,7 +61,7 @@ WARMUP_SHARE = 0.08
 
 
 def fields_of(config: str, recipe: str) -> dict[str, Any]:
-    """`group.field` -> value of all that is compared; a learning rate in RECIPES is a factor."""
+    """`group.field` -> value, for all fields that are compared; a learning rate in RECIPES is a factor."""
     changes = dict(RECIPES[recipe])
     if "optim.learning_rate" in changes:
         changes["optim.learning_rate"] *= COMMON[config]["optim.learning_rate"]
@@ -69,7 +69,7 @@ def fields_of(config: str, recipe: str) -> dict[str, Any]:
 
 
 def distinct(config: str, recipes: list[str]) -> list[str]:
-    """The recipes without those that are another one by a second name, as of the experiment's own batch size."""
+    """The recipes without duplicates, such as a recipe for the batch size that the experiment has anyway."""
     by_fields = {}
     for recipe in recipes:
         by_fields.setdefault(json.dumps(fields_of(config, recipe), sort_keys=True), recipe)
@@ -77,24 +77,24 @@ def distinct(config: str, recipes: list[str]) -> list[str]:
 
 
 def run(*command: str) -> None:
-    """A command of ddpm_jax, with its output here; its failure ends this one with its exit code."""
+    """Runs a command of ddpm_jax, showing its output; if it fails, exits with the same code."""
     print("$ python -m", " ".join(command), flush=True)
     if status := subprocess.run([sys.executable, "-m", *command], check=False).returncode:
         sys.exit(status)
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes what a folder is of; ends where it is of something else."""
+    """Writes the settings of a folder; exits if the folder has other settings."""
     path = folder / "settings.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=1))
     elif json.loads(path.read_text()) != json.loads(json.dumps(settings)):
-        sys.exit(f"error: {folder} is of other settings, which are in {path}: give another --out, or delete it")
+        sys.exit(f"error: {folder} was made with other settings, see {path}: give another --out, or delete it")
 
 
 def measured(args: argparse.Namespace, recipe: str, seed: int, overrides: list[str]) -> dict[str, dict[str, float]]:
-    """Sampler -> name of a number -> value, of one training."""
+    """Sampler -> name of a number -> value, for one training run."""
     name = recipe.replace(",", "").replace(" ", "_")
     folder = Path(args.out) / args.config / f"{name}_{seed}"
     fields = fields_of(args.config, recipe)
@@ -114,7 +114,7 @@ def measured(args: argparse.Namespace, recipe: str, seed: int, overrides: list[s
 
 
 def numbers_of(args: argparse.Namespace, folder: Path, sampler: str, overrides: list[str]) -> dict[str, float]:
-    """Name of a number -> value, of samples that are drawn where they are not there."""
+    """Name of a number -> value for the samples, which are drawn if they do not exist yet."""
     out = folder / sampler.replace(",", "").replace(" ", "_")
     if not out.with_suffix(".npz").is_file():
         num_samples = args.num_samples or NUM_SAMPLES[args.config]
@@ -134,7 +134,7 @@ def numbers_of(args: argparse.Namespace, folder: Path, sampler: str, overrides: 
 
 
 def cost_table(config: str, rounds: int = 6, num_images: int = 256) -> str:
-    """Markdown: CPU time of an image in an update, by batch size, over that of the smallest; measured in turn."""
+    """Markdown: CPU time per image of an update by batch size, relative to the smallest batch; measured in turn."""
     import jax
 
     from ddpm_jax.benchmarking.timed_programs import prepare_call
@@ -160,7 +160,7 @@ def cost_table(config: str, rounds: int = 6, num_images: int = 256) -> str:
 
 
 def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
-    """Markdown: a row a recipe and sampler; the values of the seeds beside each other."""
+    """Markdown: one row per recipe and sampler; each cell lists the values of all seeds."""
     columns = {
         "classifier": "{:.3g}", "pixels": "{:.3g}", "pixels recall": "{:.2f}", "speckled": "{:.1%}", "salted": "{:.1%}",
         "total variation": "{:.2f}",
@@ -176,12 +176,12 @@ def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, choices=sorted(COMMON))
-    parser.add_argument("--out", metavar="FOLDER", help="of all runs")
-    parser.add_argument("--cost", action="store_true", help="measures the cost of an image by batch size, nothing else")
-    parser.add_argument("--recipes", default="", metavar="LIST", help=f"separated by ';', of {'; '.join(RECIPES)}")
-    parser.add_argument("--samplers", default="", metavar="LIST", help=f"separated by ';', of {'; '.join(SAMPLERS)}")
+    parser.add_argument("--out", metavar="FOLDER", help="folder for all runs")
+    parser.add_argument("--cost", action="store_true", help="only measure the cost per image by batch size")
+    parser.add_argument("--recipes", default="", metavar="LIST", help=f"separated by ';', from {'; '.join(RECIPES)}")
+    parser.add_argument("--samplers", default="", metavar="LIST", help=f"separated by ';', from {'; '.join(SAMPLERS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--num_images", type=int, default=0, help="that a training sees; 0: those of the table in docs")
+    parser.add_argument("--num_images", type=int, default=0, help="images per training run; 0: as in the docs' table")
     parser.add_argument("--num_samples", type=int, default=0)
     args, overrides = parser.parse_known_args(argv)
     if args.cost:
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     for flag, known in (("recipes", RECIPES), ("samplers", SAMPLERS)):
         names = [name.strip() for name in getattr(args, flag).split(";") if name.strip()] or list(known)
         if unknown := [name for name in names if name not in known]:
-            parser.error(f"--{flag} must be of {'; '.join(known)}; got {unknown[0]!r}")
+            parser.error(f"--{flag} must be from {'; '.join(known)}; got {unknown[0]!r}")
         setattr(args, flag, names)
     if wrong := [text for text in overrides if not text.startswith("--config.")]:
         parser.error(f"unknown flag {wrong[0]}")

@@ -1,19 +1,21 @@
-"""What a train step should take on an accelerator that is not here, from its FLOPs and bytes, and where it turns over.
+"""Lower bounds for a train step on an accelerator that this machine does not have, from its FLOPs and bytes.
 
     python benchmarks/roofline.py --nets cifar10 celeba_hq_256 --peak=989e12 --bandwidth=4.8e12 --dtype=bfloat16
 
 The default device is an NVIDIA H200 by its data sheet: 989 TFLOP/s in bfloat16 without sparsity, 4.8 TB/s.
 
-Of each network two batch sizes are traced, not compiled, and FLOPs and bytes fitted as a + b * batch: b is the work of
-a picture, a what every step does whatever the batch (optimiser, EMA, norms of all parameters). FLOPs are XLA's count
-before compilation. Bytes have two bounds: `fused`, what convolutions and products read and write, all else between them
-free, and the state read and written once; and `apart`, where every operation reads and writes on its own, XLA's count
-before compilation. The truth is between them, near `fused` for a compiler that fuses well. Then
+Each network is traced at two batch sizes, not compiled, and FLOPs and bytes are fitted as a + b * batch: b is the work
+per image, a the work per step whatever the batch size (optimiser, EMA, norms of all parameters). FLOPs are XLA's count
+before compilation. Bytes have two bounds. `fused` counts what convolutions and matrix products read and write, and the
+state read and written once; all operations in between are free. `apart` counts every operation as reading and writing
+on its own (XLA's count before compilation). The true value is between them, and near `fused` for a compiler that fuses
+well. Then
 
     time(batch) = max(FLOPs / peak, bytes / bandwidth)
 
-and the step turns from the bandwidth's to the peak's where the two are equal, if ever: from there on a larger batch
-costs in proportion. Nothing of launches is in it, and no kernel reaches the peak: it is a bound, not a forecast.
+The step changes from memory-bound to compute-bound where the two are equal, if they ever are; from there on the time is
+proportional to the batch size. Launch times are not included, and no kernel reaches the peak: this is a bound, not a
+forecast.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from ddpm_jax.experiment.state_sizes import abstract_batch
 from ddpm_jax.runtime.errors import UserError
 
 OF_TENSOR_CORES = ("conv_general_dilated", "dot_general")
-BATCH_SIZES = (8, 16)  # for the fit; any two would do
+BATCH_SIZES = (8, 16)  # for the fit; any two sizes work
 
 
 class Line(NamedTuple):
@@ -47,7 +49,7 @@ class Line(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Of a train step, against the batch."""
+    """Costs of a train step as functions of the batch size."""
 
     flops: Line
     fused: Line  # bytes
@@ -55,14 +57,14 @@ class Costs(NamedTuple):
 
 
 def equations(jaxpr: Jaxpr, platform: str) -> Iterator[JaxprEqn]:
-    """All of a program, those of inner functions too; of `jax.lax.platform_dependent` the choice for `platform`."""
+    """All equations of a program and its inner functions; of `jax.lax.platform_dependent` the branch for `platform`."""
     for equation in jaxpr.eqns:
         yield equation
         inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
         for branch, platforms in zip(
             equation.params.get("branches", ()), equation.params.get("branches_platforms") or (), strict=False
         ):
-            if platforms is None or platform in platforms:  # the default comes last
+            if platforms is None or platform in platforms:  # the default branch comes last
                 inner.append(branch.jaxpr)
                 break
         for program in inner:
@@ -75,7 +77,7 @@ def num_bytes(avals) -> int:
 
 
 def fused_bytes(experiment: Experiment) -> int:
-    """What convolutions and products read and write, and the state read and written once with its gradient."""
+    """Bytes read and written by convolutions and products, and by one pass over the state and its gradient."""
     batch = abstract_batch(experiment)
     key = jax.eval_shape(lambda: experiment.keys.train)
     program = jax.make_jaxpr(experiment.train_step)(experiment.abstract_state, batch, key)
@@ -85,12 +87,12 @@ def fused_bytes(experiment: Experiment) -> int:
         if equation.primitive.name in OF_TENSOR_CORES
     )
     state = experiment.abstract_state
-    # Convolutions have read the parameters and written the gradient: the optimiser reads both once more.
+    # Convolutions already read the parameters and write the gradient; the optimiser reads both once more.
     return moved + 2 * num_bytes(jax.tree.leaves((state.opt_state, state.ema, state.params)))
 
 
 def costs_of(net: str, dtype: str) -> Costs:
-    """Of the train step of an experiment on one device."""
+    """The costs of the train step of an experiment on one device."""
     counts = []
     for batch_size in BATCH_SIZES:
         own = [f"train.batch_size={batch_size}", "train.num_devices=1", "mesh.fsdp=1", "train.grad_accum_steps=1"]
@@ -103,7 +105,7 @@ def costs_of(net: str, dtype: str) -> Costs:
 
 
 def turning_batch(costs: Costs, moved: Line, peak: float, bandwidth: float) -> str:
-    """From which batch on the FLOPs take longer than the bytes, in words."""
+    """The batch size from which the FLOPs take longer than the bytes, as text."""
     slope = costs.flops.each / peak - moved.each / bandwidth
     if slope <= 0:
         return "never"
@@ -111,7 +113,7 @@ def turning_batch(costs: Costs, moved: Line, peak: float, bandwidth: float) -> s
 
 
 def rows(net: str, costs: Costs, args: argparse.Namespace) -> Iterator[list[str]]:
-    """A line for each batch size."""
+    """One line per batch size."""
     for batch in args.batch_sizes:
         work = costs.flops(batch) / args.peak
         cells = [net, f"{batch}", f"{1e3 * work:.2f}"]
@@ -132,17 +134,17 @@ def main() -> int:
     parser.add_argument("--nets", nargs="+", default=["fashion_mnist", "cifar10", "celeba_hq_256"], metavar="NAME")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32, 128, 512], metavar="N")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
-    parser.add_argument("--peak", type=float, default=989e12, help="FLOPs a second in that dtype")
-    parser.add_argument("--bandwidth", type=float, default=4.8e12, help="bytes a second of the device's memory")
+    parser.add_argument("--peak", type=float, default=989e12, help="FLOPs per second in that dtype")
+    parser.add_argument("--bandwidth", type=float, default=4.8e12, help="bytes per second of the device's memory")
     args = parser.parse_args()
     try:
         costs = {net: costs_of(net, args.dtype) for net in args.nets}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"The peak is reached at {args.peak / args.bandwidth:.0f} FLOPs a byte or more.\n")
-    names = ["net", "GFLOPs a picture", "MB a picture, fused", "apart", "MB a step, whatever the batch",
-             "FLOPs a byte, fused", "apart", "turns at batch, fused", "apart"]  # fmt: skip
+    print(f"The peak is reached at {args.peak / args.bandwidth:.0f} FLOPs per byte or more.\n")
+    names = ["net", "GFLOPs per image", "MB per image, fused", "apart", "MB per step, whatever the batch",
+             "FLOPs per byte, fused", "apart", "bound by FLOPs from batch, fused", "apart"]  # fmt: skip
     lines = []
     for net, cost in costs.items():
         intensities = (f"{cost.flops.each / moved.each:,.0f}" for moved in (cost.fused, cost.apart))
@@ -151,7 +153,7 @@ def main() -> int:
                  (cost.fused.each, cost.apart.each, cost.fused.fixed)))  # fmt: skip
         lines.append([net, *sizes, *intensities, *turns])
     print(table(names, lines) + "\n")
-    names = ["net", "batch", "FLOPs, ms", "bytes fused, ms", "pictures/s at most", "bytes apart, ms", "pictures/s"]
+    names = ["net", "batch", "FLOPs, ms", "bytes fused, ms", "images/s at most", "bytes apart, ms", "images/s"]
     print(table(names, [line for net, cost in costs.items() for line in rows(net, cost, args)]))
     return 0
 

@@ -2,10 +2,10 @@
 
     python benchmarks/sampler_table.py --workdir=runs/digits --split=all --num_samples=1797
 
-Each row is a sampler, each column a number of steps; a cell holds the Frechet distance of so many samples to the
-pictures of the split, in raw pixels of 0..1 (no FID), and the network calls where they are not the steps. All cells
-start from the same noise, image for image. Writes RUN/sampler_table.json and prints Markdown, row by row; run again,
-it goes on from what is in the JSON file.
+Each row is a sampler, each column a number of steps. A cell holds the Frechet distance of the samples to the images of
+the split, in raw pixels of 0..1 (not an FID), and the number of network calls if it differs from the number of steps.
+All cells start from the same noise, image for image. Writes RUN/sampler_table.json and prints Markdown row by row. If
+it is run again, it resumes from the JSON file.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.errors import UserError
 
-# name, settings of the group `sample`.
+# Name, fields of the group `sample`.
 ROWS = [
     ("ancestral, the run's variance", {"sampler": "ancestral"}),
-    ("ancestral, fixed_small", {"sampler": "euler_ancestral"}),  # the same: DDIM with eta = 1
+    ("ancestral, fixed_small", {"sampler": "euler_ancestral"}),  # the same as DDIM with eta = 1
     ("ddim (= euler, dpmpp_1)", {"sampler": "ddim", "eta": 0.0}),
     ("ddim, quadratic", {"sampler": "ddim", "eta": 0.0, "spacing": "quadratic"}),
     ("plms", {"sampler": "plms"}),
@@ -46,20 +46,20 @@ ROWS = [
 
 
 def features(images: np.ndarray) -> np.ndarray:
-    """Pixels of 0..1, one row a picture, float64."""
+    """Pixels of 0..1, one row per image, float64."""
     return images.reshape(len(images), -1).astype(np.float64) / 255
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--split", help="the real pictures; by default those that were trained on")
+    parser.add_argument("--split", help="split of the real images; by default the training split")
     parser.add_argument("--num_samples", type=int, default=2000)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    # Many samplers are one program for the compiler: that of their chunk's length.
+    # Many samplers share one compiled program, which depends only on the length of their chunks.
     jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     trained = open_run(args.workdir)

@@ -2,18 +2,19 @@
 
     python benchmarks/scaling.py --out=docs/images/scaling
 
-writes scaling.json and scaling.png and prints two Markdown tables; some twenty minutes on two idle CPU cores. One small
-U-Net, of which one measure after the other is changed; along the resolution in batches of 4. Seconds are medians of
-several repeats, in each of which every point of a curve has its turn, so that what else the machine does meets all of
-them alike. Memory is that of the compiled step on one device (state, batch, temporaries); neither it nor the FLOPs
-depend on what else runs. Over devices it is memory alone, since they are virtual: strong scaling, the same batch over
-all of them with the state cut by FSDP, and weak scaling, a batch that grows with them. Samples are drawn in batches of
-8, ten network calls each; along the steps 8 samples. Exponents are least squares of logarithms, with their standard
-errors.
+Writes scaling.json and scaling.png and prints two Markdown tables; takes some twenty minutes on two idle CPU cores. The
+base is a small U-Net, of which one quantity after the other is varied (the resolution in batches of 4). Seconds are
+medians of several repeats; in each repeat every point of a curve has its turn, so that other load on the machine
+affects all points alike. Memory is that of the compiled step on one device (state, batch, temporaries); neither memory
+nor FLOPs depend on other load. Over devices only memory is reported, because the devices are virtual: strong scaling is
+the same batch over all devices with the state sharded by FSDP, weak scaling is a batch that grows with the devices.
+Samples are drawn in batches of 8 with ten network calls each; the curve over sampler steps draws 8 samples. Exponents
+are least-squares fits of logarithms, with their standard errors.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -39,7 +40,7 @@ BASE = (
     "unet.attention_resolutions=8", "train.batch_size=16", "train.num_devices=1", "sample.sampler=ddim",
     "sample.num_sampler_steps=10", "sample.batch_size=8",
 )  # fmt: skip
-# Name of the axis -> its points and what each of them sets.
+# Name of the axis -> its points, and the fields that each point sets.
 AXES = {
     "batch": ((1, 2, 4, 8, 16, 32, 64, 128, 256, 512), lambda n: [f"train.batch_size={n}"]),
     "resolution": (
@@ -53,26 +54,26 @@ AXES = {
     "weak": ((1, 2, 4, 8), lambda n: [f"train.num_devices={n}", f"train.batch_size={16 * n}"]),
 }
 UNITS = {
-    "batch": "pictures a step",
-    "resolution": "pixels a side",
+    "batch": "images per step",
+    "resolution": "pixels per side",
     "width": "channels of the first level",
     "steps": "sampler steps",
     "samples": "samples",
     "devices": "devices (one batch, FSDP)",
-    "weak": "devices (16 pictures each)",
+    "weak": "devices (16 images each)",
 }
-OF_SAMPLING = ("steps", "samples")  # of which there is the time alone
-OVER_DEVICES = ("devices", "weak")  # of which there is the memory alone
+OF_SAMPLING = ("steps", "samples")  # only the time is measured
+OVER_DEVICES = ("devices", "weak")  # only the memory is measured
 WHAT = {"seconds": "median seconds", "memory": "bytes on one device", "flops": "FLOPs of a step"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, metavar="PATH", help="writes PATH.json and PATH.png")
+    parser.add_argument("--out", required=True, metavar="PATH", help="write PATH.json and PATH.png")
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--notime", action="store_true", help="memory and FLOPs alone, on a machine that is busy")
-    parser.add_argument("--child", metavar="NAME", help="for this script alone: memory over devices, on stdout")
+    parser.add_argument("--notime", action="store_true", help="only memory and FLOPs, for a busy machine")
+    parser.add_argument("--child", metavar="NAME", help="used internally: prints memory over devices")
     args = parser.parse_args()
     if args.child:
         ns = AXES[args.child][0]
@@ -93,7 +94,7 @@ def main() -> int:
         report["load_average"] = os.getloadavg()[0]
     for curves in report["axes"].values():
         curves["fits"] = {what: fit_power_law(*points(curves, what)) for what in WHAT if what in curves}
-        if "seconds" in curves and len(curves["n"]) >= 6:  # where the work is, not the starting of it
+        if "seconds" in curves and len(curves["n"]) >= 6:  # upper points: less overhead
             n, seconds = points(curves, "seconds")
             curves["upper_fit"] = fit_power_law(n[-3:], seconds[-3:])
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ def main() -> int:
 
 
 def parts_of(axis: str, n: int) -> Experiment:
-    """The base with one measure set to n."""
+    """The base experiment with one quantity set to n."""
     return build_experiment(load_config("digits", [*BASE, *AXES[axis][1](n)]))
 
 
@@ -113,7 +114,7 @@ def points(curves: dict, what: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured(axis: str, repeats: int) -> dict:
-    """Of each point of an axis: seconds (where repeats > 0), memory, FLOPs; what there is of them."""
+    """For each point of an axis: seconds (if repeats > 0), memory and FLOPs, as far as the axis has them."""
     ns = AXES[axis][0]
     curves = {"n": list(ns)}
     if axis in OVER_DEVICES:
@@ -134,7 +135,7 @@ def _memory(experiment: Experiment) -> int:
 
 
 def training(experiment: Experiment) -> Callable[[], None]:
-    """A function that trains for one step."""
+    """A function that runs one training step."""
     config = experiment.config
     shape = (config.train.batch_size, *config_checks.image_shape_of(config))
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -148,7 +149,7 @@ def training(experiment: Experiment) -> Callable[[], None]:
 
 
 def sampling(experiment: Experiment, num_samples: int) -> Callable[[], None]:
-    """A function that draws so many samples from a network that is not trained."""
+    """A function that draws `num_samples` samples from an untrained network."""
     table = sampler_factory.build_table(experiment.config, experiment.process)
     generator = sampler_factory.build_generator(
         experiment.config, experiment.process, table, experiment.model, experiment.mesh
@@ -161,10 +162,10 @@ def timed(runs: dict[int, Callable[[], None]], repeats: int) -> dict[str, list]:
     """Median and quartiles of the seconds of each run; the runs take turns."""
     seconds = {n: [] for n in runs}
     for run in runs.values():
-        run()  # compiles what is not yet, and warms up
+        run()  # compiles and warms up
     for _ in range(repeats):
         for n, run in runs.items():
-            run()  # after others had the caches and the memory
+            run()  # warms the caches, which the other runs have used
             start = time.perf_counter()
             run()
             seconds[n].append(time.perf_counter() - start)
@@ -194,7 +195,7 @@ def print_table(report: dict) -> None:
 
 
 def plot(report: dict) -> Figure:
-    """A row of panels for the seconds and one for the memory, logarithmic, with the fitted lines."""
+    """One row of panels for the seconds and one for the memory, logarithmic, with the fitted lines."""
     rows = [what for what in ("seconds", "memory") if any(what in curves for curves in report["axes"].values())]
     panels = {what: [axis for axis, curves in report["axes"].items() if what in curves] for what in rows}
     width = max(len(axes) for axes in panels.values())
@@ -206,6 +207,13 @@ def plot(report: dict) -> Figure:
         for panel, axis in zip(grid[row], panels[what], strict=False):
             draw(panel, axis, what, report["axes"][axis])
     return figure
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten in [low, high]; the powers of ten alone over more than two decades."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1,) if high / low > 100 else (1, 2, 5)
+    return [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
 
 
 def draw(panel, axis: str, what: str, curves: dict) -> None:
@@ -221,17 +229,16 @@ def draw(panel, axis: str, what: str, curves: dict) -> None:
         panel.plot(x, y, "o", color="#1f4e79", markersize=5)
     panel.plot(x, factor * x**law.exponent, color="#c0504d", linewidth=1.2)
     panel.set(xscale="log", yscale="log", xlabel=UNITS[axis])
-    seconds = "seconds" if axis in OF_SAMPLING else "seconds a step"
+    seconds = "seconds" if axis in OF_SAMPLING else "seconds per step"
     panel.set_ylabel(seconds if what == "seconds" else "MiB on one device")
     panel.set_title(f"exponent {law.exponent:.2f} ± {law.standard_error:.2f}", fontsize=10)
     every = 2 if len(x) > 6 else 1
     panel.set_xticks(x[::every], [f"{n:g}" for n in x[::every]])
     panel.minorticks_off()
-    spread = np.geomspace(y.min(), y.max(), 4)
-    if y.max() < 1.5 * y.min():  # as good as constant: not to look like a slope
+    if y.max() < 1.5 * y.min():  # almost constant: must not look like a slope
         panel.set_ylim(y.min() / 2, 2 * y.max())
-        spread = [y.mean()]
-    panel.set_yticks(spread, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in spread])
+    ticks = round_ticks(*panel.get_ylim())
+    panel.set_yticks(ticks, [f"{value:,.6g}" for value in ticks])
     panel.grid(True, linewidth=0.5, color="0.88")
     panel.spines[["top", "right"]].set_visible(False)
 

@@ -1,11 +1,11 @@
-"""A long run that is stopped and killed every few minutes: its memory must stay flat and its disk bounded.
+"""A long run that is stopped and killed every few minutes: its memory must stay flat and its disk use bounded.
 
     python benchmarks/soak.py --minutes=60 --every=4 --workdir=/tmp/soak --out=soak.json
 
-Trains a small digits network without an end. Every few minutes the process gets SIGTERM or SIGKILL in turn and is
-started again. Each second the resident memory of the process and the bytes of its checkpoints are noted; what counts is
-whether the memory still grows late in a process, and whether the disk grows from process to process. One process that
-lives longer: `--every=30`.
+Trains a small digits network without an end. Every few minutes the process gets SIGTERM or SIGKILL, in turn, and is
+started again. Every second the resident memory of the process and the bytes of its checkpoints are recorded. The
+questions are whether memory still grows late in the life of a process, and whether disk use grows from process to
+process. For processes that live longer: `--every=30`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SETTINGS = (
 
 
 def resident_bytes(pid: int) -> int:
-    """Of a process of this machine (Linux)."""
+    """Resident memory of a process on this machine (Linux)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -39,7 +39,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def live(command: list[str], number: signal.Signals, seconds: float, workdir: Path, log: Path) -> dict:
-    """One process from start to signal: what it was like."""
+    """Runs one process from start to signal, and returns its memory and disk use."""
     with open(log, "a") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     begun, memory, disk = time.monotonic(), [], []
@@ -54,7 +54,7 @@ def live(command: list[str], number: signal.Signals, seconds: float, workdir: Pa
     if code != expected:
         raise SystemExit(f"exit code {code} after {number.name}, expected {expected}; see {log}")
     times, sizes = np.array(memory).T
-    late = times >= times[-1] / 2  # after compilation, the first pictures, and the first saves
+    late = times >= times[-1] / 2  # after compilation, the first images and the first saves
     by_minute = [float(sizes[times >= 60 * i][0]) / 1e6 for i in range(int(times[-1] / 60) + 1)]
     slope = np.polyfit(times[late] / 60, sizes[late] / 1e6, 1)[0]
     return {
@@ -68,7 +68,7 @@ def live(command: list[str], number: signal.Signals, seconds: float, workdir: Pa
 
 
 def checkpoint_bytes(workdir: Path) -> int:
-    """Of the retained checkpoints and what is being written; pictures and logs grow with the run, as they are to."""
+    """Bytes of the kept checkpoints and those being written, without images and logs, which grow with the run."""
     return folder_bytes(workdir / "checkpoints") + folder_bytes(workdir / "damaged_checkpoints")
 
 

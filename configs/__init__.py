@@ -1,1 +1,1 @@
-"""The experiments of ddpm_jax, installed as `ddpm_jax.configs`."""
+"""The experiment configs of ddpm_jax, installed as `ddpm_jax.configs`."""

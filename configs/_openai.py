@@ -1,15 +1,15 @@
-"""What the recipes of OpenAI's two codes share: improved-diffusion and guided-diffusion.
+"""Settings shared by the recipes of OpenAI's two code bases, improved-diffusion and guided-diffusion.
 
-Of both: a learned variance, Adam at a constant rate from the first update (AdamW with weight decay 0), no clip, an EMA
-that starts at the initial parameters, 250 sampler steps as in the commands of their READMEs. Differs: their zero
-layers are exact zeros and the others have PyTorch's initialisers; ours are those of Ho et al. 2020.
+Both have a learned variance, Adam with a constant learning rate from the first update (AdamW with weight decay 0), no
+clipping, an EMA that starts at the initial parameters, and 250 sampler steps as in the commands of their READMEs.
+Differs: their zero layers are exactly zero and the others have PyTorch's initialisers; ours follow Ho et al. 2020.
 """
 
 from ml_collections import ConfigDict
 
 from ddpm_jax.configs.base import get_config as base_config
 
-# Widths of the levels over unet.channels, by the side of the pictures; the same in both codes where both have it.
+# Image side -> widths of the levels as multiples of unet.channels. Where both code bases have a size, they agree.
 CHANNEL_MULTS = {
     32: (1, 2, 2, 2),
     64: (1, 2, 3, 4),
@@ -43,7 +43,7 @@ def _shared_config(side: int) -> ConfigDict:
 
 
 def improved_config(side: int) -> ConfigDict:
-    """Nichol and Dhariwal 2021, unlocked: L_hybrid, cosine, T=4000, 128 channels, 3 blocks a level; no flips."""
+    """Nichol and Dhariwal 2021, unlocked: L_hybrid, cosine, T=4000, 128 channels, 3 blocks per level; no flips."""
     config = _shared_config(side)
     config.data.flip = False
     config.schedule.name = "cosine"
@@ -52,26 +52,26 @@ def improved_config(side: int) -> ConfigDict:
     config.unet.attention_resolutions = (16, 8)
     config.unet.num_heads = 4
     config.unet.down_padding = "both"
-    config.unet.time_scale = 1000 / 4000  # rescale_timesteps, on unless the recipe says otherwise
+    config.unet.time_scale = 1000 / 4000  # rescale_timesteps; on unless a recipe turns it off
     return config
 
 
 def unscaled(config: ConfigDict) -> ConfigDict:
-    """`rescale_timesteps` and `rescale_learned_sigmas` off: t as it is, and L_vlb's mean over t, not its sum / 1000."""
+    """`rescale_timesteps` and `rescale_learned_sigmas` off: unscaled t; the mean of L_vlb over t, not sum / 1000."""
     config.unet.time_scale = 1.0
     config.diffusion.vlb_lambda = 1 / config.schedule.num_steps
     return config
 
 
 def with_importance_sampled_vlb(config: ConfigDict) -> ConfigDict:
-    """The bound alone, t drawn by the second moment of its terms (Nichol and Dhariwal 2021, section 3.3)."""
+    """The bound as the only loss; t drawn by the second moment of its terms (Nichol and Dhariwal 2021, section 3.3)."""
     config.diffusion.loss = "rescaled_vlb"
     config.train.time_sampler = "loss_second_moment"
     return config
 
 
 def guided_config(side: int) -> ConfigDict:
-    """Dhariwal and Nichol 2021, unlocked: ImageNet with labels, linear, T=1000, 256 channels, 2 blocks a level."""
+    """Dhariwal and Nichol 2021, unlocked: ImageNet with classes, linear, T=1000, 256 channels, 2 blocks per level."""
     config = unscaled(_shared_config(side))
     config.data.name = "imagenet2012"
     config.data.eval_split = "validation"

@@ -1,9 +1,9 @@
 """CelebA-HQ 256x256, 114 M parameters (Ho et al. 2020).
 
 Command: python -m ddpm_jax.train --config=configs/celeba_hq_256.py --config.data.path=DIR --workdir=runs/celeba_hq
-Data: a folder of the pictures (TFDS's celeb_a_hq has to be prepared by hand and is no easier).
+Data: a folder of the images (TFDS's celeb_a_hq must be prepared by hand and is no easier to get).
 Hardware and time: meant for several GPUs or TPU cores; not yet run.
-To expect: the paper trains 500,000 steps at batch 64 (its appendix B); it reports samples, no FID.
+Expected results: the paper trains for 500,000 steps at batch size 64 (its appendix B) and reports samples but no FID.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""CIFAR-10 as the code of Ho et al. 2020 trains it, its quirks included: 35.7 M parameters.
+"""CIFAR-10 exactly as the code of Ho et al. 2020 trains it, including its peculiarities: 35.7 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/cifar10_paper.py --workdir=runs/cifar10_paper
-Quirks: each of 8 replicas' gradients is clipped alone (global norm 1) before they are averaged; the first
-learning rate is 0; the EMA's first step copies the parameters. The 8 parts are taken one after another, so the
-result does not depend on the number of devices, at the price of 8 smaller passes.
+Peculiarities: each of 8 replicas clips its own gradient (global norm 1) before the gradients are averaged; the learning
+rate of the first update is 0; the first EMA update copies the parameters. The 8 parts of the batch are computed one
+after another, so that the result does not depend on the number of devices. The cost is 8 smaller passes per update.
 Hardware and time: the original ran on a TPU v3-8; not yet run here.
-To expect: the paper reports FID 3.17 (5.24 against the test set), Inception Score 9.46 and at most 3.75 bits/dim (its
-tables 1 and 2, section 4.1), of the best checkpoint by FID among 800,000 steps at batch 128.
+Expected results: the paper reports FID 3.17 (5.24 against the test set), Inception Score 9.46 and at most 3.75 bits/dim
+(its tables 1 and 2, section 4.1) for the best checkpoint by FID among 800,000 steps at batch size 128.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
 Command: python -m ddpm_jax.train --config=configs/digits.py --workdir=runs/digits
 Hardware and time: 2 CPU cores, about 6 minutes.
-To expect: docs/experiments.md.
+Expected results: docs/experiments.md.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         config.data.num_channels = 1
         config.data.flip = False
         config.schedule.name = "cosine"
-        config.diffusion.prediction = "v"  # this and the rest: docs/recipes.md
+        config.diffusion.prediction = "v"  # for this and the fields below see docs/recipes.md
         config.unet.channels = 32
         config.unet.channel_mults = (1, 2)
         config.unet.num_res_blocks = 1

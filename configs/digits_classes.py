@@ -1,12 +1,12 @@
-"""digits of the class that one asks for, with classifier-free guidance: 0.7 M parameters.
+"""The digits with classes and classifier-free guidance: you choose which digit to draw; 0.7 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/digits_classes.py --workdir=runs/digits_classes
 Then: python -m ddpm_jax.sample --workdir=runs/digits_classes --num_samples=100 --guidance_scale=3 --out=guided
 Hardware and time: 2 CPU cores, about 7 minutes.
-To expect: docs/guidance.md.
+Expected results: docs/guidance.md.
 
-A tenth of the training images come without their class, so that the network also learns all digits together; guidance
-moves away from that (Ho and Salimans 2022).
+A tenth of the training images are shown without their class, so that the network also learns the distribution of all
+digits. Guidance moves a sample away from that distribution (Ho and Salimans 2022).
 """
 
 from ml_collections import ConfigDict

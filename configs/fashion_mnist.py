@@ -1,9 +1,9 @@
 """Fashion-MNIST, 28x28 grey, 1.5 M parameters: a real data set for a laptop.
 
 Command: python -m ddpm_jax.train --config=configs/fashion_mnist.py --config.data.path=DIR --workdir=runs/fashion
-Data: DIR holds the four original files train-images-idx3-ubyte.gz and so on; without data.path, through TFDS.
+Data: DIR holds the four original files (train-images-idx3-ubyte.gz and so on). Without data.path, TFDS is used.
 Hardware and time: 2 CPU cores, about 50 minutes.
-To expect: docs/experiments.md.
+Expected results: docs/experiments.md.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
         config.data.num_channels = 1
         config.data.flip = False  # shoes point to the left
         config.schedule.name = "cosine"
-        config.diffusion.prediction = "v"  # this and the rest: docs/recipes.md
+        config.diffusion.prediction = "v"  # for this and the fields below see docs/recipes.md
         config.unet.channels = 24
         config.unet.channel_mults = (1, 2, 4)
         config.unet.num_res_blocks = 1

@@ -1,13 +1,13 @@
-"""ImageNet 64x64 with labels of Dhariwal and Nichol 2021 ("ADM"): 296 M parameters, cosine schedule, T=1000.
+"""ImageNet 64x64 with classes, of Dhariwal and Nichol 2021 ("ADM"): 296 M parameters, cosine schedule, T=1000.
 
 Command: python -m ddpm_jax.train --config=configs/guided_imagenet64.py --workdir=runs/guided_imagenet64
-Data: TFDS's imagenet2012, which has to be prepared by hand.
-Source: README of openai/guided-diffusion, whose checkpoint of it is 64x64_diffusion.
-Trained in float16 there, in float32 here unless --config.model.dtype=bfloat16.
-Batch size, rate, dropout and number of updates: table 11 of the paper.
+Data: TFDS's imagenet2012, which must be prepared by hand.
+Source: README of openai/guided-diffusion; the published checkpoint is 64x64_diffusion.
+The original was trained in float16; here float32 is the default, and --config.model.dtype=bfloat16 changes it.
+Batch size, learning rate, dropout and number of updates: table 11 of the paper.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
-To expect: the paper reports FID 2.07, sFID 4.29, precision 0.74, recall 0.63, without guidance, 250 steps (its table
-5).
+Expected results: the paper reports FID 2.07, sFID 4.29, precision 0.74, recall 0.63, without guidance, with 250 steps
+(its table 5).
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,15 @@
-"""LSUN 256x256 of Dhariwal and Nichol 2021 ("ADM"): bedroom, cat or horse without labels, 553 M parameters.
+"""LSUN 256x256 of Dhariwal and Nichol 2021 ("ADM"): bedroom, cat or horse without classes, 553 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/guided_lsun.py --config.data.name=lsun/horse --workdir=runs/horse
 with data.name lsun/bedroom, lsun/cat or lsun/horse; or data.name=image_folder and --config.data.path=DIR.
-Source: README of openai/guided-diffusion, whose checkpoints of it are lsun_bedroom, lsun_cat, lsun_horse and, with
+Source: README of openai/guided-diffusion; the published checkpoints are lsun_bedroom, lsun_cat, lsun_horse and, with
 --config.unet.dropout=0, lsun_horse_nodropout. Their best samples take all 1000 steps: --config.sample.respacing=''.
-Trained in float16 there, in float32 here unless --config.model.dtype=bfloat16.
-Batch size, rate and dropout: table 11 of the paper, and the number of updates: bedroom 500,000 (the default here),
-horse 250,000, cat 200,000.
+The original was trained in float16; here float32 is the default, and --config.model.dtype=bfloat16 changes it.
+Batch size, learning rate and dropout: table 11 of the paper, which also lists the number of updates: bedroom 500,000
+(the default here), horse 250,000, cat 200,000.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
-To expect: the paper reports FID 1.90, sFID 5.59, precision 0.66, recall 0.51 (bedroom), 5.57, 6.69, 0.63, 0.52 (cat)
-and 2.57, 6.81, 0.71, 0.55 (horse), of 1,000 sampling steps (its table 5).
+Expected results: the paper reports FID 1.90, sFID 5.59, precision 0.66, recall 0.51 (bedroom), 5.57, 6.69, 0.63, 0.52
+(cat) and 2.57, 6.81, 0.71, 0.55 (horse) with 1,000 sampling steps (its table 5).
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""One's own pictures, 64x64 RGB, from a folder of any sizes and formats: 49.6 M parameters.
+"""Your own images, 64x64 RGB, from a folder with files of any size and format: 49.6 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path=DIR --workdir=runs/mine
-Data: pictures are resized to cover image_size and centre-cropped; every twentieth is held out.
+Data: images are resized to cover image_size and centre-cropped; every twentieth image is held out.
 Hardware and time: one GPU; not yet run at full length.
 Smaller: --config.data.image_size=32,32 --config.unet.channels=64 --config.train.batch_size=32
 """

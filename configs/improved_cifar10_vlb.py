@@ -1,10 +1,10 @@
 """CIFAR-10 of Nichol and Dhariwal 2021, L_vlb with importance sampling of t: 52.5 M parameters, cosine, T=4000.
 
 Command: python -m ddpm_jax.train --config=configs/improved_cifar10_vlb.py --workdir=runs/improved_cifar10_vlb
-Source: README of openai/improved-diffusion, whose checkpoint of it is cifar10_uncond_vlb_50M_500K.
+Source: README of openai/improved-diffusion; the published checkpoint is cifar10_uncond_vlb_50M_500K.
 Hardware and time: meant for a GPU or a TPU; not yet run.
-To expect: the paper reports 2.94 bits/dim and FID 11.47 after 500,000 updates (its tables 2 and 3, as notes of three
-readers list them: the tables themselves were not at hand).
+Expected results: the paper reports 2.94 bits/dim and FID 11.47 after 500,000 updates (its tables 2 and 3, as quoted in
+the notes of three readers; we have not seen the tables themselves).
 """
 
 from ml_collections import ConfigDict

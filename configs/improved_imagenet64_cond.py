@@ -1,11 +1,11 @@
-"""ImageNet 64x64 with labels of Nichol and Dhariwal 2021, L_hybrid: 273 M parameters, cosine schedule, T=4000.
+"""ImageNet 64x64 with classes, of Nichol and Dhariwal 2021, L_hybrid: 273 M parameters, cosine schedule, T=4000.
 
 Command: python -m ddpm_jax.train --config=configs/improved_imagenet64_cond.py --workdir=runs/improved_imagenet64_cond
-Data: TFDS's imagenet2012, which has to be prepared by hand.
-Source: README of openai/improved-diffusion, whose checkpoint of it is imagenet64_cond_270M_250K.
-Hardware and time: meant for many GPUs or TPU cores (batch 2048); not yet run.
-To expect: FID 2.92 with 250 sampling steps, as the same authors list it for this model in table 5 of Dhariwal and
-Nichol 2021 (there with sFID 3.79, precision 0.74, recall 0.62).
+Data: TFDS's imagenet2012, which must be prepared by hand.
+Source: README of openai/improved-diffusion; the published checkpoint is imagenet64_cond_270M_250K.
+Hardware and time: meant for many GPUs or TPU cores (batch size 2048); not yet run.
+Expected results: FID 2.92 with 250 sampling steps, as the same authors list it for this model in table 5 of Dhariwal
+and Nichol 2021 (which also gives sFID 3.79, precision 0.74, recall 0.62).
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""LSUN bedroom 256x256 of Nichol and Dhariwal 2021: Ho et al. 2020's network, a learned variance, 114 M parameters.
+"""LSUN bedroom 256x256 of Nichol and Dhariwal 2021: the network of Ho et al. 2020, learned variance, 114 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/improved_lsun.py --workdir=runs/improved_lsun
-Source: README of openai/improved-diffusion, whose checkpoints of it are lsun_uncond_100M_1200K_bs128 (this) and
-lsun_uncond_100M_2400K_bs64 (with --config.optim.learning_rate=2e-5 --config.train.num_steps=2400000
---config.train.batch_size=64; the README's flags for it say batch 128, its name says 64).
+Source: README of openai/improved-diffusion. Published checkpoints: lsun_uncond_100M_1200K_bs128 (this config) and
+lsun_uncond_100M_2400K_bs64 (add --config.optim.learning_rate=2e-5 --config.train.num_steps=2400000
+--config.train.batch_size=64; the README's flags for it say batch size 128, its file name says 64).
 Hardware and time: meant for several GPUs or TPU cores; not yet run.
-To expect: no FID of it in the paper that we know of; for bedroom the same authors list FID 4.24, sFID 8.21, precision
-0.62, recall 0.46 in table 5 of Dhariwal and Nichol 2021.
+Expected results: we know of no FID for it in the paper; for bedroom the same authors list FID 4.24, sFID 8.21,
+precision 0.62, recall 0.46 in table 5 of Dhariwal and Nichol 2021.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax`, and `ddpm_jax` where it is installed: lists the commands, and runs one."""
+"""`python -m ddpm_jax`, and `ddpm_jax` where it is installed: lists the commands, or runs one."""
 
 import importlib
 import sys
@@ -12,9 +12,9 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train": ("ddpm_jax.train", (), "trains a model from a config, or resumes a run"),
     "sample": ("ddpm_jax.sample", (), "draws images from a run"),
     "evaluate": ("ddpm_jax.evaluate", (), "bits/dim, FID and other measures of a run or of images"),
-    "convert": ("ddpm_jax.convert", (), "weights of diffusers, OpenAI and Ho et al., in and out"),
-    "benchmark": ("ddpm_jax.benchmark", (), "what a config costs: predicted, or measured"),
-    "pack": ("ddpm_jax.data.__main__", ("pack",), "a folder of images as one file"),
+    "convert": ("ddpm_jax.convert", (), "imports and exports weights: diffusers, OpenAI, Ho et al."),
+    "benchmark": ("ddpm_jax.benchmark", (), "predicts or measures the speed and memory of a config"),
+    "pack": ("ddpm_jax.data.__main__", ("pack",), "packs a folder of images into one file"),
 }
 
 
@@ -46,7 +46,7 @@ def _help() -> str:
         "",
         *lines,
         "",
-        "python -m ddpm_jax COMMAND --help explains one. To begin:",
+        "python -m ddpm_jax COMMAND --help explains a command. To begin:",
         "  python -m ddpm_jax train --config=configs/digits.py --workdir=runs/digits",
     ])  # fmt: skip
 

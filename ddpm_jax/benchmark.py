@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.benchmark`: what a config costs, predicted before the run, or measured."""
+"""`python -m ddpm_jax.benchmark`: the cost of a config, predicted before a run or measured."""
 
 import argparse
 import json
@@ -19,38 +19,39 @@ python -m ddpm_jax.benchmark --config=configs/celeba_hq_256.py --dry_run --devic
   python -m ddpm_jax.benchmark --config=configs/cifar10.py --dry_run --rows=given --tpu=v5e:2x2 --dtype=bfloat16
   python -m ddpm_jax.benchmark --config=configs/digits.py --what=train,forward,sample,data,compile"""
 PURPOSE = """\
-With --dry_run: parameters, FLOPs of a train step and of a sampler step, and bytes on each device; with --rows also
-with and without each switch that saves memory: remat, bfloat16, gradient accumulation, FSDP. Nothing is trained, no
-array is made, and the devices need not be there. The rows that need a compilation come one after another.
-With --what: seconds of a train step, a network call and a sampler step on the devices that are there, images a
-second, the share of the peak of a matrix product, seconds of compilation and bytes; the rate of the data alone; and the
-seconds from the start of a process to its first train step, with and without compiled programs on disk."""
+With --dry_run: predicts the parameters, the FLOPs of a train step and of a sampler step, and the memory use of each
+device. --rows also compares the settings that save memory: remat, bfloat16, gradient accumulation, FSDP. Nothing is
+trained, no array is allocated, and the devices need not exist. The rows are compiled one after another.
+With --what: measures the seconds of a train step, a network call and a sampler step on the devices of this machine,
+images per second, the share of the peak of a matrix product, compile time and memory; the speed of the data loader
+alone; and the seconds from the start of a process to its first train step, with and without compiled programs on
+disk."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = ConfigParser("benchmark", PURPOSE, EXAMPLE)
-    parser.add_argument("--dry_run", action="store_true", help="predict, run nothing")
+    parser.add_argument("--dry_run", action="store_true", help="predict only; nothing is run")
     parser.add_argument(
         "--devices", type=int, metavar="N",
-        help="plan for so many devices, which need not be there (default: train.num_devices, or 1)",
+        help="number of devices to plan for; they need not exist (default: train.num_devices, or 1)",
     )  # fmt: skip
     parser.add_argument(
         "--tpu", metavar="SLICE",
-        help="plan for a TPU that need not be there, with its own compiler: a generation and chips along each axis, "
-        "as v5e:2x4; needs `pip install 'jax[tpu]'`, and minutes for a row",
+        help="plan for a TPU slice, which need not exist, with the TPU's own compiler: generation and chips along each "
+        "axis, such as v5e:2x4; needs `pip install 'jax[tpu]'`, and takes minutes per row",
     )  # fmt: skip
     parser.add_argument(
         "--rows", default="", metavar="LIST",
-        help="of given (default), plain, remat, bfloat16, remat_bfloat16, accum_2, accum_4, accum_8, fsdp_1, fsdp_2, "
-        "fsdp_4, fsdp_8; each is one compilation; all: those that fit",
+        help="settings to compare: given (default), plain, remat, bfloat16, remat_bfloat16, accum_2, accum_4, accum_8, "
+        "fsdp_1, fsdp_2, fsdp_4, fsdp_8; one compilation each; all: every row that fits the config",
     )  # fmt: skip
-    parser.add_argument("--what", metavar="LIST", help="measure: any of train, forward, sample, data, compile")
-    parser.add_argument("--batch_size", type=int, metavar="N", help="of training and of sampling; else the config's")
-    parser.add_argument("--dtype", metavar="NAME", help="of the network, float32 or bfloat16; else the config's")
-    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed calls of each (default 20)")
-    parser.add_argument("--nocompile", action="store_true", help="only what needs no compilation: seconds")
-    parser.add_argument("--out", metavar="FILE", help="writes the numbers as JSON too")
+    parser.add_argument("--what", metavar="LIST", help="what to measure: any of train, forward, sample, data, compile")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="for training and sampling; default: the config's")
+    parser.add_argument("--dtype", metavar="NAME", help="of the network, float32 or bfloat16; default: the config's")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed calls of each program (default 20)")
+    parser.add_argument("--nocompile", action="store_true", help="skip what needs a compilation; takes only seconds")
+    parser.add_argument("--out", metavar="FILE", help="also write the numbers to this JSON file")
     return run(_benchmark, parser, argv)
 
 
@@ -60,9 +61,9 @@ def _benchmark(args: argparse.Namespace) -> None:
     settings = {"rows": args.rows, "devices": args.devices is not None, "tpu": args.tpu, "nocompile": args.nocompile}
     for flag, given in settings.items():
         if given and not args.dry_run:
-            raise UserError(f"--{flag} is a setting of --dry_run: leave it out")
+            raise UserError(f"--{flag} needs --dry_run: leave it out")
     if args.tpu and args.devices is not None:
-        raise UserError(f"--tpu={args.tpu} says how many devices there are: leave out --devices={args.devices}")
+        raise UserError(f"--tpu={args.tpu} already sets the number of devices: leave out --devices={args.devices}")
     changes = [f"{group}.batch_size={args.batch_size}" for group in ("train", "sample") if args.batch_size is not None]
     changes += [f"model.dtype={args.dtype}"] if args.dtype else []
     args.config = changed(args.config, changes)
@@ -76,7 +77,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
-    # Here, so that --help and the errors above need not wait for JAX.
+    # Imported here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.benchmarking.dry_run import dry_run
     from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
     from ddpm_jax.experiment.config_checks import num_devices_of
@@ -108,7 +109,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """The names in a list with commas."""
+    """The names in a comma-separated list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

@@ -1,8 +1,9 @@
-"""`python -m ddpm_jax.convert`: trained weights of other programs into a workdir, and a workdir's out."""
+"""`python -m ddpm_jax.convert`: imports trained weights of other programs into a workdir, and exports them."""
 
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,25 +19,25 @@ EXAMPLE = (
     "  python -m ddpm_jax.convert --workdir=runs/digits --to=digits_for_diffusers"
 )
 PURPOSE = """\
-Weights in (--from) and out (--to). --from makes a workdir of a trained network, for sample, evaluate and train:
-  diffusers    a folder of DDPMPipeline or UNet2DModel (google/ddpm-*), or its .safetensors or .bin
-  openai       FILE.pt of improved-diffusion or guided-diffusion, named as published or with --model
-  original     PREFIX of a TensorFlow checkpoint of Ho et al.'s code (PREFIX.index), with --model
-  safetensors, npz   what --to wrote
+Imports (--from) and exports (--to) weights. --from makes a workdir from a trained network, for sample, evaluate, train:
+  diffusers    a folder of DDPMPipeline or UNet2DModel (google/ddpm-*), or its .safetensors or .bin file
+  openai       FILE.pt of improved-diffusion or guided-diffusion, under its published name or with --model
+  original     PREFIX of a TensorFlow checkpoint of the code of Ho et al. (PREFIX.index), with --model
+  safetensors, npz   files written by --to
 --to writes the weights of a workdir: a folder for DDPMPipeline.from_pretrained, or a .safetensors or .npz file.
-Nothing in a file is executed. What fits and what is refused: docs/weights.md."""
+No code in a file is executed. Supported models and settings: docs/weights.md."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of files.
+    """One file format.
 
     Attributes:
-      recognises: whether a path to import from is one.
-      read: path -> Imported; (path, model) -> Imported where the file does not say which network it is of.
-      write: (path, config, params) -> None, where it can be written.
-      models: the networks that a file may be of, where it does not say itself.
-      named: whether its name says so where it is recognised.
+      recognises: whether a path to import from has this format.
+      read: path -> Imported; (path, model) -> Imported if the file does not say which network it belongs to.
+      write: (path, config, params) -> None; None if the format cannot be written.
+      models: the networks that a file may belong to, if it does not say so itself.
+      named: whether a recognised file says by its name which network it belongs to.
     """
 
     recognises: Callable[[Path], bool]
@@ -47,8 +48,8 @@ class Format:
 
 
 def _formats() -> dict[str, Format]:
-    """The formats by name, in the order in which a path is tried."""
-    # Here, so that --help need not wait for JAX.
+    """The formats by name, in the order in which they are tried."""
+    # Imported here, so that --help need not wait for JAX.
     from ddpm_jax.interchange import diffusers, ho_et_al, native_files, openai, tensor_files, tensorflow_checkpoint
 
     def is_openai(path: Path) -> bool:
@@ -79,17 +80,19 @@ def _formats() -> dict[str, Format]:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = OverridesParser("convert", PURPOSE, EXAMPLE)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; a new one with --from")
-    parser.add_argument("--from", dest="source", metavar="PATH", help="what to import")
-    parser.add_argument("--to", metavar="PATH", help="what to write: a new folder, FILE.safetensors or FILE.npz")
-    parser.add_argument("--format", metavar="NAME", help="one of these; by default what PATH looks like")
-    parser.add_argument("--model", metavar="NAME", help="of openai and original: one of docs/published_models.md")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; with --from a new folder")
+    parser.add_argument(
+        "--from", dest="source", metavar="PATH", help="file or folder to import, or OWNER/NAME of the Hugging Face Hub"
+    )
+    parser.add_argument("--to", metavar="PATH", help="export to a new folder, FILE.safetensors or FILE.npz")
+    parser.add_argument("--format", metavar="NAME", help="one of the formats above; by default guessed from PATH")
+    parser.add_argument("--model", metavar="NAME", help="for openai and original: a name in docs/published_models.md")
     parser.add_argument(
         "--weights", metavar="ema|ema/DECAY|raw",
-        help="of --to: ema is the first average (default), ema/0.9999 that of this decay, raw the parameters",
+        help="with --to: ema, the first average (default); ema/0.9999, the one with this decay; raw, not averaged",
     )  # fmt: skip
-    parser.add_argument("--step", type=int, metavar="N", help="of --to: checkpoint; by default the newest")
-    parser.add_argument("--best", action="store_true", help="of --to: the checkpoint with the lowest eval loss")
+    parser.add_argument("--step", type=int, metavar="N", help="with --to: the checkpoint; by default the newest")
+    parser.add_argument("--best", action="store_true", help="with --to: the checkpoint with the lowest eval loss")
     return run(_convert, parser, argv)
 
 
@@ -101,28 +104,31 @@ def _convert(args: argparse.Namespace) -> None:
         check_one_of("--format", args.format, formats)
     if args.to is not None:
         if args.overrides:
-            raise UserError(f"--config.{args.overrides[0]} is for --from alone: the run has its config")
+            raise UserError(f"--config.{args.overrides[0]} is only for --from: a run already has its config")
         _export(args, formats)
         return
     for name in ("weights", "step", "best"):
         if getattr(args, name) not in (None, False):
-            raise UserError(f"--{name} is for --to alone: an import takes what the file holds")
+            raise UserError(f"--{name} is only for --to: an import takes the weights that the file holds")
     _import(args, formats)
 
 
 def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     from ddpm_jax.experiment.config_changes import changed_import
     from ddpm_jax.experiment.trained_run import TrainedRun
+    from ddpm_jax.interchange.hub import download, is_hub_name
     from ddpm_jax.interchange.imported_workdir import write_workdir
 
     path = Path(args.source).expanduser()
-    if not path.exists() and not Path(f"{path}.index").exists():  # the prefix of a TensorFlow checkpoint is no file
-        raise UserError(f"--from must be a folder or a file that exists; there is no {args.source!r}")
+    if not path.exists() and not Path(f"{path}.index").exists():  # the prefix of a TensorFlow checkpoint is not a file
+        if not is_hub_name(args.source) or path.parent.exists():
+            raise UserError(f"--from must be a folder or a file that exists; there is no {args.source!r}")
+        path = download(args.source)
     name = args.format or next((name for name, kind in formats.items() if kind.recognises(path)), None)
     if name is None:
         raise UserError(
-            f"--from={args.source}: no format is recognised in it; a file of weights needs its config.json and "
-            f"scheduler_config.json beside it; or give --format, one of {sorted(formats)}"
+            f"--from={args.source}: its format is not recognised; a file of weights needs its config.json and "
+            f"scheduler_config.json in the same folder; or give --format, one of {sorted(formats)}"
         )
     imported = formats[name].read(path, *_model(args.model, formats[name], name, path))
     imported = dataclasses.replace(imported, config=changed_import(imported.config, args.overrides))
@@ -130,26 +136,27 @@ def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     for line in _description(name, TrainedRun(0, imported.config, imported.params), imported.notes):
         print(line)
     print(f"wrote {os.path.abspath(args.workdir)}")
-    print(f"next: python -m ddpm_jax.sample --workdir={args.workdir} --out={args.workdir}/samples/first")
+    out = shlex.quote(f"{args.workdir}/samples/first")
+    print(f"next: python -m ddpm_jax.sample --workdir={shlex.quote(args.workdir)} --out={out}")
 
 
 def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str, ...]:
-    """The network that a file is of, as arguments of the format's reader."""
+    """The network that a file belongs to, as arguments of the format's reader."""
     if not kind.models:
         if given is not None:
-            raise UserError(f"--model={given} is not for {name}: its files say which network they are of")
+            raise UserError(f"--model={given} is not for {name}: its files say which network they belong to")
         return ()
     if given is None and not (kind.named and kind.recognises(path)):
-        raise UserError(f"{path} does not say which network it is of: give --model, one of {kind.models}")
+        raise UserError(f"{path} does not say which network it belongs to: give --model, one of {kind.models}")
     return (given or path.stem,)
 
 
 def _description(name: str, run: Any, notes: Sequence[str]) -> list[str]:
-    """What was imported, as a `TrainedRun`, for a person to compare with what they expected."""
+    """Describes an imported network, given as a `TrainedRun`, so that the user can check it."""
     from ddpm_jax.models.parameters import num_params
 
     facts, betas, num_classes = run.facts, run.process.schedule.betas, run.model.num_classes
-    shape, classes = "x".join(map(str, run.image_shape)), f" of {num_classes} classes" if num_classes else ""
+    shape, classes = "x".join(map(str, run.image_shape)), f" with {num_classes} classes" if num_classes else ""
     sampler, calls = run.sampler_settings["sampler"], run.sampler_table.num_calls
     return [
         f"network   {num_params(run.params):,} parameters for images of {shape}{classes}, from {name}",
@@ -166,16 +173,16 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     path = Path(args.to).expanduser()
     name = args.format or {".npz": "npz", ".safetensors": "safetensors", "": "diffusers"}.get(path.suffix)
     if name is None:
-        raise UserError(f"--to must be a folder, FILE.safetensors or FILE.npz; got {args.to!r}: or give --format too")
+        raise UserError(f"--to must be a folder, FILE.safetensors or FILE.npz; got {args.to!r}: or give --format")
     if args.format is not None and formats[name].write is None:
-        raise UserError(f"--format={name} can be read and not written: take diffusers, safetensors or npz")
+        raise UserError(f"--format={name} can only be imported: take diffusers, safetensors or npz")
     if args.model is not None:
-        raise UserError("--model is for --from alone: a run has its network")
+        raise UserError("--model is only for --from: a run already has its network")
     weights = "ema" if args.weights is None else args.weights
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=weights)
     formats[name].write(path, trained.config, trained.params)
     print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")
-    if name == "diffusers" and not trained.condition:  # their pipeline gives no labels
+    if name == "diffusers" and not trained.condition:  # their pipeline passes no classes
         T = trained.process.num_steps
         print(f'next: diffusers.DDPMPipeline.from_pretrained("{path}")(num_inference_steps={T}).images[0]')
 

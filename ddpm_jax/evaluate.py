@@ -17,17 +17,17 @@ python -m ddpm_jax.evaluate --workdir=runs/digits
   python -m ddpm_jax.evaluate --samples=mine.npz --reference=digits:train --extractor=pixels"""
 PURPOSE = """\
 Measures a trained model on real images and writes tables, curves and images into DIR/evaluation:
-  bits      bits per dimension, the variational bound (Ho et al. 2020, equation 5) with every L_t, and the
+  bits      bits per dimension: the variational bound (Ho et al. 2020, equation 5) with every L_t, and the
             rate-distortion curve of progressive coding (section 4.3)
-  pictures  what the network takes x_0 to be on the way: of held-out images, and of samples
-  ode       the exact likelihood of the probability flow (Song et al. 2021), a second estimate of bits/dim
-  samples   FID, KID, sFID, Inception Score, precision and recall of samples, drawn for it; without Inception
-            weights the same distances on other features, under their own names
-Other images than the run's: --config.data.path=DIR and the other fields of data; any field of sample likewise.
-Or, with --samples in place of --workdir, the last of these of anyone's images.
-After Ctrl-C or a kill the same command goes on where it stopped, to the same numbers."""
+  pictures  images of the network's prediction of x_0 at several t, for held-out images and for samples
+  ode       the exact likelihood of the probability flow ODE (Song et al. 2021), a second estimate of bits/dim
+  samples   FID, KID, sFID, Inception Score, precision and recall of newly drawn samples; without Inception
+            weights the same distances on other features, under names of their own
+To use other images than the run's, give --config.data.path=DIR and other fields of data; every field of sample may be
+changed as well. With --samples in place of --workdir, the last of these is measured for any set of images.
+After Ctrl-C or a kill, the same command resumes where it stopped, and gives the same numbers."""
 
-# What people ask for -> the measurement that has it.
+# Common names of numbers -> the measurement that includes them.
 MEASURED_BY = dict.fromkeys(
     ("fid", "kid", "sfid", "is", "inception_score", "precision", "recall", "frechet", "speckle"), "samples"
 ) | dict.fromkeys(("nll", "bpd", "bits_per_dim", "elbo", "vlb", "likelihood", "rate_distortion"), "bits")
@@ -38,56 +38,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OverridesParser("evaluate", PURPOSE, EXAMPLE, takes_hosts=True)
     parser.add_argument("--workdir", metavar="DIR", help="folder of the training run")
     parser.add_argument("--what", default="bits,pictures", metavar="LIST", help="what to measure (default %(default)s)")
-    parser.add_argument("--ode", action="store_true", help="adds ode to that list")
-    parser.add_argument("--split", metavar="NAME", help="of the run's data; by default its held-out split")
-    parser.add_argument("--max_images", type=int, default=0, metavar="N", help="the first N; 0: all (default)")
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
+    parser.add_argument("--ode", action="store_true", help="add ode to that list")
+    parser.add_argument("--split", metavar="NAME", help="split of the run's data; by default its held-out split")
+    parser.add_argument("--max_images", type=int, default=0, metavar="N", help="the first N images; 0: all (default)")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
     parser.add_argument(
         "--weights", default="ema", metavar="ema|ema/DECAY|raw",
-        help="ema is the first average (default), ema/0.9999 that of this decay, raw the parameters",
+        help="ema, the first average (default); ema/0.9999, the one with this decay; raw, not averaged",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     parser.add_argument(
         "--batch_size", type=int, default=0, metavar="N",
-        help="images at a time, 0: the run's (default); no influence on the result but for rounding",
+        help="images per batch; 0: as in the run (default); changes results only by rounding",
     )  # fmt: skip
     parser.add_argument(
         "--bits_respacing", metavar="TEXT",
-        help="of bits: the bound of a process of fewer steps, such as 250, 10,15,20 or t=999,500,0 (default all T)",
+        help="for bits: the bound with fewer steps, such as 250, 10,15,20 or t=999,500,0 (default all T)",
     )  # fmt: skip
-    parser.add_argument("--ode_steps", type=int, metavar="N", help="of ode: RK4 steps, four calls each (default 50)")
+    parser.add_argument("--ode_steps", type=int, metavar="N", help="for ode: RK4 steps, four calls each (default 50)")
     parser.add_argument(
         "--ode_probes", type=int, metavar="N",
-        help="of ode: random probes of the divergence (default 1); 0: exact, as many Jacobian products as pixels",
+        help="for ode: random probes of the divergence (default 1); 0: exact, one Jacobian product per pixel value",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="FOLDER", help="where to write; by default DIR/evaluation")
+    parser.add_argument("--out", metavar="FOLDER", help="output folder; by default DIR/evaluation")
     _add_sample_flags(parser)
     return run(_evaluate, parser, argv)
 
 
 def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("of samples")
+    group = parser.add_argument_group("sample metrics (--what=samples)")
     group.add_argument(
-        "--samples", metavar="FILE", help="an .npz or .npy of uint8 [N, H, W, C] or a folder, in place of --workdir"
+        "--samples", metavar="FILE", help="an .npz or .npy file of uint8 [N, H, W, C], or a folder; replaces --workdir"
     )
     group.add_argument(
         "--reference", metavar="FILE",
-        help="real images: a file or folder as for --samples, or a data set such as digits:train; by default what "
-        "the run was trained on",
+        help="real images: a file or folder as for --samples, or a data set such as digits:train; by default the "
+        "training images of the run",
     )  # fmt: skip
-    group.add_argument("--num_samples", type=int, default=0, metavar="N", help="0: as the reference, at most 50000")
-    group.add_argument("--num_reference", type=int, default=0, metavar="N", help="the first N; 0: all (default)")
+    group.add_argument("--num_samples", type=int, default=0, metavar="N", help="0: as the reference, up to 50000")
+    group.add_argument("--num_reference", type=int, default=0, metavar="N", help="the first N images; 0: all (default)")
     group.add_argument(
         "--extractor", metavar="NAME",
-        help="inception, classifier (trained on the reference's labels) or pixels; by default inception where "
-        "weights are given, else classifier",
+        help="inception, classifier (trained on the labels of the reference) or pixels; by default inception if "
+        "--inception_weights is given, else classifier",
     )  # fmt: skip
-    group.add_argument("--inception_weights", metavar="FILE", help="see docs/metrics.md for where to get it")
-    group.add_argument("--resize", metavar="RULE", help="of inception: tf_bilinear (FID of record; default) or clean")
-    group.add_argument("--image_size", metavar="H,W", help="brings both sides to this size first")
-    group.add_argument("--data_path", default="", metavar="DIR", help="original files of a data set of --reference")
-    group.add_argument("--cache", metavar="FOLDER", help="of features; by default in the user's cache folder")
+    group.add_argument("--inception_weights", metavar="FILE", help="docs/metrics.md says where to get it")
+    group.add_argument("--resize", metavar="RULE", help="for inception: tf_bilinear (original FID; default) or clean")
+    group.add_argument("--image_size", metavar="H,W", help="first resize samples and reference to this size")
+    group.add_argument("--data_path", default="", metavar="DIR", help="folder of the data set that --reference names")
+    group.add_argument("--cache", metavar="FOLDER", help="for features; by default in the user's cache folder")
     add_sampler_flags(group)
 
 
@@ -96,7 +96,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     for name in what:
         if name.lower() in MEASURED_BY:
             of = MEASURED_BY[name.lower()]
-            raise UserError(f"--what={name} is one of the numbers of {of!r}: give --what={of}")
+            raise UserError(f"--what={name} is part of {of!r}: give --what={of}")
     if args.ode and "ode" not in what:
         what.append("ode")
     if args.samples is not None:
@@ -104,17 +104,17 @@ def _evaluate(args: argparse.Namespace) -> None:
             raise UserError("--workdir draws samples of a run, and --samples reads them from a file: give one of them")
         what = ["samples"]
         if args.overrides:
-            raise UserError(f"--config.{args.overrides[0]} is for a run; --samples are images: leave it out")
+            raise UserError(f"--config.{args.overrides[0]} is only for a run, and --samples are images: leave it out")
     elif args.workdir is None:
         raise UserError("what to measure? give --workdir=DIR, the folder of a training run, or --samples=FILE")
     ode = {name: getattr(args, name) for name in ("ode_steps", "ode_probes") if getattr(args, name) is not None}
     if ode and "ode" not in what:
-        raise UserError(f"--{next(iter(ode))} is a setting of the probability flow: give --ode too")
+        raise UserError(f"--{next(iter(ode))} is only for the probability flow: give --ode too")
     if args.bits_respacing is not None and "bits" not in what:
-        raise UserError("--bits_respacing is a setting of the bound: give --what=bits")
+        raise UserError("--bits_respacing is only for the bound: give --what=bits")
     _check_sample_flags(args, what)
 
-    # Here, so that --help and the errors above need not wait for JAX.
+    # Imported here, so that --help and the errors above need not wait for JAX.
     from ddpm_jax.evaluation.run_evaluation import Evaluation, EvaluationSettings
     from ddpm_jax.experiment.open_run import open_run
     from ddpm_jax.experiment.trained_run import DATA_FIELDS, SAMPLE_FIELDS
@@ -153,14 +153,14 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
                   "image_size", "data_path", "cache")  # fmt: skip
     given = [name for name in of_samples if getattr(args, name)] + list(given_sampler_flags(args))
     if given and "samples" not in what:
-        raise UserError(f"--{given[0]} is a setting of sample metrics: give --what=samples too, or --samples=FILE")
+        raise UserError(f"--{given[0]} is only for sample metrics: give --what=samples too, or --samples=FILE")
     sampling = [*given_sampler_flags(args), *(name for name in ("step", "best") if getattr(args, name))]
     if sampling and args.workdir is None:
-        raise UserError(f"--{sampling[0]} is a setting of a run, and --samples is a file: leave it out")
+        raise UserError(f"--{sampling[0]} is only for a run, and --samples are images: leave it out")
 
 
 def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
-    """The `SampleMetrics` of a `TrainedRun`, or of files where it is None."""
+    """The `SampleMetrics` of a `TrainedRun`, or of files if it is None."""
     from ddpm_jax.evaluation import sample_metrics
     from ddpm_jax.evaluation.metric_settings import SampleSettings
     from ddpm_jax.runtime.devices import make_mesh
@@ -173,7 +173,7 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
         samples, reference = sample_metrics.sets_of_files(settings, args.samples)
     else:
         mesh = make_mesh()
-        # For these alone: the other measurements keep the run's own sampler.
+        # Only for these metrics: the other measurements keep the run's own sampler.
         trained = trained.with_sampler(
             given_sampler_flags(args), batch_size=args.batch_size or None, num_devices=mesh.size
         )
@@ -191,7 +191,7 @@ def _sample_folder(args: argparse.Namespace) -> str | None:
 
 
 def _measure_samples(metrics: Any, folder: str | None, report: Any, written: list[str]) -> str | None:
-    """Measures, adds to the `Report` (None: a new one), and returns what is to be printed."""
+    """Measures, adds the result to the `Report` (None: a new one), and returns the text to print."""
     from ddpm_jax.evaluation.metrics_from_features import numbers_table
     from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
     from ddpm_jax.runtime import multi_host

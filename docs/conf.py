@@ -16,6 +16,7 @@ html_static_path = []
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # links such as data.md#labels, as on GitHub
 default_role = "code"
+smartquotes = False  # strings in docstrings are to be copied
 
 autodoc_typehints = "none"  # the docstrings have shapes and ranges, which types do not say
 autodoc_member_order = "bysource"
@@ -48,10 +49,17 @@ def _as_rst(app, what, name, obj, options, lines):
             parts = _CODE.split(line)
             plain = (re.sub(r"([*|\\])|_(?=\W|$)", lambda m: "\\" + m[0], part) for part in parts[::2])
             code = [f"`{part}`" for part in parts[1::2]] + [""]
+            plain = ("\\ " + part if i and part[:1].isalnum() else part for i, part in enumerate(plain))  # `code`s
             found.append("".join(a + b for a, b in zip(plain, code, strict=True)))
     lines[:] = found
 
 
+def _without_links_to_the_readme(app, docname, source):
+    """The README of the repository is no page of the site."""
+    source[0] = re.sub(r"\[([^\]]*)\]\(\.\./README\.md[^)]*\)", r"\1", source[0])
+
+
 def setup(app):
+    app.connect("source-read", _without_links_to_the_readme)
     # Before napoleon, which has the default priority of 500.
     app.connect("autodoc-process-docstring", _as_rst, priority=100)

@@ -218,7 +218,7 @@ def test_a_folder_that_goes_while_it_is_read(tiny_config, one_picture, monkeypat
     assert (len(source), source.image_shape, source.labels, source.notes) == (1, (8, 8, 3), None, ())
     shutil.rmtree(one_picture)
     for images, name in ((own, "path"), (source, "data.path"), (reference.source, "--reference")):
-        assert message_of(images.load, np.arange(1)).startswith(f"{name} '{one_picture}' is gone; put it back")
+        assert message_of(images.load, np.arange(1)).startswith(f"{name} '{one_picture}' is missing; put it back")
 
 
 # Flags

@@ -44,7 +44,7 @@ CASES = [
     ("schedule.num_steps=0", "schedule.num_steps must be at least 1; got 0"),
     ("schedule.num_steps=1e12", "schedule.num_steps must be at most 2147483647; got 1000000000000"),
     ("schedule.num_steps=2000000", "schedule.num_steps must be in 1..1000000; got 2000000"),
-    ("schedule.beta_start=0", "schedule.beta_start and beta_end must obey 0 < start <= end"),
+    ("schedule.beta_start=0", "schedule.beta_start and beta_end must satisfy 0 < start <= end"),
     ("schedule.beta_end=inf", "schedule.beta_end must be finite; got inf"),
     ("schedule.name=jsd", "diffusion.prediction='eps' says nothing about x_0 where alpha-bar falls to 0"),
     ("schedule.zero_terminal_snr=true", "diffusion.prediction='eps' says nothing about x_0 where alpha-bar falls to 0"),
@@ -114,13 +114,13 @@ CASES = [
     ("train.keep_checkpoints=0", "train.keep_checkpoints must be at least 1; got 0"),
     ("sample.sampler=ddpm", "sample.sampler must be one of ['ancestral', 'ddim', 'dpmpp_1', 'dpmpp_2m',"),
     ("sample.respacing=ddim15", "sample.respacing='ddim15': no whole stride visits exactly 15 of 20 steps; the"),
-    ("sample.respacing=fast", "sample.respacing must be such as '250', '10,15,20' (steps a section), 'ddim50' or"),
+    ("sample.respacing=fast", "sample.respacing must be such as '250', '10,15,20' (steps per section), 'ddim50' or"),
     ("sample.churn=-1", "sample.churn must be at least 0; got -1.0"),
     ("sample.churn_noise=-1", "sample.churn_noise must be at least 0; got -1.0"),
     ("sample.dynamic_threshold=2", "sample.dynamic_threshold must be in [0, 1], 0 for none; got 2.0"),
     ("sample.num_sampler_steps=21", "sample.num_sampler_steps must be in 1..20 (T); got 21"),
     ("sample.num_sampler_steps=-1", "sample.num_sampler_steps must be at least 0; got -1"),
-    ("sample.spacing=cubic", "sample.spacing must be one of ['ddim_quadratic', 'karras', 'leading', 'log_snr',"),
+    ("sample.spacing=cubic", "sample.spacing must be one of ['ddim_quadratic', 'dpm_uniform', 'karras', 'leading',"),
     ("sample.eta=-0.5", "sample.eta must be at least 0; got -0.5"),
     ("sample.batch_size=0", "sample.batch_size must be at least 1; got 0"),
     ("sample.num_grid=0", "sample.num_grid must be at least 1; got 0"),
@@ -154,7 +154,7 @@ def test_eta_that_asks_for_too_much_noise(train_error):
 
 def test_accumulation_beside_replicas(train_error):
     flags = ["optim.clip_replicas=2", "optim.grad_clip=0", "train.grad_accum_steps=2"]
-    assert train_error(*(f"--config.{flag}" for flag in flags)).startswith("optim.clip_replicas=2 takes the batch in")
+    assert train_error(*(f"--config.{flag}" for flag in flags)).startswith("optim.clip_replicas=2 already splits the")
 
 
 def test_empty_or_missing_folders_of_pictures(train_error, tmp_path):
@@ -295,6 +295,10 @@ def test_sample_of_no_run(sample_main, tmp_path, capfd):
         (["--config=digits", "--workdir="], "--workdir must name a folder; got ''; for the current one give"),
         (["configs/digits.py", "--workdir=w"], "unexpected argument 'configs/digits.py'; an experiment is given as"),
         (["--workdir", "w"], "which experiment? give --config=FILE"),
+        (["--config=digits", "--workdir=gs://bucket/run"], "--workdir must be a folder of this machine, or a mou"),
+        (["--config=digits", "--workdir=lr=[2e-4]"], "--workdir must not have any of * ? [ in its path, since Orbax"),
+        (["--config=digits", "--workdir=a*"], "--workdir must not have any of * ? [ in its path, since Orbax"),
+        (["--config=digits", "--workdir=a\x1bb"], "--workdir must be printable text; got "),
         (["--config=README.md", "--workdir=w"], "no experiment 'README.md'; give a Python file that exists or one"),
     ],
 )

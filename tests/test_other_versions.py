@@ -31,4 +31,4 @@ def test_begun_with_one_and_ended_with_the_other(other_begins, tiny_flags, tmp_p
 
     _, first = train(OTHER if other_begins else sys.executable, 4)
     said, second = train(sys.executable if other_begins else OTHER, 8)
-    assert "going on from step 4" in said and first != second
+    assert "resuming from step 4" in said and first != second

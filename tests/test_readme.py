@@ -15,9 +15,17 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def test_the_run_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _ = blocks("python")
+    names = {}
+    exec(compile(code.replace("num_sampler_steps=20", "num_sampler_steps=2"), "README.md", "exec"), names)
+    assert names["images"].shape == (64, 8, 8, 1) and (tmp_path / "digits.png").is_file()
+
+
 def test_the_library_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    _, code = blocks("python")
     shorter = code.replace("range(200)", "range(2)").replace("spaced_steps(1000, 50)", "spaced_steps(1000, 3)")
     assert shorter.count("range(2)") == shorter.count("spaced_steps(1000, 3)") == 1
     names = {}

@@ -1,4 +1,4 @@
-"""The pipe between the driver and a contestant: one process each, of which the driver wakes one at a time."""
+"""The pipe between the driver and the contestants. Each contestant is one process; the driver runs one at a time."""
 
 import json
 import os
@@ -14,12 +14,12 @@ WARM_UP = 2
 
 
 def serve(setup: Callable[[Job], tuple[Callable[[], Any], dict]]) -> None:
-    """Builds what the job in argv[1] asks for, says so, and then answers each line of stdin with measured calls.
+    """Builds what the job in argv[1] asks for, reports it, and then answers each line of stdin with timed calls.
 
     Args:
-      setup: job -> (a function that makes one call and returns when its result is there, what to tell of it).
+      setup: job -> (a function that makes one call and returns when its result is ready, facts to report about it).
     """
-    # What libraries print must not stand among the answers.
+    # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     start = time.perf_counter()
@@ -36,14 +36,14 @@ def serve(setup: Callable[[Job], tuple[Callable[[], Any], dict]]) -> None:
 
 
 def _forget_peak() -> None:
-    """On Linux, from here on the peak is that of what follows."""
+    """Resets the peak memory counter, on Linux."""
     if os.path.exists("/proc/self/clear_refs"):
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
 
 
 def _running_bytes() -> int | None:
-    """The peak since `_forget_peak`; None where the system does not count it."""
+    """The peak since `_forget_peak`; None if the system does not report it."""
     if not os.path.exists("/proc/self/status"):
         return None
     with open("/proc/self/status") as file:
@@ -51,8 +51,8 @@ def _running_bytes() -> int | None:
 
 
 def _measured(call: Callable[[], Any], at_least: float) -> dict[str, Any]:
-    """Seconds of each of the calls that fit into the time, cores in use, page faults a call, and the peak so far."""
-    call()  # after others had the caches of the processor
+    """Seconds of every call that fits into the time, cores in use, page faults per call, and the peak so far."""
+    call()  # warms the processor's caches, which other processes have used
     seconds, before, start = [], resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     while not seconds or time.perf_counter() - start < at_least:
         since = time.perf_counter()
@@ -69,5 +69,5 @@ def _measured(call: Callable[[], Any], at_least: float) -> dict[str, Any]:
 
 
 def _peak_bytes() -> int:
-    """Of the host's memory that this process has held; ru_maxrss counts kibibytes, on macOS bytes."""
+    """The peak host memory of this process; ru_maxrss is in KiB, on macOS in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -23,7 +23,7 @@ VARIANTS = ("ddpm_jax",)
 
 
 def setup(job: Job) -> tuple[Callable[[], None] | None, dict]:
-    """The call of the job, compiled; for a check none: its numbers are in a file."""
+    """The compiled call of the job; None for a check, which writes its numbers to a file."""
     experiment, changes = NETS[job.net]
     sizes = (f"train.batch_size={job.batch_size}", f"sample.batch_size={job.batch_size}", f"model.dtype={job.dtype}")
     experiment = build_experiment(load_config(experiment, [*changes, "train.num_devices=1", *sizes]))
@@ -38,7 +38,7 @@ def setup(job: Job) -> tuple[Callable[[], None] | None, dict]:
 
 
 def _check(job: Job, experiment: Experiment) -> None:
-    """The prediction, the gradient's norm by parameter, and a short walk without noise, with the options as timed."""
+    """Prediction, gradient norms by parameter, and a short noise-free sampler run, compiled like the timed programs."""
     folder = Path(job.folder)
     inputs, params = np.load(folder / "inputs.npz"), read_npz(folder / "ours.npz").params
     x, t, eps = (jnp.asarray(inputs[name]) for name in ("x", "t", "eps"))

@@ -1,8 +1,8 @@
-"""A contestant: a U-Net of PyTorch in the fastest plain loop for it, as `PEER:FORM`, such as diffusers:channels_last.
+"""A contestant: a PyTorch U-Net in its fastest plain loop, named `PEER:FORM`, such as diffusers:channels_last.
 
 Forms: plain (contiguous NCHW), channels_last, compile (torch.compile of the network, channels_last). The train step is
-ours: uint8 pictures, flips, t, noise, mean square, backward, clip of the global norm, Adam (fused), EMA (foreach), no
-number read back to the host. The sampler is the same table of coefficients, with the clip of x_0.
+the same as ours: uint8 images, flips, t, noise, mean squared error, backward pass, clipping of the global norm, Adam
+(fused), EMA (foreach); no number is read back to the host. The sampler uses the same coefficient table and clips x_0.
 """
 
 import os
@@ -20,7 +20,7 @@ FORMS = ("plain", "channels_last", "compile")
 
 
 class Peer:
-    """A network of a peer on its device, in its form."""
+    """The network of a peer, on its device and in its form."""
 
     def __init__(self, job: Job):
         peer, form = job.variant.split(":")
@@ -39,13 +39,13 @@ class Peer:
         self.bars = self._inputs["alphas_bar"].tolist()
 
     def predict(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The prediction, in float32; the network computes in the job's dtype."""
+        """The prediction in float32; the network computes in the dtype of the job."""
         low = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype) if low else nullcontext():
             return self._predict(x_t.contiguous(memory_format=self.format), t).float()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """An input by its name; pictures become [B, C, H, W]."""
+        """An input by its name; images become [B, C, H, W]."""
         array = self._inputs[name]
         if array.ndim == 4:
             array = array.transpose(0, 3, 1, 2).copy()
@@ -59,7 +59,7 @@ class Peer:
 
 
 def setup(job: Job) -> tuple[Callable[[], None] | None, dict]:
-    """The call of the job, or for a check none: its numbers are in a file."""
+    """The call of the job; None for a check, which writes its numbers to a file."""
     peer = Peer(job)
     about = {
         "versions": {"torch": torch.__version__},
@@ -94,7 +94,7 @@ def _check(job: Job, peer: Peer) -> None:
 
 
 def _walk(peer: Peer, x: torch.Tensor, num_rows: int, *, noise: float = 1.0) -> torch.Tensor:
-    """Ho et al. 2020, algorithm 2, in the form of ddpm_jax's tables, whose numbers lie on the host."""
+    """Ho et al. 2020, algorithm 2, from ddpm_jax's coefficient tables, which are on the host."""
     for t, c_x_0, c_x_t, sigma in peer.rows[:num_rows]:
         bar = peer.bars[t]
         eps = peer.predict(x, torch.full((len(x),), t, device=x.device))

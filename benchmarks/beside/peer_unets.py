@@ -23,7 +23,7 @@ def diffusers_unet(folder: Path) -> torch.nn.Module:
 
 
 class OpenAIUNet(torch.nn.Module):
-    """improved-diffusion's U-Net, one function of tests/parity over weights by their names, as a module."""
+    """improved-diffusion's U-Net as a module: wraps the function in tests/parity that takes the weights by name."""
 
     def __init__(self, facts: dict, tensors: dict[str, np.ndarray]):
         super().__init__()
@@ -40,7 +40,7 @@ class OpenAIUNet(torch.nn.Module):
 
 
 def openai_net(facts: dict) -> dict:
-    """The settings of `openai_unet` that make the network of a config without classes, by the config's fields."""
+    """The settings of `openai_unet` for the network of a config without classes, from the fields of the config."""
     learns = facts["diffusion.variance"] in ("learned", "learned_range")
     return {
         "channels": facts["unet.channels"],
@@ -73,10 +73,10 @@ def openai_weights(config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def lucidrains_unet(facts: dict) -> torch.nn.Module:
-    """denoising-diffusion-pytorch's own U-Net at the same widths, which is another network: other blocks and
-    attention (linear at every level), and so other FLOPs."""
+    """denoising-diffusion-pytorch's own U-Net at the same widths. It is a different network, with other blocks and
+    attention (linear at every level), and therefore other FLOPs."""
     for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
-        # Imported there for the transforms of its `Trainer` alone.
+        # The peer imports it only for the transforms of its `Trainer`.
         sys.modules.setdefault(name, types.ModuleType(name))
     torchvision = sys.modules["torchvision"]
     torchvision.transforms, torchvision.utils = (sys.modules[f"torchvision.{part}"] for part in ("transforms", "utils"))
@@ -94,7 +94,7 @@ def load_facts(folder: Path) -> dict:
 
 
 def build(peer: str, folder: Path) -> tuple[torch.nn.Module, Predict]:
-    """The module of a peer and how it is called."""
+    """The module of a peer, and the function that calls it."""
     facts = load_facts(folder)
     if peer == "diffusers":
         module = diffusers_unet(folder)
@@ -107,5 +107,5 @@ def build(peer: str, folder: Path) -> tuple[torch.nn.Module, Predict]:
 
 
 def num_params(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """Numbers in all of them."""
+    """The number of weights in total."""
     return sum(parameter.numel() for parameter in parameters)

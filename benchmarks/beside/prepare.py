@@ -1,4 +1,4 @@
-"""What all contestants of a net get: weights, pictures, a sampler's table. Run by the driver: prepare.py NET FOLDER."""
+"""Input files for all contestants of a net: weights, images, a sampler table. The driver runs prepare.py NET FOLDER."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from ddpm_jax.interchange.native_files import write_npz
 from ddpm_jax.interchange.openai import read_openai_as
 from ddpm_jax.models.parameters import init_params, num_params
 
-CHECKED = 2  # pictures
+CHECKED = 2  # images
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     np.savez(
         folder / "inputs.npz", x=x, eps=eps, t=np.array([17, process.num_steps // 2], np.int32),
         alphas_bar=np.asarray(process.schedule.host_alphas_bar),
-        # From the middle: at its start x_0 is the difference of two large numbers, all of it rounding.
+        # From the middle: at the start x_0 is the difference of two large numbers, that is, only rounding.
         **{
             f"table_{name}": np.asarray(getattr(table, name))[table.num_calls // 2 :][:NUM_ROWS]
             for name in ("t", "c_x_0", "c_x_t", "sigma")
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _random_params(config: ConfigDict) -> dict:
-    """Numbers at which every layer matters, those that start at zero too."""
+    """Random weights for every layer, so that layers that start at zero count as well."""
     model, image_shape = model_factory.build_model(config), config_checks.image_shape_of(config)
     shapes = jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0))
     rng = np.random.default_rng(1)
@@ -61,10 +61,10 @@ def _random_params(config: ConfigDict) -> dict:
 
 
 def _openai_params(config: ConfigDict, folder: Path) -> dict:
-    """Weights under the names of OpenAI's codes, in a file of their own, and as ours."""
+    """Weights by the names of OpenAI's code, written to a file, and the same weights by our names."""
     tensors = openai_weights(config)
     np.savez(folder / "openai.npz", **tensors)
-    # Their function multiplies by 1 + what a norm holds.
+    # Their function multiplies by 1 + the scale of a norm.
     norms = ("in_layers.0.weight", "out_layers.0.weight", "norm.weight", "out.0.weight")
     return read_openai_as({name: array + name.endswith(norms) for name, array in tensors.items()}, config).params
 

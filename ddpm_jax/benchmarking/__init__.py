@@ -1,1 +1,1 @@
-"""What a config costs: predicted before a run, and measured in one."""
+"""The cost of a config: predicted before a run, and measured."""

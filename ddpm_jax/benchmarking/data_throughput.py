@@ -1,4 +1,4 @@
-"""How fast the data of an experiment come to the devices, without a network that takes them."""
+"""Speed of the data of an experiment, up to the devices, without a network that uses them."""
 
 import time
 
@@ -8,13 +8,13 @@ from ddpm_jax.experiment.build import Experiment
 
 
 def data_rate(experiment: Experiment, repeats: int) -> dict[str, int | float]:
-    """Of `repeats` batches of training, taken as fast as they come: "images_per_second".
+    """Loads `repeats` training batches as fast as possible, and returns "images_per_second".
 
-    "first_seconds" go by until the first, for which the set is listed and, where it fits memory, decoded;
-    "num_images" are in the set.
+    "first_seconds" is the time to the first batch, in which the data set is listed and, if it fits in memory, decoded;
+    "num_images" is the size of the data set.
 
     Raises:
-      UserError: the data are not there, or do not fit the config.
+      UserError: the data are missing, or do not fit the config.
     """
     since = time.perf_counter()
     source = experiment.source()

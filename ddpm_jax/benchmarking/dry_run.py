@@ -1,4 +1,4 @@
-"""Parameters, operations and bytes of a training run before it starts, with and without each switch of memory."""
+"""Parameters, operations and memory of a training run before it starts, with and without each memory-saving setting."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,18 +20,18 @@ from ddpm_jax.runtime.errors import out_of_memory
 STATE_COLUMNS = ("params", "ema", "optimizer", "batch", "gradients", "kept")
 STEP_COLUMNS = ("arguments", "temporaries", "total")
 NOTE = """\
-All bytes are of one device. params, ema (all averages), optimizer, batch, gradients and kept follow from shapes and
-shardings and hold on any device; kept is what the forward pass leaves for the backward pass before the compiler fuses
-anything."""
-NOTE_ON_COMPILED = """ temporaries is the compiler's plan for all that comes and goes in a step: gradients,
-activations, and what FSDP gathers. total is arguments (params, ema, optimizer, batch) and temporaries."""
+All bytes are per device. params, ema (all averages), optimizer, batch, gradients and kept follow from shapes and
+shardings and are valid for any device. kept is what the forward pass stores for the backward pass, before the compiler
+fuses operations."""
+NOTE_ON_COMPILED = """ temporaries is the compiler's plan for temporary memory in a step: gradients,
+activations, and arrays gathered for FSDP. total is arguments (params, ema, optimizer, batch) plus temporaries."""
 NOTE_ON_CPU = """
-The compiler is XLA's for this CPU. A GPU's or TPU's fuses and orders otherwise: expect another number there, the same
-direction of each switch. Of bfloat16 both kept and temporaries show less than a GPU or TPU gains: CPU convolutions
-compute in float32, and norms, which stay float32, leave much of what is kept."""
+The compiler is XLA for this CPU. On a GPU or TPU it fuses and orders operations differently: expect other numbers
+there, but the same direction for each setting. For bfloat16, kept and temporaries show less than a GPU or TPU saves:
+CPU convolutions compute in float32, and norms, which stay in float32, account for much of what is kept."""
 NOTE_ON_TPU = """
-The compiler is the TPU's own; nothing has run there. It pads the last two axes of an array to whole tiles, of 8 x 128
-numbers, so that arguments are more than the sum above, the more so the narrower the network."""
+The compiler is the TPU's own; nothing has run on a TPU. It pads the last two axes of an array to whole tiles of 8 x 128
+elements, so that arguments are larger than the sum above, the more so for narrow networks."""
 
 
 def dry_run(
@@ -43,14 +43,14 @@ def dry_run(
     say: Callable[[str], None] = print,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Prints the tables as their numbers come, and returns them.
+    """Prints the tables as the numbers become available, and returns the numbers.
 
     Args:
-      names: rows, of `memory_variants.SWITCHES`; none for all that fit.
-      devices: that it is for; None: those that there are.
-      compiles: False leaves out what only a compilation tells.
-      say: takes a line of the report.
-      progress: takes a line about what is being done.
+      names: rows, from `memory_variants.SWITCHES`; empty: all that fit.
+      devices: the devices to plan for; None: all devices of JAX.
+      compiles: False leaves out what needs a compilation.
+      say: called with each line of the report.
+      progress: called with a line about each step of the work.
 
     Raises:
       UserError: no such row, or the config does not fit as given.
@@ -98,8 +98,8 @@ def _count(experiment: Experiment, say: Callable[[str], None], progress: Callabl
     calls = experiment.sampler_table.num_calls
     num_train, num_sampled = experiment.batch_size, experiment.sample_batch_size
     say("\nFLOPs over all devices, a multiply-add as two:")
-    say(f"train step    {counted(train)} for {num_train} images, {counted(train / num_train)} an image")
-    say(f"sampler step  {counted(sampler)} for {num_sampled} images, {counted(sampler / num_sampled)} an image")
+    say(f"train step    {counted(train)} for {num_train} images, {counted(train / num_train)} per image")
+    say(f"sampler step  {counted(sampler)} for {num_sampled} images, {counted(sampler / num_sampled)} per image")
     say(f"one sample    {counted(sampler / num_sampled * calls)} by {experiment.sampler}, {calls} network calls")
     return {
         "train_step_flops": train,
@@ -114,7 +114,7 @@ def _compile(
 ) -> None:
     mesh = variants[0].experiment.mesh
     where = "this CPU" if platform_of(mesh) == "cpu" else mesh.devices.flat[0].device_kind
-    say(f"\nMiB on each device in a train step, as compiled for {where}:")
+    say(f"\nMiB on each device in a train step, compiled for {where}:")
     say(aligned(["row", *STEP_COLUMNS, "compile s"]))
     for number, variant in enumerate(variants, 1):
         progress(f"compiling {variant.name}, {number} of {len(variants)}")
@@ -130,4 +130,4 @@ def _compile(
         row |= dataclasses.asdict(memory) | {"total": memory.arguments + memory.temporaries}
         seconds = f"{memory.trace_seconds + memory.compile_seconds:.1f}"
         say(aligned([variant.name, *(mebibytes(row[column]) for column in STEP_COLUMNS), seconds]))
-        jax.clear_caches()  # the traces of one row are of no use to the next
+        jax.clear_caches()  # the traces of one row are useless for the next

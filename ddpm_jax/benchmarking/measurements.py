@@ -1,4 +1,4 @@
-"""A train step, a network call, a sampler step, the data and the start of a process, timed on the devices there are."""
+"""Times a train step, a network call, a sampler step, the data loader and the start of a process on this machine."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from ddpm_jax.runtime.timing import peak_memory, product_peak, repeated, summary
 
 COLUMNS = ("seconds", "quartiles", "images/s", "FLOP/s", "of peak", "compile s", "MiB")
 NOTE = """\
-A row is one program: train a whole update, forward a network call, sample a step of the sampler (a call and what is
-around it), each on random images that lie on the device already. Seconds are the median. FLOPs are XLA's count of the
-program without remat; the peak is that of a matrix product in the same type on all devices, measured just before. MiB
-is what the compiler plans on each device: arguments and temporaries."""
+Each row is one program: train is a whole update, forward a network call, sample a step of the sampler (a network call
+and the work around it), each on random images that are already on the device. Seconds are the median. FLOPs are XLA's
+count of the program without remat; the peak is that of a matrix product in the same dtype on all devices, measured just
+before. MiB is the compiler's plan per device: arguments plus temporaries."""
 
 
 WHAT = (*PROGRAMS, "data", "compile")
@@ -32,23 +32,23 @@ WHAT = (*PROGRAMS, "data", "compile")
 def measure(
     config: Config, what: Sequence[str], *, repeats: int = 20, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Prints a line of the table for each of `what` as it is measured, and returns the numbers.
+    """Prints a line of the table for each entry of `what` as it is measured, and returns the numbers.
 
     Args:
-      what: of WHAT.
-      repeats: timed calls of each, after two that are not; batches of the data.
+      what: names from WHAT.
+      repeats: timed calls of each program, after two untimed ones; for data, the number of batches.
 
     Raises:
-      UserError: nothing to measure or no such thing, too few repeats, or a config that does not fit.
+      UserError: nothing to measure, an unknown name, too few repeats, or a config that does not fit.
     """
     for name in what:
         check_one_of("--what", name, WHAT)
     if not what:
-        raise UserError(f"--what must name something to measure, of {sorted(WHAT)}; got nothing")
+        raise UserError(f"--what must name something to measure, from {sorted(WHAT)}; got nothing")
     if repeats < 3:
         raise UserError(f"--repeats must be at least 3, for a median with quartiles; got {repeats}")
     report: dict[str, Any] = {"jax": jax.__version__}
-    if "compile" in what:  # first: its processes need the devices, some of which serve one process alone
+    if "compile" in what:  # first: its processes need the devices, and some devices serve only one process
         report["startup"] = startup(config)
         _say_startup(report["startup"], say)
     if "data" in what:
@@ -75,7 +75,7 @@ def _measure_programs(
         say(_line(name, rows[name]))
     _say_sampler(experiment, rows, say)
     memory = peak_memory(experiment.mesh)
-    say("\n" + ", ".join(f"{where} memory at its peak {mebibytes(size)} MiB" for where, size in memory.items()))
+    say("\n" + ", ".join(f"peak {where} memory {mebibytes(size)} MiB" for where, size in memory.items()))
     say("\n" + NOTE)
     return {
         "num_params": size, "device": device, "devices": experiment.mesh.size, "peak": peak, "rows": rows,
@@ -84,11 +84,11 @@ def _measure_programs(
 
 
 def _say_startup(found: dict[str, dict[str, int | float]], say: Callable[[str], None]) -> None:
-    say("seconds to the end of the first train step, in a process of its own")
+    say("seconds to the end of the first train step, in a new process")
     say(aligned(["", "total", *PHASES]))
     for name, seconds in found.items():
         say(aligned([name, *(f"{seconds[phase]:.2f}" for phase in ("total", *PHASES))]))
-    say("cold: no compiled program on disk; warm: started again. parameters, first: compiled and run.\n")
+    say("cold: no compiled programs on disk; warm: started again. parameters and first include compilation.\n")
 
 
 def _say_data(found: dict[str, int | float], say: Callable[[str], None]) -> None:
@@ -122,8 +122,8 @@ def _line(name: str, row: dict[str, float]) -> str:
 
 
 def _say_sampler(experiment: Experiment, rows: dict[str, dict], say: Callable[[str], None]) -> None:
-    """What the time of a sampler step makes of a whole sample."""
+    """Prints the rate of whole samples that follows from the time of a sampler step."""
     if "sample" in rows:
         calls = experiment.sampler_table.num_calls
         rate = rows["sample"]["samples_per_second"] = rows["sample"]["images_per_second"] / calls
-        say(f"\n{experiment.sampler} with {calls} network calls: {rate:.4g} samples a second")
+        say(f"\n{experiment.sampler} with {calls} network calls: {rate:.4g} samples per second")

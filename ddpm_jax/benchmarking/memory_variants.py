@@ -1,4 +1,4 @@
-"""The rows of a dry run: a config as given, and with one switch of memory after the other set otherwise."""
+"""The rows of a dry run: a config as given, and with one memory setting after the other changed."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from ddpm_jax.experiment.config_files import Config, changed
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
-# Name of a row -> what it changes.
+# Name of a row -> the fields that it changes.
 SWITCHES = {
     "given": (),
     "plain": ("model.remat=false", "model.dtype=float32", "train.grad_accum_steps=1", "mesh.fsdp=1"),
@@ -24,24 +24,24 @@ SWITCHES = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A config with the switches of one row."""
+    """A config with the settings of one row."""
 
     name: str
     experiment: Experiment
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """`group.field=value`, of the fields that the row sets."""
+        """`group.field=value` for the fields that the row sets."""
         return SWITCHES[self.name]
 
 
 def build_variants(
     config: Config, names: Sequence[str] = (), devices: Sequence[jax.Device] | None = None
 ) -> tuple[list[Variant], dict[str, str]]:
-    """The variants of `names` (none, or "all": all) in that order, and why the others are left out, by name.
+    """The variants in `names` (empty or "all": all) in that order, and for each one left out the reason, by name.
 
     Args:
-      devices: for their meshes to choose from; None: those that there are.
+      devices: for the meshes to choose from; None: all devices of JAX.
 
     Raises:
       UserError: no such row, or the config does not fit as given.

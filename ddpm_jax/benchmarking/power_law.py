@@ -12,7 +12,7 @@ class PowerLaw(NamedTuple):
     """y = factor * x^exponent."""
 
     exponent: float
-    standard_error: float  # of the exponent, from the scatter about the line; 0 where it goes through every point
+    standard_error: float  # of the exponent, from the scatter about the line; 0 if the line goes through every point
     factor: float
 
     def __call__(self, x: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
@@ -20,10 +20,10 @@ class PowerLaw(NamedTuple):
 
 
 def fit_power_law(x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"]) -> PowerLaw:
-    """Least squares of log y against log x, all points of the same weight.
+    """Least squares of log y against log x, with equal weights.
 
     Args:
-      x, y: above 0, of at least three points and two different x.
+      x, y: above 0, with at least three points and two different x.
 
     Raises:
       UserError: fewer points, all x the same, or a number that is not above 0.

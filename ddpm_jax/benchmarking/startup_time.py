@@ -1,4 +1,4 @@
-"""From the start of a process to the end of its first train step: without compiled programs on disk, and with them.
+"""Seconds from the start of a process to the end of its first train step, without and with compiled programs on disk.
 
 Each start is a process of its own, `python -m ddpm_jax.benchmarking.startup_time CONFIG`, on random images.
 """
@@ -17,17 +17,17 @@ from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_json import config_from_json, config_to_json
 from ddpm_jax.runtime.errors import UserError
 
-# What takes time, in its order, after Python's own start; "second" is the second step, which compiles nothing.
+# The phases in order, after the start of Python itself; "second" is the second step, which compiles nothing.
 PHASES = ("imports", "build", "parameters", "first", "second")
 
 
 def startup(config: Config) -> dict[str, dict[str, int | float]]:
     """Seconds of each of PHASES, and "total": from the start of the process to the end of its first step.
 
-    "programs" is how many compiled programs are on disk after it.
+    "programs" is the number of compiled programs on disk afterwards.
 
-    Of "cold", with an empty cache of compiled programs, and of "warm", started again. This process must not yet use
-    a device that only one process can, such as a TPU.
+    For "cold", the cache of compiled programs is empty; "warm" is a second start. This process must not already use
+    a device that only one process can use, such as a TPU.
 
     Raises:
       UserError: a start that failed, with its last line.
@@ -53,7 +53,7 @@ def _started(path: str, cache: str) -> dict[str, int | float]:
 
 
 def _first_steps(path: str) -> dict[str, Any]:
-    """What `python -m ddpm_jax.train` does until its second step, but for data, checkpoints and the workdir."""
+    """Does what `python -m ddpm_jax.train` does until its second step, except for data, checkpoints and workdir."""
     marks = []
 
     def mark() -> None:
@@ -65,7 +65,7 @@ def _first_steps(path: str) -> dict[str, Any]:
     from ddpm_jax.benchmarking.timed_programs import random_inputs
     from ddpm_jax.experiment.build import build_experiment
     from ddpm_jax.experiment.state_sizes import abstract_batch
-    from ddpm_jax.experiment.training import train  # noqa: F401  all that the command imports
+    from ddpm_jax.experiment.training import train  # noqa: F401  everything that the command imports
     from ddpm_jax.runtime.compilation import enable_compilation_cache
 
     enable_compilation_cache()

@@ -6,17 +6,17 @@ _FIRST, _WIDTH = 15, 15
 
 
 def aligned(cells: Sequence[str]) -> str:
-    """A line of a table: the first cell to the left, the others to the right in columns of equal width."""
+    """A line of a table: the first cell left-aligned, the others right-aligned in columns of equal width."""
     return f"{cells[0]:<{_FIRST}}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells[1:])
 
 
 def mebibytes(num_bytes: int) -> str:
-    """Of 2^20 bytes: `1,234.5`; what is not nothing is at least `0.1`."""
+    """`num_bytes` in units of 2^20 bytes: `1,234.5`; anything above 0 is at least `0.1`."""
     return f"{max(num_bytes / 2**20, 0.1):,.1f}" if num_bytes else "0"
 
 
 def counted(number: int | float) -> str:
-    """Four digits and the prefix of a thousand: `94.46 T`.
+    """A number with four digits and a metric prefix: `94.46 T`.
 
     Example:
       >>> counted(94_464_995_491_840), counted(12)

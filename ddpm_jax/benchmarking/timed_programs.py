@@ -1,4 +1,4 @@
-"""The programs of a config ready to run, on random images that lie on the device."""
+"""The programs of a config, ready to run on random images that are already on the device."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,8 +29,8 @@ PROGRAMS = ("train", "forward", "sample")
 class Call:
     """A compiled program with its inputs."""
 
-    run: Callable[[], PyTree]  # makes the call; its outputs may not be there yet
-    num_images: int  # of a call
+    run: Callable[[], PyTree]  # makes the call; its outputs may not be ready yet
+    num_images: int  # per call
     costs: StepMemory
 
 
@@ -49,7 +49,7 @@ def prepare_call(name: str, experiment: Experiment, *, num_rows: int = 1) -> Cal
 
 
 def _training(experiment: Experiment, step: Compiled) -> Callable[[], PyTree]:
-    """A function that takes one train step further each time."""
+    """A function that makes one more train step at each call."""
     batch = random_inputs(abstract_batch(experiment))
     held = [experiment.fresh_state()]
 
@@ -61,7 +61,7 @@ def _training(experiment: Experiment, step: Compiled) -> Callable[[], PyTree]:
 
 
 def _calling(experiment: Experiment, program: Compiled, *others: PyTree) -> Callable[[], PyTree]:
-    """A function that makes the same network call each time, with fresh parameters."""
+    """A function that makes the same network call each time, with newly initialised parameters."""
     init = jax.jit(lambda key: experiment.init(key).params, out_shardings=experiment.state_sharding.params)
     x_t, keys, condition = sampled_batch(experiment)
     keys = jax.device_put(jax.random.split(experiment.keys.sample, keys.shape[0]), keys.sharding)
@@ -70,7 +70,7 @@ def _calling(experiment: Experiment, program: Compiled, *others: PyTree) -> Call
 
 
 def random_inputs(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[jax.Array]:
-    """Noise, random pixels, or labels of the first class, as the dtype asks, where the shapes say."""
+    """Arrays with these shapes and shardings: noise, random pixels, or labels 0, depending on the dtype."""
     rng = np.random.default_rng(0)
 
     def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Devices of a TPU that is not here: programs can be compiled for them, not run."""
+"""Devices of a TPU that this machine does not have: programs can be compiled for them, but not run."""
 
 import importlib.util
 import os
@@ -8,8 +8,8 @@ from jax.experimental import topologies
 
 from ddpm_jax.runtime.errors import UserError
 
-# libtpu would look for the TPU that this host belongs to, wait for an answer and complain of having none; and it would
-# let one process in at a time, which a process that only compiles has no need of.
+# Without these, libtpu would look for the TPU of this host, wait for an answer and complain that there is none; and it
+# would allow only one process at a time, although processes that only compile do not conflict.
 _ON_ITS_OWN = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -19,13 +19,13 @@ _ON_ITS_OWN = {
 
 
 def absent_tpu(topology: str) -> list[jax.Device]:
-    """The devices of a TPU slice, from its compiler alone (the package libtpu), which runs on any x86-64 Linux.
+    """The devices of a TPU slice, made by its compiler (the package libtpu), which runs on any x86-64 Linux.
 
-    JAX itself must have been told to run on CPU. Turns the cache of compiled programs off: JAX cannot write those of an
-    absent device, and would say so each time.
+    JAX itself must already be set to run on CPU. Turns the cache of compiled programs off, because JAX cannot write
+    programs for an absent device, and would warn each time.
 
     Args:
-      topology: generation and chips along each axis, as "v5e:2x4", "v6e:1x1" or "v4:2x2x1".
+      topology: generation and chips along each axis, such as "v5e:2x4", "v6e:1x1" or "v4:2x2x1".
 
     Raises:
       UserError: no libtpu, or no such topology.
@@ -39,4 +39,4 @@ def absent_tpu(topology: str) -> list[jax.Device]:
         return list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except jax.errors.JaxRuntimeError as error:
         why = str(error).splitlines()[0]
-        raise UserError(f"--tpu must be a slice, as v5e:2x4, v6e:1x1 or v4:2x2x1; got {topology!r}: {why}") from error
+        raise UserError(f"--tpu must be a slice such as v5e:2x4, v6e:1x1, v4:2x2x1; got {topology!r}: {why}") from error

@@ -1,1 +1,1 @@
-"""Codecs: how images become the x_0 that diffuses, and x_0 images."""
+"""Codecs: conversion between images and the x_0 that is diffused."""

@@ -1,4 +1,4 @@
-"""The pixel codec: x_0 is the image itself, on the scale of [-1, 1] (Ho et al. 2020, section 3.3)."""
+"""The pixel codec: x_0 is the image itself, on the scale [-1, 1] (Ho et al. 2020, section 3.3)."""
 
 import flax
 import jax.numpy as jnp
@@ -19,17 +19,17 @@ def to_uint8(x_0: Float[Array, "..."]) -> UInt8[Array, "..."]:
 
 @flax.struct.dataclass
 class PixelCodec:
-    """uint8 0..255 <-> [-1, 1], without parameters and without loss. See `codecs.codec.Codec`."""
+    """uint8 0..255 <-> [-1, 1], without parameters, lossless. See `codecs.codec.Codec`."""
 
     x_0_limit = 1.0
     bin_width = PIXEL_BIN
 
     def x_0_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """That of the image."""
+        """The shape of the image."""
         return image_shape
 
     def encode(self, images: UInt8[Array, "B *D"], keys: Key[Array, "B"]) -> Float[Array, "B *D"]:
-        """x/127.5 - 1; nothing is drawn."""
+        """x/127.5 - 1; the keys are not used."""
         del keys
         return to_model_scale(images)
 
@@ -40,9 +40,9 @@ class PixelCodec:
     def log_likelihood(
         self, x_0: Float[Array, "B *D"], *, mean: Float[Array, "B *D"], log_var: Float[Array, "..."]
     ) -> Float[Array, "B *D"]:
-        """Of the pixel's bin under the Gaussian (Ho et al. 2020, equation 13)."""
+        """The log-likelihood of the pixel's bin under the Gaussian (Ho et al. 2020, equation 13)."""
         return discretised_gaussian_log_likelihood(x_0, mean=mean, log_var=log_var)
 
     def reconstruction_term(self, images: UInt8[Array, "B *D"], x_0: Float[Array, "B *D"]) -> None:
-        """None: decode(encode(images)) is images."""
+        """None, because decode(encode(images)) is equal to images."""
         del images, x_0

@@ -1,7 +1,7 @@
-"""Batches of uint8 images from an embedded set, original files, a folder, an array file or TFDS.
+"""Batches of uint8 images from an embedded data set, original files, a folder, an array file or TFDS.
 
-Importing this package is cheap: TensorFlow Datasets, scikit-learn and Pillow are imported by the source
-that needs them, TensorFlow never for reading.
+Importing this package is cheap: TensorFlow Datasets, scikit-learn and Pillow are imported only by the source that needs
+them. TensorFlow is never needed for reading.
 """
 
 from ddpm_jax.data.batch_loader import BatchLoader, LoaderCounts

@@ -1,6 +1,7 @@
-"""`python -m ddpm_jax.data pack`: a folder of images into one file that reads fast."""
+"""`python -m ddpm_jax.data pack`: packs a folder of images into one file that is fast to read."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,18 +13,18 @@ USAGE = "usage: python -m ddpm_jax.data COMMAND ..."
 EXAMPLE = "python -m ddpm_jax.data pack images images64.array_record --image_size=64,64"
 PURPOSE = """\
 Decodes and resizes every image below DIR once, and writes the pixels into the file OUT, in the order of the names.
-Training with --config.data.path=OUT then gives the batches that --config.data.path=DIR gives at that size, bit for
-bit, and faster. OUT is there whole or not at all; DIR is only read."""
+Training with --config.data.path=OUT then uses the same batches, bit for bit, as --config.data.path=DIR at that size,
+and loads them faster. OUT is complete or does not exist; DIR is only read."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 0 done, 2 an error of the user's."""
+    """The command; returns the exit code: 0 done, 2 user error."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         return COMMANDS[argv[0]](argv[1:])
     if {"-h", "--help"} & set(argv):
-        print(f"{USAGE}\n\ncommands:\n  pack    a folder of images into one file that reads fast\n\n"
-              f"example:\n  {EXAMPLE}\n\nof each: python -m ddpm_jax.data COMMAND --help")  # fmt: skip
+        print(f"{USAGE}\n\ncommands:\n  pack    packs a folder of images into one file that is fast to read\n\n"
+              f"example:\n  {EXAMPLE}\n\nhelp on a command: python -m ddpm_jax.data COMMAND --help")  # fmt: skip
         return 0
     got = f"got {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}" if argv else "got none"
     print(f"error: the command must be one of {sorted(COMMANDS)}; {got}; see python -m ddpm_jax.data --help",
@@ -34,22 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _pack_command(argv: Sequence[str]) -> int:
     parser = CommandParser("data pack", PURPOSE, EXAMPLE, compiles=False)
     parser.usage = "python -m ddpm_jax.data pack DIR OUT --image_size=H,W [flags]"
-    parser.add_argument("folder", metavar="DIR", help="the images, in any sub-folders")
-    parser.add_argument("out", metavar="OUT", help="the file; .array_record is added where it is missing")
-    parser.add_argument("--image_size", required=True, metavar="H,W", help="height and width in pixels, as trained on")
+    parser.add_argument("folder", metavar="DIR", help="folder of the images, which may be in sub-folders")
+    parser.add_argument("out", metavar="OUT", help="file to write; .array_record is appended if missing")
+    parser.add_argument("--image_size", required=True, metavar="H,W", help="height and width in pixels, as in training")
     parser.add_argument("--num_channels", default="3", metavar="C", help="3 colour (default) or 1 grey")
     parser.add_argument(
         "--columns", default="", metavar="FILE",
-        help="a .npz of what is known of each image: the array 'names' (a/1.png below DIR), and others with its rows",
+        help="a .npz with more data per image: the array 'names' (such as a/1.png, below DIR) and others of its length",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replaces OUT where it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return run(_pack, parser, argv)
 
 
 def _pack(args: argparse.Namespace) -> None:
     import time
 
-    from ddpm_jax.data.pack_folder import pack_folder  # here, so that --help need not wait for Pillow
+    from ddpm_jax.data.pack_folder import pack_folder  # imported here, so that --help need not wait for Pillow
 
     start = time.monotonic()
     flags = {name: f"--{name}" for name in ("overwrite", "columns", "image_size")}
@@ -67,7 +68,8 @@ def _pack(args: argparse.Namespace) -> None:
     size, took = f"{packed.num_bytes / 1e6:,.1f} MB", format_duration(time.monotonic() - start)
     stored = f" with the columns {', '.join(packed.columns)}" if packed.columns else ""
     print(f"packed {packed.num_images:,} images{stored} into {packed.path}: {size}, in {took}")
-    print(f"next: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path={packed.path} "
+    path = shlex.quote(str(packed.path))
+    print(f"next: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path={path} "
           f"--config.data.image_size={args.image_size} --config.data.num_channels={args.num_channels} "
           "--workdir=runs/packed")  # fmt: skip
 

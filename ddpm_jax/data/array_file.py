@@ -19,8 +19,8 @@ _IMAGE_KEYS = {"train": ("arr_0", "images", "x_train"), "test": ("x_test",)}
 _LABEL_KEYS = {"train": ("labels", "arr_1", "y_train"), "test": ("y_test",)}
 _ALL_KEYS = {key for keys in (*_IMAGE_KEYS.values(), *_LABEL_KEYS.values()) for key in keys}
 
-# NumPy reads the head of an array as Python source, so a damaged one fails in the tokenizer or the parser; an archive
-# with a password is a RuntimeError.
+# NumPy parses the header of an array as Python source, so a damaged one fails in the tokenizer or the parser; an
+# archive with a password raises RuntimeError.
 _READ_ERRORS = (
     ValueError, TypeError, OSError, EOFError, KeyError, SyntaxError, tokenize.TokenError, RuntimeError,
     zipfile.BadZipFile, zlib.error,
@@ -33,17 +33,17 @@ def make_array(
     """The images of a `.npy` file (memory-mapped, so larger than memory is fine) or of one array of a `.npz`.
 
     Args:
-        split: `train` or `all`: everything; `test`: `x_test`, where the file holds it; slices of them.
-        image_size: (H, W) in pixels; None for the array's own.
-        num_channels: 1 or 3, or as many as the array has; None for the array's own.
-        path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`,
-            `x_train` or the only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`. The others are
-            `columns`, by name (NAME.values and NAME.offsets are the ragged column NAME), each read when it is asked
-            for, unless there is an `x_test`. What looks
-            wrong and may be meant (labels of another kind, pixels that are all 0 or 1) is said in `notes`.
+        split: `train` or `all`: everything; `test`: `x_test`, if the file has it; slices of them.
+        image_size: (H, W) in pixels; None for the array's own size.
+        num_channels: 1 or 3, or as many as the array has; None for the array's own number.
+        path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`, `x_train` or the
+            only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`. The other arrays are `columns`,
+            by name (NAME.values and NAME.offsets are the ragged column NAME), unless there is an `x_test`; each is read
+            at its first access. Suspicious contents that may be intended (labels of another kind, pixels that are all
+            0 or 1) are reported in `notes`.
 
     Raises:
-        UserError: where the file is missing or damaged, or its array has another type or layout.
+        UserError: the file is missing or damaged, or its array has another type or layout.
     """
     name = check_split(split, ("train", "test", "all"))
     key = "test" if name == "test" else "train"
@@ -53,7 +53,7 @@ def make_array(
         raise UserError(
             f"{arg('path')} must name a .npz or .npy file of images for {arg('name')}='array'; got {path!r}"
             + (f" ({kind})" if kind and path else "")
-            + (f"; read a folder of images by {arg('name')}=image_folder" if kind == "a folder" else "")
+            + (f"; to read a folder of images take {arg('name')}=image_folder" if kind == "a folder" else "")
         )
     images, labels, others = _read(file, key)
     images = _checked(images, file)
@@ -67,11 +67,11 @@ def make_array(
             "(only 1 and 3 are converted into each other)"
         )
     if labels is not None and len(labels) != len(images):
-        raise UserError(f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one for each image")
+        raise UserError(f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one label per image")
     num_images = len(images)
     rows = split_rows(split, num_examples=num_images)
     if len(rows) < len(images):
-        # A part of a memory-mapped file is copied into memory.
+        # Indexing copies a part of a memory-mapped file into memory.
         images, labels = images[rows], None if labels is None else labels[rows]
     source = fit_images(images, labels, image_size=image_size, num_channels=num_channels)
     source.notes += notes
@@ -80,11 +80,11 @@ def make_array(
 
 
 class NpzColumns(Mapping):
-    """Arrays of a `.npz` by name, each with a row an image; read when they are asked for, and then kept.
+    """Arrays of a `.npz` by name, each with one row per image; each is read at its first access and then kept.
 
     Args:
-      num_images: that the file holds.
-      rows: those of the source.
+      num_images: the number of images in the file.
+      rows: the rows that belong to the source.
     """
 
     def __init__(self, file: Path, names: Sequence[str], num_images: int, rows: np.ndarray):
@@ -99,7 +99,7 @@ class NpzColumns(Mapping):
         return len(self._ragged)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._ragged  # without reading it
+        return name in self._ragged  # does not read the array
 
     def __getitem__(self, name: str) -> np.ndarray | Ragged:
         if name not in self._ragged:
@@ -109,20 +109,20 @@ class NpzColumns(Mapping):
             num_rows = len(column) if self._ragged[name] or np.ndim(column) else 0
             if num_rows != self._num_images:
                 raise UserError(
-                    f"{str(self._file)!r} must have {self._num_images} rows in {name!r}, one an image; got {num_rows}"
+                    f"{str(self._file)!r} must have {self._num_images} rows in {name!r}, one per image; got {num_rows}"
                 )
             self._kept[name] = column[self._rows]
         return self._kept[name]
 
 
 def npz_names(file: Path) -> list[str]:
-    """The names of the arrays of a `.npz`; raises UserError where it cannot be read."""
+    """The names of the arrays of a `.npz`; raises UserError if it cannot be read."""
     with _named_read_errors(file), np.load(file, allow_pickle=False) as arrays:
         return _array_names(arrays)
 
 
 def _array_names(arrays: np.lib.npyio.NpzFile) -> list[str]:
-    """Without other files that the archive holds."""
+    """The names of the arrays, without other files in the archive."""
     return [name.removesuffix(".npy") for name in arrays.zip.namelist() if name.endswith(".npy")]
 
 
@@ -130,7 +130,7 @@ def read_column(file: Path, name: str, *, ragged: bool) -> np.ndarray | Ragged:
     """One column of a `.npz`; see `ragged.column_names`.
 
     Raises:
-        UserError: it cannot be read, or is no column.
+        UserError: it cannot be read, or is not a column.
     """
     with _named_read_errors(file), np.load(file, allow_pickle=False) as arrays:
         keys = [name + VALUES, name + OFFSETS] if ragged else [name]
@@ -147,7 +147,7 @@ def read_column(file: Path, name: str, *, ragged: bool) -> np.ndarray | Ragged:
 
 @contextmanager
 def _named_read_errors(file: Path) -> Iterator[None]:
-    """Errors of NumPy as one line that names the file."""
+    """Turns errors of NumPy into one line that names the file."""
     try:
         yield
     except UserError:
@@ -173,8 +173,8 @@ def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None, list[str
             return array, None, []
         if not zipfile.is_zipfile(file):
             raise UserError(
-                f"{str(file)!r} cannot be read as a NumPy file (it is no .npz by its content); "
-                "rename it to what it is, or save it again with np.savez"
+                f"{str(file)!r} cannot be read as a NumPy file (its content is not a .npz archive); "
+                "give it the right extension, or save it again with np.savez"
             )
         with np.load(file, allow_pickle=False) as arrays:
             names = _array_names(arrays)
@@ -190,13 +190,13 @@ def _read(file: Path, key: str) -> tuple[np.ndarray, np.ndarray | None, list[str
                 )
             label_key = next((k for k in _LABEL_KEYS[key] if k in names and k != image_key), None)
             _check_size(arrays, image_key, file)
-            # Beside x_test it would be unclear whose rows they are.
+            # If there is an x_test, it would be unclear to which images the rows belong.
             others = [] if "x_test" in names else [name for name in names if name not in (*_ALL_KEYS, image_key)]
             return arrays[image_key], arrays[label_key] if label_key else None, others
 
 
 def _check_size(arrays: np.lib.npyio.NpzFile, key: str, file: Path) -> None:
-    """Raises UserError where the array, unpacked, is larger than the machine: a small file may say anything."""
+    """Raises UserError if the unpacked array is larger than the machine's memory; a small file may claim any size."""
     entries = {entry.filename: entry.file_size for entry in arrays.zip.infolist()}
     size, memory = entries.get(f"{key}.npy", entries.get(key, 0)), _memory_bytes()
     if memory is not None and size > memory:
@@ -207,7 +207,7 @@ def _check_size(arrays: np.lib.npyio.NpzFile, key: str, file: Path) -> None:
 
 
 def _memory_bytes() -> int | None:
-    """Of the whole machine; None where the system does not say."""
+    """The memory of the whole machine; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -215,26 +215,26 @@ def _memory_bytes() -> int | None:
 
 
 def _class_numbers(labels: np.ndarray | None, file: Path) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """int64 [N] of integers [N] or [N, 1]; None, and a note, for anything else."""
+    """Integers [N] or [N, 1] as int64 [N]; None and a note for anything else."""
     if labels is None:
         return None, ()
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         got = f"{labels.dtype} {list(labels.shape)}"
-        return None, (f"the labels in {str(file)!r} are not read: they must be integers [N], and are {got}",)
+        return None, (f"the labels in {str(file)!r} are ignored: they must be integers [N]; got {got}",)
     return labels.astype(np.int64), ()
 
 
 def _range_note(images: np.ndarray, file: Path) -> tuple[str, ...]:
-    """A note where the pixels, by a look at some images from all over, are 0..1 in a place of 0..255."""
+    """A note if the pixels of some images from all over the file are 0..1 instead of 0..255."""
     if images[:: max(len(images) // 256, 1)].max() > 1:
         return ()
-    return (f"the pixels in {str(file)!r} are all 0 or 1 of 255, nearly black; save 255 * x if 0..1 was meant",)
+    return (f"the pixels in {str(file)!r} are all 0 or 1 of 255, nearly black; save 255 * x if they mean 0..1",)
 
 
 def _checked(images: np.ndarray, file: Path) -> np.ndarray:
-    """uint8 [N, H, W, C], or a UserError that says how to get there."""
+    """uint8 [N, H, W, C]; raises a UserError that says how to convert anything else."""
     got = f"{images.dtype} {list(images.shape)}"
     want = f"{str(file)!r} must hold uint8 images [N, H, W] or [N, H, W, C]; got {got}"
     if images.ndim == 3:
@@ -252,7 +252,7 @@ def _checked(images: np.ndarray, file: Path) -> np.ndarray:
 
 
 def _to_uint8_remedy(images: np.ndarray) -> str:
-    """` with values LOW..HIGH; save ...`, from a look at the first images."""
+    """` with values LOW..HIGH; save ...`, from the first images."""
     part = np.asarray(images[:256])
     if part.dtype.kind not in "iuf" or not part.size:
         return "; save it as uint8, 0..255"

@@ -1,4 +1,4 @@
-"""A batch as it travels to the device: uint8 images and their condition."""
+"""A batch as it is sent to the device: uint8 images and their condition."""
 
 from typing import NamedTuple, no_type_check
 
@@ -11,7 +11,7 @@ from ddpm_jax.data.condition import Condition
 # A pytree's leaves may be shardings or shapes, so its fields are not checked in tests.
 @no_type_check
 class Batch(NamedTuple):
-    """Images, and what the network is told of each; `{}` where it is told nothing."""
+    """Images and their condition, which is `{}` for an unconditional network."""
 
     image: UInt8[Array | np.ndarray, "B H W C"]
     condition: Condition = {}

@@ -1,4 +1,4 @@
-"""Batches ahead of time, from one background thread."""
+"""Prepares batches ahead of time in one background thread."""
 
 import queue
 import threading
@@ -16,22 +16,22 @@ from ddpm_jax.runtime.errors import UserError, arg
 
 @dataclass(frozen=True)
 class LoaderCounts:
-    """What a loader did since it was last asked."""
+    """The work of a loader since the last call of `take_counts`."""
 
-    images: int = 0  # made by this process
-    load_seconds: float = 0.0  # that making them took: images / load_seconds is the loader's own rate
-    wait_seconds: float = 0.0  # that `next` waited for a batch that was not ready
+    images: int = 0  # loaded by this process
+    load_seconds: float = 0.0  # time to load them: images / load_seconds is the loader's own speed
+    wait_seconds: float = 0.0  # time that `next` waited for a batch
 
 
 class BatchLoader:
-    """Iterator over this process's share of batch first_step, first_step + 1, ...; never ends by itself.
+    """Infinite iterator over this process's share of batch first_step, first_step + 1, ....
 
     Process p of P gets rows [p * B/P, (p + 1) * B/P) of the global batch: contiguous blocks, so that the
-    blocks joined in process order are the same global batch, in the same order, for every P. There is no
-    state to save but the step: a loader that starts at step k gives what any other gives from batch k on.
+    blocks concatenated in process order are the same global batch, in the same order, for every P. The step is the only
+    state to save: a loader that starts at step k gives the same batches as any other from batch k on.
 
-    An error while loading is raised, as it is, by the `next` that would have given that batch; batches
-    before it still arrive. `close` (or leaving the `with` block, or the end of the program) stops the
+    An error while loading is raised, unchanged, by the `next` that would have returned that batch; earlier
+    batches still arrive. `close` (or leaving the `with` block, or the end of the program) stops the
     thread; after it, `next` raises StopIteration.
 
     Args:
@@ -39,18 +39,18 @@ class BatchLoader:
         batch_size: B, images in the global batch, a multiple of process_count.
         seed, first_step: see `batch_indices`.
         process_index, process_count: p in 0..P-1, and P.
-        num_prefetch: batches held ready, at least 1.
-        spec: what the network is told, of the columns of the source.
+        num_prefetch: batches to keep ready, at least 1.
+        spec: the columns of the source that the network gets as its condition.
         transform: applied to every batch in the background thread, such as the copy to the devices, which then
-            overlaps with the training. num_prefetch + 1 of its results exist beside those in use.
-        batch_of_step: step -> the number of its batch, for a run that has left some out.
+            overlaps with the training. num_prefetch + 1 of its results exist in addition to those in use.
+        batch_of_step: step -> the number of its batch, for a run that has left some batches out.
         clock: seconds as a function, for tests.
 
     Yields:
-        `Batch` of B/P images; or what `transform` makes of it.
+        `Batch` of B/P images, or the result of `transform` for it.
 
     Raises:
-        UserError: where process_count does not divide batch_size, or the source is empty.
+        UserError: process_count does not divide batch_size, or the source is empty.
 
     Example:
         >>> from ddpm_jax.data import make_source
@@ -109,7 +109,7 @@ class BatchLoader:
         self._ready: queue.Queue = queue.Queue(maxsize=num_prefetch)
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        # The thread holds no reference to self: a loader that is dropped without `close` is collected, and
+        # The thread has no reference to self: a loader that is dropped without `close` is collected, and
         # the finaliser (which also runs when the interpreter exits) ends the thread.
         thread = threading.Thread(
             target=_fill,
@@ -135,7 +135,7 @@ class BatchLoader:
         raise StopIteration
 
     def take_counts(self) -> LoaderCounts:
-        """What was counted since the last call (or the start); callable from any thread at any time."""
+        """The counts since the last call (or the start); may be called from any thread at any time."""
         return self._tally.take()
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class BatchLoader:
 
 
 class _Tally:
-    """The counts of two threads."""
+    """Counts that two threads update."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -170,15 +170,15 @@ class _Tally:
 
 
 def _fill(load_step, step: int, ready: queue.Queue, stop: threading.Event) -> None:
-    """Puts (batch, None) for step, step + 1, ... and after an error (None, error), until `stop` is set."""
+    """Puts (batch, None) for step, step + 1, ..., or (None, error) after an error, until `stop` is set."""
     while not stop.is_set():
         try:
             item = (load_step(step), None)
-        except BaseException as error:  # any: the consumer would else wait for ever
+        except BaseException as error:  # any exception: otherwise the consumer would wait for ever
             item = (None, error)
         while not stop.is_set():
             try:
-                ready.put(item, timeout=0.1)  # wakes now and then, to see `stop`
+                ready.put(item, timeout=0.1)  # wakes up regularly to check `stop`
                 break
             except queue.Full:
                 continue
@@ -189,15 +189,15 @@ def _fill(load_step, step: int, ready: queue.Queue, stop: threading.Event) -> No
 
 def _end(thread: threading.Thread, ready: queue.Queue, stop: threading.Event) -> None:
     stop.set()
-    # A load that hangs (a network disk) must not hold up the exit; the thread is a daemon.
+    # A load that hangs (on a network disk) must not delay the exit; the thread is a daemon.
     if thread is not threading.current_thread():
         thread.join(timeout=5.0)
-    while True:  # lets go of the batches, then wakes a consumer that waits in another thread
+    while True:  # drops the batches, then wakes a consumer that waits in another thread
         try:
             ready.get_nowait()
         except queue.Empty:
             break
     try:
         ready.put_nowait((None, None))
-    except queue.Full:  # by a last batch of a thread that hung: that wakes the consumer as well
+    except queue.Full:  # a last batch of a thread that hung, which wakes the consumer as well
         pass

@@ -1,4 +1,4 @@
-"""CIFAR-10 as its author published it, the binary or the Python version, packed or unpacked."""
+"""CIFAR-10 in the files of its author: the binary or the Python version, packed or unpacked."""
 
 import io
 import pickle
@@ -19,11 +19,11 @@ _PYTHON = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_bat
 def read_cifar10(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 32, 32, 3] and labels int64 [N] of `train` or `test`.
 
-    Looked for in this order, in `folder`: cifar-10-binary.tar.gz, data_batch_1.bin ... (there or in
+    Searched in this order in `folder`: cifar-10-binary.tar.gz, data_batch_1.bin ... (there or in
     cifar-10-batches-bin/), cifar-10-python.tar.gz, data_batch_1 ... (there or in cifar-10-batches-py/).
 
     Raises:
-        UserError: where none is there, or a file is missing, truncated or something else.
+        UserError: none is there, or a file is missing, truncated or of another kind.
     """
     for names, archive, unpacked, parse in (
         (_BINARY[split], "cifar-10-binary.tar.gz", "cifar-10-batches-bin", _parse_binary),
@@ -45,7 +45,7 @@ def read_cifar10(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
     raise UserError(
         f"{arg('path')} {str(folder)!r} holds neither cifar-10-binary.tar.gz nor {_BINARY[split][0]}, nor the "
-        f"Python version of either; put the original file there, or read images by {arg('name')}=image_folder"
+        f"Python version of either; put the original file there, or read images with {arg('name')}=image_folder"
     )
 
 
@@ -60,17 +60,17 @@ def _read_archive(archive: Path, names: list[str]) -> dict[str, bytes]:
                     found[name] = tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{str(archive)!r} is damaged or truncated ({reason}); get it again") from None
+        raise UserError(f"{str(archive)!r} is damaged or truncated ({reason}); download it again") from None
     missing = [name for name in names if name not in found]
     if missing:
-        raise UserError(f"{str(archive)!r} holds no {', '.join(missing)}; get the original file again")
+        raise UserError(f"{str(archive)!r} holds no {', '.join(missing)}; download the original file again")
     return {f"{archive}:{name}": found[name] for name in names}
 
 
 def _parse_binary(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Planes [n, 3072] and labels [n]."""
     if not data or len(data) % _RECORD:
-        raise UserError(f"{name!r} must hold whole records of {_RECORD} bytes; got {len(data)} bytes; get it again")
+        raise UserError(f"{name!r} must hold whole records of {_RECORD} bytes; got {len(data)}; download it again")
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     return _checked(name, records[:, 1:], records[:, 0])
 
@@ -81,7 +81,7 @@ def _parse_python(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         batch = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
         planes, labels = batch[b"data"].to_uint8(), np.array(batch[b"labels"], np.int64)
     except Exception as error:  # a pickle can fail in any way
-        raise UserError(f"{name!r} is no file of CIFAR-10's Python version ({error}); get it again") from None
+        raise UserError(f"{name!r} is not a file of CIFAR-10's Python version ({error}); download it again") from None
     return _checked(name, planes, labels)
 
 
@@ -89,7 +89,7 @@ def _checked(name: str, planes: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
     if planes.shape != (len(labels), _RECORD - 1) or not len(labels) or labels.min() < 0 or labels.max() > 9:
         raise UserError(
             f"{name!r} must hold labels 0..9, each with {_RECORD - 1} bytes of pixels; got labels "
-            f"{labels.min(initial=0)}..{labels.max(initial=0)} and pixels {list(planes.shape)}; get it again"
+            f"{labels.min(initial=0)}..{labels.max(initial=0)} and pixels {list(planes.shape)}; download it again"
         )
     return planes, labels
 
@@ -120,8 +120,8 @@ class _PlainArray:
 class _PlainUnpickler(pickle.Unpickler):
     """Reads containers, numbers, strings and arrays.
 
-    A pickle can name any function to be called. This reader calls none that the file names: the three names
-    of a NumPy array lead to the stand-ins above, any other is refused.
+    A pickle can name any function to be called. This reader calls no function that the file names: the three names
+    of a NumPy array lead to the stand-ins above, and any other name is refused.
     """
 
     _STAND_INS: dict[str, Callable[..., object]] = {

@@ -1,8 +1,8 @@
-"""What a network is told besides x_t and t: named arrays, one row an image, and what is known of each before any comes.
+"""The condition of a network: its inputs besides x_t and t, as named arrays with one row per image, and their types.
 
-An unconditional network is told nothing, `{}`. A class is one entry, "label". Training, likelihoods and the sampling
-loop know no entry by its name; the network that takes it does, the column of the data that it comes from, what is made
-of the config, and the file that samples are written to.
+An unconditional network gets the empty condition `{}`. A class is one entry, "label". Training, likelihoods and the
+sampling loop know no entry by name. Only the network that uses an entry, the column of the data that it comes from, the
+code that builds it from the config, and the file that samples are written to do.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ class Entry:
     """One entry of a condition.
 
     Attributes:
-      shape: of one image's row.
+      shape: of the row of one image.
       dtype: on the device.
-      kind: "global"; "spatial": [H, W, ...] over the pixels, mirrored with the image; "sequence": [L, ...], of a ragged
-        column, padded with zeros to the length L; "mask": bool [L], named NAME_mask for the sequence NAME, True where
-        it has a value.
-      null: the value, broadcast over the row, that says that nothing is known; None: there is none, and the entry
+      kind: "global"; "spatial": [H, W, ...] over the pixels, mirrored together with the image; "sequence": [L, ...],
+        from a ragged column, padded with zeros to the length L; "mask": bool [L], named NAME_mask for the sequence
+        NAME, True where the sequence has a value.
+      null: the value, broadcast over the row, that means "no information"; None: there is no such value, and the entry
         cannot be dropped.
     """
 
@@ -45,12 +45,12 @@ ConditionSpec = Mapping[str, Entry]
 
 
 def has_null(spec: ConditionSpec) -> bool:
-    """Whether there is something to be told, and all of it may be left out."""
+    """Whether the condition has entries, and all of them can be dropped."""
     return bool(spec) and all(entry.null is not None for entry in spec.values())
 
 
 def null_condition(spec: ConditionSpec, batch_size: int) -> dict[str, np.ndarray]:
-    """The condition that says nothing, of `batch_size` images.
+    """The condition without information, for `batch_size` images.
 
     Raises:
       ValueError: an entry without a null.
@@ -62,12 +62,12 @@ def null_condition(spec: ConditionSpec, batch_size: int) -> dict[str, np.ndarray
 
 
 def example_condition(spec: ConditionSpec) -> dict[str, np.ndarray]:
-    """Zeros of the shapes of one image, [1, ...] each, for `models.parameters.init_params`."""
+    """Zeros with the shapes for one image, [1, ...] each, for `models.parameters.init_params`."""
     return {name: np.zeros((1, *entry.shape), entry.dtype) for name, entry in spec.items()}
 
 
 def drop(spec: ConditionSpec, condition: Condition, dropped: Bool[Array, "B"]) -> dict[str, Array]:
-    """The null in place of all entries of the images that are dropped (Ho and Salimans 2022, algorithm 1)."""
+    """Replaces all entries by their null for the images that are dropped (Ho and Salimans 2022, algorithm 1)."""
 
     def dropped_entry(name: str, rows: Array) -> Array:
         which = dropped.reshape((-1,) + (1,) * (rows.ndim - 1))
@@ -77,7 +77,7 @@ def drop(spec: ConditionSpec, condition: Condition, dropped: Bool[Array, "B"]) -
 
 
 def mirror(spec: ConditionSpec, condition: Condition, mirrored: Bool[Array, "B"]) -> dict[str, Array]:
-    """The spatial entries of the images that are mirrored, left and right exchanged; the others as they are."""
+    """Mirrors the spatial entries of the mirrored images left-right; other entries are unchanged."""
 
     def mirrored_entry(name: str, rows: Array) -> Array:
         if spec[name].kind != "spatial":

@@ -1,4 +1,4 @@
-"""The 1,797 scanned handwritten digits, 8 x 8, that scikit-learn carries: real images without a download."""
+"""The 1,797 scanned handwritten digits, 8 x 8, that scikit-learn ships: real images without a download."""
 
 import numpy as np
 
@@ -14,10 +14,10 @@ def make_digits(*, split: str, image_size: tuple[int, int], num_channels: int) -
     Args:
         split: `test` is every tenth image (180), `train` the others (1,617), `all` both; slices of them.
         image_size: (H, W) in pixels; 8 x 8 is native.
-        num_channels: 1, or 3 equal ones.
+        num_channels: 1, or 3 equal channels.
 
     Raises:
-        UserError: where the split is unknown or empty.
+        UserError: the split is unknown or empty.
     """
     name = check_split(split, SPLITS)
     from sklearn.datasets import load_digits  # takes a second to import

@@ -1,4 +1,4 @@
-"""The images of a source in batches of one shape, over all devices."""
+"""The images of a source in batches of equal shape, over all devices."""
 
 import jax
 import numpy as np
@@ -13,12 +13,12 @@ from ddpm_jax.runtime.devices import put_batch
 
 
 class EvalBatches:
-    """The first images of a source; the last batch is filled up with repeats, which `rows` and `gather` leave out.
+    """The first images of a source. The last batch is filled up with repeats, which `rows` and `gather` leave out.
 
     Args:
-      batch_size: images at a time; rounded up to a multiple of the number of devices.
-      max_images: the most that are used; 0 for all.
-      spec: what the network is told, of the columns of the source.
+      batch_size: images per batch; rounded up to a multiple of the number of devices.
+      max_images: the most images that are used; 0 for all.
+      spec: the columns of the source that the network gets as its condition.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class EvalBatches:
 
     @property
     def facts(self) -> dict[str, int]:
-        """The shape of the batches, as JSON: the last digits of what is computed depend on it."""
+        """The shape of the batches, as JSON: the last digits of results depend on it."""
         return {"batch_size": self.batch_size, "num_devices": self._mesh.size}
 
     def __len__(self) -> int:
@@ -51,11 +51,11 @@ class EvalBatches:
         return put_batch(batch, self._mesh), put_batch(share, self._mesh)
 
     def rows(self, index: int) -> slice:
-        """Where the images of the batch stand among all."""
+        """The positions of the batch's images among all images."""
         return slice(index * self.batch_size, min((index + 1) * self.batch_size, self.num_images))
 
     def gather(self, index: int, array: jax.Array) -> np.ndarray:
-        """What was computed of batch `index`, [B, ...] over the mesh, on every host, without the repeats."""
+        """The results for batch `index`, [B, ...] over the mesh, on every host, without the repeats."""
         rows = self.rows(index)
         if jax.process_count() > 1:
             array = multihost_utils.process_allgather(array, tiled=True)

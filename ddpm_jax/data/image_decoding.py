@@ -1,4 +1,4 @@
-"""One image, whatever its mode and size, to uint8 [H, W, C]."""
+"""Converts one image of any mode and size to uint8 [H, W, C]."""
 
 import io
 import os
@@ -7,27 +7,27 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageOps
 
-# By content, not by file name. The list keeps Pillow from handing a stranger's file to decoders that start
+# Recognised by content, not by file name. The list keeps Pillow from passing untrusted files to decoders that start
 # other programs (EPS).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
-# Pillow's own line between a large image and a few kilobytes that unpack to gigabytes; it draws it as a warning.
+# Pillow's own limit against small files that unpack to gigabytes; Pillow only warns.
 MAX_PIXELS = 89_478_485
-# Images above this are decoded one after the other, all in one thread: several at once would be as many gigabytes,
-# and what a thread has freed, the system's allocator keeps for that thread.
+# Images above this size are decoded one after the other in one thread. Several at once would need several gigabytes,
+# and the system's allocator keeps the memory that a thread has freed for that thread.
 _LARGE_PIXELS = 2**24
 _large = ThreadPoolExecutor(1, thread_name_prefix="ddpm_jax-large")
 
 
 def read_header(file: str | os.PathLike) -> None:
-    """Raises whatever Pillow raises where `file` does not begin like an image, ValueError where it is too large."""
+    """Raises Pillow's error if `file` does not begin like an image, ValueError if the image is too large."""
     with Image.open(file, formats=_FORMATS) as image:
-        if image.format != "JPEG":  # of which `decode_image` may need an eighth of the size
+        if image.format != "JPEG":  # a JPEG may be decoded at an eighth of its size
             _check_pixels(image)
 
 
 def stored_shape(file: str | os.PathLike) -> tuple[int, int, int]:
-    """(H, W, C) of an image as it stands upright; C is 1 for grey, 3 for everything else."""
+    """(H, W, C) of an image in its upright orientation; C is 1 for grey, 3 for everything else."""
     with Image.open(file, formats=_FORMATS) as image:
         _check_pixels(image)
         upright = ImageOps.exif_transpose(image)
@@ -36,12 +36,12 @@ def stored_shape(file: str | os.PathLike) -> tuple[int, int, int]:
 
 
 def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int], num_channels: int) -> np.ndarray:
-    """The image in `file` (a path, or the encoded bytes), upright, covering image_size, cut to its centre.
+    """The image in `file` (a path, or the encoded bytes), upright, resized to cover image_size, and centre-cropped.
 
-    The first frame of an animation. EXIF orientation is followed. Transparent pixels show white behind
-    them, as on a page (the colour stored under full transparency is arbitrary, mostly black). 16-bit grey is
-    scaled, 65535 -> 255. CMYK becomes RGB, colour becomes grey by the luma weights of ITU-R 601. Colour
-    profiles are not applied.
+    Of an animation, the first frame is used. EXIF orientation is applied. Transparent pixels show white behind them, as
+    on a page (the colour stored under full transparency is arbitrary, mostly black). 16-bit grey is scaled,
+    65535 -> 255. CMYK becomes RGB, colour becomes grey by the luma weights of ITU-R 601. Colour profiles are not
+    applied.
 
     Args:
         file: a path or the bytes of a PNG, JPEG, WebP, BMP or GIF.
@@ -52,13 +52,13 @@ def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int]
         uint8 [H, W, C].
 
     Raises:
-        ValueError: where the image is too large to be one.
-        Exception: of many types, from Pillow's decoders, where the file is broken.
+        ValueError: the image is implausibly large.
+        Exception: many types, from Pillow's decoders, if the file is damaged.
     """
     height, width = image_size
     with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
-        # JPEG decodes to 1/2, 1/4, 1/8 size at a fraction of the time. At least twice the size on both sides
-        # is asked for, either way up, so that the resize below still does the antialiasing.
+        # JPEG can be decoded at 1/2, 1/4, 1/8 of its size in a fraction of the time. We ask for at least twice the size
+        # on both sides, in either orientation, so that the resize below still does the antialiasing.
         image.draft(None, (2 * max(height, width),) * 2)
         _check_pixels(image)
         if image.width * image.height > _LARGE_PIXELS:
@@ -71,7 +71,7 @@ def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int]
 def fit_array(image: np.ndarray, *, image_size: tuple[int, int], num_channels: int) -> np.ndarray:
     """uint8 [h, w, c] -> uint8 [H, W, C]: covers image_size, centre-cropped, antialiased; 1 <-> 3 channels.
 
-    Any number of channels passes where num_channels = c; then the channels are resized one by one.
+    Any number of channels is allowed if num_channels = c; then the channels are resized one by one.
     """
     if image.shape == (*image_size, num_channels):
         return image
@@ -92,17 +92,17 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _load(image: Image.Image, image_size: tuple[int, int], num_channels: int) -> Image.Image:
-    """An image file that was opened -> the image in L or RGB and at image_size."""
+    """The image of an opened file in mode L or RGB and at image_size."""
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image is a lot of memory
+    ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image would need a lot of memory
     return _fit(_to_8_bit(image, num_channels), image_size)
 
 
 def _to_8_bit(image: Image.Image, num_channels: int) -> Image.Image:
-    """Any of Pillow's modes to L or RGB."""
-    if image.mode.startswith("I"):  # I;16, I;16B, and I, in which older versions of Pillow hold 16-bit PNGs
+    """Converts any of Pillow's modes to L or RGB."""
+    if image.mode.startswith("I"):  # I;16, I;16B, and I, which older versions of Pillow use for 16-bit PNGs
         values = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        # Pillow's own conversion to L clips at 255, which turns such images white.
+        # Pillow's own conversion to L clips at 255, which would make such images white.
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
@@ -117,7 +117,7 @@ def _to_8_bit(image: Image.Image, num_channels: int) -> Image.Image:
 
 
 def _fit(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:
-    """The centre part with the aspect ratio of image_size, brought to that size in one resampling."""
+    """The centre crop with the aspect ratio of image_size, resized to that size in one resampling."""
     height, width = image_size
     if (image.height, image.width) == (height, width):
         return image
@@ -129,6 +129,6 @@ def _fit(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:
         min(image.width / 2 + half_width, image.width),
         min(image.height / 2 + half_height, image.height),
     )
-    # Pillow widens the bicubic kernel when it shrinks (antialiasing). A large image is first averaged over
-    # whole boxes down to three times the size: the same to the eye, and several times faster.
+    # Pillow widens the bicubic kernel when it shrinks an image (antialiasing). A large image is first averaged over
+    # whole boxes down to three times the size: visually the same, and several times faster.
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)

@@ -1,4 +1,4 @@
-"""A folder of images: any sizes, any of the common formats, some of them broken."""
+"""A folder of images of any size, in any of the common formats, some of which may be damaged."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -23,22 +23,22 @@ from ddpm_jax.data.unreadable_images import ReplacingSource, reason_of
 from ddpm_jax.runtime.errors import UserError, arg, did_you_mean
 from ddpm_jax.runtime.progress import ProgressBar
 
-_BLOCK = 2048  # files read between two looks at the progress bar and at Ctrl-C
-_HEADER_THREADS = 16  # a header is a look at the disk, or over the network, and little work
-_QUIET_SECONDS = 2.0  # reading that takes longer shows how far it is
+_BLOCK = 2048  # files read between two updates of the progress bar and checks for Ctrl-C
+_HEADER_THREADS = 16  # reading a header is mostly waiting for the disk or the network
+_QUIET_SECONDS = 2.0  # reading that takes longer shows a progress bar
 
 
 def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
     """The images under `path`, at any depth, in the order of their relative names.
 
-    Hidden files and folders, `__MACOSX` and files without an image's ending are ignored. A file that cannot
-    be read is skipped, and listed in `notes`. Where every image lies in one of at least two sub-folders, the
-    (first-level) sub-folder's rank in the alphabet is the label. See `image_decoding.decode_image` for what becomes
-    of modes, transparency and sizes.
+    Hidden files and folders, `__MACOSX`, and files without the extension of an image are ignored. An unreadable file is
+    skipped and listed in `notes`. If every image is in one of at least two sub-folders, the label is the alphabetical
+    rank of the (first-level) sub-folder. `image_decoding.decode_image` says how modes, transparency and sizes are
+    converted.
 
-    A folder that fits `source.MEMORY_BUDGET_BYTES` is decoded here, once for all splits that are in use. Of a larger
-    one only the headers are read here; a file whose rest proves broken later is replaced by the next good one (of
-    its class).
+    A folder that fits in `source.MEMORY_BUDGET_BYTES` is decoded here, once for all splits in use. Of a larger one only
+    the headers are read here; a file that turns out to be damaged later is replaced by the next good one (with the same
+    class).
 
     Args:
         split: the name of a sub-folder of `path`; otherwise `train` or `all` for everything; slices of them.
@@ -47,7 +47,7 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
         path: the folder.
 
     Raises:
-        UserError: where there is no such folder or split, or no image in it that can be read.
+        UserError: there is no such folder or split, or no readable image in it.
     """
     listing = list_images(_split_folder(checked_folder(path), split))
     rows = split_rows(split, num_examples=len(listing.files))
@@ -74,7 +74,7 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
 
 
 def first_image_shape(path: str) -> tuple[int, int, int]:
-    """(H, W, C) of the first image under `path` that can be read, C = 1 for grey, else 3; UserError where none can."""
+    """(H, W, C) of the first readable image under `path`, C = 1 for grey, else 3; UserError if there is none."""
     listing = list_images(path)
     for row in range(len(listing.files)):
         try:
@@ -88,20 +88,20 @@ class _Store:
     """The decoded images of one folder at one size, shared by the splits."""
 
     def __init__(self, listing: Listing, shape: tuple[int, int, int]):
-        # The system hands out the pages as they are written, so the rows of no split cost nothing.
+        # The system allocates pages when they are written, so rows that belong to no split cost nothing.
         self.images = np.empty((len(listing.files), *shape), np.uint8)
         self.is_good = np.zeros(len(listing.files), bool)
         self._listing, self._shape = listing, shape
         listing.stores[shape] = self
 
     def decode(self, row: int) -> None:
-        """Decodes one file into its row, or raises."""
+        """Decodes one file into its row; raises on failure."""
         self.images[row] = _decode(self._listing, row, self._shape)
         self.is_good[row] = True
 
 
 class _SharedSource(RowsSource):
-    """A split of a folder that is in memory; keeps alive what other splits may share."""
+    """A split of a folder in memory; keeps the decoded images alive, which other splits may share."""
 
     def __init__(self, store: _Store, rows: np.ndarray, labels: np.ndarray | None, notes: tuple[str, ...]):
         super().__init__(store.images, rows, labels, notes)
@@ -130,7 +130,7 @@ class _OnDemand(ReplacingSource):
 
 
 def progress_blocks(items: np.ndarray, description: str, block: int = _BLOCK) -> Iterator[np.ndarray]:
-    """`items` in blocks; where that takes more than two seconds, it shows how far it is."""
+    """`items` in blocks, with a progress bar if it takes more than two seconds."""
     bar, start = None, time.monotonic()
     for done in range(0, len(items), block):
         if bar is None and time.monotonic() - start > _QUIET_SECONDS:
@@ -148,7 +148,7 @@ def _decode(listing: Listing, row: int, shape: tuple[int, int, int]) -> np.ndarr
 
 
 def _check_headers(listing: Listing, rows: np.ndarray) -> list[tuple[str, str]]:
-    """Marks the good ones in the listing; (name, reason) of the others."""
+    """Marks the good files in the listing; returns (name, reason) of the others."""
 
     def check(row: int) -> None:
         read_header(listing.openable(row))
@@ -160,7 +160,7 @@ def _check_headers(listing: Listing, rows: np.ndarray) -> list[tuple[str, str]]:
 def _attempt(
     function: Callable[[int], None], listing: Listing, rows: np.ndarray, num_threads: int = 0
 ) -> list[tuple[str, str]]:
-    """Calls `function(row)` from threads; (name, reason) of the rows where it raised, in order."""
+    """Calls `function(row)` from threads; returns (name, reason) of the rows for which it raised, in order."""
 
     def attempt(row: int) -> tuple[str, str] | None:
         try:

@@ -1,4 +1,4 @@
-"""What lies in a folder: the names of its image files, found once for all splits of one process."""
+"""Lists the image files in a folder, once for all splits of a process."""
 
 import os
 import stat
@@ -12,16 +12,16 @@ import numpy as np
 from ddpm_jax.runtime.errors import UserError, arg
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif")
-# Images that people have and this reader does not open: said, not silently passed over.
+# Common image formats that this reader does not support: they are reported, not silently ignored.
 _FOREIGN_ENDINGS = (".heic", ".heif", ".avif", ".tif", ".tiff", ".jp2", ".jxl", ".dng", ".svg", ".psd")
-# The coarsest time stamp of a file system (FAT): a folder changed less than this ago may change again unseen.
+# The coarsest time stamp of a file system (FAT): a folder changed more recently may change again unnoticed.
 _STAMP_SECONDS = 2.0
 
 _in_use: "weakref.WeakValueDictionary[str, Listing]" = weakref.WeakValueDictionary()
 
 
 def list_images(path: str) -> "Listing":
-    """The listing of the folder `path`; UserError where it is none, or holds no image file."""
+    """The listing of the folder `path`; UserError if it is not a folder, or contains no image file."""
     listing = list_folder(str(checked_folder(path)))
     if not listing.files:
         raise UserError(
@@ -32,10 +32,10 @@ def list_images(path: str) -> "Listing":
 
 
 def list_folder(root: str) -> "Listing":
-    """The listing of `root`: one that is in use already where no folder in it has changed since, else a new one.
+    """The listing of `root`: an existing one if no folder in it has changed since, else a new one.
 
     Raises:
-        UserError: where the folder itself cannot be read.
+        UserError: the folder itself cannot be read.
     """
     place = os.path.realpath(root)
     known = _in_use.get(place)
@@ -47,21 +47,22 @@ def list_folder(root: str) -> "Listing":
 
 
 class Listing:
-    """The image files below a folder, links to folders followed once, hidden names and `__MACOSX` left out.
+    """The image files below a folder; links to folders are followed once, hidden names and `__MACOSX` are left out.
 
-    A name counts by its ending. What bears one and is no regular file (a pipe, a broken link) is listed too, so that
-    the slices of a split stay what they are when a link is mended, and stands in `irregular`: nothing opens it.
+    Files are recognised by their extension. An entry with such an extension that is not a regular file (a pipe, a
+    broken link) is listed too, so that slices of a split do not change when a link is repaired; it is also in
+    `irregular`, and is never opened.
     """
 
     def __init__(self, root: str):
         self.root = root
-        self.files: list[str] = []  # relative to root, with "/", sorted
-        self.irregular: dict[str, str] = {}  # name -> what it is
-        self.is_good: np.ndarray  # bool [N]: files whose header was read and found good
-        self.stores: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # see folder.py
-        self._unread: list[str] = []  # folders, with the reason
+        self.files: list[str] = []  # relative to root, separated by "/", sorted
+        self.irregular: dict[str, str] = {}  # name -> its kind
+        self.is_good: np.ndarray  # bool [N]: files whose header was read and is valid
+        self.stores: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # see image_folder.py
+        self._unread: list[str] = []  # folders that cannot be read, with the reason
         self._other_endings: Counter[str] = Counter()
-        self._stamps: dict[str, int] = {}  # folder -> time of its last change, ns
+        self._stamps: dict[str, int] = {}  # folder -> time of its last change in ns
         self._began = time.time()
         self._walk()
         self.files.sort()
@@ -76,7 +77,7 @@ class Listing:
             try:
                 about = os.stat(folder)
                 identity = (about.st_dev, about.st_ino) if about.st_ino else os.path.realpath(folder)
-                if identity in seen:  # a link back to a folder above, or to one that was listed
+                if identity in seen:  # a link to a parent folder, or to one that was already listed
                     continue
                 seen.add(identity)
                 self._stamps[folder] = about.st_mtime_ns
@@ -93,7 +94,7 @@ class Listing:
             pending.extend(f"{name}/" for name in sorted(folders, reverse=True))
 
     def _sort_out(self, place: str, entries) -> list[str]:
-        """Notes the files of one folder; returns the names of the folders in it."""
+        """Records the files of one folder; returns the names of the folders in it."""
         folders = []
         for entry in entries:
             if is_hidden(entry.name):
@@ -110,14 +111,14 @@ class Listing:
         return folders
 
     def openable(self, row: int) -> str:
-        """The path of a file; OSError where opening it would wait for ever, or never end."""
+        """The path of a file; raises OSError if opening or reading it could block for ever."""
         name = self.files[row]
         if name in self.irregular:
             raise OSError(self.irregular[name])
         return os.path.join(self.root, name)
 
     def is_current(self) -> bool:
-        """Whether every folder is as it was, and had been so long enough before for a change to show."""
+        """Whether no folder has changed since, and time stamps are old enough to be sure."""
         latest = int((self._began - _STAMP_SECONDS) * 1e9)
         try:
             return all(stamp < latest and os.stat(path).st_mtime_ns == stamp for path, stamp in self._stamps.items())
@@ -125,18 +126,18 @@ class Listing:
             return False
 
     def notes(self) -> tuple[str, ...]:
-        """Lines about images of other formats, and folders that cannot be read."""
+        """Lines about images in other formats, and about folders that cannot be read."""
         foreign = {ending: n for ending, n in sorted(self._other_endings.items()) if ending in _FOREIGN_ENDINGS}
         notes = []
         if foreign:
             counts = ", ".join(f"{count} {ending}" for ending, count in foreign.items())
-            notes.append(f"not read, as of another format: {counts}; convert them to PNG or JPEG to use them")
+            notes.append(f"not read, because of their format: {counts}; convert them to PNG or JPEG to use them")
         if self._unread:
-            notes.append(f"not read, {len(self._unread)} of the folders: {first_of(self._unread)}")
+            notes.append(f"{len(self._unread)} folder(s) could not be read: {first_of(self._unread)}")
         return tuple(notes)
 
     def summary(self) -> str:
-        """What else is there: `it holds 3 .txt`."""
+        """The other contents: `it holds 3 .txt`."""
         if not self._other_endings:
             return self.notes()[0] if self._unread else "it is empty"
         common = self._other_endings.most_common(3)
@@ -144,7 +145,7 @@ class Listing:
 
 
 def checked_folder(path: str) -> Path:
-    """The folder that a person named; UserError where it is none."""
+    """The folder that the user named; UserError if it is not a folder."""
     folder = Path(path).expanduser()
     if path and folder.is_dir():
         return folder
@@ -159,12 +160,12 @@ def checked_folder(path: str) -> Path:
 
 
 def is_hidden(name: str) -> bool:
-    """Names that a person does not see in a file manager, and what macOS puts into archives."""
+    """Whether a file manager would hide the name, or macOS put it into an archive."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def class_labels(files: list[str]) -> np.ndarray | None:
-    """Rank of each file's first folder, int64 [N]; None where a file lies in no sub-folder, or all lie in one."""
+    """Rank of each file's first folder, int64 [N]; None if a file is in no sub-folder, or all are in the same one."""
     folders = [name.split("/", 1)[0] if "/" in name else None for name in files]
     classes = sorted({folder for folder in folders if folder is not None})
     if None in folders or len(classes) < 2:
@@ -174,14 +175,14 @@ def class_labels(files: list[str]) -> np.ndarray | None:
 
 
 def skipped_note(reasons: list[tuple[str, str]], num_files: int, split: str = "") -> str:
-    """One line about the (name, reason) of files that could not be read, of all or of those of a split."""
+    """One line about the (name, reason) of unreadable files, of all files or of those of a split."""
     part = f" of the split {split}" if split else ""
     shown = first_of([f"{printable(name)} ({reason})" for name, reason in reasons])
     return f"skipped {len(reasons)} of {num_files} image files{part} that could not be read: {shown}"
 
 
 def printable(name: str) -> str:
-    """A file name in one line of plain text, whatever bytes are in it."""
+    """A file name as one line of plain text, whatever bytes it contains."""
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 
@@ -192,7 +193,7 @@ def first_of(lines: list[str], num_shown: int = 5) -> str:
 
 
 def _is(question) -> bool:
-    """The answer of a directory entry; no where a link leads in circles."""
+    """The answer of a directory entry; False if a link leads in circles."""
     try:
         return question()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a source of images is, and the two ways to be one: all in memory, or decoded on demand."""
+"""The interface of an image source, and its two implementations: all images in memory, or decoded on demand."""
 
 import collections
 import os
@@ -13,7 +13,7 @@ from ddpm_jax.data.condition import MASK, ConditionSpec, Entry
 from ddpm_jax.data.ragged import Ragged
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 
-# Sets up to this size are decoded once and kept; larger ones are decoded for each batch.
+# Data sets up to this size are decoded once and kept; larger ones are decoded for each batch.
 MEMORY_BUDGET_BYTES = 2 * 2**30
 
 
@@ -21,13 +21,13 @@ MEMORY_BUDGET_BYTES = 2 * 2**30
 class ImageSource(Protocol):
     """Random access to uint8 images of one shape.
 
-    A source may also have `columns`, what it knows of each image beside its label, by name, [N, ...] or `Ragged` each;
-    and `taken(indices)`, where it takes other images for damaged ones: the numbers of those that `load` gave.
+    A source may also have `columns`, further data of each image besides its label, by name, [N, ...] or `Ragged` each;
+    and `taken(indices)`, if it replaces damaged images by others: the numbers of the images that `load` returned.
     """
 
     image_shape: tuple[int, int, int]  # (H, W, C)
     labels: np.ndarray | None  # int64 [N], or None
-    notes: tuple[str, ...]  # lines worth telling the person once; usually ()
+    notes: tuple[str, ...]  # lines to show to the user once; usually ()
 
     def __len__(self) -> int: ...
 
@@ -37,13 +37,13 @@ class ImageSource(Protocol):
 
 
 def columns_of(source: ImageSource) -> Mapping[str, np.ndarray | Ragged]:
-    """What the source knows of its images, by name: "label", and its `columns` where it has some; N rows each."""
+    """The data of the images by name: "label", and the source's `columns` if it has some; N rows each."""
     label = {} if source.labels is None else {"label": source.labels}
     return collections.ChainMap(label, getattr(source, "columns", {}))
 
 
 def check_columns(source: ImageSource, spec: ConditionSpec) -> None:
-    """Raises UserError unless the source knows what the network is told."""
+    """Raises UserError unless the source has the columns of the network's condition."""
     known = columns_of(source)
     for name, entry in spec.items():
         column = column_name(name, entry)
@@ -70,7 +70,7 @@ def check_columns(source: ImageSource, spec: ConditionSpec) -> None:
 
 
 def _check_values(column: str, values: np.ndarray, entry: Entry) -> None:
-    """Raises UserError for values that the entry's dtype cannot hold."""
+    """Raises UserError for values that the entry's dtype cannot represent."""
     dtype = np.dtype(entry.dtype)
     kinds = "biuf" if dtype.kind == "f" else "b" if dtype.kind == "b" else "biu"
     fits = values.dtype.kind in kinds
@@ -89,16 +89,16 @@ def _row_shape(values: np.ndarray | Ragged, entry: Entry) -> tuple[int, ...]:
 
 
 def column_name(name: str, entry: Entry) -> str:
-    """The column that an entry of a condition is made of: that of its name; of a mask, that of its sequence."""
+    """The column for an entry of a condition: the one of the same name; for a mask, that of its sequence."""
     return name.removesuffix(MASK) if entry.kind == "mask" else name
 
 
 def load_rows(source: ImageSource, indices: np.ndarray, spec: ConditionSpec) -> Batch:
-    """The images and the entries of `spec`, of the columns of the source."""
+    """The images, and the entries of `spec` from the columns of the source."""
     columns = columns_of(source) if spec else {}
 
     images = source.load(indices)
-    taken = source.taken(indices) if hasattr(source, "taken") else indices  # of damaged images others
+    taken = source.taken(indices) if hasattr(source, "taken") else indices  # replaces damaged images
 
     def rows_of(name: str, entry: Entry) -> np.ndarray:
         rows = columns[column_name(name, entry)][taken]
@@ -110,7 +110,7 @@ def load_rows(source: ImageSource, indices: np.ndarray, spec: ConditionSpec) -> 
 
 
 class RenamingSource:
-    """A source whose complaints, which may come as late as an image is read, have `names` for the arguments.
+    """A source whose errors, which may occur as late as when an image is read, name the arguments by `names`.
 
     Args:
         names: see `runtime.errors.arguments_named`.
@@ -124,36 +124,36 @@ class RenamingSource:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """As of the source."""
+        """That of the source."""
         return self._source.image_shape
 
     @property
     def labels(self) -> np.ndarray | None:
-        """As of the source."""
+        """That of the source."""
         return self._source.labels
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
-        """As of the source."""
+        """That of the source."""
         return getattr(self._source, "columns", {})
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """As of the source, to which some may have come since."""
+        """Those of the source, which may have become more."""
         return self._source.notes
 
     def load(self, indices: np.ndarray) -> np.ndarray:
-        """As of the source."""
+        """That of the source."""
         with arguments_named(self._names):
             return self._source.load(indices)
 
     def taken(self, indices: np.ndarray) -> np.ndarray:
-        """As of the source, where it takes other images for damaged ones."""
+        """That of the source, if it replaces damaged images."""
         return self._source.taken(indices) if hasattr(self._source, "taken") else indices
 
 
 class ArraySource:
-    """Images that lie in memory (or in a memory-mapped file) in their final shape."""
+    """Images in memory (or in a memory-mapped file) in their final shape."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, notes: tuple[str, ...] = ()):
         self._images = images  # [N, H, W, C]
@@ -170,7 +170,7 @@ class ArraySource:
 
 
 class RowsSource(ArraySource):
-    """Some rows of images that other splits share."""
+    """Some rows of an image array that several splits share."""
 
     def __init__(self, images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None, notes: tuple[str, ...] = ()):
         super().__init__(images, labels, notes)
@@ -185,7 +185,7 @@ class RowsSource(ArraySource):
 
 
 class DecodedSource:
-    """Images that `decode_many` makes when asked for, each once where the whole set fits in memory."""
+    """Images that `decode_many` makes on access; each only once if the whole data set fits in memory."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class DecodedSource:
         self.notes: tuple[str, ...] = ()
         self._kept = None
         if fits_in_memory(num_examples, image_shape):
-            # The system hands out the pages of `_kept` as they are written, so an unused part costs nothing.
+            # The system allocates the pages of `_kept` when they are written, so an unused part costs nothing.
             self._kept = np.empty((num_examples, *image_shape), np.uint8)
             self._is_kept = np.zeros(num_examples, bool)
 
@@ -222,14 +222,14 @@ class DecodedSource:
 
 
 class ThreadMap:
-    """`map` over threads, in order: Pillow lets go of the interpreter while it decodes and resizes.
+    """`map` over threads, in order. Pillow releases the interpreter lock while it decodes and resizes.
 
     Args:
         function: called with one item.
-        num_threads: 0 for one a core, up to 16.
+        num_threads: 0 for one per core, up to 16.
     """
 
-    _MOST_AT_A_TIME = 32  # items handed to a thread at once: handing over costs as much as reading a header
+    _MOST_AT_A_TIME = 32  # items per task: starting a task costs as much as reading a header
 
     def __init__(self, function: Callable[..., object], num_threads: int = 0):
         self._function = function
@@ -249,7 +249,7 @@ class ThreadMap:
 
 
 def fits_in_memory(num_examples: int, image_shape: tuple[int, int, int]) -> bool:
-    """N * H * W * C bytes <= the budget."""
+    """Whether N * H * W * C bytes are within the budget."""
     return num_examples * int(np.prod(image_shape, dtype=np.int64)) <= MEMORY_BUDGET_BYTES
 
 
@@ -260,11 +260,11 @@ def fit_images(
     image_size: tuple[int, int],
     num_channels: int,
 ) -> ImageSource:
-    """A source of `images`, uint8 [N, h, w, c], brought to image_size and num_channels where they differ."""
+    """A source of `images`, uint8 [N, h, w, c], converted to image_size and num_channels if they differ."""
     shape = (*image_size, num_channels)
     if images.shape[1:] == shape:
         return ArraySource(images, labels)
-    from ddpm_jax.data.image_decoding import fit_array  # imports Pillow, which equal sizes do not need
+    from ddpm_jax.data.image_decoding import fit_array  # imports Pillow, which is not needed if the sizes are equal
 
     fit = ThreadMap(lambda i: fit_array(images[i], image_size=image_size, num_channels=num_channels))
     return DecodedSource(fit, num_examples=len(images), image_shape=shape, labels=labels)

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and CIFAR-10 from the files their authors published, put into a folder by hand."""
+"""MNIST, Fashion-MNIST and CIFAR-10 from the files that their authors published, placed in a folder by the user."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SPLITS = ("train", "test")
 
 
 def make_originals(*, name: str, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
-    """The split of `name` as read from the folder `path`, no TensorFlow involved.
+    """A split of `name`, read from the folder `path` without TensorFlow.
 
     Args:
         name: `mnist`, `fashion_mnist` (idx files) or `cifar10` (its binary or its Python version).
@@ -23,7 +23,7 @@ def make_originals(*, name: str, split: str, image_size: tuple[int, int], num_ch
         path: the folder that holds the files, compressed or not.
 
     Raises:
-        UserError: where the folder, a file in it or the split is missing or wrong.
+        UserError: the folder, a file in it or the split is missing or wrong.
     """
     split_part = check_split(split, SPLITS)
     folder = Path(path).expanduser()

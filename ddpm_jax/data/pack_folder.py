@@ -1,4 +1,4 @@
-"""Writes a folder of images into one file, which then reads faster than the images decode."""
+"""Writes a folder of images into one file, which is read faster than the images can be decoded."""
 
 import glob
 import json
@@ -21,21 +21,21 @@ from ddpm_jax.data.unreadable_images import reason_of
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 from ddpm_jax.runtime.progress import ProgressBar
 
-# One record a chunk: reading one reads no other. Compressed, reading takes twice as long (zstd, for 12 % less) or
-# ten times (PNG, for 36 % less); benchmarks/data_rates.py measures it.
+# One record per chunk, so that reading one record reads no other. With compression, reading takes twice as long (zstd,
+# 12 % smaller) or ten times (PNG, 36 % smaller); benchmarks/data_rates.py measures it.
 _OPTIONS = "group_size:1,uncompressed"
 _BLOCK_BYTES = 2**26  # of pixels decoded before they are written
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack_folder` did."""
+    """The result of `pack_folder`."""
 
     path: str
     num_images: int
     num_bytes: int
     notes: tuple[str, ...]
-    columns: tuple[str, ...]  # the names of those that were stored
+    columns: tuple[str, ...]  # the names of the stored columns
 
 
 def pack_folder(
@@ -47,19 +47,19 @@ def pack_folder(
     columns: str = "",
     overwrite: bool = False,
 ) -> Packed:
-    """Writes all images below `folder`, at one size, to `out`, which is there whole or not at all.
+    """Writes all images below `folder`, at one size, to `out`; the file is complete or does not exist.
 
     Args:
         folder: see `make_folder`.
-        out: the file; `.array_record` is added where it lacks it.
+        out: the file; `.array_record` is appended if it is missing.
         image_size: (H, W) in pixels.
         num_channels: 1 or 3.
-        columns: a `.npz` of what is known of each image, see `packed_columns`; empty: nothing.
-        overwrite: whether a file of that name may be replaced.
+        columns: a `.npz` with further data of each image, see `packed_columns`; empty: none.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        UserError: where no image can be read, `columns` does not fit the images, `out` exists or cannot be written, or
-            the disk is too small.
+        UserError: no image can be read, `columns` does not fit the images, `out` exists or cannot be written, or the
+            disk is too small.
     """
     path = Path(os.path.abspath(Path(out).expanduser()))
     if path.suffix != ENDING:
@@ -68,7 +68,7 @@ def pack_folder(
         raise UserError(f"{str(path)!r} exists; give another name, or {arg('overwrite')} to replace it")
     if path.is_dir():
         raise UserError(f"{str(path)!r} is a folder; give the name of a file")
-    module = array_record_module()  # before the folder is listed: it may be missing
+    module = array_record_module()  # before the folder is listed, because the module may be missing
     with arguments_named({"path": arg("folder")}.get):
         listing = list_images(folder)
     known = columns_for(columns, listing.files) if columns else {}
@@ -97,7 +97,7 @@ def pack_folder(
 
 
 def _write_images(writer, listing: Listing, shape: tuple[int, int, int]) -> list[tuple[int, str, str]]:
-    """One record a file; (number, "header" or "body", reason) of those that could not be read."""
+    """Writes one record per file; returns (number, "header" or "body", reason) of the unreadable files."""
 
     def attempt(index: int) -> bytes | tuple[int, str, str]:
         try:
@@ -121,7 +121,7 @@ def _write_images(writer, listing: Listing, shape: tuple[int, int, int]) -> list
 
 
 def _has_header(listing: Listing, index: int) -> bool:
-    """Whether a damaged file passes the check of a folder too large for memory."""
+    """Whether a damaged file passes the header check that is used for folders too large for memory."""
     try:
         read_header(listing.openable(index))
     except Exception:  # Pillow's decoders raise nearly anything on a damaged file
@@ -131,7 +131,7 @@ def _has_header(listing: Listing, index: int) -> bool:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
-    """A name to write to, whose file takes the place of `path` when the block ends without an exception."""
+    """A temporary name to write to; its file replaces `path` when the block ends without an exception."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def _new_file(path: Path) -> Iterator[Path]:
         raise UserError(f"{str(path)!r} cannot be written ({error.strerror}); give another name") from None
     try:
         yield part
-        open_pack(str(part))  # the library tells of a full disk late: what is taken for whole has been read
+        open_pack(str(part))  # the library reports a full disk late: the file counts as complete once it was read
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -152,7 +152,7 @@ def _new_file(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Deletes what packs into the same file left behind that were killed."""
+    """Deletes temporary files of killed commands that packed into the same file."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         process = leftover.name[len(path.name) + 2 : -len(".part")]
         if process.isdigit() and not _is_running(int(process)):
@@ -161,16 +161,16 @@ def _remove_leftovers(path: Path) -> None:
 
 def _is_running(process: int) -> bool:
     try:
-        os.kill(process, 0)  # signal 0 asks, and does nothing
+        os.kill(process, 0)  # signal 0 only asks whether the process exists
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # of another user
+        pass  # a process of another user
     return True
 
 
 def _check_space(part: Path, num_images: int, shape: tuple[int, int, int]) -> None:
-    needed = num_images * (int(np.prod(shape)) + 128)  # a record has some bytes of its own
+    needed = num_images * (int(np.prod(shape)) + 128)  # a record has some bytes of overhead
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise UserError(

@@ -1,8 +1,8 @@
-"""The columns of a packed file: what is known of each image beside its label, packed with the pixels.
+"""The columns of a packed file: further data of each image besides its label, packed together with the pixels.
 
-They come from a `.npz` with the array `names`, the image files as they are named below the folder (with "/"), and any
-other arrays with a row for each of these, or ragged (`data.ragged`). In the packed file each column is some records of
-at most `BLOCK_BYTES`, one after another, in the order of the image files.
+They come from a `.npz` with the array `names`, which lists the image files as they are named below the folder (with
+"/"), and any other arrays with one row for each of these, or ragged (`data.ragged`). In the packed file each column is
+a series of records of at most `BLOCK_BYTES`, in the order of the image files.
 """
 
 import os
@@ -18,14 +18,14 @@ from ddpm_jax.runtime.errors import UserError, arg
 
 BLOCK_BYTES = 2**24
 NAMES = "names"
-_KINDS = "biuf"  # of a dtype: bool, whole numbers, floats
+_KINDS = "biuf"  # kinds of dtypes: bool, integers, floats
 
 
 def columns_for(path: str, files: list[str]) -> dict[str, np.ndarray | Ragged]:
     """The columns of the `.npz` at `path`, with a row for each of `files`, in their order.
 
     Raises:
-        UserError: it cannot be read, lacks `names`, a file or a row, or a column is not of numbers.
+        UserError: it cannot be read, lacks `names`, a file or a row, or a column is not numeric.
     """
     file = Path(path).expanduser()
     if not file.is_file() or file.suffix.lower() != ".npz":
@@ -34,7 +34,7 @@ def columns_for(path: str, files: list[str]) -> dict[str, np.ndarray | Ragged]:
     arrays = npz_names(file)
     if NAMES not in arrays:
         raise UserError(
-            f"{arg('columns')} {path!r} must hold the array 'names', the image files that its rows are of, such as "
+            f"{arg('columns')} {path!r} must hold the array 'names', the image file of each row, such as "
             f"{files[0]!r}; it holds {arrays}"
         )
     names = [str(name) for name in read_column(file, NAMES, ragged=False).tolist()]
@@ -59,7 +59,7 @@ def columns_for(path: str, files: list[str]) -> dict[str, np.ndarray | Ragged]:
 
 
 def write_columns(write: Callable[[bytes], Any], first: int, columns: Mapping[str, np.ndarray | Ragged]) -> list[dict]:
-    """Writes the columns as records, from the record number `first` on; what the header says of them."""
+    """Writes the columns as records, from record number `first` on; returns their entry in the header."""
     facts = []
     for name, column in columns.items():
         ragged = isinstance(column, Ragged)
@@ -79,12 +79,12 @@ def write_columns(write: Callable[[bytes], Any], first: int, columns: Mapping[st
 
 
 class PackedColumns(Mapping):
-    """The columns of a packed file by name; each is read when it is asked for, and then kept.
+    """The columns of a packed file by name; each is read at its first access and then kept.
 
     Args:
-      facts: of the header; see `write_columns`.
+      facts: the entry in the header; see `write_columns`.
       read: numbers of records -> their bytes.
-      rows: of the file's images, those of the source.
+      rows: the images of the file that belong to the source.
       path: for messages.
     """
 
@@ -100,7 +100,7 @@ class PackedColumns(Mapping):
         return len(self._facts)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._facts  # without reading it
+        return name in self._facts  # does not read the column
 
     def __getitem__(self, name: str) -> np.ndarray | Ragged:
         fact = self._facts[name]
@@ -113,7 +113,7 @@ class PackedColumns(Mapping):
         try:
             whole = b"".join(self._read(list(range(*part["records"]))))
             return np.frombuffer(whole, part["dtype"]).reshape(part["shape"])
-        except (RuntimeError, ValueError) as error:  # of the library: a damaged record
+        except (RuntimeError, ValueError) as error:  # from the library: a damaged record
             reason = str(error).splitlines()[0][:80]
             raise UserError(
                 f"{arg('path')} {os.fspath(self._path)!r} has a damaged column ({reason}); pack the folder again"

@@ -1,7 +1,7 @@
-"""A folder of images packed into one file at one size: what `python -m ddpm_jax.data pack` writes.
+"""A folder of images packed into one file at one size, as written by `python -m ddpm_jax.data pack`.
 
-The file is an array_record of N + 2 records and those of its columns: the pixels of each image file of the folder,
-H * W * C bytes in the order of the names (none for a file that could not be read); the columns
+The file is an array_record with N + 2 records and those of its columns: the pixels of each image file of the folder,
+H * W * C bytes in the order of the names (empty for a file that could not be read); the columns
 (`data.packed_columns`); the names; and a header in JSON. Each record has a checksum.
 """
 
@@ -33,24 +33,24 @@ VERSION = 2  # 1: without columns
 
 
 def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, path: str) -> ImageSource:
-    """The images of a packed file: at the size that they were packed at, the same as `make_folder` gives.
+    """The images of a packed file. At the size of the file they are the same as those of `make_folder`.
 
     Args:
-        split: as of the folder: the name of a first-level sub-folder; otherwise `train` or `all`; slices of them.
-        image_size: (H, W) in pixels; another than that of the file is resized to, and said in `notes`.
+        split: as for the folder: the name of a first-level sub-folder; otherwise `train` or `all`; slices of them.
+        image_size: (H, W) in pixels; if it is not the size of the file, images are resized, and `notes` says so.
         num_channels: 1 or 3.
         path: the file.
 
     Raises:
-        UserError: where the file is damaged or something else, or there is no such split.
+        UserError: the file is damaged or of another kind, or there is no such split.
     """
     pack = open_pack(path)
     start, files = _part(pack, split)
     rows = split_rows(split, num_examples=len(files))
     labels = class_labels(files)
     shape = (*image_size, num_channels)
-    # As of the folder: what fits in memory was read whole, and lacks every damaged file; of a larger set only the
-    # headers were looked at, and another image takes the place of one whose rest is damaged.
+    # As for the folder: a data set that fits in memory was read completely, so it lacks every damaged file. Of a larger
+    # one only the headers were checked, and an image that is damaged further on is replaced by another.
     in_memory = source_lib.fits_in_memory(len(files), shape)
     unreadable = {index - start: fault for index, fault in pack.unreadable.items()}
     left_out = [row for row in rows.tolist() if row in unreadable and (in_memory or unreadable[row][0] == "header")]
@@ -82,7 +82,7 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
 
 
 def is_packed(path: str) -> bool:
-    """Whether `path` means a packed file and no folder."""
+    """Whether `path` is a packed file, not a folder."""
     return path.endswith(ENDING) and not Path(path).expanduser().is_dir()
 
 
@@ -92,18 +92,18 @@ class Pack:
 
     path: str
     image_shape: tuple[int, int, int]
-    names: list[str]  # of the N image files of the folder, with "/", sorted
-    unreadable: dict[int, tuple[str, str]]  # number -> "header" or "body", and the reason
-    _columns: list[dict]  # of the header
+    names: list[str]  # of the N image files of the folder, separated by "/", sorted
+    unreadable: dict[int, tuple[str, str]]  # number -> ("header" or "body", reason)
+    _columns: list[dict]  # as in the header
     _reader: Any
     _lock: threading.Lock
 
     def read(self, indices: list[int]) -> list[np.ndarray | Exception]:
-        """n numbers -> n images uint8 [H, W, C], or what is wrong with them."""
+        """n numbers -> n images uint8 [H, W, C], or exceptions for damaged ones."""
         with self._lock:
             try:
                 records = self._reader.read(indices)
-            except Exception:  # one of them is damaged: which?
+            except Exception:  # one of them is damaged: find out which
                 records = [self._read_one(index) for index in indices]
         return [
             OSError(self.unreadable[index][1]) if record == b""
@@ -113,7 +113,7 @@ class Pack:
         ]  # fmt: skip
 
     def columns(self, rows: np.ndarray) -> PackedColumns:
-        """What is known of these images, by name."""
+        """The columns of these images, by name."""
         return PackedColumns(self._columns, self._read_records, rows, self.path)
 
     def _read_records(self, numbers: list[int]) -> list[bytes]:
@@ -123,23 +123,23 @@ class Pack:
     def _read_one(self, index: int) -> bytes | Exception:
         try:
             return self._reader.read([index])[0]
-        except Exception as error:  # RuntimeError today; the library does not say
+        except Exception as error:  # RuntimeError at present; not documented by the library
             return error
 
 
 def open_pack(path: str) -> Pack:
-    """The packed file at `path`, its names and header read.
+    """Opens the packed file at `path`, and reads its names and header.
 
     Raises:
-        UserError: where it is damaged, truncated, or another kind of file.
+        UserError: it is damaged, truncated, or another kind of file.
     """
     file = str(Path(path).expanduser())
     if not os.path.isfile(file):
         raise UserError(f"{arg('path')} must name a folder of images or a packed file; got {path!r} (no such file)")
     reader = array_record_module().ArrayRecordReader(file)
-    num_records = reader.num_records()  # 0 for whatever has no proper end
+    num_records = reader.num_records()  # 0 for any file without a proper end
     if num_records == 0:
-        raise UserError(f"{arg('path')} {path!r} is damaged, truncated or no array_record file; pack the folder again")
+        raise UserError(f"{arg('path')} {path!r} is damaged, truncated or not an array_record; pack the folder again")
     try:
         names, header = reader.read([num_records - 2, num_records - 1]) if num_records > 1 else (b"", b"")
         facts = json.loads(header)
@@ -148,12 +148,12 @@ def open_pack(path: str) -> Pack:
         names = os.fsdecode(zlib.decompress(names)).split("\0")
     except (RuntimeError, ValueError, KeyError, TypeError, zlib.error):
         raise UserError(
-            f"{arg('path')} {path!r} is an array_record file of something else, or damaged; "
-            "give one that python -m ddpm_jax.data pack made"
+            f"{arg('path')} {path!r} is an array_record file with other contents, or damaged; "
+            "give a file that python -m ddpm_jax.data pack wrote"
         ) from None
     if facts["version"] not in range(1, VERSION + 1):
         raise UserError(
-            f"{arg('path')} {path!r} is of version {facts['version']}, and this ddpm_jax reads 1 to {VERSION}; "
+            f"{arg('path')} {path!r} has version {facts['version']}, and this ddpm_jax reads versions 1 to {VERSION}; "
             "pack it again, or upgrade ddpm_jax"
         )
     return Pack(
@@ -168,10 +168,10 @@ def open_pack(path: str) -> Pack:
 
 
 def array_record_module():
-    """`array_record.python.array_record_module`, or a UserError where there is none that works."""
+    """`array_record.python.array_record_module`; raises UserError if none is installed that works."""
     try:
         return importlib.import_module("array_record.python.array_record_module")
-    except ImportError as error:  # missing, or one of the old packages that were made for Linux and install anywhere
+    except ImportError as error:  # missing, or one of the old packages, which were built for Linux but install anywhere
         remedy = "there is none for Windows" if sys.platform == "win32" else "pip install -U array_record"
         reason = " ".join(str(error).split())[:80]
         raise UserError(
@@ -180,7 +180,7 @@ def array_record_module():
 
 
 def _part(pack: Pack, split: str) -> tuple[int, list[str]]:
-    """The first file of the split and the names from there on: of the sub-folder of that name, else of everything."""
+    """The first file of the split, and the names from there on: those of the sub-folder, or all names."""
     name = split_name(split)
     start, stop = (bisect.bisect_left(pack.names, name + mark) for mark in ("/", "0"))  # "0" comes after "/"
     if start < stop and not is_hidden(name):
@@ -199,4 +199,4 @@ def _size_note(pack: Pack, shape: tuple[int, int, int]) -> tuple[str, ...]:
     if shape == pack.image_shape:
         return ()
     packed, wanted = ("x".join(map(str, sizes)) for sizes in (pack.image_shape, shape))
-    return (f"packed as {packed} and resized to {wanted}: pack at that size for the images that the folder gives",)
+    return (f"packed at {packed} and resized to {wanted}: pack at that size for the same images as from the folder",)

@@ -1,8 +1,8 @@
-"""A column whose rows differ in length, such as the tokens of captions, and its rows padded to one length."""
+"""Columns whose rows differ in length, such as the tokens of captions, and padding of the rows to one length."""
 
 import numpy as np
 
-# The two arrays of a ragged column NAME in a file: the rows one after another, and where each begins, N + 1 numbers.
+# The two arrays of a ragged column NAME in a file: the concatenated rows, and where each begins, N + 1 numbers.
 VALUES, OFFSETS = ".values", ".offsets"
 
 
@@ -10,7 +10,7 @@ class Ragged:
     """N rows [n_i, ...] of one dtype; row i is values[offsets[i]:offsets[i + 1]].
 
     Raises:
-      ValueError: offsets that do not rise from 0 to the number of values.
+      ValueError: the offsets do not rise from 0 to the number of values.
     """
 
     def __init__(self, values: np.ndarray, offsets: np.ndarray):
@@ -24,22 +24,22 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Of the rows, int64 [N]."""
+        """The lengths of the rows, int64 [N]."""
         return np.diff(self.offsets.astype(np.int64))
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the values."""
+        """The dtype of the values."""
         return self.values.dtype
 
     def __getitem__(self, rows: np.ndarray) -> "Ragged":
-        """Some rows, by their numbers."""
+        """The rows with these numbers."""
         parts = [self.values[self.offsets[row] : self.offsets[row + 1]] for row in np.asarray(rows)]
         values = np.concatenate(parts) if parts else self.values[:0]
         return Ragged(values, np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64))
 
     def padded(self, length: int) -> np.ndarray:
-        """[N, length, ...], with zeros after the end of each row, none of which is longer."""
+        """[N, length, ...], with zeros after the end of each row; no row may be longer than `length`."""
         rows = np.zeros((len(self), length, *self.values.shape[1:]), self.dtype)
         rows[self.mask(length)] = self.values
         return rows
@@ -50,7 +50,7 @@ class Ragged:
 
 
 def column_names(names: list[str]) -> dict[str, bool]:
-    """Of the arrays of a file the columns, and whether each is ragged: a pair NAME.values, NAME.offsets is one."""
+    """The columns among the arrays of a file -> whether each is ragged, that is, a pair NAME.values, NAME.offsets."""
     ragged = [name.removesuffix(VALUES) for name in names if name.endswith(VALUES)]
     ragged = [name for name in ragged if name + OFFSETS in names]
     parts = {name + part for name in ragged for part in (VALUES, OFFSETS)}

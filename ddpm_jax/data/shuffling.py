@@ -1,16 +1,16 @@
-"""Which image is seen when: pure functions of the seed, so a resumed run sees what a straight one saw."""
+"""The order of the images, a pure function of the seed: the same for a resumed and an uninterrupted run."""
 
 import functools
 
 import numpy as np
 
 
-@functools.lru_cache(maxsize=4)  # a batch touches one epoch or two; a resume or an evaluation one more
+@functools.lru_cache(maxsize=4)  # a batch spans one or two epochs; a resumed run or an evaluation one more
 def permutation(*, seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """pi_epoch, a permutation of 0..num_examples-1 that depends on (seed, epoch) alone; int64 [N], read-only.
 
-    Sorting the raw output of a Philox generator, and not `Generator.permutation`, because NumPy promises the
-    raw stream across its versions and not the algorithms on top of it.
+    It sorts the raw output of a Philox generator instead of using `Generator.permutation`, because NumPy guarantees the
+    raw stream across its versions, but not the algorithms built on it.
     """
     raw = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(num_examples)
     order = np.argsort(raw, kind="stable").astype(np.int64)
@@ -19,9 +19,9 @@ def permutation(*, seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def batch_indices(*, seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
-    """stream[step * B : (step + 1) * B], where stream = pi_0, pi_1, pi_2, ... (one permutation an epoch).
+    """stream[step * B : (step + 1) * B], where stream = pi_0, pi_1, pi_2, ... (one permutation per epoch).
 
-    A batch may straddle two epochs or, where B > N, hold several. Each image appears exactly once an epoch.
+    A batch may span two epochs or, if B > N, more. Each image appears exactly once per epoch.
 
     Args:
         seed: any integer; another seed gives another stream.
@@ -33,7 +33,7 @@ def batch_indices(*, seed: int, step: int, batch_size: int, num_examples: int) -
         int64 [B], values in 0..N-1.
 
     Raises:
-        ValueError: where a count is below 1 or the step below 0.
+        ValueError: a count is below 1 or the step below 0.
 
     Example:
         >>> batch_indices(seed=0, step=0, batch_size=6, num_examples=3).tolist()[:3]

@@ -1,4 +1,4 @@
-"""The sources by name."""
+"""The image sources by name."""
 
 from ddpm_jax.data.image_source import ImageSource
 from ddpm_jax.runtime.errors import UserError, arg
@@ -15,22 +15,22 @@ def make_source(
     path: str = "",
     data_dir: str = "",
 ) -> ImageSource:
-    """The images of a named set, each brought to uint8 [H, W, C].
+    """The images of a named data set, each converted to uint8 [H, W, C].
 
-    Images of another size are resized to cover image_size, antialiased, and cut to their centre.
+    Images of another size are resized to cover image_size, with antialiasing, and centre-cropped.
 
     Args:
-        name: `digits` (embedded); `image_folder` (the folder `path`, or the file that one was packed into); `array`
-            (the file `path`); `mnist`, `fashion_mnist`, `cifar10` (original files in `path`, else TFDS); any other
-            name is one of TFDS, such as `celeb_a`.
+        name: `digits` (embedded); `image_folder` (the folder `path`, or the file that a folder was packed into);
+            `array` (the file `path`); `mnist`, `fashion_mnist`, `cifar10` (original files in `path`, else TFDS); any
+            other name is a TFDS data set, such as `celeb_a`.
         split: `train`, `test`, ... and slices of them: `train[:95%]`, `train[95%:]`.
         image_size: (H, W) in pixels.
         num_channels: 1 or 3; for `array` also as many as its images have.
-        path: a folder or a file of one's own; `~` is the home folder.
-        data_dir: where TFDS keeps prepared sets (its default where empty), or one prepared set itself.
+        path: the user's own folder or file; `~` is the home folder.
+        data_dir: folder of prepared TFDS data sets (the default of TFDS if empty), or one prepared data set.
 
     Raises:
-        UserError: one line with the remedy, where anything above is missing, unknown or damaged.
+        UserError: one line with the remedy, if anything above is missing, unknown or damaged.
 
     Example:
         >>> import numpy as np
@@ -46,7 +46,7 @@ def make_source(
     common = dict(split=split, image_size=image_size, num_channels=num_channels)
     if name in ("image_folder", "array") and data_dir:
         raise UserError(
-            f"{arg('data_dir')} belongs to TFDS; {name!r} reads {arg('path')}; got data_dir {data_dir!r}"
+            f"{arg('data_dir')} is only for TFDS; {name!r} reads {arg('path')}; got data_dir {data_dir!r}"
         )
     if name == "image_folder":
         from ddpm_jax.data.image_folder import make_folder

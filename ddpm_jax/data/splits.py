@@ -8,28 +8,28 @@ from ddpm_jax.data.shuffling import permutation
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 _GRAMMAR = re.compile(r"(?P<name>\w[\w .+-]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
-# Any constant will do. It must never change: a held-out part has to stay held out.
+# Any constant would do, but it must never change: a held-out part must stay held out.
 _ORDER_SEED = 20200619
 
 
 def split_name(split: str) -> str:
-    """The name in front of the slice: `train` of `train[:95%]`.
+    """The name before the slice: `train` for `train[:95%]`.
 
     Raises:
-        UserError: where `split` is not a name with at most one slice.
+        UserError: `split` is not a name with at most one slice.
     """
     return _parse(split)[0]
 
 
 def split_rows(split: str, *, num_examples: int) -> np.ndarray:
-    """Rows of a set of N images that the slice of `split` keeps; int64 [n], ascending.
+    """Rows of a data set of N images that the slice of `split` selects; int64 [n], ascending.
 
-    A slice is cut from one fixed pseudo-random order and not from the stored order, because folders and array
-    files are often sorted by class: `train[:95%]` and `train[95%:]` are then disjoint, together everything,
-    and alike. The seed of the training plays no part in it.
+    A slice is cut from one fixed pseudo-random order instead of the stored order, because folders and array
+    files are often sorted by class. So `train[:95%]` and `train[95%:]` are disjoint, are everything together,
+    and have the same distribution. The slice does not depend on the training seed.
 
     Raises:
-        UserError: where `split` is malformed or keeps no image.
+        UserError: `split` is malformed or selects no image.
     """
     _, start, stop = _parse(split)
     if start is None and stop is None:
@@ -39,16 +39,16 @@ def split_rows(split: str, *, num_examples: int) -> np.ndarray:
         rows = np.sort(permutation(seed=_ORDER_SEED, epoch=0, num_examples=num_examples)[part])
     if not len(rows):
         raise UserError(
-            f"{arg('split')} {split!r} keeps none of the {num_examples} images; give a wider slice or more images"
+            f"{arg('split')} {split!r} selects none of the {num_examples} images; give a wider slice or more images"
         )
     return rows
 
 
 def check_split(split: str, allowed: tuple[str, ...]) -> str:
-    """The split's name, once it is known to be one of `allowed`.
+    """The name of the split, after checking that it is one of `allowed`.
 
     Raises:
-        UserError: naming the splits.
+        UserError: it is not; the message lists the splits.
     """
     name = split_name(split)
     check_one_of("split", name, allowed)
@@ -69,5 +69,5 @@ def _position(bound: str | None, num_examples: int) -> int | None:
     if bound is None or not bound.endswith("%"):
         return None if bound is None else int(bound)
     position = round(abs(int(bound[:-1])) * num_examples / 100)
-    # Only a written minus counts from the end; -0 would mean the beginning.
+    # Only an explicit minus sign counts from the end; -0 would mean the beginning.
     return num_examples - min(position, num_examples) if bound.startswith("-") else position

@@ -22,23 +22,23 @@ def make_tfds(
     data_dir: str = "",
     built_in: tuple[str, ...] = (),
 ) -> ImageSource:
-    """The images of a TFDS set, prepared first where it is not and TensorFlow is there to do it.
+    """The images of a TFDS data set. If it is not prepared and TensorFlow is installed, it is prepared first.
 
     Args:
-        name: `celeb_a`, `lsun/bedroom`, or one's own set prepared in data_dir.
-        split: one of the set's splits, or what TFDS makes of them (`train[:80%]`, `train+test`).
+        name: `celeb_a`, `lsun/bedroom`, or the user's own data set prepared in data_dir.
+        split: one of the data set's splits, or a TFDS expression of them (`train[:80%]`, `train+test`).
         image_size: (H, W) in pixels.
         num_channels: 1 or 3.
-        data_dir: the folder that holds prepared sets, or one prepared set (a folder with dataset_info.json);
-            `~/tensorflow_datasets` where empty.
-        built_in: names that are no TFDS sets but would also have been right, for the suggestion.
+        data_dir: the folder that holds prepared data sets, or one prepared data set (a folder with dataset_info.json);
+            `~/tensorflow_datasets` if empty.
+        built_in: valid names that are not TFDS data sets, for the suggestion in an error.
 
     Raises:
-        UserError: where the set is unknown, not prepared, has no random access, no images, or no such split.
+        UserError: the data set is unknown or not prepared, or has no random access, no images, or no such split.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError(f"{arg('name')} {name!r} is read by TFDS; pip install tensorflow-datasets")
-    with _quiet():  # a set that is not prepared earns warnings here and our own line below
+    with _quiet():  # a data set that is not prepared gives warnings here, and our own error below
         builder = _builder(name, data_dir, built_in)
         image_key, label_key = _keys(builder)
         is_prepared = builder.is_prepared()
@@ -53,7 +53,7 @@ def make_tfds(
         except Exception as later_error:
             raise _explained(builder, split, later_error) from None
     if not len(data):
-        raise UserError(f"{arg('split')} {split!r} of {name!r} keeps no image; give a wider slice")
+        raise UserError(f"{arg('split')} {split!r} of {name!r} contains no image; give a wider slice")
     return _TfdsSource(data, image_key, label_key, image_size=image_size, num_channels=num_channels)
 
 
@@ -71,7 +71,7 @@ class _TfdsSource(DecodedSource):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int64 [N] or None. Read when first asked for: that goes through every record of the set."""
+        """int64 [N] or None. Read at the first access, which goes through every record of the data set."""
         if self._labels is None and self._label_key is not None:
             labels = [self._data[i][self._label_key] for i in range(len(self._data))]
             self._labels = np.array(labels, np.int64)
@@ -107,15 +107,15 @@ def _builder(name: str, data_dir: str, built_in: tuple[str, ...]):
             f"{arg('name')} must be one of {', '.join(built_in)}, a TFDS name such as celeb_a or lsun/bedroom, "
             f"or a set prepared in {arg('data_dir')}; got {name!r}{did_you_mean(name, [*own, *names])}"
         ) from None
-    except Exception as error:  # an unknown configuration or version, a damaged dataset_info.json
+    except Exception as error:  # an unknown configuration or version, or a damaged dataset_info.json
         configs = [c.name for c in getattr(_builder_class(tfds, name), "BUILDER_CONFIGS", [])]
         _, _, config = name.partition("/")
         why = f"its configurations are {', '.join(configs[:12])}" if configs else _first_line(error)
-        raise UserError(f"{arg('name')} {name!r} does not open; {why}{did_you_mean(config, configs)}") from None
+        raise UserError(f"{arg('name')} {name!r} cannot be opened; {why}{did_you_mean(config, configs)}") from None
 
 
 def _newest_prepared(tfds, builder):
-    """The builder, or where its version is not prepared but another is, that one, the newest."""
+    """The builder; if its version is not prepared but others are, that of the newest of them."""
     versions = Path(builder.data_path).parent
     if builder.is_prepared() or not versions.is_dir():
         return builder
@@ -166,7 +166,7 @@ def _keys(builder) -> tuple[str, str | None]:
 
 
 def _open(builder, split: str):
-    """The records, with images still encoded: ours are decoded by Pillow whatever mode they are in."""
+    """The records, with images still encoded; we decode them with Pillow, whatever their mode."""
     import tensorflow_datasets as tfds
 
     encoded = {
@@ -177,15 +177,15 @@ def _open(builder, split: str):
     data = builder.as_data_source(split=split, decoders=encoded)
     if len(data):
         try:
-            data[0]  # a file that is missing shows now, and not in the middle of the training
+            data[0]  # a missing file is noticed now, not in the middle of training
         except ImportError:
-            # `tfds.testing.mock_data` encodes its random images when asked, and that needs TensorFlow.
+            # `tfds.testing.mock_data` encodes its random images on access, which needs TensorFlow.
             data = builder.as_data_source(split=split)
     return data
 
 
 def _explained(builder, split: str, error: Exception) -> UserError:
-    """Why a prepared set did not open."""
+    """The reason why a prepared data set cannot be opened."""
     place = str(builder.data_path)
     file_format = getattr(builder.info.file_format, "value", builder.info.file_format)
     if isinstance(error, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Downloading and preparing a TFDS set, or saying at once why that cannot work here."""
+"""Downloads and prepares a TFDS data set, or says at once why that is not possible here."""
 
 import importlib.util
 import socket
@@ -13,15 +13,15 @@ _PROBE_SECONDS = 3.0
 
 
 def prepare(builder, *, name: str, data_dir: str):
-    """The builder of `name` once its array_record files lie under data_dir; download and conversion by TFDS.
+    """The builder of `name`, after TFDS has downloaded it and converted it to array_record files under data_dir.
 
     Args:
-        builder: a TFDS builder that `is_prepared()` denies.
-        name, data_dir: as of `make_tfds`.
+        builder: a TFDS builder whose `is_prepared()` is False.
+        name, data_dir: as in `make_tfds`.
 
     Raises:
-        UserError: at once where TensorFlow is missing or the host of the files does not answer; later where
-            TFDS fails.
+        UserError: at once if TensorFlow is missing or the server of the files does not answer; later if TFDS
+            fails.
     """
     here = f"{arg('name')} {name!r} is not prepared in {str(builder.data_path)!r}"
     remedies = [f"prepare it on another machine with file_format='array_record' and set {arg('data_dir')}"]
@@ -40,17 +40,17 @@ def prepare(builder, *, name: str, data_dir: str):
         # The default format, tfrecord, has no random access.
         builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # a manual download that is missing, a wrong checksum, no disk space, ...
+    except Exception as error:  # a missing manual download, a wrong checksum, no disk space, ...
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{here}, and preparing it failed ({reason}); {', or '.join(remedies)}") from error
     return builder
 
 
 def _download_host(builder) -> tuple[str, int] | None:
-    """Host and port of the set's first file; None where nothing may have to be downloaded."""
+    """Host and port of the data set's first file; None if possibly nothing has to be downloaded."""
     downloads = Path(builder._data_dir_root).expanduser() / "downloads"
     if downloads.is_dir() and any(downloads.iterdir()):
-        return None  # files of an earlier attempt, or put into downloads/manual by hand
+        return None  # files of an earlier attempt, or placed in downloads/manual by hand
     for url in builder.url_infos or {}:
         parts = urlsplit(url)
         if parts.hostname:
@@ -59,7 +59,7 @@ def _download_host(builder) -> tuple[str, int] | None:
 
 
 def _reachable(host: str, port: int) -> bool:
-    """Whether a connection opens within the limit. In a thread, since looking up a name has no time-out."""
+    """Whether a connection opens within the limit. In a thread, because name resolution has no time-out."""
     answers = []
 
     def connect() -> None:

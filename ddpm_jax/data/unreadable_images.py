@@ -1,4 +1,4 @@
-"""Images of which some may prove unreadable in the middle of a training: another takes the place, and it is said."""
+"""Replaces images that turn out to be unreadable in the middle of training by others, and reports them."""
 
 import itertools
 import logging
@@ -12,21 +12,21 @@ from ddpm_jax.data.image_source import DecodedSource
 from ddpm_jax.data.ragged import Ragged
 from ddpm_jax.runtime.errors import UserError, arg
 
-# A few damaged images are a nuisance; so many side by side are a disk or a folder that is gone.
+# A few damaged images are replaced; this many in a row mean that a disk or a folder is missing.
 MAX_IN_A_ROW = 100
-_NUM_TOLD = 20  # each by its name; after that only how many
+_NUM_TOLD = 20  # reported by name; after that only the number is reported
 
 
 class ReplacingSource(DecodedSource):
-    """A set too large for memory: an image that cannot be read is replaced by the next good one of its label.
+    """A data set too large for memory: an unreadable image is replaced by the next readable one with the same label.
 
-    Which one that is depends on the set alone, so every run and every process sees the same.
+    The replacement depends only on the data set, so every run and every process sees the same image.
 
     Args:
-        attempt_many: n numbers -> n results, each uint8 [H, W, C] or the exception that it raised.
+        attempt_many: n numbers -> n results, each uint8 [H, W, C] or the exception that was raised.
         name_of: number -> the name of the image in messages.
-        place: the folder or file that all of it is in, for messages.
-        image_shape, labels, notes, columns: as of every source.
+        place: the folder or file that contains all images, for messages.
+        image_shape, labels, notes, columns: as in every source.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class ReplacingSource(DecodedSource):
         super().__init__(self._whole_ones, num_examples=num_examples, image_shape=image_shape, labels=labels)
         self.notes, self.columns = notes, columns or {}
         self._attempt_many, self._name_of, self._place = attempt_many, name_of, place
-        self._instead: dict[int, int] = {}  # a damaged one -> the one that is taken for it
+        self._instead: dict[int, int] = {}  # damaged image -> its replacement
         self._num_told = 0
         self._lock = threading.Lock()
 
     def taken(self, indices: np.ndarray) -> np.ndarray:
-        """The numbers of the images that `load` gave for `indices`."""
+        """The numbers of the images that `load` returned for `indices`."""
         return np.array([self._taken_for(index) for index in np.asarray(indices).tolist()], np.int64)
 
     def _whole_ones(self, indices: list[int]) -> list[np.ndarray]:
@@ -67,7 +67,7 @@ class ReplacingSource(DecodedSource):
         return index
 
     def _replacement(self, index: int, error: Exception) -> np.ndarray:
-        """The image that stands for the damaged one; remembers and tells what was damaged on the way."""
+        """The replacement of a damaged image; records and reports all damaged images found on the way."""
         if index in self._instead:  # another thread was faster
             index = self._taken_for(index)
             error = self._attempt_many([index])[0]
@@ -86,13 +86,13 @@ class ReplacingSource(DecodedSource):
                 break
         if not os.path.exists(self._place):
             raise UserError(
-                f"{arg('path')} {self._place!r} is gone; put it back, and the same command goes on from the last "
+                f"{arg('path')} {self._place!r} is missing; put it back, and the same command resumes from the last "
                 "checkpoint"
             )
         if len(damaged) == MAX_IN_A_ROW:
             raise UserError(
                 f"{arg('path')} {self._place!r}: {MAX_IN_A_ROW} images in a row could not be read, the last of them "
-                f"{self._name_of(candidate)} ({reason_of(result)}); put them back or take them out of the set"
+                f"{self._name_of(candidate)} ({reason_of(result)}); put them back, or remove them from the data set"
             )
         raise UserError(
             f"{arg('path')} {self._place!r}: no image could be read in full; the last is {self._name_of(candidate)} "
@@ -100,7 +100,7 @@ class ReplacingSource(DecodedSource):
         )
 
     def _candidates(self, index: int):
-        """The image itself, then those after it of its label, from the end on to the beginning."""
+        """The image itself, then those after it with the same label, continuing at the beginning after the end."""
         yield index
         for candidate in itertools.chain(range(index + 1, len(self)), range(index)):
             same = self.labels is None or self.labels[candidate] == self.labels[index]
@@ -112,13 +112,13 @@ class ReplacingSource(DecodedSource):
         line = f"{self._name_of(index)!r} is damaged ({reason_of(error)}); the next image takes its place"
         if self._num_told <= _NUM_TOLD:
             self.notes += (line,)
-        elif self._num_told & (self._num_told - 1):  # no power of two: told often enough
+        elif self._num_told & (self._num_told - 1):  # after the limit, report only at powers of two
             return
         logging.getLogger(__name__).warning("%s (%d so far)", line, self._num_told)
 
 
 def reason_of(error: Exception) -> str:
-    """What was wrong with a file, in a few words."""
+    """What is wrong with a file, in a few words."""
     if type(error).__name__ == "UnidentifiedImageError":
         return "not an image"
     if isinstance(error, OSError) and error.strerror:

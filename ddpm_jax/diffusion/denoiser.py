@@ -1,4 +1,4 @@
-"""From a network to what the reverse process needs: x_0_hat, and what a learned variance is made of."""
+"""From a network's output to the inputs of the reverse process: x_0_hat, and the values of a learned variance."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,15 +18,15 @@ from ddpm_jax.runtime.errors import UserError, arg
 @no_type_check
 @flax.struct.dataclass
 class Denoised:
-    """What one call of a denoiser tells about p(x_(t-1) | x_t)."""
+    """The result of one call of a denoiser, which determines p(x_(t-1) | x_t)."""
 
     x_0_hat: Float[Array, "B *D"]
-    # The network's second half where the variance is learned: `Process.log_var` says what it means.
+    # The second half of the network's output if the variance is learned; see `Process.log_var`.
     var_values: Float[Array, "B *D"] | None = None
 
 
 DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
-# (params, condition of the batch, {} for none) -> its denoiser: for what runs a network on all devices.
+# (params, condition of the batch, {} for none) -> its denoiser: for code that runs a network on all devices.
 DenoiserOf = Callable[[PyTree, Mapping[str, Array]], DenoiseFn]
 GuidedDenoiserOf = Callable[..., DenoiseFn]  # the same, or with a third argument, of type Guidance
 
@@ -40,23 +40,23 @@ def make_denoiser(
     x_0_limit: float | None = 1.0,
     dynamic_threshold: float = 0.0,
 ) -> DenoiseFn:
-    """denoise_fn(x_t, t) -> Denoised, from a network that predicts what the process says.
+    """denoise_fn(x_t, t) -> Denoised, for a network that predicts what the process defines.
 
     Args:
-      model_fn: (x_t [B, *D], t int32 [B]) -> the prediction [B, *D]; with a learned variance twice as many
-        channels. t is float32 where a sampler's grid has fractional steps. With a condition (x_t, t, condition).
-      condition: what the network is told of each image, [B, ...] an entry.
-      guide: such as `guidance.classifier_free_guidance(process, ...)`: what becomes of a prediction before x_0_hat is
-        taken from it and limited.
+      model_fn: (x_t [B, *D], t int32 [B]) -> the prediction [B, *D], with twice as many channels if the variance is
+        learned. t is float32 if a sampler's grid has fractional steps. With a condition: (x_t, t, condition).
+      condition: the condition of each image, [B, ...] per entry.
+      guide: such as `guidance.classifier_free_guidance(process, ...)`: changes a prediction before x_0_hat is computed
+        from it and clipped.
       x_0_limit: x_0_hat is clipped to [-x_0_limit, x_0_limit], 1 for pixels, as Ho et al. do in sampling and in the
-        likelihood, never in training; None: it is not clipped. Differs: with "mean" the mean follows from the clipped
-        x_0_hat (the original keeps the network's own).
-      dynamic_threshold: a quantile in (0, 1], such as 0.995, or 0 for none: in place of the clip, x_0_hat of an
-        image is limited to [-s, s] and divided by s / x_0_limit, where s is that quantile of its |x_0_hat|, at least
+        likelihood, but never in training; None: no clipping. Differs: with "mean" the mean follows from the clipped
+        x_0_hat (the original keeps the network's own mean).
+      dynamic_threshold: a quantile in (0, 1], such as 0.995, or 0 for none. Instead of clipping, x_0_hat of an image is
+        limited to [-s, s] and divided by s / x_0_limit, where s is that quantile of its |x_0_hat|, at least
         x_0_limit (Saharia et al. 2022, section 2.3).
 
     Raises:
-      UserError: x_0_limit not above 0 or not finite; a quantile outside [0, 1], or one without an x_0_limit.
+      UserError: x_0_limit is not above 0 or not finite; a quantile is outside [0, 1], or given without an x_0_limit.
 
     Example:
       >>> from ddpm_jax.diffusion.schedules import make_schedule

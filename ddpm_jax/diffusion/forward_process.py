@@ -1,6 +1,6 @@
 """The forward process q, its posterior, and the conversions between what a network may predict.
 
-Data has any rank: x is [B, *D] and t is int32 [B]. Notation and equations: Ho et al. 2020
+Data may have any rank: x is [B, *D] and t is int32 [B]. Notation and equations: Ho et al. 2020
 ("Denoising Diffusion Probabilistic Models"); v: Salimans and Ho 2022.
 """
 
@@ -13,7 +13,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 
 def at_step(table: Float[Array, "T"], t: Int[Array, "B"], ndim: int) -> Float[Array, "B ..."]:
     """table[t], shaped [B, 1, ..., 1] with `ndim` axes; NaN for t >= T."""
-    # Not table[t]: that clamps an index past the end without a word.
+    # Not table[t], which silently clamps an index past the end.
     return jnp.take(table, t, mode="fill").reshape((-1,) + (1,) * (ndim - 1))
 
 

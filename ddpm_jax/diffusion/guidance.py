@@ -4,8 +4,8 @@ Ho and Salimans 2022 ("Classifier-Free Diffusion Guidance"), equation 6:
 
     eps = (1 + w) eps(x_t | c) - w eps(x_t | none) = eps(x_t | none) + s (eps(x_t | c) - eps(x_t | none)),  s = 1 + w.
 
-Here as in most codes the number is s: 1 is none. Since the weights sum to 1, guiding x_0, v or the previous mean, which
-are affine in eps, is the same.
+Here, as in most code, the number is s: 1 means no guidance. Because the weights sum to 1, guiding x_0, v or the
+previous mean, which are affine in eps, is the same.
 """
 
 import math
@@ -32,16 +32,16 @@ Guide = Callable[[PredictFn], PredictFn]
 @no_type_check
 @flax.struct.dataclass
 class Guidance:
-    """Settings of a batch, all of them arrays: one compiled program serves every value. Made by `make_guidance`."""
+    """Settings for a batch, all of them arrays, so that one compiled program serves all values. See `make_guidance`."""
 
-    reference: Condition  # what the network is told in the reference's place, [B, ...] each: the null, or another class
+    reference: Condition  # the condition of the reference, [B, ...] per entry: the null, or another class
     scale: Float[Array, ""]
     lowest_log_snr: Float[Array, ""]
     highest_log_snr: Float[Array, ""]
     rescale: Float[Array, ""]
 
 
-MAX_SCALE = 1e6  # beyond it predictions have no digits left
+MAX_SCALE = 1e6  # beyond this, predictions lose all digits
 
 
 def make_guidance(
@@ -51,23 +51,23 @@ def make_guidance(
     interval: tuple[float, ...] = (-math.inf, math.inf),
     rescale: float = 0.0,
 ) -> Guidance:
-    """The settings, checked.
+    """Checked guidance settings.
 
     Args:
-      reference: what is guided away from, [B, ...] an entry: the null (`data.condition.null_condition`), or, as a
-        "negative prompt", the condition of something else.
-      scale: s in 0..MAX_SCALE; 1 is none, 0 the reference alone.
-      interval: (low, high) of log SNR = log(alpha-bar / (1 - alpha-bar)) = -2 log sigma between which there is
-        guidance (Kynkaanniemi et al. 2024); outside the network is called once and not twice.
-      rescale: phi in 0..1: how far the standard deviation of an image's prediction is brought back to that of its
-        conditional one (Lin et al. 2024, section 3.4). As there, of what the network predicts.
+      reference: the condition to guide away from, [B, ...] per entry: the null (`data.condition.null_condition`), or,
+        as a "negative prompt", any other condition.
+      scale: s in 0..MAX_SCALE; 1 means no guidance, 0 only the reference.
+      interval: (low, high): guidance only where the log SNR = log(alpha-bar / (1 - alpha-bar)) = -2 log sigma is
+        between them (Kynkaanniemi et al. 2024); outside, the network is called once instead of twice.
+      rescale: phi in 0..1: how far the standard deviation of an image's prediction is changed back to that of its
+        conditional prediction (Lin et al. 2024, section 3.4). As there, it is applied to the network's prediction.
 
     Raises:
       UserError: a number out of its range.
     """
     if not 0 <= scale <= MAX_SCALE:
         raise UserError(
-            f"{arg('guidance_scale')} must be in 0..{MAX_SCALE:g}; got {scale}: 1 is no guidance, try 2 to 4"
+            f"{arg('guidance_scale')} must be in 0..{MAX_SCALE:g}; got {scale}: 1 means no guidance, try 2 to 4"
         )
     if len(interval) != 2 or not interval[0] < interval[1]:
         got = ",".join(map(str, interval)) or "nothing"
@@ -75,20 +75,21 @@ def make_guidance(
     low, high = interval
     if not 0 <= rescale <= 1:
         raise UserError(f"{arg('guidance_rescale')} must be in [0, 1], 0 for none; got {rescale}")
-    with np.errstate(over="ignore"):  # an end beyond float32 is no end
+    with np.errstate(over="ignore"):  # an end beyond float32 means unlimited
         numbers = [np.asarray(number, np.float32) for number in (scale, low, high, rescale)]
     return Guidance(dict(reference), *numbers)
 
 
 def classifier_free_guidance(process: Process, guidance: Guidance) -> Guide:
-    """predict_fn -> predict_fn that calls it with the condition and the reference of each image, and moves the first
-    away from the second.
+    """predict_fn -> predict_fn that calls the given one with the condition and with the reference of each image, and
+    moves the conditional prediction away from the reference.
 
-    The two rows of an image stand beside each other in one call, 2i and 2i + 1, so that both are on the image's device.
-    A learned variance is the conditional one.
+    The two rows of an image are adjacent in one call, 2i and 2i + 1, so that both are on the image's device.
+    A learned variance is that of the conditional prediction.
 
     Args:
-      guidance: of `make_guidance`. Whether there is guidance is decided by the first image's t: all have the same.
+      guidance: from `make_guidance`. The t of the first image decides whether there is guidance; all images have the
+        same t.
     """
 
     def guide(predict_fn: PredictFn) -> PredictFn:
@@ -115,12 +116,12 @@ def classifier_free_guidance(process: Process, guidance: Guidance) -> Guide:
 def interleave(
     first: Shaped[Array | np.ndarray, "B ..."], second: Shaped[Array | np.ndarray, "B ..."]
 ) -> Shaped[Array, "2*B ..."]:
-    """Rows 2i of the first and 2i + 1 of the second."""
+    """Rows 2i are from the first, rows 2i + 1 from the second."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
 def separate(rows: Shaped[Array, "B2 ..."]) -> tuple[Shaped[Array, "B ..."], Shaped[Array, "B ..."]]:
-    """The two that `interleave` joined."""
+    """The two arrays that `interleave` joined."""
     pairs = rows.reshape(-1, 2, *rows.shape[1:])
     return pairs[:, 0], pairs[:, 1]
 
@@ -128,10 +129,10 @@ def separate(rows: Shaped[Array, "B2 ..."]) -> tuple[Shaped[Array, "B ..."], Sha
 def _rescaled(
     guided: Float[Array, "B *D"], conditional: Float[Array, "B *D"], part: Float[Array | np.ndarray, ""]
 ) -> Float[Array, "B *D"]:
-    """part * guided * std(conditional)/std(guided) + (1 - part) * guided, the deviations of each image alone."""
+    """part * guided * std(conditional)/std(guided) + (1 - part) * guided, with the deviations per image."""
     axes = tuple(range(1, guided.ndim))
     deviation = jnp.std(guided, axes, keepdims=True)
-    # A prediction that is constant over the image has nothing to rescale.
+    # A prediction that is constant over the image cannot be rescaled.
     varies = deviation > 0
     ratio = jnp.where(varies, jnp.std(conditional, axes, keepdims=True) / jnp.where(varies, deviation, 1.0), 1.0)
     return jnp.where(part > 0, guided * (part * ratio + (1 - part)), guided)

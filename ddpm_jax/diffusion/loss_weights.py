@@ -18,19 +18,20 @@ def loss_weights(
     p2_gamma: float = 1.0,
     p2_k: float = 1.0,
 ) -> Float[Array, "T"] | None:
-    """The factor on the square of the prediction's error at every step, or None for "none".
+    """The factor on the squared error of the prediction at every step, or None for "none".
 
     "min_snr": min(SNR, gamma) on the error of x_0, SNR_t = alpha-bar_t / (1 - alpha-bar_t) (Hang et al. 2023,
-    equation 8). "p2": 1/(k + SNR)^gamma on the error of eps (Choi et al. 2022, equation 8). Both are carried
-    over to the prediction at hand: at a given x_t an error of x_0 of size e is one of eps of e sqrt(SNR), one
-    of v of e sqrt(SNR + 1), and one of the previous mean of e times its coefficient (Ho et al. 2020, eq. 7).
+    "min_snr": min(SNR, gamma) on the error of x_0, SNR_t = alpha-bar_t / (1 - alpha-bar_t) (Hang et al. 2023,
+    equation 8). "p2": 1/(k + SNR)^gamma on the error of eps (Choi et al. 2022, equation 8). Both are converted
+    to the actual prediction: at a given x_t, an error e of x_0 is an error e sqrt(SNR) of eps, e sqrt(SNR + 1)
+    of v, and e times its coefficient of the previous mean (Ho et al. 2020, eq. 7).
 
     Args:
       min_snr_gamma, p2_k: > 0.
-      p2_gamma: >= 0; 0 is no weighting.
+      p2_gamma: >= 0; 0 means no weighting.
 
     Raises:
-      UserError: an unknown name, a number out of its range, or a weight that is infinite at some step.
+      UserError: an unknown name, a number out of its range, or an infinite weight at some step.
     """
     check_one_of("weighting", weighting, WEIGHTINGS)
     for name, value, least in (("min_snr_gamma", min_snr_gamma, "above 0"), ("p2_k", p2_k, "above 0")):

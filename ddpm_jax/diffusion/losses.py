@@ -27,7 +27,7 @@ class LossFn:
     def __call__(
         self, model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
     ) -> dict[str, Float[Array, "B"]]:
-        """The losses of the images at their steps, under the noise that is given."""
+        """The losses of the images at their steps, for the given noise."""
         return self.losses(model_fn, x_0=x_0, t=t, eps=eps)
 
 
@@ -57,19 +57,19 @@ def make_loss_fn(
     of the bound in bits/dim (equation 5), with the discretised-Gaussian decoder at t=0. "rescaled_vlb":
     T L_t, whose mean over uniform t, plus the prior term, is the bound. "hybrid": simple + vlb_lambda * vlb
     (Nichol and Dhariwal 2021, equation 16), where the part "vlb" is T L_t and its gradient reaches the
-    variance alone: the mean in it is frozen. Nothing is clipped in training.
+    variance only: its mean is frozen. Nothing is clipped in training.
 
     Args:
       loss: one of `LOSSES`.
-      huber_delta: > 0, where "huber" turns from the square to the absolute value.
-      vlb_lambda: > 0, lambda of "hybrid", on the bound in bits/dim summed over t. The papers' code with
-        "rescaled" losses has 0.001, without them 1/T.
-      weights: [T], a factor on the part "simple", "l1" or "huber" of step t; see `loss_weights`.
-      log_likelihood: of the bound's last step, at t=0; `gaussian_log_likelihood` where x_0 is continuous.
+      huber_delta: > 0, where "huber" changes from the square to the absolute value.
+      vlb_lambda: > 0, lambda of "hybrid", the factor on the bound in bits/dim summed over t. The papers' code with
+        "rescaled" losses uses 0.001, without them 1/T.
+      weights: [T], factors on the part "simple", "l1" or "huber" at step t; see `loss_weights`.
+      log_likelihood: of the last step of the bound, at t=0; `gaussian_log_likelihood` if x_0 is continuous.
 
     Raises:
-      UserError: an unknown loss; huber_delta or vlb_lambda not above 0; weights on a
-        bound; a learned variance that no part of the loss trains, or "hybrid" without one.
+      UserError: an unknown loss; huber_delta or vlb_lambda is not above 0; weights for a
+        bound; a learned variance that no part of the loss trains, or "hybrid" without a learned variance.
 
     Example:
       >>> from ddpm_jax.diffusion.schedules import make_schedule
@@ -111,7 +111,7 @@ def make_loss_fn(
 def _check_loss(
     loss: str, process: Process, positive: dict[str, float], weights: Float[Array, "T"] | None
 ) -> None:
-    """Raises UserError for arguments of `make_loss_fn` that are unknown or do not go together."""
+    """Raises UserError for arguments of `make_loss_fn` that are unknown or do not fit together."""
     check_one_of("loss", loss, LOSSES)
     for name, value in positive.items():
         if not value > 0:

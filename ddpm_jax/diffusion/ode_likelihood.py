@@ -1,4 +1,4 @@
-"""log p of an image under the probability flow: exact for the network at hand, up to the integrator's error.
+"""log p of an image under the probability flow ODE: exact for the given network, up to the integrator's error.
 
 Song et al. 2021 ("Score-Based Generative Modeling through Stochastic Differential Equations"), section 4.3 and
 appendix D.2. With y = x_t/a, a = sqrt(alpha-bar), n = sqrt(1 - alpha-bar) and sigma = n/a the flow is
@@ -32,24 +32,24 @@ from ddpm_jax.diffusion.timestep_spacing import host_half_log_snr, step_at_half_
 from ddpm_jax.diffusion.variational_bound import PIXEL_BIN
 from ddpm_jax.runtime.errors import UserError, arg
 
-_DIRECTIONS_AT_ONCE = 8  # of one divergence: the memory it takes
+_DIRECTIONS_AT_ONCE = 8  # per divergence; determines the memory use
 
 DirectionFn = Callable[[Int[Array, ""]], Float[Array, "B *D"]]
 
 
 def check_fractional(process: Process) -> None:
-    """Raises UserError where the network says nothing between two steps, at which the flow asks it."""
+    """Raises UserError if the network is not defined between two steps, where the flow evaluates it."""
     if not process.parameterisation.fractional:
         raise UserError(
             f"the probability flow needs a network that predicts eps, x_0 or v at any noise level; "
-            f"{arg('prediction')}={process.parameterisation.name!r} belongs to whole steps: {arg('leave out the flow')}"
+            f"{arg('prediction')}={process.parameterisation.name!r} needs whole steps: {arg('leave out the flow')}"
         )
 
 
 def ode_grid(schedule: Schedule, num_ode_steps: int) -> np.ndarray:
-    """The t that the integration needs, the steps' ends and middles: float64 [2 num_ode_steps + 1].
+    """The t at which the integration evaluates the flow, ends and middles of the steps: float64 [2 num_ode_steps + 1].
 
-    Rising from 0 to T-1, or to the last step with alpha-bar > 0; evenly spaced in the log SNR.
+    Increasing from 0 to T-1, or to the last step with alpha-bar > 0; evenly spaced in the log SNR.
 
     Raises:
       UserError: fewer than 1 step.
@@ -62,13 +62,13 @@ def ode_grid(schedule: Schedule, num_ode_steps: int) -> np.ndarray:
 
 
 def basis_directions(shape: tuple[int, ...]) -> DirectionFn:
-    """k -> the k-th unit vector, [1, *shape]: all D of them give the exact divergence."""
+    """k -> the k-th unit vector, [1, *shape]; all D of them together give the exact divergence."""
     size = math.prod(shape)
     return lambda k: jax.nn.one_hot(k, size).reshape(1, *shape)
 
 
 def random_directions(keys: Key[Array, "B"], shape: tuple[int, ...], num_probes: int) -> DirectionFn:
-    """k -> signs +-1/sqrt(num_probes) from fold_in(fold_in(key, 1), k), [B, *shape]: all of them give Hutchinson's
+    """k -> signs +-1/sqrt(num_probes) from fold_in(fold_in(key, 1), k), [B, *shape]; together they give Hutchinson's
     estimate of the divergence, unbiased (Hutchinson 1990; Song et al. 2021, appendix D.2).
     """
 
@@ -82,7 +82,7 @@ def random_directions(keys: Key[Array, "B"], shape: tuple[int, ...], num_probes:
 def dequantise(
     x_0: Float[Array, "B *D"], keys: Key[Array, "B"], bin_width: float | None = PIXEL_BIN
 ) -> Float[Array, "B *D"]:
-    """x_0 + u, u uniform on the bin of each value, from fold_in(key, 0); None: x_0, which is continuous."""
+    """x_0 + u, with u uniform on the bin of each value, from fold_in(key, 0); bin_width None: x_0 itself."""
     if bin_width is None:
         return x_0
     half = bin_width / 2
@@ -95,7 +95,7 @@ def dequantise(
 @no_type_check
 @flax.struct.dataclass
 class FlowState:
-    """Where the integration stands between two points of its grid."""
+    """The state of the integration at a point of its grid."""
 
     x_t: Float[Array, "B *D"]
     log_det: Float[Array, "B"]  # of d x_t / d x at the grid's first point: the integral of the divergence
@@ -116,12 +116,12 @@ def flow_on(
     num_directions: int,
     direction_fn: DirectionFn,
 ) -> FlowState:
-    """Takes the state through the points t of the grid by the classical Runge-Kutta method in log(sigma), of order
-    4; one `lax.scan`.
+    """Integrates the state over the points t of the grid by the classical Runge-Kutta method of order 4 in log(sigma),
+    in one `lax.scan`.
 
     Args:
-      denoise_fn: of a network without a clip: with one, x_0_hat would not be that of the density's score.
-      t: where the state stands, then the middle and the end of each step: an odd-numbered part of `ode_grid`.
+      denoise_fn: of a network without clipping, because a clipped x_0_hat does not correspond to the score.
+      t: the point of the state, then the middle and the end of each step: an odd number of points of `ode_grid`.
       num_directions: the divergence is the sum over k < num_directions of v . J v with v = direction_fn(k).
     """
 
@@ -148,7 +148,7 @@ def flow_on(
             value, div = slope(state.x_t + reach * step * before, t)
             return (value, total + weight * value, total_div + weight * div), None
 
-        # A scan of the four: the network is traced and compiled once.
+        # A scan over the four stages, so that the network is traced and compiled once.
         times = jnp.stack([start, middle, middle, end])
         stages = times, jnp.array([0.0, 0.5, 0.5, 1.0]), jnp.array([1.0, 2.0, 2.0, 1.0])
         nothing = jnp.zeros_like(state.x_t), jnp.zeros_like(state.x_t), jnp.zeros_like(state.log_det)
@@ -159,7 +159,7 @@ def flow_on(
 
 
 def end_flow(schedule: Schedule, state: FlowState) -> Float[Array, "B"]:
-    """log p of the y that the flow began with, in nats, once it is at the grid's last point."""
+    """log p of the y that the flow started with, in nats, for a state at the last point of the grid."""
     num_dims = math.prod(state.x_t.shape[1:])
     squares = jnp.sum(state.x_t**2, tuple(range(1, state.x_t.ndim)))
     log_prior = -0.5 * squares - 0.5 * num_dims * math.log(2 * math.pi)
@@ -169,7 +169,7 @@ def end_flow(schedule: Schedule, state: FlowState) -> Float[Array, "B"]:
 def bits_of_density(
     log_density: Float[Array, "B"], num_dims: int, bin_width: float | None = PIXEL_BIN
 ) -> Float[Array, "B"]:
-    """-log2 (p(y) bin_width^D) / D: bits/dim of the bin that y lies in; None: -log2 p(y) / D."""
+    """-log2 (p(y) bin_width^D) / D: bits/dim of the bin of y; None: -log2 p(y) / D."""
     return -log_density / (num_dims * math.log(2)) - math.log2(bin_width or 1.0)
 
 
@@ -190,14 +190,14 @@ def ode_bits_per_dim(
 
     Args:
       denoise_fn: made with x_0_limit=None; called with fractional t.
-      x_0: of real images; on the scale of [-1, 1] and made of uint8 values, unless bin_width is another.
-      keys: one an image, for u and the probes: neither depends on the batch.
+      x_0: real images on the scale [-1, 1], from uint8 values unless another bin_width is given.
+      keys: one per image, for u and the probes, which do not depend on the batch.
       num_ode_steps: Runge-Kutta steps, four network calls each.
-      num_probes: of Hutchinson's estimate of the divergence; 0: exact, at D Jacobian products a call.
-      bin_width: of the values of x_0; None where x_0 is continuous: then there is no u.
+      num_probes: of Hutchinson's estimate of the divergence; 0: exact, at D Jacobian products per call.
+      bin_width: of the values of x_0; None if x_0 is continuous, without u.
 
     Raises:
-      UserError: fewer than 1 step, fewer than 0 probes, or a prediction that belongs to whole steps.
+      UserError: fewer than 1 step, fewer than 0 probes, or a prediction that is only defined at whole steps.
 
     Example:
       >>> from ddpm_jax.diffusion.denoiser import make_denoiser
@@ -221,7 +221,7 @@ def ode_bits_per_dim(
 
 
 def directions(keys: Key[Array, "B"], shape: tuple[int, ...], num_probes: int) -> tuple[int, DirectionFn]:
-    """(how many, k -> the k-th): random signs, or with num_probes = 0 the unit vectors.
+    """(number of directions, k -> the k-th): random signs, or with num_probes = 0 the unit vectors.
 
     Raises:
       UserError: fewer than 0 probes.

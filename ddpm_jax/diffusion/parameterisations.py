@@ -1,4 +1,4 @@
-"""What a network predicts: eps, x_0, v, the previous mean. One more is one class here, listed in PARAMETERISATIONS.
+"""What a network predicts: eps, x_0, v, or the previous mean. To add one, add a class and list it in PARAMETERISATIONS.
 
 Conversions and notation: Ho et al. 2020, sections 3.2 and 3.3; v: Salimans and Ho 2022, section 4.
 """
@@ -22,18 +22,18 @@ Steps = Int[Array, "B"] | Float[Array, "B"]
 
 
 class Parameterisation:
-    """How the output of a network is read. A subclass has `name`, `target`, `x_0_hat` and `error_of_x_0`."""
+    """How a network's output is interpreted. Subclasses define `name`, `target`, `x_0_hat` and `error_of_x_0`."""
 
     name: str
     fractional = True  # whether the output is defined between two steps
 
     def check(self, schedule: Schedule) -> None:
-        """Raises UserError where the output does not determine x_0 at every step of the schedule."""
+        """Raises UserError if the output does not determine x_0 at every step of the schedule."""
 
     def inputs(
         self, schedule: Schedule, *, x_t: Float[Array, "B *D"], t: Steps, network_t: Steps
     ) -> tuple[Array, Array]:
-        """What the network is called with for x_t and t; `network_t` is the step of its training that t is."""
+        """The inputs of the network for x_t and t; `network_t` is the corresponding step of its training."""
         del schedule, t
         return x_t, network_t
 
@@ -46,17 +46,17 @@ class Parameterisation:
         t: Int[Array, "B"],
         eps: Float[Array, "B *D"],
     ) -> Float[Array, "B *D"]:
-        """The output that is right."""
+        """The correct output, that is, the training target."""
         raise NotImplementedError
 
     def x_0_hat(
         self, schedule: Schedule, *, x_t: Float[Array, "B *D"], t: Steps, output: Float[Array, "B *D"]
     ) -> Float[Array, "B *D"]:
-        """x_0 of an output."""
+        """The x_0 that an output implies."""
         raise NotImplementedError
 
     def error_of_x_0(self, schedule: Schedule) -> np.ndarray:
-        """[T], float64: how many times the square of the error of x_0 the square of the output's error is."""
+        """[T], float64: squared error of the output divided by the resulting squared error of x_0."""
         raise NotImplementedError
 
 
@@ -66,7 +66,7 @@ class Eps(Parameterisation):
     name = "eps"
 
     def check(self, schedule: Schedule) -> None:
-        """Raises UserError where alpha-bar falls to 0."""
+        """Raises UserError if alpha-bar falls to 0."""
         # 1/sqrt(alpha-bar) of float32 would be inf, and x_0_hat = inf - inf.
         if schedule.host_alphas_bar[-1] < float(jnp.finfo(jnp.float32).max) ** -2:
             raise UserError(
@@ -100,7 +100,7 @@ class CleanImage(Parameterisation):
         return x_0
 
     def x_0_hat(self, schedule: Schedule, *, x_t: Array, t: Array, output: Array) -> Array:
-        """The output."""
+        """The output itself."""
         return output
 
     def error_of_x_0(self, schedule: Schedule) -> np.ndarray:
@@ -130,7 +130,7 @@ class Velocity(Parameterisation):
 
 
 class PreviousMean(Parameterisation):
-    """mu-tilde(x_t, x_0), the mean of x_(t-1) (Ho et al. 2020, equation 7); of whole steps alone."""
+    """mu-tilde(x_t, x_0), the mean of x_(t-1) (Ho et al. 2020, equation 7); only at whole steps."""
 
     name = "mean"
     fractional = False
@@ -142,7 +142,7 @@ class PreviousMean(Parameterisation):
     def x_0_hat(self, schedule: Schedule, *, x_t: Array, t: Array, output: Array) -> Array:
         """The x_0 whose mu-tilde is the output."""
         if not jnp.issubdtype(t.dtype, jnp.integer):
-            raise ValueError("the previous mean belongs to a whole step t; got fractional steps")
+            raise ValueError("the previous mean is only defined at whole steps t; got fractional steps")
         return x_0_from_mean(schedule, x_t=x_t, t=t, mean=output)
 
     def error_of_x_0(self, schedule: Schedule) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The process: a noise schedule, what the network predicts, and the variance of p. Everything else takes it whole."""
+"""The process: a noise schedule, what the network predicts, and the variance of p, as one object."""
 
 import dataclasses
 import functools
@@ -26,24 +26,24 @@ ModelFn = Callable[[Float[Array, "B *D C"], Steps], Float[Array, "B *D C_out"]]
 class Prediction(NamedTuple):
     """The output of a network, split."""
 
-    value: Float[Array, "B *D"]  # what the parameterisation reads
-    var_values: Float[Array, "B *D"] | None = None  # where the variance is learned: `Process.log_var` reads them
+    value: Float[Array, "B *D"]  # interpreted by the parameterisation
+    var_values: Float[Array, "B *D"] | None = None  # if the variance is learned: interpreted by `Process.log_var`
 
 
 @dataclass(frozen=True)
 class Process:
-    """q and p of a diffusion model, but for the network (Ho et al. 2020, section 2).
+    """q and p of a diffusion model, except for the network (Ho et al. 2020, section 2).
 
     Attributes:
       schedule: the noise levels of the T steps.
       prediction: what the network predicts, one of `PREDICTIONS`: "eps", "x_0", "v" or "mean" (the mean of x_(t-1),
-        whole steps alone); or a `Parameterisation` of one's own.
-      variance: of p(x_(t-1) | x_t), one of `VARIANCES`; see `log_var`. With a learned one the network gives twice as
+        only whole steps); or your own `Parameterisation`.
+      variance: of p(x_(t-1) | x_t), one of `VARIANCES`; see `log_var`. If it is learned, the network outputs twice as
         many channels as x_t has, the prediction first.
       network_steps: [T] the t that the network is called with at each step; None: the step itself. See `respaced`.
 
     Raises:
-      UserError: an unknown prediction or variance; "eps" where alpha-bar falls to 0, as under "jsd".
+      UserError: an unknown prediction or variance; "eps" if alpha-bar falls to 0, as with "jsd".
 
     Example:
       >>> from ddpm_jax.diffusion.schedules import make_schedule
@@ -65,7 +65,7 @@ class Process:
 
     @functools.cached_property
     def parameterisation(self) -> Parameterisation:
-        """How the network's output is read."""
+        """How the network's output is interpreted."""
         given = self.prediction
         return given if isinstance(given, Parameterisation) else PARAMETERISATIONS[given]
 
@@ -76,11 +76,11 @@ class Process:
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the network gives the variance."""
+        """Whether the network predicts the variance."""
         return self.variance in LEARNED_VARIANCES
 
     def levels(self, t: Steps, *, ndim: int) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
-        """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t), each [B, 1, ..., 1]; t = -1 is the clean image, 1 and 0."""
+        """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t), each [B, 1, ..., 1]; t = -1 is the clean image: 1 and 0."""
         signal, noise = signal_and_noise(self.schedule, jnp.maximum(t, 0), ndim)
         clean = (t < 0).reshape(signal.shape)
         return jnp.where(clean, 1.0, signal), jnp.where(clean, 0.0, noise)
@@ -90,12 +90,12 @@ class Process:
         called with that; see `timestep_spacing.respaced`.
 
         Raises:
-          UserError: a prediction that belongs to the step before among all T.
+          UserError: a prediction that refers to the previous one of all T steps.
         """
         if not self.parameterisation.fractional:
             raise UserError(
-                f"prediction={self.parameterisation.name!r} belongs to the step before among all T; a process of fewer "
-                "steps has another: leave the respacing out"
+                f"prediction={self.parameterisation.name!r} refers to the previous of all T steps; a process of fewer "
+                "steps has other steps: leave the respacing out"
             )
         steps = np.sort(np.asarray(steps).reshape(-1))
         of_network = steps if self.network_steps is None else self.network_steps[steps]
@@ -103,20 +103,20 @@ class Process:
         return dataclasses.replace(self, schedule=schedule, network_steps=np.asarray(of_network, np.int32))
 
     def predict(self, model_fn: ModelFn, x_t: Float[Array, "B *D C"], t: Steps) -> Prediction:
-        """The network's output at x_t and t, int32 [B] or between two steps float32 [B].
+        """The network's output at x_t and t: int32 [B], or float32 [B] for fractional steps.
 
         Raises:
-          ValueError: the network has another number of output channels than the variance asks for.
+          ValueError: the number of output channels does not fit the variance.
         """
         network_t = t if self.network_steps is None else jnp.take(jnp.asarray(self.network_steps), t)
         inputs = self.parameterisation.inputs(self.schedule, x_t=x_t, t=t, network_t=network_t)
         return self.split(model_fn(*inputs), num_channels=x_t.shape[-1])
 
     def split(self, output: Float[Array, "B *D C_out"], *, num_channels: int) -> Prediction:
-        """The parts of an output: with a learned variance its last axis holds both.
+        """The parts of an output; with a learned variance the last axis contains both.
 
         Raises:
-          ValueError: another number of channels than that.
+          ValueError: the number of channels does not fit.
         """
         wanted = num_channels * (2 if self.learns_variance else 1)
         if output.shape[-1] != wanted:
@@ -136,11 +136,11 @@ class Process:
         t: Int[Array, "B"],
         eps: Float[Array, "B *D"],
     ) -> Float[Array, "B *D"]:
-        """The prediction that is right."""
+        """The correct prediction, that is, the training target."""
         return self.parameterisation.target(self.schedule, x_0=x_0, x_t=x_t, t=t, eps=eps)
 
     def x_0_hat(self, value: Float[Array, "B *D"], *, x_t: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:
-        """x_0 of a prediction, not limited."""
+        """The x_0 that a prediction implies, without clipping."""
         return self.parameterisation.x_0_hat(self.schedule, x_t=x_t, t=t, output=value)
 
     def log_var(
@@ -153,7 +153,7 @@ class Process:
         beta-tilde repaired at t=0 (Nichol and Dhariwal 2021, equation 15); u is not limited to [0, 1].
 
         Args:
-          var_values: of `Prediction`, for the learned variances.
+          var_values: those of the `Prediction`, for learned variances.
         """
         schedule = self.schedule
         if self.variance == "learned":

@@ -1,4 +1,4 @@
-"""One seed, and the keys that all randomness comes from."""
+"""The keys for all random numbers, derived from one seed."""
 
 import enum
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from ddpm_jax.runtime.errors import UserError, arg
 
 
 class SeedKeys(NamedTuple):
-    """Independent keys of one seed: for the parameters, for training step n, for sample n, for the eval loss."""
+    """Independent keys from one seed: for the parameters, for training, for samples, and for the eval loss."""
 
     init: jax.Array
     train: jax.Array  # step n uses fold_in(train, n)
@@ -20,11 +20,11 @@ class SeedKeys(NamedTuple):
 
 @enum.unique
 class Purpose(enum.IntEnum):
-    """What draws from a key beside its steps or samples; a new one takes the next number: old runs keep theirs."""
+    """Further uses of a key besides steps or samples. A new use gets the next number, so old runs do not change."""
 
     CONDITION_DROP = 0  # which images of a training step lose their condition
-    EDIT = 1  # what an edit draws for a sample after a row of the sampler's table
-    ENCODE = 2  # what a codec draws for an image
+    EDIT = 1  # noise of an edit, for a sample after a row of the sampler's table
+    ENCODE = 2  # noise of a codec, for an image
 
 
 def purpose_key(key: Key[Array, ""], purpose: Purpose, n: Int[Array, ""] | int) -> Key[Array, ""]:
@@ -33,7 +33,7 @@ def purpose_key(key: Key[Array, ""], purpose: Purpose, n: Int[Array, ""] | int) 
 
 
 def encoding_keys(keys: Key[Array, "B"]) -> Key[Array, "B"]:
-    """What a codec draws from, of the keys of some images."""
+    """The keys for a codec, from the keys of the images."""
     return jax.vmap(lambda key: purpose_key(key, Purpose.ENCODE, 0))(keys)
 
 
@@ -49,7 +49,7 @@ def seed_keys(seed: int) -> SeedKeys:
 
 
 def sample_keys(key: Key[Array, ""], sample_ids: Int[Array, "B"]) -> Key[Array, "B"]:
-    """The key of sample (or image) n is fold_in(key, n): it depends on the seed and n alone."""
+    """The key of sample (or image) n is fold_in(key, n), which depends only on the seed and on n."""
     return jax.vmap(lambda n: jax.random.fold_in(key, n))(sample_ids)
 
 

@@ -1,4 +1,4 @@
-"""Noise schedules: a name -> beta_t -> `Schedule`, the [T] tables of the forward process.
+"""Noise schedules: from a name to beta_t to a `Schedule`, the [T] tables of the forward process.
 
 Everywhere in this package the step t is an int32 in 0..T-1: the papers' t minus 1. t=0 is the least
 noisy step and t=T-1 the noisiest; the clean image x_0 has no index (it is "s=-1" in a sampler's table).
@@ -109,9 +109,9 @@ class Schedule:
     posterior_var: Float[Array, "T"]  # beta-tilde; 0 at t=0
     log_var_fixed_small: Float[Array, "T"]  # log beta-tilde, with the t=0 repair
     log_var_fixed_large: Float[Array, "T"]  # log beta, with the t=0 repair
-    log_betas: Float[Array, "T"]  # without it: the upper end of a learned range
+    log_betas: Float[Array, "T"]  # log beta without the repair: the upper end of a learned range
     half_log_snr: Float[Array, "T"]  # log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)); -inf where alpha-bar is 0
-    # The float64 betas, for tables formed later on the host (samplers): static, so that jit never sees them.
+    # The float64 betas, for sampler tables that are built later on the host; static, so that jit never sees them.
     betas_float64: tuple[float, ...] = flax.struct.field(pytree_node=False, repr=False)
 
     @property
@@ -126,33 +126,33 @@ class Schedule:
 
     @property
     def host_one_minus_alphas_bar(self) -> Float64Table:
-        """1 - alpha-bar in float64 on the host, [T], with its digits where the betas are tiny."""
+        """1 - alpha-bar in float64 on the host, [T], accurate even if the betas are tiny."""
         return _one_minus_alphas_bar(np.asarray(self.betas_float64))
 
 
 def _one_minus_alphas_bar(betas: Float64Table) -> Float64Table:
-    """Not 1 - alphas_bar: below beta = 1e-9 that has lost the digits of float32, below 1e-16 all of them."""
+    """Not computed as 1 - alphas_bar, which loses float32 precision below beta = 1e-9, and all digits below 1e-16."""
     with np.errstate(divide="ignore"):  # log(0) where the last beta is 1
         return -np.expm1(np.cumsum(np.log1p(-betas)))
 
 
 def schedule_from_betas(betas: np.ndarray) -> Schedule:
-    """All tables of the forward process and its posterior, from beta_t.
+    """Computes all tables of the forward process and its posterior from beta_t.
 
     Ho et al. 2020, equations 4 and 7. The log variances at t=0, where beta-tilde is 0, take the value of
     beta-tilde at t=1 for both fixed variances (Ho et al., code for CIFAR-10).
 
     Args:
-      betas: [T], T >= 1, each in (0, 1]; 1 is allowed at the last step alone.
+      betas: [T], T >= 1, each in (0, 1]; 1 is allowed only at the last step.
 
     Raises:
-      UserError: betas of another shape or range.
+      UserError: the shape or range of the betas is wrong.
 
     Example:
       >>> schedule_from_betas(np.array([0.1, 0.2])).alphas_bar
       Array([0.9 , 0.72], dtype=float32)
     """
-    # Formed in float64 and cast once: built in float32, 1 - alphas_bar is off by 1.7e-4 at t=0 (linear).
+    # Computed in float64 and cast once: in float32, 1 - alphas_bar would be off by 1.7e-4 at t=0 (linear).
     betas = np.asarray(betas, np.float64)
     _check_betas(betas)
     alphas = 1 - betas
@@ -161,7 +161,7 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
     one_minus = _one_minus_alphas_bar(betas)
     one_minus_prev = np.append(0.0, one_minus[:-1])
     posterior_var = betas * one_minus_prev / one_minus
-    # With T=1 there is no t=1 to copy from: beta_0 is the only variance at hand.
+    # With T=1 there is no t=1 to copy from: beta_0 is the only variance.
     var_at_0 = posterior_var[1] if betas.size > 1 else betas[0]
     with np.errstate(divide="ignore"):
         tables = dict(
@@ -183,7 +183,7 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
             log_betas=np.log(betas),
             half_log_snr=0.5 * np.log(alphas_bar / one_minus),
         )
-    with np.errstate(over="ignore"):  # 1/sqrt(alpha-bar) may leave float32: inf, as where alpha-bar is 0
+    with np.errstate(over="ignore"):  # 1/sqrt(alpha-bar) may overflow float32 to inf, as for alpha-bar = 0
         tables = {name: table.astype(np.float32) for name, table in tables.items()}
     return Schedule(
         **{name: jnp.asarray(table) for name, table in tables.items()},
@@ -202,10 +202,10 @@ def _check_betas(betas: Float64Table, remedy: str = "") -> None:
 
 
 def rescale_zero_terminal_snr(betas: np.ndarray) -> Float64Table:
-    """beta_t shifted and scaled so that alpha-bar is 0 at the last step and as before at the first.
+    """beta_t, shifted and scaled so that alpha-bar is 0 at the last step and unchanged at the first.
 
     sqrt(alpha-bar_t) <- (sqrt(alpha-bar_t) - sqrt(alpha-bar_T)) sqrt(alpha-bar_1) / (sqrt(alpha-bar_1) -
-    sqrt(alpha-bar_T)) (Lin et al. 2024, algorithm 1). Training then sees what sampling starts from: pure noise.
+    sqrt(alpha-bar_T)) (Lin et al. 2024, algorithm 1). Training then includes pure noise, from which sampling starts.
 
     Raises:
       UserError: fewer than 2 steps, of which one must keep its noise.
@@ -232,9 +232,9 @@ def make_schedule(
     Args:
       name: one of `SCHEDULES`.
       num_steps: T >= 1.
-      beta_start, beta_end: the ends of linear, quadratic, constant (end alone), warmup10/50 and geometric.
+      beta_start, beta_end: the ends of linear, quadratic, constant (only beta_end), warmup10/50 and geometric.
         Those of "linear" are meant for T=1000 and are scaled by 1000/T.
-      zero_terminal_snr: move alpha-bar to 0 at the last step (Lin et al. 2024); for x_0 and v alone.
+      zero_terminal_snr: rescale so that alpha-bar is 0 at the last step (Lin et al. 2024); only for x_0 and v.
 
     Raises:
       UserError: an unknown name, T < 1, or betas outside (0, 1].
@@ -248,7 +248,7 @@ def make_schedule(
         raise UserError(f"{arg('num_steps')} must be at least 1; got {num_steps}")
     if not 0 < beta_start <= beta_end:
         raise UserError(
-            f"{arg('beta_start')} and beta_end must obey 0 < start <= end; got {beta_start} and {beta_end}"
+            f"{arg('beta_start')} and beta_end must satisfy 0 < start <= end; got {beta_start} and {beta_end}"
         )
     if zero_terminal_snr and num_steps < 2:
         raise UserError(f"{arg('zero_terminal_snr')}=True needs {arg('num_steps')} of at least 2; got {num_steps}")

@@ -1,4 +1,4 @@
-"""Which t each image of a batch is trained at: uniform, stratified, or where the loss is large."""
+"""How the t of each training image is drawn: uniformly, stratified, or by the size of the loss."""
 
 from collections.abc import Callable
 from typing import NamedTuple, no_type_check
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ddpm_jax.runtime.errors import check_one_of
 
 TIMESTEP_SAMPLERS = ("uniform", "stratified", "loss_second_moment")
-HISTORY = 10  # losses that are remembered for each t
-UNIFORM_PART = 0.001  # of the probability is spread evenly over all t
+HISTORY = 10  # losses remembered per t
+UNIFORM_PART = 0.001  # share of the probability that is spread evenly over all t
 
 
 class TimestepSampler(NamedTuple):
-    """A sampler of t as pure functions of its history, which is None where nothing is remembered."""
+    """A sampler of t as pure functions of its history, which is None if nothing is remembered."""
 
     init: Callable[[], PyTree]  # () -> history
     # (history, key, B) -> t int32 [B] and weights float32 [B], 1/(T p_t): the mean of weight * loss has the
@@ -32,16 +32,16 @@ class TimestepSampler(NamedTuple):
 class LossHistory:
     """The last losses of every t."""
 
-    losses: Float[Array, "T history"]  # a ring: the n-th loss of t lies at n % HISTORY
-    counts: Int[Array, "T"]  # losses that t has seen; beyond HISTORY known modulo HISTORY alone
+    losses: Float[Array, "T history"]  # a ring buffer: the n-th loss of t is at n % HISTORY
+    counts: Int[Array, "T"]  # number of losses of t; beyond HISTORY only modulo HISTORY
 
 
 def make_timestep_sampler(name: str, num_steps: int) -> TimestepSampler:
     """The sampler of t on 0..T-1.
 
     "uniform": independent and uniform (Ho et al. 2020, algorithm 1). "stratified": image i of B is uniform on the
-    i-th of B equal parts of 0..T-1, so that every batch covers all steps. "loss_second_moment": p_t in
-    proportion to sqrt(E[L_t^2]) over the last 10 losses of each t, once every t has 10; uniform until then
+    i-th of B equal parts of 0..T-1, so that every batch covers all steps. "loss_second_moment": p_t
+    proportional to sqrt(E[L_t^2]) over the last 10 losses of each t, once every t has 10; uniform until then
     (Nichol and Dhariwal 2021, equation 18).
 
     Args:
@@ -71,7 +71,7 @@ def _loss_second_moment(num_steps: int) -> TimestepSampler:
 
     def sample(history: LossHistory, key: Key[Array, ""], batch_size: int):
         size = jnp.sqrt(jnp.mean(history.losses**2, axis=1))
-        # All losses 0 would be 0/0: nothing to prefer then.
+        # If all losses are 0, the weights would be 0/0: uniform then.
         known = jnp.all(history.counts >= HISTORY) & (jnp.sum(size) > 0)
         p = jnp.where(known, size / jnp.where(known, jnp.sum(size), 1.0), 1 / num_steps)
         p = (1 - UNIFORM_PART) * p + UNIFORM_PART / num_steps
@@ -79,14 +79,14 @@ def _loss_second_moment(num_steps: int) -> TimestepSampler:
         return t, 1 / (num_steps * p[t])
 
     def update(history: LossHistory, t: Int[Array, "B"], losses: Float[Array, "B"]) -> LossHistory:
-        # As if the batch came one by one; of a t that comes more than HISTORY times the last ones stay.
+        # As if images came one by one; if a t comes more than HISTORY times, the last losses are kept.
         same = t[:, None] == t[None, :]
-        earlier = jnp.sum(jnp.tril(same, -1), axis=1)  # of the same t in this batch
+        earlier = jnp.sum(jnp.tril(same, -1), axis=1)  # earlier ones of the same t in this batch
         later = jnp.sum(same, axis=1) - 1 - earlier
         slot = (history.counts[t] + earlier) % HISTORY
-        row = jnp.where(later < HISTORY, t, num_steps)  # past the end: dropped
+        row = jnp.where(later < HISTORY, t, num_steps)  # an index past the end is dropped
         counts = history.counts.at[t].add(1)
-        # Kept small: 2^31 updates of one t would overflow.
+        # Kept small, because 2^31 updates of one t would overflow.
         counts = jnp.where(counts >= 2 * HISTORY, counts % HISTORY + HISTORY, counts)
         return LossHistory(history.losses.at[row, slot].set(losses, mode="drop"), counts)
 

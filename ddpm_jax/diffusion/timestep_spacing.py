@@ -1,4 +1,4 @@
-"""Which steps a sampler visits: lists of t by rule or by name, and the grid of noise levels that they make."""
+"""The steps that a sampler visits: lists of t by rule or by name, and the resulting grid of noise levels."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ SPACINGS = ("uniform", "dpm_uniform", "quadratic", "ddim_quadratic", "leading", 
 def spaced_steps(
     num_steps: int, num_sampler_steps: int, spacing: str = "uniform", *, schedule: Schedule | None = None
 ) -> np.ndarray:
-    """The steps t that a sampler visits, falling, exactly `num_sampler_steps` of them, int64 or float64 [S].
+    """The steps t that a sampler visits, decreasing, exactly `num_sampler_steps` of them, int64 or float64 [S].
 
     "uniform": evenly spaced, T-1 and 0 among them ("linspace" of diffusers). "dpm_uniform": evenly spaced from T-1, of
     S + 1 such steps all but 0 (the default of diffusers for DPM-Solver++ and UniPC). "quadratic": the same for sqrt(t),
@@ -51,7 +51,7 @@ def spaced_steps(
         steps = np.floor((fractions * np.sqrt(0.8 * num_steps)) ** 2)
     elif spacing == "quadratic":
         steps = np.rint((num_steps - 1) * fractions**2)
-    else:  # from below, so that ties are rounded as np.linspace makes them
+    else:  # from below, so that ties are rounded as in np.linspace
         first = 0 if num_sampler_steps > 1 else num_steps - 1
         steps = np.rint(np.linspace(first, num_steps - 1, num_sampler_steps))[::-1]
     if np.any(np.diff(steps) >= 0):
@@ -68,7 +68,7 @@ def _by_noise_level(schedule: Schedule | None, fractions: np.ndarray, spacing: s
     levels = host_half_log_snr(schedule)
     if not np.isfinite(levels[-1]):
         raise UserError(
-            f"{arg('spacing')}={spacing!r} has no grid where alpha-bar falls to 0: take 'uniform' or 'trailing'"
+            f"{arg('spacing')}={spacing!r} has no grid if alpha-bar falls to 0: take 'uniform' or 'trailing'"
         )
     if spacing == "log_snr":
         wanted = levels[0] + fractions * (levels[-1] - levels[0])
@@ -81,14 +81,14 @@ def _by_noise_level(schedule: Schedule | None, fractions: np.ndarray, spacing: s
 def named_steps(num_steps: int, name: str) -> np.ndarray:
     """The steps of a `timestep_respacing` text of the improved-DDPM code, falling int64 [S].
 
-    "250": so many steps, "10,15,20": so many in each of as many equal sections of 0..T-1, each from the section's
-    first step to its last. "ddim50": 0, k, 2k, ... for the whole number k that makes exactly 50 of them; the
+    "250": that many steps; "10,15,20": the number in each of the equal sections of 0..T-1, each from the section's
+    first step to its last. "ddim50": 0, k, 2k, ... for the whole number k that gives exactly 50 steps; the
     noisiest steps are then left out (t = 980 is the last of "ddim50" at T = 1000). "t=999,500,0": these.
 
     Raises:
-      UserError: a text of another form, more steps than a section has, or a count that no k gives.
+      UserError: text of another form, more steps than a section has, or a count that no k gives.
     """
-    form = f"{arg('name')} must be such as '250', '10,15,20' (steps a section), 'ddim50' or 't=999,500,0'"
+    form = f"{arg('name')} must be such as '250', '10,15,20' (steps per section), 'ddim50' or 't=999,500,0'"
     text = name.strip()
     if text.startswith("t="):
         steps = np.array([_whole(part, f"{form}; got {name!r}") for part in text.removeprefix("t=").split(",")])
@@ -117,7 +117,7 @@ def named_steps(num_steps: int, name: str) -> np.ndarray:
         stride, at = ((length - 1) / (count - 1) if count > 1 else 1.0), 0.0
         for _ in range(count):
             steps.append(first + round(at))
-            at += stride  # summed, and not multiplied: ties must round as they do there
+            at += stride  # summed, not multiplied, so that ties round as in the original code
         first += length
     return np.array(steps)[::-1]
 
@@ -129,16 +129,16 @@ def _whole(text: str, message: str) -> int:
 
 
 def respaced(schedule: Schedule, steps: np.ndarray) -> Schedule:
-    """The process of the kept steps alone: its step i has the alpha-bar of the i-th kept step, counted from 0.
+    """The schedule of only the kept steps: its step i has the alpha-bar of the i-th kept step, counted from 0.
 
     beta_i = 1 - alpha-bar_(S_i) / alpha-bar_(S_(i-1)) (Nichol and Dhariwal 2021, equation 19). The network is still
-    called with the t that it was trained on, the i-th of the rising steps.
+    called with the t that it was trained on, the i-th of the sorted steps.
 
     Args:
-      steps: the t to keep, different whole numbers in 0..T-1, in any order.
+      steps: the t to keep, distinct whole numbers in 0..T-1, in any order.
 
     Raises:
-      UserError: steps of another kind.
+      UserError: the steps are not of this kind.
     """
     steps = np.asarray(steps)
     _check_whole(np.sort(steps.reshape(-1))[::-1], schedule.num_steps)
@@ -147,7 +147,7 @@ def respaced(schedule: Schedule, steps: np.ndarray) -> Schedule:
 
 
 def host_half_log_snr(schedule: Schedule) -> np.ndarray:
-    """log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)) in float64, [T], falling; -inf where alpha-bar is 0."""
+    """log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)) in float64, [T], decreasing; -inf where alpha-bar is 0."""
     with np.errstate(divide="ignore"):
         return 0.5 * np.log(schedule.host_alphas_bar / schedule.host_one_minus_alphas_bar)
 
@@ -159,7 +159,7 @@ def step_at_half_log_snr(schedule: Schedule, half_log_snr: np.ndarray) -> np.nda
 
 @dataclass(frozen=True)
 class TimeGrid:
-    """The points that a sampler passes, noisiest first, x_0 last: float64 [S+1] on the host.
+    """The points of a sampler's path, noisiest first, x_0 last: float64 [S+1] on the host.
 
     x at point i is alphas[i] x_0 + sigmas[i] eps; alphas^2 = alpha-bar, sigmas^2 = 1 - alpha-bar.
     """
@@ -170,7 +170,7 @@ class TimeGrid:
 
     @property
     def num_steps(self) -> int:
-        """S, the steps from point to point."""
+        """S, the number of steps between points."""
         return len(self.t) - 1
 
     def transitions(self) -> tuple[np.ndarray, ...]:
@@ -181,16 +181,16 @@ class TimeGrid:
 
 
 def time_grid(schedule: Schedule, steps: np.ndarray | None = None) -> TimeGrid:
-    """The grid of the steps t, falling in 0..T-1, whole or fractional; all T where `steps` is None.
+    """The grid of the steps t, decreasing in 0..T-1, whole or fractional; all T if `steps` is None.
 
     Raises:
-      UserError: steps that do not fall or leave 0..T-1.
+      UserError: the steps do not decrease, or are outside 0..T-1.
     """
     t = np.arange(schedule.num_steps)[::-1] if steps is None else np.asarray(steps)
     if np.issubdtype(t.dtype, np.floating) and not np.all(t == np.rint(t)):
         last = schedule.num_steps - 1
         if t.ndim != 1 or not np.all(np.isfinite(t)) or np.any(np.diff(t) >= 0) or t[0] > last or t[-1] < 0:
-            raise UserError(f"the sampler's steps must be a falling list of numbers in 0..{last}; got {t.tolist()}")
+            raise UserError(f"the sampler's steps must be decreasing numbers in 0..{last}; got {t.tolist()}")
         half_log_snr = np.interp(t, np.arange(schedule.num_steps), host_half_log_snr(schedule))
         alphas, sigmas = ((1 + np.exp(sign * 2 * half_log_snr)) ** -0.5 for sign in (-1, 1))
     else:
@@ -204,5 +204,5 @@ def _check_whole(steps: np.ndarray, num_steps: int) -> None:
     whole = steps.ndim == 1 and steps.size >= 1 and np.all(steps == np.rint(steps))
     if not whole or np.any(np.diff(steps) >= 0) or steps[0] >= num_steps or steps[-1] < 0:
         raise UserError(
-            f"the sampler's steps must be a falling list of whole numbers in 0..{num_steps - 1}; got {steps.tolist()}"
+            f"the sampler's steps must be decreasing whole numbers in 0..{num_steps - 1}; got {steps.tolist()}"
         )

@@ -17,7 +17,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.schedules import Schedule
 
-PIXEL_BIN = 2.0 / 255.0  # the distance of two of the 256 pixel values on the scale of [-1, 1]
+PIXEL_BIN = 2.0 / 255.0  # the distance of two adjacent pixel values (of 256) on the scale [-1, 1]
 HALF_BIN = PIXEL_BIN / 2
 
 # (x_0, mean=, log_var=) -> log p(x_0 | x_1) in nats, elementwise: the last step of the reverse process.
@@ -32,19 +32,19 @@ def normal_kl(
 ) -> Float[Array, "..."]:
     """KL(N(mean_1, var_1) || N(mean_2, var_2)), elementwise, in nats."""
     log_ratio = log_var_1 - log_var_2
-    # expm1(r) - r, and not -1 - r + exp(r): where both variances agree, the sum of the three cancels.
+    # expm1(r) - r, not -1 - r + exp(r): if both variances are equal, the three terms cancel.
     return 0.5 * (jnp.expm1(log_ratio) - log_ratio + (mean_1 - mean_2) ** 2 * jnp.exp(-log_var_2))
 
 
 def _mills_ratio(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """(1 - Phi(x)) / phi(x) for x >= 0: 1/(x + 1/(x + 2/(x + 3/(x + ...)))), or by erfc near 0.
 
-    Unlike exp(log_ndtr), it and its gradient keep float32's digits however far out x is.
+    Unlike exp(log_ndtr), it and its gradient keep full float32 precision for any x.
     """
     far = x > 3
     x_far, x_near = jnp.where(far, x, 3.0), jnp.where(far, 0.0, x)
     denominator = x_far
-    for k in range(20, 0, -1):  # 20 levels: truncated by less than 1e-7 at x = 3, and ever less beyond
+    for k in range(20, 0, -1):  # 20 levels: the truncation error is below 1e-7 at x = 3, and smaller beyond
         denominator = x_far + k / denominator
     near = math.sqrt(math.pi / 2) * jnp.exp(0.5 * x_near**2) * erfc(x_near * math.sqrt(0.5))
     return jnp.where(far, 1 / denominator, near)
@@ -55,12 +55,12 @@ def _log_mass(
 ) -> Float[Array, "..."]:
     """log(Phi(high) - Phi(low)) where low < high and low + high <= 0; log Phi(high) where `unbounded`.
 
-    A bin around 0 is a sum of two erf, one in the tail phi(high) times a difference of two Mills ratios:
-    JAX's log_ndtr has a gradient that is wrong by a factor of e and more beyond 3,000 deviations, and its
-    difference loses the gradient altogether.
+    A bin around 0 is a sum of two erf, a bin in the tail is phi(high) times a difference of two Mills ratios.
+    JAX's log_ndtr is not used: beyond 3,000 deviations its gradient is wrong by a factor of e and more, and a
+    difference of two of them loses the gradient altogether.
     """
     tail = high <= 0
-    # Both branches are computed for every element: each is given harmless arguments where it is not used.
+    # Both branches are computed for every element, so each gets harmless arguments where it is not used.
     high_tail = jnp.where(tail, high, 0.0)
     ratio = jnp.exp(0.5 * (high_tail - low) * (high_tail + low))  # phi(low) / phi(high)
     mills = _mills_ratio(-high_tail) - jnp.where(unbounded, 0.0, _mills_ratio(-low) * ratio)
@@ -73,22 +73,22 @@ def _log_mass(
 def discretised_gaussian_log_likelihood(
     x_0: Float[Array, "B *D"], *, mean: Float[Array, "B *D"], log_var: Float[Array, "..."]
 ) -> Float[Array, "B *D"]:
-    """log of the mass of N(mean, var) on the bin of each pixel value, in nats (Ho et al. 2020, equation 13).
+    """log of the probability of each pixel value's bin under N(mean, var), in nats (Ho et al. 2020, equation 13).
 
-    Bins are 2/255 wide; the one of -1 reaches to -infinity and the one of 1 to +infinity, so the 256 masses
+    Bins are 2/255 wide; the bin of -1 extends to -infinity and that of 1 to +infinity, so the 256 probabilities
     sum to 1.
 
-    Differs: the exact normal CDF in log space. The original code takes a tanh approximation of it and a
+    Differs: the exact normal CDF in log space. The original code uses a tanh approximation and a
     floor of log(1e-12), below which the gradient is zero.
 
     Args:
-      x_0: pixel values on the scale of [-1, 1] (uint8 / 127.5 - 1).
+      x_0: pixel values on the scale [-1, 1] (uint8 / 127.5 - 1).
       mean, log_var: of the decoder; log_var broadcasts against x_0.
     """
     inv_std = jnp.exp(-0.5 * log_var)
     upper = (x_0 - mean + HALF_BIN) * inv_std
     lower = (x_0 - mean - HALF_BIN) * inv_std
-    # Phi(upper) - Phi(lower) loses all digits in the upper tail, so mirror the bin to the lower one.
+    # Phi(upper) - Phi(lower) loses all digits in the upper tail, so the bin is mirrored to the lower tail.
     unbounded = jnp.abs(x_0) > 1 - HALF_BIN
     mirrored = jnp.where(unbounded, x_0 > 0, upper + lower > 0)
     high = jnp.where(mirrored, -lower, upper)
@@ -99,12 +99,12 @@ def discretised_gaussian_log_likelihood(
 def gaussian_log_likelihood(
     x_0: Float[Array, "B *D"], *, mean: Float[Array, "B *D"], log_var: Float[Array, "..."]
 ) -> Float[Array, "B *D"]:
-    """log N(x_0; mean, exp(log_var)) in nats, elementwise: of an x_0 without bins, such as a latent."""
+    """log N(x_0; mean, exp(log_var)) in nats, elementwise: for an x_0 without bins, such as a latent."""
     return -0.5 * (math.log(2 * math.pi) + log_var + (x_0 - mean) ** 2 * jnp.exp(-log_var))
 
 
 def bits_per_dim_of(nats: Float[Array, "B *D"]) -> Float[Array, "B"]:
-    """Mean over all axes but the first, from nats to bits."""
+    """The mean over all axes but the first, converted from nats to bits."""
     return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / jnp.log(2.0)
 
 
@@ -121,8 +121,8 @@ def vlb_term(
     for t = 0 -log p(x_0 | x_1) (Ho et al. 2020, equation 5; t here is the paper's minus 1).
 
     Args:
-      denoise_fn: of a network of this process.
-      log_likelihood: of the last step; `gaussian_log_likelihood` where x_0 is continuous.
+      denoise_fn: of a network for this process.
+      log_likelihood: of the last step; `gaussian_log_likelihood` if x_0 is continuous.
     """
     schedule = process.schedule
     denoised = denoise_fn(x_t, t)
@@ -153,13 +153,13 @@ def vlb_terms(
     log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
     noises: Float[Array, "S B *D"] | None = None,
 ) -> dict[str, Array]:
-    """L_t of the bound in bits/dim at the given steps, with one sample of x_t each; one `lax.scan`.
+    """L_t of the bound in bits/dim at the given steps, with one sample of x_t per step, in one `lax.scan`.
 
     Args:
-      x_0: of real images; on the scale of [-1, 1] and made of uint8 values, unless log_likelihood is another.
-      keys: one an image; step t draws its noise from fold_in(key, t).
-      denoise_fn: of a network of this process.
-      steps: the t wanted.
+      x_0: real images on the scale [-1, 1], from uint8 values unless another log_likelihood is given.
+      keys: one per image; step t draws its noise from fold_in(key, t).
+      denoise_fn: of a network for this process.
+      steps: the wanted t.
       log_likelihood: of the last step; see `vlb_term`.
       noises: eps of each step, in place of what is drawn from the keys.
 
@@ -196,9 +196,9 @@ def bits_per_dim(
     """The whole bound in bits/dim, one sample of x_t at each of the T steps (Ho et al. 2020, equation 5).
 
     Args:
-      x_0: of real images; on the scale of [-1, 1] and made of uint8 values, unless log_likelihood is another.
+      x_0: real images on the scale [-1, 1], from uint8 values unless another log_likelihood is given.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
-      denoise_fn: of a network of this process.
+      denoise_fn: of a network for this process.
       log_likelihood: of the last step; see `vlb_term`.
       noises: eps of step 0, 1, ..., T-1, in place of what is drawn from the key.
 

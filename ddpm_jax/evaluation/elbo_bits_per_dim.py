@@ -1,4 +1,4 @@
-"""Bits per dimension of a whole source of images, streamed in batches over all devices."""
+"""Bits per dimension of a whole image source, processed in batches over all devices."""
 
 import math
 from collections.abc import Callable
@@ -38,13 +38,13 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Bits:
-    """The bound of N images in bits/dim (Ho et al. 2020, equation 5), one x_t a step."""
+    """The bound of N images in bits/dim (Ho et al. 2020, equation 5), with one x_t per step."""
 
-    terms: np.ndarray  # [N, T]: L_t; t = 0 is the decoder's
+    terms: np.ndarray  # [N, T]: L_t; t = 0 is the decoder term
     prior: np.ndarray  # [N]
     x_0_mse: np.ndarray  # [N, T]
     eps_mse: np.ndarray  # [N, T]
-    # [N]: of the codec, where x_0 does not say all of the image; then x_0_mse is not of pixels.
+    # [N]: the codec's term, if x_0 does not determine the image; x_0_mse is then not in pixels.
     reconstruction: np.ndarray | None = None
 
     @property
@@ -79,9 +79,9 @@ class BitsPerDim:
     Args:
       denoiser_of: (params, condition) -> denoise_fn.
       key: image i draws its noise at step t from fold_in(fold_in(key, i), t).
-      batch_size: images at a time; rounded up to a multiple of the number of devices.
-      spec: what the network is told, of the columns of the source.
-      codec: between images and x_0. The numbers are per dimension of the image, not of x_0.
+      batch_size: images per batch; rounded up to a multiple of the number of devices.
+      spec: the columns of the source that the network gets as its condition.
+      codec: converts between images and x_0. The numbers are per dimension of the image, not of x_0.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class BitsPerDim:
         everywhere, batch = replicated(mesh), batch_sharded(mesh)
         self._codec = jax.device_put(codec, everywhere)
         num_dims = math.prod(source.image_shape)
-        part = math.prod(codec.x_0_shape(source.image_shape)) / num_dims  # dimensions of x_0 to one of the image
+        part = math.prod(codec.x_0_shape(source.image_shape)) / num_dims  # dimensions of x_0 per dimension of the image
 
         def begin(codec: Codec, data: Batch, ids: jax.Array, key: jax.Array):
             x_0 = codec.encode(data.image, encoding_keys(sample_keys(key, ids)))
@@ -130,18 +130,18 @@ class BitsPerDim:
 
     @property
     def num_calls(self) -> int:
-        """Steps of all batches, for a progress bar."""
+        """The total number of steps of all batches, for a progress bar."""
         return len(self.batches) * self.num_steps
 
     def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumeFile:
-        """Where `measure` goes on from: a file of the same facts, else the start."""
+        """The point where `measure` resumes: a file with the same facts, else the start."""
         shape = (self.batches.num_images, self.num_steps)
         arrays = {name: np.zeros(shape, np.float32) for name in NAMES}
         arrays |= {name: np.zeros(shape[0], np.float32) for name in self._once}
         return ResumeFile(prefix, (facts or {}) | self.batches.facts, arrays)
 
     def calls_done(self, point: ResumeFile) -> int:
-        """How many of `num_calls` are done."""
+        """The number of finished calls, of `num_calls`."""
         num_batches, num_chunks = divmod(point.num_done, len(self._chunks))
         return num_batches * self.num_steps + sum(map(len, self._chunks[:num_chunks]))
 
@@ -155,8 +155,8 @@ class BitsPerDim:
         """The bound of every image.
 
         Args:
-          on_chunk: called with the number of steps that were just done for a batch.
-          point: of `resume_point`; what it holds is not measured again.
+          on_chunk: called with the number of steps that were just finished for a batch.
+          point: from `resume_point`; finished parts are not measured again.
         """
         point = point or self.resume_point()
         arrays, num_chunks = point.arrays, len(self._chunks)
@@ -178,10 +178,10 @@ class BitsPerDim:
 def build_bits_per_dim(
     run: TrainedRun, split: str, mesh: Mesh, *, seed: int, batch_size: int, max_images: int, respacing: str = ""
 ) -> BitsPerDim:
-    """Bits/dim of a split under the run's network and variance.
+    """Bits/dim of a split, with the run's network and variance.
 
     Args:
-      respacing: of `timestep_spacing.named_steps`: the bound of the process of these steps alone; "" for all T.
+      respacing: as for `timestep_spacing.named_steps`: the bound of the process with only these steps; "" for all T.
     """
     check_seed("--seed", seed)
     process = run.process

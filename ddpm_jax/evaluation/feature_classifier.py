@@ -1,4 +1,4 @@
-"""A small classifier trained on the data set itself: a feature network where no Inception weights are at hand."""
+"""A small classifier that is trained on the data set itself, used for features if there are no Inception weights."""
 
 import os
 import zipfile
@@ -21,15 +21,15 @@ from ddpm_jax.runtime.errors import UserError
 
 NUM_FEATURES = 128
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1200, 128, 1e-3, 0
-HELD_OUT_EVERY = 10  # image 0, 10, 20, ... is not trained on
+HELD_OUT_EVERY = 10  # images 0, 10, 20, ... are not trained on
 _NUMBERS = ("num_classes", "accuracy", "scale")
 CHANNELS, STRIDES = (16, 32, 64), (1, 2, 2)  # of the convolutions
-# All of the above: another recipe is another extractor.
+# All settings above: another recipe is another extractor.
 RECIPE = f"{NUM_FEATURES} {NUM_STEPS} {BATCH_SIZE} {LEARNING_RATE} {SEED} {HELD_OUT_EVERY} {CHANNELS} {STRIDES}"
 
 
 class Classifier(nn.Module):
-    """Three 3x3 convolutions, the second and third halving the image, a hidden layer, a class each."""
+    """Three 3x3 convolutions, of which the second and third have stride 2, a hidden layer, and one output per class."""
 
     num_classes: int
 
@@ -47,11 +47,11 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """Weights, and what the held-out images say of them.
+    """The weights, and their accuracy on held-out images.
 
     Attributes:
-      accuracy: the share of them that it reads right.
-      scale: brings the mean square of their features to 1, which the kernel distance's kernel is made for.
+      accuracy: the share of held-out images that are classified correctly.
+      scale: scales the mean square of their features to 1, as the kernel of the kernel distance expects.
     """
 
     params: dict
@@ -68,7 +68,7 @@ def check_labels(source: ImageSource, what: str) -> int:
     """
     if source.labels is None:
         raise UserError(
-            f"--extractor=classifier learns from labels, and {what} has none: take --extractor=pixels, or "
+            f"--extractor=classifier needs labels, and {what} has none: take --extractor=pixels, or "
             "--extractor=inception with --inception_weights=FILE"
         )
     num_classes = int(source.labels.max()) + 1
@@ -87,7 +87,7 @@ def train_classifier(
     num_steps: int = NUM_STEPS,
     on_step: Callable[[], None] = lambda: None,
 ) -> TrainedClassifier:
-    """Adam on the cross-entropy of images and labels, from a fixed seed, on one device."""
+    """Trains with Adam on the cross-entropy, from a fixed seed, on one device."""
     model, optimizer = Classifier(num_classes), optax.adam(LEARNING_RATE)
     held_out = np.arange(0, len(source), HELD_OUT_EVERY)
     training = np.setdiff1d(np.arange(len(source)), held_out)
@@ -121,7 +121,7 @@ def train_classifier(
 
 
 def save_classifier(path: str, trained: TrainedClassifier) -> None:
-    """As an `.npz`."""
+    """Writes an `.npz` file."""
     leaves = flax.traverse_util.flatten_dict(trained.params, sep="/")
     with replace_file(path) as file:
         numbers = {name: getattr(trained, name) for name in _NUMBERS}
@@ -129,7 +129,7 @@ def save_classifier(path: str, trained: TrainedClassifier) -> None:
 
 
 def load_classifier(path: str) -> TrainedClassifier | None:
-    """What `save_classifier` wrote; None where there is no such file or it cannot be read."""
+    """Reads what `save_classifier` wrote; None if there is no such file or it cannot be read."""
     if not os.path.exists(path):
         return None
     try:
@@ -137,5 +137,5 @@ def load_classifier(path: str) -> TrainedClassifier | None:
             leaves = {name: file[name] for name in file}
         numbers = {name: leaves.pop(name).item() for name in _NUMBERS}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return None  # it is trained again
+        return None  # the classifier is trained again
     return TrainedClassifier(params=flax.traverse_util.unflatten_dict(leaves, sep="/"), **numbers)

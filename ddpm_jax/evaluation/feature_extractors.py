@@ -1,4 +1,4 @@
-"""What turns images into the features that sample metrics compare: Inception, a classifier, the pixels."""
+"""Turns images into the features that sample metrics compare: Inception, a classifier, or the pixels themselves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from ddpm_jax.runtime.errors import UserError, check_one_of
 EXTRACTORS = ("inception", "classifier", "pixels")
 RESIZES = {
     "tf_bilinear": "ResizeBilinear of TensorFlow 1 to 299x299, no antialiasing, float32, not rounded",
-    "clean": "Pillow's antialiased bicubic to 299x299, a channel at a time in float32, clipped to 0..255, not rounded",
+    "clean": "Pillow's antialiased bicubic to 299x299, per channel in float32, clipped to 0..255, not rounded",
 }
 MAX_PIXELS = 4096
 
@@ -32,10 +32,10 @@ class Extractor:
     """uint8 images -> named features, float32 [B, D].
 
     Attributes:
-      facts: all that the features depend on, as JSON; `name` is one of EXTRACTORS.
-      widths: name -> D. "main" is what distances are between; "spatial" is there for sFID, "logits" for a score.
+      facts: everything that the features depend on, as JSON; `name` is one of EXTRACTORS.
+      widths: name -> D. "main" is used for distances, "spatial" for sFID, "logits" for a score.
       apply: (params, batch) -> features, in JAX.
-      prepare: what happens to uint8 images on the host before.
+      prepare: preprocessing of uint8 images on the host.
     """
 
     facts: dict[str, Any]
@@ -65,7 +65,7 @@ class Extractor:
 
         def extract(images: np.ndarray | None, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
             num_images = 0 if images is None else len(images)
-            # The last batch is filled up with repeats, which the caller does not see.
+            # The last batch is filled up with repeats, which are removed from the result.
             whole = np.zeros((batch_size, *image_shape), np.uint8) if images is None else np.resize(
                 images, (batch_size, *image_shape)
             )  # fmt: skip
@@ -85,10 +85,10 @@ def inception_extractor(weights: str, resize: str = "tf_bilinear") -> Extractor:
 
     Args:
       weights: the file; see `inception_weights.load_inception`.
-      resize: one of RESIZES: "tf_bilinear", of the FID of record, or "clean" (Parmar et al. 2022).
+      resize: one of RESIZES: "tf_bilinear", as in the original FID, or "clean" (Parmar et al. 2022).
 
     Raises:
-      UserError: an unknown rule, or a file that does not hold the weights.
+      UserError: an unknown resize rule, or a file without these weights.
     """
     check_one_of("--resize", resize, RESIZES)
     params = load_inception(weights)
@@ -113,7 +113,7 @@ def inception_extractor(weights: str, resize: str = "tf_bilinear") -> Extractor:
 def resize_clean(images: np.ndarray, size: int = INPUT_SIZE) -> np.ndarray:
     """uint8 [B, H, W, C] -> float32 [B, size, size, C]: the rule of clean-fid (Parmar et al. 2022).
 
-    Pillow's bicubic filter, widened when an image shrinks, a channel at a time in float32; clipped to 0..255.
+    Pillow's bicubic filter, widened when an image shrinks, applied per channel in float32; clipped to 0..255.
     """
     from PIL import Image
 
@@ -129,7 +129,7 @@ def resize_clean(images: np.ndarray, size: int = INPUT_SIZE) -> np.ndarray:
 
 
 def classifier_extractor(trained: TrainedClassifier, facts: dict[str, Any]) -> Extractor:
-    """The hidden layer, scaled, and the logits of a classifier trained on the data itself.
+    """The scaled hidden layer and the logits of a classifier that was trained on the data itself.
 
     Args:
       facts: what it was trained on.
@@ -156,13 +156,13 @@ def pixels_extractor(image_shape: tuple[int, int, int]) -> Extractor:
     """The pixels themselves, 0..1.
 
     Raises:
-      UserError: more of them than a covariance can be taken of.
+      UserError: too many pixels to compute a covariance.
     """
     num_pixels = int(np.prod(image_shape))
     if num_pixels > MAX_PIXELS:
         shape = "x".join(map(str, image_shape))
         raise UserError(
-            f"--extractor=pixels compares at most {MAX_PIXELS} values an image; got {shape} = {num_pixels}: take "
+            f"--extractor=pixels compares at most {MAX_PIXELS} values per image; got {shape} = {num_pixels}: take "
             "another --extractor, or a smaller --image_size"
         )
 

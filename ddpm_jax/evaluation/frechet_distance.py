@@ -14,11 +14,11 @@ _BLOCK_ROWS = 4096
 def fit_gaussian(features: Num[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "D D"]]:
     """The sample mean and the unbiased covariance (N - 1) of the rows.
 
-    Two passes, the second over the centred rows: sums of squares would lose the digits that a large mean takes.
+    Two passes, the second over the centred rows: sums of squares would lose digits if the mean is large.
     The features may be a memory-mapped file larger than memory.
 
     Args:
-        features: [N, D], one row an image, N at least 2.
+        features: [N, D], one row per image, N at least 2.
 
     Raises:
         UserError: fewer than 2 rows, or a value that is not finite.
@@ -48,7 +48,7 @@ def frechet_distance(
 ) -> float:
     """|m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1^(1/2) S_2 S_1^(1/2))^(1/2)), the squared 2-Wasserstein distance.
 
-    Dowson and Landau (1982), eq. 4; Heusel et al. (2017), eq. 6 (FID). Its unit is the features' unit
+    Dowson and Landau (1982), eq. 4; Heusel et al. (2017), eq. 6 (FID). Its unit is the unit of the features
     squared. The covariances may be rank-deficient.
 
     Args:
@@ -74,21 +74,21 @@ def frechet_distance(
     mean_1, cov_1, mean_2, cov_2 = (np.asarray(a, np.float64) for a in (mean_1, cov_1, mean_2, cov_2))
 
     # With R = S^(1/2), the eigenvalues of R_1 S_2 R_1 = (R_1 R_2)(R_1 R_2)^T are the squared singular values
-    # of R_1 R_2. The singular values are taken directly: the square root of an eigenvalue that ought to be 0
-    # turns a rounding error of 1e-16 into 1e-8, once for every missing rank.
+    # of R_1 R_2. The singular values are computed directly: the square root of an eigenvalue that should be 0
+    # would turn a rounding error of 1e-16 into 1e-8, once for every missing rank.
     trace_sqrt = np.linalg.svd(_sqrt_psd(cov_1) @ _sqrt_psd(cov_2), compute_uv=False).sum()
     distance = ((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * trace_sqrt
-    return max(0.0, float(distance))  # below 0 by rounding alone
+    return max(0.0, float(distance))  # below 0 only by rounding
 
 
 def frechet_from_features(a: Num[np.ndarray, "N D_a"], b: Num[np.ndarray, "M D_b"]) -> float:
     """The Frechet distance between Gaussians fitted to two sets: sample means, unbiased covariances (N - 1).
 
-    Heusel et al. (2017), eq. 6. The estimate is biased upwards by a term that falls like 1/N + 1/M, so two
-    numbers compare only at equal set sizes.
+    Heusel et al. (2017), eq. 6. The estimate is biased upwards by a term that falls like 1/N + 1/M, so compare two
+    numbers only at equal set sizes.
 
     Args:
-        a, b: [N, D] and [M, D], one row a sample, N and M at least 2.
+        a, b: [N, D] and [M, D], one row per sample, N and M at least 2.
 
     Raises:
         UserError: fewer than 2 rows, different D, or a value that is not finite.
@@ -102,7 +102,7 @@ def frechet_from_features(a: Num[np.ndarray, "N D_a"], b: Num[np.ndarray, "M D_b
 
 
 def _sqrt_psd(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
-    """S^(1/2), symmetric; eigenvalues that rounding left below 0, or within rounding of it, count as 0."""
+    """S^(1/2), symmetric; eigenvalues that are negative or close to 0 because of rounding count as 0."""
     values, vectors = np.linalg.eigh((cov + cov.T) / 2)
     noise = len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0.0)
     roots = np.sqrt(np.where(values > noise, values, 0.0))

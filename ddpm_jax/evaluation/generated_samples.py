@@ -1,4 +1,4 @@
-"""The samples of a run that metrics are taken of: drawn batch by batch into a file, which goes on where it stopped."""
+"""Draws the samples of a run for sample metrics, batch by batch, into a file, so that it can resume."""
 
 import os
 from collections.abc import Callable
@@ -21,12 +21,12 @@ class GeneratedSamples:
     """Samples 0..N-1 of a run as `images.npy` in a folder of their own.
 
     Args:
-      run: with the sampler to draw by.
+      run: with the sampler to use.
       weights: the name of the run's weights, for the protocol.
-      folder: of the evaluation.
+      folder: the folder of the evaluation.
 
     Raises:
-      UserError: what does not fit in the run or its sampler.
+      UserError: settings that do not fit the run or its sampler.
     """
 
     def __init__(self, run: TrainedRun, *, weights: str, num_samples: int, seed: int, mesh: Mesh, folder: str):
@@ -50,11 +50,11 @@ class GeneratedSamples:
         }
 
     def draw(self, progress: Callable[[str, int, int], Callable[[int], None]], environment: dict) -> ImageSet:
-        """Draws what is missing.
+        """Draws the missing samples.
 
         Args:
           progress: (description, total, done before) -> a function that counts sampler steps.
-          environment: what else the last digits depend on.
+          environment: further facts that the last digits depend on.
         """
         prefix = os.path.join(self._folder, f"samples_step_{self.facts['step']}")
         rows = {"pictures": (self.image_shape, np.uint8)}

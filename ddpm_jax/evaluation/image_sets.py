@@ -1,4 +1,4 @@
-"""What sample metrics compare: anyone's images, from a file, a folder or a named data set, and what they are."""
+"""The image sets that sample metrics compare: images from a file, a folder or a named data set, and their identity."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ddpm_jax.data.image_source import RenamingSource
 from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.runtime.errors import UserError, arguments_named
 
-# (H, W, C) of data sets that have one.
+# (H, W, C) of data sets with a fixed size.
 _NATIVE = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
@@ -23,8 +23,8 @@ class ImageSet:
     """The first `num_images` images of a source.
 
     Attributes:
-      facts: what identifies them, as JSON: name, split, size, count, and a fingerprint of the content.
-      identity: the part of it that is the same for any number of images.
+      facts: their identity as JSON: name, split, size, count, and a fingerprint of the content.
+      identity: the part of the facts that is the same for any number of images.
     """
 
     source: ImageSource
@@ -56,19 +56,19 @@ def open_images(
     data_path: str = "",
     num_images: int = 0,
 ) -> ImageSet:
-    """The images that a person named.
+    """The images that the user named.
 
     Args:
-      flag: what it was typed as, for complaints.
+      flag: the flag that named them, for error messages.
       given: an `.npz` or `.npy` file of uint8 [N, H, W, C]; a folder of images; or NAME:SPLIT, a data set.
-      image_size: (H, W); None: an array's own, else that of `shape_of_others`, else that of a folder's first image
+      image_size: (H, W); None: that of an array, else that of `shape_of_others`, else that of a folder's first image
         or of the data set.
-      shape_of_others: (H, W, C) of the images on the other side.
-      data_path: the folder of the original files of a named set.
-      num_images: the first so many; 0: all.
+      shape_of_others: (H, W, C) of the images to compare with.
+      data_path: the folder of the original files of a named data set.
+      num_images: use the first `num_images`; 0: all.
 
     Raises:
-      UserError: nothing of that name, or fewer images than asked for.
+      UserError: nothing with that name, or fewer images than asked for.
     """
     is_path = os.path.exists(os.path.expanduser(given))
     names = {
@@ -108,15 +108,15 @@ def open_images(
 
 
 def image_set(flag: str, source: ImageSource, identity: dict[str, Any], num_images: int = 0) -> ImageSet:
-    """The first `num_images` (0: all) images of a source; `flag` is for complaints.
+    """The first `num_images` (0: all) images of a source; `flag` is for error messages.
 
     Raises:
       UserError: fewer images than asked for.
     """
     if num_images > len(source):
-        raise UserError(f"{flag} has {len(source)} images; got a demand for the first {num_images} of them")
+        raise UserError(f"{flag} has {len(source)} images; got a request for the first {num_images} of them")
     num_images = num_images or len(source)
-    # Of a look at images from all over the set: what changed behind the same name is seen.
+    # Some images from all over the set are hashed, so that changed contents under the same name are noticed.
     looked_at = source.load(np.unique(np.linspace(0, num_images - 1, 64).astype(np.int64)))
     facts = identity | {
         "num_images": num_images,
@@ -127,7 +127,7 @@ def image_set(flag: str, source: ImageSource, identity: dict[str, Any], num_imag
 
 
 def _files_fingerprint(path: Path) -> str:
-    """Of the names, sizes and times of a file, or of all files in a folder."""
+    """A hash of the names, sizes and times of a file, or of all files in a folder."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     stats = [(file.relative_to(path.parent).as_posix(), file.stat()) for file in files]
     return fingerprint("\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))

@@ -1,7 +1,7 @@
-"""Inception v3 as the FID knows it: the TensorFlow graph of 2015-12-05, whose numbers papers print.
+"""Inception v3 as the FID uses it: the TensorFlow graph of 2015-12-05, whose numbers papers report.
 
 It differs from torchvision's Inception v3: 1,008 outputs, average pools that do not count the padding, and a max pool
-in the last block. Layers have that graph's names, with `_` for `/`. Each convolution has its batch norm folded in.
+in the last block. Layers have the names of that graph, with `_` for `/`. Batch norms are folded into the convolutions.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ WIDTHS = {"pool": 2048, "spatial": 17 * 17 * NUM_SPATIAL_CHANNELS, "logits": NUM
 
 
 class Features(NamedTuple):
-    """What the metrics read."""
+    """The outputs that the metrics use."""
 
     pool: Float[Array, "B 2048"]  # pool_3: FID, KID, precision, recall
     spatial: Float[Array, "B 2023"]  # the first 7 channels of mixed_6/conv, 17 x 17: sFID (Nash et al. 2021)
@@ -39,7 +39,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # Full float32 on accelerators too, whose own default would move the features in the third digit.
+        # Full float32 also on accelerators, whose default precision would change the third digit of the features.
         conv = nn.Conv(
             self.channels, self.kernel, strides=self.stride, padding=self.padding,
             precision=jax.lax.Precision.HIGHEST, name="conv",
@@ -48,12 +48,12 @@ class Conv(nn.Module):
 
 
 def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """The mean over 3x3, of the pixels that there are."""
+    """The mean over 3x3 pixels, not counting padding."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
 def halving_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """The maximum over 3x3 at every second pixel, no padding."""
+    """The maximum over 3x3 pixels at every second pixel, without padding."""
     return nn.max_pool(x, (3, 3), strides=(2, 2))
 
 
@@ -61,14 +61,14 @@ class Inception(nn.Module):
     """Images -> `Features`.
 
     Attributes:
-      has_output: whether there are weights of the output layer, and logits.
+      has_output: whether there are weights for the output layer, and therefore logits.
     """
 
     has_output: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"]) -> Features:
-        """x: [B, 299, 299, 3], as `to_input_range` gives it. (Other sizes of 75 and more pass, for tests.)"""
+        """x: [B, 299, 299, 3], from `to_input_range`. (Other sizes of at least 75 work, for tests.)"""
         for name, conv in {
             "conv": Conv(32, (3, 3), stride=2, padding="VALID", name="conv"),
             "conv_1": Conv(32, (3, 3), padding="VALID", name="conv_1"),
@@ -103,10 +103,10 @@ def to_input_range(images: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def resize_tf_bilinear(images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"], size: int = INPUT_SIZE) -> Array:
-    """float32 [B, size, size, C]: ResizeBilinear of TensorFlow 1, as the FID graph holds it.
+    """float32 [B, size, size, C]: ResizeBilinear of TensorFlow 1, as in the FID graph.
 
-    Pixel i of the result lies at i * H/size in the image, between rows floor and floor + 1 (the last one repeated):
-    corners are aligned at the top left alone, and nothing is antialiased when an image shrinks.
+    Pixel i of the result is at i * H/size in the image, interpolated between rows floor and floor + 1 (the last row is
+    repeated): only the top left corners are aligned, and there is no antialiasing when an image shrinks.
     """
     x = images.astype(jnp.float32)
     for axis in (1, 2):

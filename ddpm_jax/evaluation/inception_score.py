@@ -1,4 +1,4 @@
-"""The Inception Score: how sure a classifier is of each image, and how many classes the images fill."""
+"""The Inception Score: how confident a classifier is about each image, and how many classes the images cover."""
 
 import numpy as np
 import scipy.special
@@ -14,8 +14,8 @@ def inception_score(
 ) -> tuple[float, float]:
     """(mean, standard deviation) over the splits of exp(E_x KL(p(y|x) || p(y))), p(y) the mean over the split.
 
-    Salimans et al. (2016), section 4. The splits are consecutive, split i the rows i N/splits .. (i + 1) N/splits,
-    rounded down, of all N rows: nothing is shuffled. 0 log 0 is 0.
+    Salimans et al. (2016), section 4. The splits are consecutive: split i has the rows i N/splits .. (i + 1) N/splits,
+    rounded down, of all N rows, without shuffling. 0 log 0 is 0.
 
     Args:
         probabilities: [N, K], rows that sum to 1, N at least num_splits.

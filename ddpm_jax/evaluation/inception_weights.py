@@ -1,4 +1,4 @@
-"""Weights of the FID's Inception v3 from a file: pytorch-fid's, StyleGAN2's, or our own; no pickle is executed."""
+"""Weights of the FID's Inception v3 from a file of pytorch-fid, of StyleGAN2 or of ours; no pickle is executed."""
 
 import os
 import zipfile
@@ -12,7 +12,7 @@ from ddpm_jax.evaluation.inception import Inception
 from ddpm_jax.runtime.errors import UserError
 
 _EPSILON = 1e-3  # of the graph's batch norms
-# pytorch-fid's and torchvision's names of blocks and branches, and the graph's.
+# Names of blocks and branches in pytorch-fid and torchvision -> names in the graph.
 _STEM = {"1a_3x3": "conv", "2a_3x3": "conv_1", "2b_3x3": "conv_2", "3b_1x1": "conv_3", "4a_3x3": "conv_4"}
 _BLOCKS = dict(zip(("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"), range(11), strict=True))
 _BRANCHES_35 = {
@@ -65,7 +65,7 @@ _BRANCHES = [*[_BRANCHES_35] * 3, _BRANCHES_TO_17, *[_BRANCHES_17] * 4, _BRANCHE
 
 
 def load_inception(path: str) -> dict:
-    """The parameters of `Inception`, with `logits_kernel` where the file holds the output layer.
+    """The parameters of `Inception`, with `logits_kernel` if the file has the output layer.
 
     Args:
         path: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid or the same weights of torch-fidelity;
@@ -76,7 +76,7 @@ def load_inception(path: str) -> dict:
     """
     if not os.path.isfile(path):
         raise UserError(
-            f"--inception_weights must be a file; there is no {path!r}: docs/metrics.md says where such files are"
+            f"--inception_weights must be a file; there is no {path!r}: docs/metrics.md says where to get one"
         )
     if path.endswith(".npz"):
         try:
@@ -92,7 +92,7 @@ def load_inception(path: str) -> dict:
 
 
 def save_inception(path: str | os.PathLike, params: dict) -> None:
-    """Our own layout: `<layer>/conv/kernel` and `<layer>/conv/bias`, float32, in an `.npz`."""
+    """Writes our own layout: `<layer>/conv/kernel` and `<layer>/conv/bias`, float32, in an `.npz`."""
     np.savez(path, **flax.traverse_util.flatten_dict(params, sep="/"))
 
 
@@ -100,11 +100,11 @@ def leaves_from_torch(tensors: dict[str, np.ndarray], what: str) -> dict[str, np
     """The leaves of our tree, by path, from the tensors of pytorch-fid's or StyleGAN2's file.
 
     Args:
-        tensors: by name, as `Mixed_5b.branch1x1.conv.weight` or `layers.mixed.conv.weight`.
-        what: names the file in complaints.
+        tensors: by name, such as `Mixed_5b.branch1x1.conv.weight` or `layers.mixed.conv.weight`.
+        what: names the file in error messages.
 
     Raises:
-        UserError: names of neither.
+        UserError: the names match neither.
     """
     prefixes = {name.rpartition("layers.")[0] for name in tensors if "layers.mixed" in name}
     if "Mixed_5b.branch1x1.conv.weight" in tensors:
@@ -127,7 +127,7 @@ def leaves_from_torch(tensors: dict[str, np.ndarray], what: str) -> dict[str, np
             )
         except KeyError as error:
             raise UserError(f"--inception_weights: {what!r} lacks {error.args[0]}; see docs/metrics.md") from None
-        # Batch norm with fixed statistics is a factor and a shift a channel: in float64, rounded once.
+        # Batch norm with fixed statistics is a factor and a shift per channel; computed in float64, rounded once.
         factor = (1.0 if gamma is None else gamma) / np.sqrt(var + _EPSILON)
         kernel = weight.transpose(2, 3, 1, 0) * factor  # [kH, kW, C_in, C_out]
         leaves[f"{ours}/conv/kernel"] = kernel.astype(np.float32)
@@ -151,7 +151,7 @@ def _stylegan_convs(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, st
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
-    """{"a": {"b": x}} -> {"a.b": x}, arrays alone."""
+    """{"a": {"b": x}} -> {"a.b": x}, only arrays."""
     flat = {}
     for name, child in tree.items():
         if isinstance(child, dict):
@@ -162,7 +162,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def _checked(leaves: dict[str, np.ndarray], path: str) -> dict:
-    """The nested tree, if every leaf has the network's shape."""
+    """The nested tree, after checking that every leaf has the network's shape."""
     network = Inception(has_output="logits_kernel" in leaves)
     wanted = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 299, 299, 3))))["params"]
     shapes = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(wanted, sep="/").items()}

@@ -17,11 +17,11 @@ def kernel_distance(
     """MMD^2 with k(x, y) = (x.y/D + 1)^3: mean of k over pairs of a, plus of b, minus twice across; unbiased.
 
     Binkowski et al. (2018), section 4 (KID), with the U-statistic of Gretton et al. (2012), eq. 3: pairs within a
-    set are of different rows, so that the expectation is 0 for two sets of one distribution, and the number may be
-    negative. In blocks, in float64.
+    set are of different rows, so that the expectation is 0 for two sets from one distribution, and the result may be
+    negative. Computed in blocks, in float64.
 
     Args:
-        a, b: [N, D] and [M, D], one row an image, N and M at least 2.
+        a, b: [N, D] and [M, D], one row per image, N and M at least 2.
         on_block: called after each of `num_blocks` blocks.
 
     Raises:
@@ -34,7 +34,7 @@ def kernel_distance(
 
 
 def num_blocks(num_a: int, num_b: int) -> int:
-    """How often `kernel_distance` calls `on_block`."""
+    """The number of times that `kernel_distance` calls `on_block`."""
     of_a, of_b = -(-num_a // _BLOCK_ROWS), -(-num_b // _BLOCK_ROWS)
     return of_a * of_b + (of_a * (of_a + 1) + of_b * (of_b + 1)) // 2
 
@@ -47,15 +47,15 @@ def kernel_distance_of_subsets(
     subset_size: int = SUBSET_SIZE,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """(mean, standard deviation) of the unbiased estimate over random subsets, the number that papers print as KID.
+    """(mean, standard deviation) of the unbiased estimate over random subsets, which papers report as KID.
 
-    Rows are drawn without replacement within a subset. The mean estimates what `kernel_distance` does, with more
-    noise; the deviation is that of one subset (N, not N - 1, as elsewhere), not of the mean.
+    Rows are drawn without replacement within a subset. The mean estimates the same as `kernel_distance`, with more
+    noise. The deviation is that of one subset (dividing by N, not N - 1, as in other code), not of the mean.
 
     Args:
         a, b: [N, D] and [M, D].
-        subset_size: rows of a subset; all where a set has fewer.
-        seed: of the subsets.
+        subset_size: rows per subset; all rows if a set has fewer.
+        seed: for drawing the subsets.
 
     Raises:
         UserError: fewer than 2 rows, or different D.

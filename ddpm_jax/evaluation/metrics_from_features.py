@@ -1,4 +1,4 @@
-"""Sample metrics from features of samples and of real images, each under the name that its features allow."""
+"""Sample metrics from features of samples and of real images; their names depend on the kind of features."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ddpm_jax.evaluation.texture import PERCENTILE, texture_numbers
 
 FEW_SAMPLES = 10_000
 
-# Only Inception's numbers have the names that papers use: the others measure something else.
+# Only numbers from Inception have the names that papers use; the others measure something else.
 NAMES = {
     "inception": {
         "frechet": "FID",
@@ -45,12 +45,13 @@ Progress = Callable[[str, int], Callable[[int], None]]  # (description, total) -
 def sample_numbers(
     samples: dict[str, np.ndarray], reference: dict[str, np.ndarray], *, same_shape: bool = True, progress: Progress
 ) -> dict[str, Any]:
-    """Every number that the features give, by the keys of NAMES, and those of `texture_numbers`.
+    """All numbers that these features allow, by the keys of NAMES, and those of `texture_numbers`.
 
     Args:
-      samples, reference: name -> [N, D] of `feature_extractors`: "main", and where there are, "spatial" and "logits";
-        and "texture", [N, 3] of `texture_of`.
-      same_shape: of the images of both; where it is not, their texture cannot be compared and is left out.
+      samples, reference: name -> [N, D] from `feature_extractors`: "main", and if available "spatial" and "logits";
+        and "texture", [N, 3], from `texture_of`.
+      same_shape: whether the images of both have the same shape; if not, their texture cannot be compared and is left
+        out.
       progress: for the slow parts.
     """
     a, b = samples["main"], reference["main"]
@@ -84,7 +85,7 @@ def sample_numbers(
 
 
 def check_counts(num_samples: int, num_reference: int, has_logits: bool) -> str | None:
-    """What is wrong with so few images, or None."""
+    """An error text if there are too few images, else None."""
     least = max(NUM_NEIGHBOURS + 1, NUM_SPLITS if has_logits else 0)
     if min(num_samples, num_reference) < least:
         return f"must be at least {least} on each side; got {num_samples} samples and {num_reference} real images"
@@ -97,23 +98,23 @@ def _frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def warning_of(extractor: str, num_samples: int, num_reference: int) -> str | None:
-    """A line for a person, where the sets are so small that the numbers say little about others' numbers."""
+    """A warning if the sets are so small that the numbers cannot be compared with published ones, else None."""
     if min(num_samples, num_reference) >= FEW_SAMPLES:
         return None
     name = NAMES[extractor]["frechet"]
     return (
-        f"{name} of {num_samples} samples and {num_reference} real images: its bias falls like 1/N, and below "
-        f"{FEW_SAMPLES:,} it compares with numbers of the same counts alone (papers take 50,000)"
+        f"{name} of {num_samples} samples and {num_reference} real images: its bias falls like 1/N; below "
+        f"{FEW_SAMPLES:,} images compare it only with numbers from the same counts (papers use 50,000)"
     )
 
 
 def numbers_table(entry: dict[str, Any]) -> str:
-    """One row a number, with the protocol above it."""
+    """The protocol, and a table with one row per number."""
     protocol, numbers = entry["protocol"], entry["numbers"]
     names = NAMES[protocol["extractor"]["name"]]
     lines = [describe_protocol(protocol) + "."]
     if entry["warning"]:
-        lines.append(f"\nTo read them: {entry['warning']}.")
+        lines.append(f"\nNote: {entry['warning']}.")
     lines += ["", "| number | value | |", "| --- | ---: | --- |"]
     for key, name in names.items():
         if key not in numbers:
@@ -125,7 +126,7 @@ def numbers_table(entry: dict[str, Any]) -> str:
                 f"{value['whole']:.4g} on all pairs"
             )
             if value["subset_size"] == protocol["samples"]["num_images"] == protocol["reference"]["num_images"]:
-                note = f"on all pairs: {value['subset_size']} images are too few for subsets"
+                note = f"on all pairs, because {value['subset_size']} images are too few for subsets"
             value = value["mean"]
         elif key == "score":
             note = (
@@ -140,7 +141,7 @@ def numbers_table(entry: dict[str, Any]) -> str:
 
 
 def _texture_rows(numbers: dict[str, Any]) -> list[str]:
-    """Of the pixels themselves, whatever the extractor; none where both sides were of different shapes."""
+    """Rows about the pixels themselves, for every extractor; none if the two sides have different shapes."""
     if "total_variation" not in numbers:
         return []
     variation = numbers["total_variation"]
@@ -155,7 +156,7 @@ def _texture_rows(numbers: dict[str, Any]) -> list[str]:
 
 
 def describe_protocol(protocol: dict[str, Any]) -> str:
-    """All that the numbers depend on, in a sentence."""
+    """Everything that the numbers depend on, in one sentence."""
     extractor, samples, reference = protocol["extractor"], protocol["samples"], protocol["reference"]
 
     def images(of: dict[str, Any]) -> str:
@@ -174,7 +175,7 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
         trained = extractor["trained_on"]
         what = (
             f"a classifier trained on {trained['num_images']} of {trained['name']} "
-            f"({100 * extractor['held_out_accuracy']:.1f} % right on those held out), weights "
+            f"({100 * extractor['held_out_accuracy']:.1f} % accuracy on held-out images), weights "
             f"{extractor['weights_fingerprint']}: no FID"
         )
     else:

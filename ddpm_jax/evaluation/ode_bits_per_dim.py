@@ -1,4 +1,4 @@
-"""Bits per dimension of the probability flow over a whole source of images, on all devices."""
+"""Bits per dimension of the probability flow ODE for a whole image source, on all devices."""
 
 import math
 from collections.abc import Callable
@@ -39,11 +39,11 @@ class OdeBits:
 
     Args:
       denoiser_of: (params, condition) -> denoise_fn, without a clip; called with t float32.
-      key: image i is dequantised and probed with fold_in(key, i).
+      key: image i is dequantised and probed with keys from fold_in(key, i).
       num_ode_steps: Runge-Kutta steps, four network calls each.
-      num_probes: of the divergence; 0: exact.
-      spec: what the network is told, of the columns of the source.
-      codec: between images and x_0. The numbers are per dimension of the image, not of x_0.
+      num_probes: random probes of the divergence; 0: exact.
+      spec: the columns of the source that the network gets as its condition.
+      codec: converts between images and x_0. The numbers are per dimension of the image, not of x_0.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class OdeBits:
         everywhere, batch = replicated(mesh), batch_sharded(mesh)
         self._codec = jax.device_put(codec, everywhere)
         shape, num_dims = codec.x_0_shape(source.image_shape), math.prod(source.image_shape)
-        part = math.prod(shape) / num_dims  # dimensions of x_0 to one of the image
+        part = math.prod(shape) / num_dims  # dimensions of x_0 per dimension of the image
 
         def begin(codec: Codec, data: Batch, ids: jax.Array, key: jax.Array) -> tuple[FlowState, jax.Array | float]:
             keys = sample_keys(key, ids)
@@ -99,17 +99,17 @@ class OdeBits:
 
     @property
     def num_calls(self) -> int:
-        """Runge-Kutta steps of all batches, for a progress bar."""
+        """The total number of Runge-Kutta steps of all batches, for a progress bar."""
         return len(self.batches) * self.num_ode_steps
 
     def resume_point(self, prefix: str | None = None, facts: dict | None = None) -> ResumeFile:
-        """Where `measure` goes on from, batch by batch: a file of the same facts, else the start."""
+        """The batch where `measure` resumes: from a file with the same facts, else the start."""
         own = {"num_ode_steps": self.num_ode_steps, "num_probes": self.num_probes}
         arrays = {"bits": np.zeros(self.batches.num_images, np.float32)}
         return ResumeFile(prefix, (facts or {}) | self.batches.facts | own, arrays)
 
     def calls_done(self, point: ResumeFile) -> int:
-        """How many of `num_calls` are done."""
+        """The number of finished calls, of `num_calls`."""
         return point.num_done * self.num_ode_steps
 
     def measure(
@@ -122,8 +122,8 @@ class OdeBits:
         """Bits/dim of every image, [N].
 
         Args:
-          on_chunk: called with the number of steps that were just done for a batch.
-          point: of `resume_point`; what it holds is not measured again.
+          on_chunk: called with the number of steps that were just finished for a batch.
+          point: from `resume_point`; finished parts are not measured again.
         """
         point = point or self.resume_point()
         for index in range(point.num_done, len(self.batches)):
@@ -148,7 +148,7 @@ def build_ode_bits(
     num_ode_steps: int,
     num_probes: int,
 ) -> OdeBits:
-    """The probability flow's bits/dim of a split under the run's network."""
+    """Bits/dim of the probability flow ODE for a split, with the run's network."""
     check_seed("--seed", seed)
     with fields_named("diffusion", {"leave out the flow": "leave out --ode"}):
         check_fractional(run.process)

@@ -1,4 +1,4 @@
-"""The curves of an evaluation as PNG files. Matplotlib is loaded when the first one is drawn; pyplot never."""
+"""The curves of an evaluation as PNG files. Matplotlib is loaded for the first plot; pyplot is never loaded."""
 
 import os
 from typing import TYPE_CHECKING
@@ -17,9 +17,9 @@ _LINE = "#1f4e79"
 
 
 def save_likelihood_by_step(path: str | os.PathLike, by_step: dict[str, np.ndarray], title: str) -> None:
-    """L_t and the mean square error of x_0_hat against t, of `Bits.by_step`; bands of one standard error."""
+    """Plots L_t and the mean squared error of x_0_hat against t, of `Bits.by_step`; bands show one standard error."""
     figure, (left, right) = _figure(2, title)
-    # The paper's t, 1..T, since t = 0 has no place on a logarithmic axis.
+    # The paper's t, 1..T, because a logarithmic axis has no t = 0.
     t = by_step["t"] + 1
     for axes, name, label in (
         (left, "terms", r"$L_{t-1}$ (bits/dim)"),
@@ -31,7 +31,7 @@ def save_likelihood_by_step(path: str | os.PathLike, by_step: dict[str, np.ndarr
 
 
 def save_rate_distortion(path: str | os.PathLike, curve: dict[str, np.ndarray], title: str) -> None:
-    """Distortion and rate against the reverse steps, and against each other (Ho et al. 2020, figure 5)."""
+    """Plots distortion and rate against the reverse steps, and against each other (Ho et al. 2020, figure 5)."""
     figure, (left, middle, right) = _figure(3, title)
     steps, rate, distortion = curve["reverse_steps"], curve["rate"], curve["distortion"]
     words = {"rate": "rate (bits/dim)", "distortion": "distortion (RMSE of 0..255)", "steps": "reverse steps T - t"}
@@ -45,7 +45,7 @@ def save_rate_distortion(path: str | os.PathLike, curve: dict[str, np.ndarray], 
 
 
 def _figure(num_panels: int, title: str) -> tuple["Figure", "list[Axes]"]:
-    from matplotlib.figure import Figure  # here: no other command needs it, and it takes a second to load
+    from matplotlib.figure import Figure  # imported here: no other command needs it, and loading takes a second
 
     figure = Figure(figsize=(_PANEL[0] * num_panels, _PANEL[1]), layout="constrained", dpi=_DPI)
     figure.suptitle(title, fontsize=9, color="0.3")
@@ -58,9 +58,9 @@ def _figure(num_panels: int, title: str) -> tuple["Figure", "list[Axes]"]:
 
 
 def _curve(axes: "Axes", x: np.ndarray, mean: np.ndarray, error: np.ndarray) -> None:
-    marker = "." if len(x) < 50 else None  # of few points, and of a single one, a line alone shows nothing
+    marker = "." if len(x) < 50 else None  # for few points, and for a single one, a line alone is not visible
     axes.plot(x, mean, color=_LINE, linewidth=1.3, marker=marker)
-    # NaN, the error of a single image, draws no band; nor may it reach below 0 on a logarithmic axis.
+    # NaN (the error of a single image) draws no band; and a band must not reach below 0 on a logarithmic axis.
     low = np.maximum(mean - error, 0.5 * np.minimum(mean, mean + error))
     axes.fill_between(x, low, mean + error, color=_LINE, alpha=0.2, linewidth=0)
 

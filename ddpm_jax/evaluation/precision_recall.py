@@ -1,4 +1,4 @@
-"""Improved precision and recall: what share of one set lies on the manifold of the other, by nearest neighbours."""
+"""Improved precision and recall: the share of one set on the manifold of the other, by nearest neighbours."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from ddpm_jax.runtime.errors import UserError
 
 NUM_NEIGHBOURS = 3
 _BLOCK_VALUES = 2**23  # of a block of distances, 64 MB in float64
-# Of |a|^2 + |b|^2: features in float32 that lie nearer are the same, and what is left is rounding.
+# Relative to |a|^2 + |b|^2: float32 features that are closer than this are equal, and the rest is rounding.
 _ROUNDING = 1e-12
 
 
@@ -20,15 +20,15 @@ def precision_recall(
     num_neighbours: int = NUM_NEIGHBOURS,
     on_rows: Callable[[int], None] = lambda num_rows: None,
 ) -> tuple[float, float]:
-    """(precision, recall): the share of samples within the reference's manifold, and the share of it within theirs.
+    """(precision, recall): the share of samples in the reference's manifold, and of the reference in the samples'.
 
     Kynkaanniemi et al. (2019), eqs. 1 and 2. The manifold of a set is the union of balls around its points, each
-    reaching to the point's k-th nearest neighbour in the set, itself not counted, the border included. In float64.
+    reaching to the point's k-th nearest neighbour in the set, not counting itself, including the border. In float64.
 
     Args:
-        samples, reference: [N, D] and [M, D], one row an image.
+        samples, reference: [N, D] and [M, D], one row per image.
         num_neighbours: k.
-        on_rows: called with the rows of each block that is done, 2 (N + M) in all.
+        on_rows: called with the number of rows of each finished block, 2 (N + M) in total.
 
     Raises:
         UserError: not more rows than neighbours, or different D.
@@ -55,7 +55,7 @@ def _square_radii(points: np.ndarray, num_neighbours: int, on_rows: Callable[[in
     """The square distance of each point to its k-th neighbour."""
     radii = []
     for start, distances in _square_distances(points, points):
-        # The point itself, wherever rounding puts it, must not be its own neighbour.
+        # A point must not be its own neighbour, whatever rounding gives for its distance to itself.
         own = np.arange(len(distances))
         distances[own, start + own] = np.inf
         radii.append(np.partition(distances, num_neighbours - 1, axis=1)[:, num_neighbours - 1])
@@ -74,10 +74,10 @@ def _share_within(
 
 
 def _square_distances(a: np.ndarray, b: np.ndarray):
-    """(first row, |a_i - b_j|^2 of a block of rows of a and all of b) for block after block."""
+    """Yields (first row, |a_i - b_j|^2 for a block of rows of a and all of b), block after block."""
     num_rows = max(1, _BLOCK_VALUES // len(b))
     columns = max(1, _BLOCK_VALUES // b.shape[1])
-    # |a|^2 + |b|^2 - 2 a.b, about the middle of b: the three terms cancel, and a large mean would take their digits.
+    # |a|^2 + |b|^2 - 2 a.b, relative to the mean of b: the three terms cancel, and a large mean would cost digits.
     centre = np.mean(b, axis=0, dtype=np.float64)
     for start in range(0, len(a), num_rows):
         x = np.asarray(a[start : start + num_rows], np.float64) - centre

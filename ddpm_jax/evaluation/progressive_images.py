@@ -1,6 +1,6 @@
-"""What the network takes x_0 to be along the way: of held-out images (decoding) and of samples (generation).
+"""The network's prediction of x_0 along the way: for held-out images (decoding) and for samples (generation).
 
-Ho et al. 2020, section 4.3: the receiver's x_0_hat at falling t, and figure 6.
+Ho et al. 2020, section 4.3: the receiver's x_0_hat at decreasing t, and figure 6.
 """
 
 
@@ -26,15 +26,15 @@ from ddpm_jax.runtime.devices import replicated
 
 
 class Progressive:
-    """x_0_hat as images. Few images are looked at, so that every device holds all of them.
+    """x_0_hat as images. Every device holds all images, because there are few.
 
     Args:
-      codec: between images and x_0.
-      decoder_of, generator_of: (params, condition) -> denoise_fn. Decoding shows what was measured, with the
-        clip alone; generation may have a dynamic threshold.
-      table: of `ddpm_jax.diffusion.samplers.coefficient_table`, for generation.
-      condition_of: what the network is told of samples by number; see `Generator`.
-      guidance_of: their guidance; see `Generator`.
+      codec: converts between images and x_0.
+      decoder_of, generator_of: (params, condition) -> denoise_fn. Decoding shows what was measured, with clipping only;
+        generation may use a dynamic threshold.
+      table: from `ddpm_jax.diffusion.samplers.coefficient_table`, for generation.
+      condition_of: numbers of samples -> their condition; see `Generator`.
+      guidance_of: numbers of samples -> their guidance; see `Generator`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Progressive:
     def decode(
         self, params: dict, data: Batch, *, seed: int, num_moments: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(t falling [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]), with x_t as in the measurement of the bound.
+        """(decreasing t [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]), with x_t as in the measurement of the bound.
 
         Args:
           data: the first N images of the source, and their condition.
@@ -99,9 +99,9 @@ class Progressive:
     def generate(
         self, params: dict, *, seed: int, num_samples: int, num_moments: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(t falling [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]) on the way to samples 0..N-1 of the seed.
+        """(decreasing t [K], x_0_hat(x_t) as uint8 [K, N, H, W, C]) on the way to samples 0..N-1 of the seed.
 
-        The last t is -1, the finished sample.
+        The last t is -1, which means the finished sample.
         """
         num_rows = self._table.num_calls
         starts = np.unique(np.rint(np.linspace(0, num_rows, min(num_moments, num_rows) + 1)).astype(int))
@@ -119,7 +119,7 @@ class Progressive:
 
 
 def build_progressive(run: TrainedRun, mesh: Mesh) -> Progressive:
-    """For the run's network and sampler."""
+    """A `Progressive` for the run's network and sampler."""
     return Progressive(
         run.codec,
         run.denoiser_of(dynamic_threshold=0.0),

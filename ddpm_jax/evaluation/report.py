@@ -15,16 +15,16 @@ JSON_NAME, TABLE_NAME = "evaluation.json", "evaluation.md"
 
 
 class Report:
-    """Sections of results in a folder; each `add` writes both files anew.
+    """Sections of results in a folder; each `add` writes both files again.
 
-    What an earlier evaluation with the same facts has left there stays: bits and the flow may be measured by two
+    Results of an earlier evaluation with the same facts are kept: the bound and the flow may be measured by two
     commands.
 
-    Metrics of samples stay whatever the facts: each of them says itself what it was measured on.
+    Metrics of samples are always kept, because each of them states what it was measured on.
 
     Args:
-      folder: made where it is missing.
-      facts: what was evaluated and how, as JSON; None, for metrics of samples alone, leaves what is there.
+      folder: created if it is missing.
+      facts: what was evaluated and how, as JSON; None, for metrics of samples only, keeps all present results.
     """
 
     def __init__(self, folder: str, facts: dict[str, Any] | None):
@@ -36,7 +36,7 @@ class Report:
             self.results = {"facts": facts} | {name: earlier[name] for name in ("samples",) if name in earlier}
 
     def add(self, **sections: dict[str, Any] | list) -> None:
-        """Takes in sections of numbers, arrays and None, and writes the files."""
+        """Adds sections of numbers, arrays and None, and writes the files."""
         self.results |= {name: _plain(section) for name, section in sections.items()}
         with replace_file(os.path.join(self._folder, JSON_NAME), "w") as file:
             json.dump(self.results, file, indent=1, allow_nan=False)
@@ -44,7 +44,7 @@ class Report:
             file.write(self.markdown())
 
     def add_samples(self, entry: dict[str, Any]) -> None:
-        """Takes in metrics of samples beside those of other protocols, and writes the files."""
+        """Adds metrics of samples to those of other protocols, and writes the files."""
         entry = _plain(entry)
         others = [old for old in self.results.get("samples", []) if old["protocol"] != entry["protocol"]]
         self.add(samples=[*others, entry])
@@ -61,7 +61,7 @@ class Report:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """What was evaluated, in a line."""
+    """What was evaluated, in one line."""
     images = "image" if facts["num_images"] == 1 else "images"
     respacing = f" (the bound over the steps {facts['bits_respacing']!r})" if "bits_respacing" in facts else ""
     return (
@@ -72,7 +72,7 @@ def describe(facts: dict[str, Any]) -> str:
 
 
 def bits_table(results: dict[str, Any]) -> str:
-    """One row an estimate, mean and standard error over the images."""
+    """One row per estimate: mean and standard error over the images."""
     lines = [
         "| estimate | bits/dim | prior L_T | KL, L_1 to L_(T-1) | decoder L_0 |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -89,7 +89,7 @@ def bits_table(results: dict[str, Any]) -> str:
 
 
 def rate_distortion_table(curve: dict[str, list]) -> str:
-    """Some ten rows (Ho et al. 2020, table 4)."""
+    """About ten rows (Ho et al. 2020, table 4)."""
     lines = [
         "| reverse steps T - t | rate (bits/dim) | distortion (RMSE of 0..255) |",
         "| ---: | ---: | ---: |",
@@ -107,12 +107,12 @@ def _with_error(estimate: dict[str, float | None]) -> str:
 
 
 def _digits(value: float) -> str:
-    """Four decimals, and powers of ten for what they would hide."""
+    """Four decimals, or scientific notation for numbers too small for that."""
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _plain(value: Any) -> Any:
-    """NumPy and tuples as JSON; NaN, the error of a single image, as null."""
+    """NumPy values and tuples as JSON; NaN (the error of a single image) as null."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Large arrays that are filled row by row into files: images, features. After Ctrl-C or a kill they go on."""
+"""Large arrays (images, features) that are filled row by row into files, and resume after Ctrl-C or a kill."""
 
 import json
 import os
@@ -18,15 +18,15 @@ _PROGRESS = "progress.json"
 class ResumableArrays:
     """Arrays of equal length as memory-mapped `.npy` files in a folder of their own, filled from the first row on.
 
-    While rows are missing the files end in `.partial.npy`. In a `with` block: an exception in it, such as Ctrl-C,
-    keeps what is done; a kill loses what came after the last `KEEP_EVERY_SECONDS`. The first process alone has the
-    files; the others know how many rows are done.
+    While rows are missing, the file names end in `.partial.npy`. Use it in a `with` block: an exception in it, such as
+    Ctrl-C, keeps what is done; a kill loses what came after the last `KEEP_EVERY_SECONDS`. Only the first process has
+    the files; the others know how many rows are done.
 
     Args:
-      prefix: the beginning of the folder's path, which ends in a name of the facts.
-      facts: all that the rows depend on, as JSON; another fact is another folder.
+      prefix: the beginning of the folder's path, which ends in a hash of the facts.
+      facts: everything that the rows depend on, as JSON; other facts give another folder.
       rows: name -> (shape of a row, dtype).
-      num_rows: of every array in the end.
+      num_rows: final number of rows of every array.
     """
 
     def __init__(self, prefix: str, facts: dict, rows: dict[str, tuple[tuple[int, ...], type]], num_rows: int):
@@ -46,11 +46,11 @@ class ResumableArrays:
 
     @property
     def complete(self) -> bool:
-        """Whether every row is there."""
+        """Whether all rows are filled."""
         return self.num_done == self.num_rows
 
     def write(self, rows: dict[str, np.ndarray]) -> None:
-        """Appends rows to every array; those beyond the end are left out."""
+        """Appends rows to every array; rows beyond the end are dropped."""
         num_new = min(len(next(iter(rows.values()))), self.num_rows - self.num_done)
         for name, array in self.arrays.items():
             array[self.num_done : self.num_done + num_new] = rows[name][:num_new]
@@ -61,7 +61,7 @@ class ResumableArrays:
     def fill(
         self, make: Callable[[int], dict[str, np.ndarray]], on_rows: Callable[[int], None] = lambda num_new: None
     ) -> None:
-        """Writes make(first row) until every row is there."""
+        """Writes make(first row) until all rows are filled."""
         with self:
             while not self.complete:
                 before = self.num_done
@@ -69,7 +69,7 @@ class ResumableArrays:
                 on_rows(self.num_done - before)
 
     def keep(self) -> None:
-        """Makes what was written last, whatever happens; gives complete arrays their final names."""
+        """Makes all written rows permanent; gives complete arrays their final names."""
         if not self._is_first or self.num_done == self._num_kept:
             return
         for name, array in self.arrays.items():
@@ -96,7 +96,7 @@ class ResumableArrays:
                 found = json.load(file)
             return int(found["num_done"]) if found["facts"] == self._facts else 0
         except (OSError, ValueError, KeyError):
-            return 0  # a new folder, or one that was left before anything was kept
+            return 0  # a new folder, or one in which nothing was stored yet
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         for ending in (".npy", ".partial.npy"):
@@ -107,7 +107,7 @@ class ResumableArrays:
                 continue
             if self.num_done and array.shape == shape and array.dtype == dtype:
                 return array
-        # A file is missing or damaged: all begin anew, also if nothing is kept before the process ends.
+        # A file is missing or damaged: all arrays start again, even if nothing is stored before the process ends.
         self.num_done = 0
         if os.path.exists(os.path.join(self.folder, _PROGRESS)):
             os.remove(os.path.join(self.folder, _PROGRESS))

@@ -1,4 +1,4 @@
-"""What a long measurement has found so far, kept in a file: after Ctrl-C or a kill it goes on from there."""
+"""Stores the intermediate results of a long measurement in a file, so that it resumes after Ctrl-C or a kill."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ KEEP_EVERY_SECONDS = 20
 
 
 class ResumeFile:
-    """Arrays that a measurement fills part by part, and how many parts are done.
+    """Arrays that a measurement fills part by part, and the number of parts that are done.
 
-    In a `with` block: an exception in it, such as Ctrl-C, keeps what is done; a kill loses what came after the
-    last `KEEP_EVERY_SECONDS`. Call `finish` when the numbers are safe elsewhere.
+    Use it in a `with` block: an exception in the block, such as Ctrl-C, keeps what is done; a kill loses what came
+    after the last `KEEP_EVERY_SECONDS`. Call `finish` when the results are stored elsewhere.
 
     Args:
-      prefix: the beginning of the file's path, which ends in a name of the facts and `.partial.npz`; None keeps
+      prefix: the beginning of the file's path, which ends in a hash of the facts and `.partial.npz`; None stores
         nothing.
-      facts: all that the numbers depend on, as JSON: a file with other facts is not picked up.
+      facts: everything that the results depend on, as JSON: a file with other facts is not used.
       arrays: name -> array of the final shape; filled in place by the measurement.
     """
 
@@ -38,7 +38,7 @@ class ResumeFile:
             if os.path.exists(self._path):
                 self._restore()
         if jax.process_count() > 1:
-            # Only the first process need see the file.
+            # Only the first process needs to see the file.
             whole = multihost_utils.broadcast_one_to_all((np.int32(self.num_done), self.arrays))
             self.num_done = int(whole[0])
             for name, array in self.arrays.items():
@@ -60,14 +60,14 @@ class ResumeFile:
             print(f"warning: {self._path} cannot be read ({error}); measuring from the start", file=sys.stderr)
 
     def advance(self) -> None:
-        """One more part is done; keeps the file now and then."""
+        """Counts one more part as done; writes the file from time to time."""
         self.num_done += 1
-        # Large arrays take long to write: at most a twentieth of the time goes into it.
+        # Large arrays take long to write; writing takes at most a twentieth of the time.
         if time.monotonic() - self._last_kept >= max(KEEP_EVERY_SECONDS, 20 * self._keep_seconds):
             self.keep()
 
     def keep(self) -> None:
-        """Writes the file, if anything is new."""
+        """Writes the file if anything is new."""
         if self._path is None or self.num_done == self._num_kept:
             return
         start = time.monotonic()
@@ -91,7 +91,7 @@ class ResumeFile:
 
 
 def fingerprint(*parts: object) -> str:
-    """A short name of weights, arrays and JSON values: it differs where any of them does."""
+    """A short hash of weights, arrays and JSON values: it differs if any of them does."""
     digest = hashlib.sha256()
     for part in parts:
         for leaf in jax.tree.leaves(part):

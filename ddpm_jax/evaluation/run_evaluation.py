@@ -1,4 +1,4 @@
-"""All that is measured of a trained run: bits/dim, rate-distortion, the flow's likelihood, images; into a folder."""
+"""Evaluates a trained run into a folder: bits/dim, rate-distortion, the likelihood of the flow, images."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -27,24 +27,24 @@ from ddpm_jax.runtime.image_files import save_strip
 from ddpm_jax.runtime.progress import ProgressBar
 
 WHAT = ("bits", "pictures", "ode", "samples")  # samples: see `sample_metrics`
-_MAX_ODE = 100_000  # steps or probes; beyond this a mistyped number would take the memory
+_MAX_ODE = 100_000  # steps or probes; beyond this, a mistyped number would exhaust the memory
 NUM_IMAGES, NUM_MOMENTS = 8, 10  # rows and columns of the strips
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What a person may choose, by the names of the flags.
+    """The settings, named like the flags.
 
     Raises:
       UserError: an unknown `what`, or a number that is too small.
     """
 
-    what: Sequence[str] = ("bits", "pictures")  # of WHAT
+    what: Sequence[str] = ("bits", "pictures")  # names from WHAT
     split: str | None = None  # None: the run's held-out split
     max_images: int = 0  # 0: all
     seed: int = 0
     batch_size: int = 0  # 0: the run's eval.batch_size
-    bits_respacing: str = ""  # of `diffusion.timestep_spacing.named_steps`; "": all T steps
+    bits_respacing: str = ""  # as for `diffusion.timestep_spacing.named_steps`; "": all T steps
     ode_steps: int = 50
     ode_probes: int = 1
     out: str | None = None  # None: <workdir>/evaluation
@@ -60,7 +60,7 @@ class EvaluationSettings:
 
 
 class Evaluation:
-    """Builds and checks all parts, measures nothing yet.
+    """Builds and checks all parts of an evaluation; nothing is measured yet.
 
     Raises:
       UserError: a setting or a run that does not fit, or a folder that cannot be written.
@@ -89,7 +89,7 @@ class Evaluation:
             "num_images": num_images,
             "seed": settings.seed,
             "image_shape": list(self._source.image_shape),
-            "fingerprint": name,  # of the weights, the config and the first images
+            "fingerprint": name,  # hash of the weights, the config and the first images
         }
         if settings.bits_respacing:
             self.facts["bits_respacing"] = settings.bits_respacing
@@ -113,10 +113,10 @@ class Evaluation:
         return bits, ode, progressive
 
     def measure(self, on_file: Callable[[str], None] = lambda path: None) -> Report | None:
-        """Measures and writes everything, each part as soon as it is there; the report on the first process.
+        """Measures and writes everything, each part as soon as it is ready; returns the report on the first process.
 
         Args:
-          on_file: called with the path of every file that was written.
+          on_file: called with the path of every file that is written.
         """
         report = Report(self.folder, self.facts) if self._is_first else None
         if self._bits is not None:
@@ -141,7 +141,7 @@ class Evaluation:
         return report
 
     def _point(self, what: str, measurement: BitsPerDim | OdeBits) -> ResumeFile:
-        """Its file is named for all that the numbers depend on, so that another setting has another file."""
+        """The file name depends on everything that the numbers depend on, so that other settings use other files."""
         facts = self.facts | {"what": what, "jax": jax.__version__, "backend": jax.default_backend()}
         return measurement.resume_point(self._path(f"{what}_step_{self.facts['step']}"), facts)
 
@@ -149,13 +149,13 @@ class Evaluation:
         done = measurement.calls_done(point)
         with ProgressBar(measurement.num_calls, description, initial=done, enabled=self._is_first) as bar, point:
             if done:
-                bar.write(f"{description}: going on from {done} of {measurement.num_calls} steps")
+                bar.write(f"{description}: resuming from {done} of {measurement.num_calls} steps")
             return measurement.measure(self._params, on_chunk=bar.update, point=point)
 
     def _write_bits(self, report: Report, bits: Any, on_file: Callable[[str], None]) -> None:
         by_step, measured = bits.by_step(), {}
         plots = [("likelihood_by_step.png", save_likelihood_by_step, by_step)]
-        if bits.reconstruction is None:  # x_0 is of pixels
+        if bits.reconstruction is None:  # x_0 consists of pixels
             measured["rate_distortion"] = curve = rate_distortion(bits)
             plots.append(("rate_distortion.png", save_rate_distortion, curve))
         with replace_file(self._path("by_step.npz")) as file:

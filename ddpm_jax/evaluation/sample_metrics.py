@@ -1,4 +1,4 @@
-"""Sample metrics of a run or of anyone's images against real ones: from images to an entry of a report."""
+"""Sample metrics of a run, or of any images, versus real images: from images to an entry of a report."""
 
 import os
 from collections.abc import Callable
@@ -27,21 +27,21 @@ from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.progress import ProgressBar
 
-MAX_SAMPLES = 50_000  # drawn where no number is given: what papers take
-DEFAULT_BATCH_SIZE = 64  # through the extractor
+MAX_SAMPLES = 50_000  # default number of samples, as in papers
+DEFAULT_BATCH_SIZE = 64  # of the extractor
 
 
 class SampleMetrics:
-    """Builds and checks everything, the extractor apart, before an image is drawn.
+    """Builds and checks everything except the extractor before an image is drawn.
 
     Args:
-      settings: what was typed.
-      samples: a set, or those of a run, not yet drawn.
+      settings: the user's settings.
+      samples: an image set, or the samples of a run, which are not drawn yet.
       reference: real images.
-      out: the folder that results will go to, to see whether they can.
+      out: the folder for the results, to check that it can be written.
 
     Raises:
-      UserError: sets or an extractor that do not fit, or a folder that cannot be written.
+      UserError: image sets or an extractor that do not fit, or a folder that cannot be written.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class SampleMetrics:
         if extractor == "inception":
             for shape in shapes:
                 if shape[2] not in (1, 3):
-                    raise UserError(f"Inception sees grey and colour images; got {shape[2]} channels")
+                    raise UserError(f"Inception takes grey or colour images; got {shape[2]} channels")
         elif shapes[0] != shapes[1]:
             raise UserError(
-                f"--extractor={extractor} compares images of one shape; the samples have {shapes[0]} and the "
-                f"reference {shapes[1]}: give --image_size=H,W, or files of equal channels"
+                f"--extractor={extractor} compares images of equal shape; the samples have {shapes[0]} and the "
+                f"reference {shapes[1]}: give --image_size=H,W, or files with equal channels"
             )
 
     def measure(self) -> dict[str, Any] | None:
-        """{"protocol", "numbers", "warning"}, on the first process."""
+        """{"protocol", "numbers", "warning"} on the first process, None on the others."""
         extractor = self._build_extractor()
         environment = {"num_devices": self._mesh.size, "jax": jax.__version__, "backend": jax.default_backend()}
         samples, folder = self._samples, self._settings.cache_folder
@@ -150,11 +150,11 @@ class SampleMetrics:
         return classifier_extractor(trained, facts)
 
     def _progress(self, description: str, total: int, done: int, unit: str = "step") -> Callable[[int], None]:
-        """A bar, which takes the place of the one before."""
+        """A progress bar, which replaces the previous one."""
         self._close_bar()
         self._bar = ProgressBar(total, description, unit, initial=done, enabled=self._is_first)
         if done:
-            self._bar.write(f"{description}: going on from {done} of {total}")
+            self._bar.write(f"{description}: resuming from {done} of {total}")
         return self._bar.update
 
     def _close_bar(self) -> None:
@@ -166,17 +166,17 @@ class SampleMetrics:
 def sets_of_run(
     settings: SampleSettings, run: TrainedRun, *, weights: str, mesh: Mesh, folder: str
 ) -> tuple[GeneratedSamples, ImageSet]:
-    """(the samples of a run, to be drawn into `folder`; the real images, by default what it was trained on)."""
+    """(the samples of a run, to be drawn into `folder`; the real images, by default its training images)."""
     shape = run.image_shape
     if settings.image_size not in (None, shape[:2]):
         raise UserError(f"--image_size must be that of the run's images, {shape[0]},{shape[1]}, or be left out")
     if settings.reference is None:
-        if settings.data_path:  # the files have moved since, or lie elsewhere on this machine
+        if settings.data_path:  # the files were moved, or are elsewhere on this machine
             run = run.with_fields([f"data.path={settings.data_path}"], DATA_FIELDS)
         try:
             source = run.source()
         except UserError as error:
-            raise UserError(f"{error}; or name the real images by --reference or --data_path") from error
+            raise UserError(f"{error}; or give the real images by --reference or --data_path") from error
         reference = image_set("the training data", source, run.training_data, settings.num_reference)
     else:
         reference = _open_reference(settings, shape)

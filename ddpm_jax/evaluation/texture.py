@@ -1,4 +1,4 @@
-"""Grain and stray pixels of images, which young networks and coarse samplers leave and distances of features hide."""
+"""Grain and stray pixels, which early training and coarse samplers leave, and which distances of features miss."""
 
 import functools
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-COLUMNS = ("total_variation", "speckle", "salt")  # of the columns of `texture_of`
-STRAY_LEVELS = 32  # grey levels by which a pixel of salt lies outside the range of its neighbours
-PERCENTILE = 99  # of the real images: one that lies beyond is called speckled, or salted
+COLUMNS = ("total_variation", "speckle", "salt")  # of `texture_of`
+STRAY_LEVELS = 32  # grey levels by which a stray pixel ("salt") is outside the range of its neighbours
+PERCENTILE = 99  # of the real images; an image beyond it is called speckled, or salted
 
 
 def texture_of(images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B 3"]:
-    """Three numbers an image, of pixels and their at most eight neighbours; channels are averaged.
+    """Three numbers per image, from each pixel and its up to eight neighbours; averaged over channels.
 
-    total_variation: the mean difference of two pixels beside or above each other, in grey levels.
-    speckle: by how many grey levels a pixel lies outside the range of its neighbours, the mean over all pixels.
-    salt: the share of pixels that lie outside it by `STRAY_LEVELS` or more, white or black.
+    total_variation: the mean difference of horizontally or vertically adjacent pixels, in grey levels.
+    speckle: by how many grey levels a pixel is outside the range of its neighbours, the mean over all pixels.
+    salt: the share of pixels that are outside it by `STRAY_LEVELS` or more, white or black.
     """
     x = images.astype(np.int16)
     size, (height, width) = len(x), x.shape[1:3]
@@ -28,10 +28,10 @@ def texture_of(images: UInt8[np.ndarray, "B H W C"]) -> Float32[np.ndarray, "B 3
 
 
 def _outside_neighbours(x: np.ndarray) -> np.ndarray:
-    """int16 [B, H, W, C]: by how much each pixel lies above the largest or below the least of its neighbours."""
+    """int16 [B, H, W, C]: by how much each pixel is above the maximum or below the minimum of its neighbours."""
     height, width = x.shape[1:3]
     edge = ((0, 0), (1, 1), (1, 1), (0, 0))
-    # Beyond the border there is no neighbour: what stands there is never the largest, or never the least.
+    # The padding beyond the border never counts as the largest, or the smallest, neighbour.
     low, high = np.pad(x, edge, constant_values=-1), np.pad(x, edge, constant_values=256)
     shifts = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
     largest = functools.reduce(np.maximum, (low[:, i : i + height, j : j + width] for i, j in shifts))
@@ -40,7 +40,7 @@ def _outside_neighbours(x: np.ndarray) -> np.ndarray:
 
 
 def texture_numbers(samples: Float32[np.ndarray, "N 3"], reference: Float32[np.ndarray, "M 3"]) -> dict[str, Any]:
-    """What samples have of each, beside the real images.
+    """The texture of samples compared with real images.
 
     Returns:
       total_variation: {"ratio": of the means, "of_reference": grey levels}; the ratio is NaN where the latter is 0.

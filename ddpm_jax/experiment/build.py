@@ -1,4 +1,4 @@
-"""What a config builds for a training run: mesh, objective, optimiser, train step, sampler."""
+"""Everything that a config builds for a training run: mesh, objective, optimiser, train step, sampler."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -36,30 +36,30 @@ from ddpm_jax.training.train_step import Metrics, TrainStep
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config builds, all checked, nothing computed yet."""
+    """Everything that a config builds; checked, but nothing is computed yet."""
 
     config: ConfigDict
     mesh: Mesh
     objective: Objective
-    condition: ConditionSpec  # what the network is told of an image
+    condition: ConditionSpec  # the condition that the network gets for an image
     init: Callable[[jax.Array], TrainState]  # key -> a fresh state
     train_step: TrainStep  # not jitted
-    sampler_table: SamplerTable | None  # None: of an objective that draws no images
-    preview_table: SamplerTable | None  # of the samples that are drawn during training
+    sampler_table: SamplerTable | None  # None if the objective draws no images
+    preview_table: SamplerTable | None  # for samples drawn during training
 
     @property
     def process(self) -> Process:
-        """Of diffusion."""
+        """The diffusion process."""
         return self.objective.loss_fn.process
 
     @property
     def codec(self) -> Codec:
-        """Of diffusion: between images and x_0."""
+        """The codec between images and x_0."""
         return self.objective.codec
 
     @property
     def model(self) -> nn.Module:
-        """Of diffusion: the network."""
+        """The network."""
         return self.objective.model
 
     @property
@@ -69,22 +69,22 @@ class Experiment:
 
     @property
     def x_0_shape(self) -> tuple[int, ...]:
-        """What diffuses, of one image."""
+        """The shape of one x_0."""
         return self.codec.x_0_shape(self.image_shape)
 
     @property
     def batch_size(self) -> int:
-        """Images of an update, over all devices."""
+        """Images per update, over all devices."""
         return self.config.train.batch_size
 
     @property
     def sample_batch_size(self) -> int:
-        """Images that are sampled at a time, over all devices."""
+        """Images per sampling batch, over all devices."""
         return self.config.sample.batch_size
 
     @property
     def sampler(self) -> str:
-        """The name of its sampler."""
+        """The name of the sampler."""
         return self.config.sample.sampler
 
     @property
@@ -104,17 +104,17 @@ class Experiment:
 
     @property
     def state_sharding(self) -> TrainState:
-        """Where each array of the state lies."""
+        """The sharding of each array of the state."""
         return jax.tree.map(lambda x: x.sharding, self.abstract_state)
 
     def source(self) -> ImageSource:
-        """The images that it is trained on."""
+        """The training images."""
         return data_factory.build_source(self.config, self.config.data.split)
 
     def batches(
         self, source: ImageSource, *, first_step: int = 0, batch_of_step: Callable[[int], int] = lambda step: step
     ) -> BatchLoader:
-        """The batches of training from `first_step` on, over the mesh; the arguments are those of `BatchLoader`."""
+        """The training batches from `first_step` on, over the mesh; the arguments are those of `BatchLoader`."""
         return BatchLoader(
             source,
             batch_size=self.batch_size,
@@ -151,12 +151,12 @@ class Experiment:
 
     @functools.cached_property
     def frozen(self) -> PyTree:
-        """What the objective does not train, on every device."""
+        """The arrays that the objective does not train, on every device."""
         return jax.device_put(self.objective.frozen, replicated(self.mesh))
 
 
 class StepProgram:
-    """(state, batch, key_train) -> (state, metrics): a jitted train step with what it does not train."""
+    """(state, batch, key_train) -> (state, metrics): a jitted train step together with its untrained arrays."""
 
     def __init__(self, program: jax.stages.Wrapped, experiment: Experiment):
         self._program, self._experiment = program, experiment
@@ -166,7 +166,7 @@ class StepProgram:
         return self._program(state, batch, key_train, self._experiment.frozen)
 
     def lower(self, state: TrainState, batch: Batch, key_train: jax.Array) -> jax.stages.Lowered:
-        """Of arrays, or of their shapes. What it compiles to takes `Experiment.frozen` too."""
+        """Lowers for arrays or their shapes. The compiled program has one more argument, `Experiment.frozen`."""
         everywhere = replicated(self._experiment.mesh)
         frozen = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), self._experiment.objective.frozen
@@ -175,10 +175,10 @@ class StepProgram:
 
 
 def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = None) -> Experiment:
-    """Everything that a config describes, but for the data; raises UserError for what does not fit.
+    """Everything that a config describes except the data; raises UserError for settings that do not fit.
 
     Args:
-      devices: for the mesh to choose from; None: those that there are.
+      devices: for the mesh to choose from; None: all devices of JAX.
     """
     config_checks.check_numbers(config)
     with config_checks.fields_named("train", {"fsdp": "mesh.fsdp"}):
@@ -200,7 +200,7 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
 def _sampler_tables(
     config: ConfigDict, mesh: Mesh, objective: Objective
 ) -> tuple[SamplerTable, SamplerTable] | tuple[None, None]:
-    """Of the samples and of the previews; here, since a bad sampler must not come to light after days of training."""
+    """The tables of the samples and of the previews; built here, so that errors appear before the training."""
     if not draws_images(config):
         return None, None
     process = objective.loss_fn.process

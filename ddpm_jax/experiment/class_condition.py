@@ -1,4 +1,4 @@
-"""The class of an image as a condition: `model.num_classes`, and of the samples `sample.classes`."""
+"""The class of an image as a condition: `model.num_classes`, and for samples `sample.classes`."""
 
 from collections.abc import Mapping
 
@@ -15,13 +15,13 @@ class ClassCondition(ConditionKind):
     """The entry "label", int32: the label of an image in its data."""
 
     def spec(self, config: ConfigDict) -> ConditionSpec:
-        """The null is a class of its own, number num_classes, where the condition is dropped."""
+        """If the condition is dropped in training, the null is an additional class, number num_classes."""
         num_classes = config.model.num_classes
         null = num_classes if config.condition.drop_rate > 0 else None
         return {"label": Entry(null=null)} if num_classes else {}
 
     def check_source(self, config: ConfigDict, source: ImageSource, what: str) -> None:
-        """Raises UserError unless every image has a class of the network's."""
+        """Raises UserError unless every image has one of the network's classes."""
         num_classes = config.model.num_classes
         if source.labels is None:
             raise UserError(
@@ -36,24 +36,24 @@ class ClassCondition(ConditionKind):
             )
 
     def check_values(self, config: ConfigDict, rows: Mapping[str, np.ndarray]) -> None:
-        """Raises UserError unless every label is a class of the network's, or num_classes where that is no class."""
+        """Raises UserError unless every label is one of the network's classes, or the null class."""
         labels, num_classes = rows["label"], config.model.num_classes
         most = num_classes if config.condition.drop_rate > 0 else num_classes - 1
         if labels.size and not 0 <= labels.min() <= labels.max() <= most:
             raise UserError(f"the condition 'label' must be in 0..{most}; got {labels.min()}..{labels.max()}")
 
     def of_samples(self, config: ConfigDict) -> RowsOf:
-        """Sample n is of classes[n mod len(classes)] of sample.classes; empty: of all classes."""
+        """Sample n has class classes[n mod len(classes)], from sample.classes; empty: from all classes."""
         return _in_turn(sampled_classes(config))
 
     def negative(self, config: ConfigDict) -> RowsOf | None:
-        """Sample n is guided away from negative_classes[n mod len(negative_classes)]; empty: from no class."""
+        """Sample n is guided away from negative_classes[n mod len(negative_classes)]; empty: from the null class."""
         classes = _checked_classes(config, "negative_classes")
         return _in_turn(classes) if classes else None
 
 
 def sampled_classes(config: ConfigDict) -> tuple[int, ...]:
-    """Which classes samples are of, in turn: sample.classes, or all of them; () for a network without classes."""
+    """The classes of samples, in turn: sample.classes, or all; () for a network without classes."""
     return _checked_classes(config, "classes") or tuple(range(config.model.num_classes))
 
 
@@ -65,7 +65,7 @@ def _in_turn(classes: tuple[int, ...]) -> RowsOf:
 
 
 def _checked_classes(config: ConfigDict, name: str) -> tuple[int, ...]:
-    """The classes of a field of `sample`; raises UserError for those that the network does not have."""
+    """The classes in a field of `sample`; raises UserError for classes that the network does not have."""
     classes, num_classes = tuple(config.sample[name]), config.model.num_classes
     if classes and not num_classes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`codec.name` of a config and the group of that name -> the way between images and the x_0 that diffuses."""
+"""From `codec.name` of a config, and the group of that name, to the codec between images and x_0."""
 
 import functools
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.experiment.config_json import config_from_json, config_to_json
 from ddpm_jax.runtime.errors import check_one_of
 
-# Name -> what builds it of a config. That of an autoencoder reads its parameters, such as from the workdir that the
-# config's group of its name tells: `Checkpoints(workdir).restore_params("ema_params")`.
+# Name -> function that builds the codec from a config. That of an autoencoder would read its parameters, such as from a
+# workdir named in the config's group: `Checkpoints(workdir).restore_params("ema_params")`.
 CODECS: dict[str, Callable[[ConfigDict], Codec]] = {"pixels": lambda config: PIXELS}
 
 
@@ -27,5 +27,5 @@ def _built(build: Callable[[ConfigDict], Codec], config_json: str) -> Codec:
 
 
 def x_0_shape_of(config: ConfigDict) -> tuple[int, ...]:
-    """What diffuses, of one image: (H, W, C) for pixels."""
+    """The shape of one x_0: (H, W, C) for pixels."""
     return build_codec(config).x_0_shape(image_shape_of(config))

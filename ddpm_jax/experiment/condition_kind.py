@@ -1,4 +1,4 @@
-"""What a config must say of one kind of condition, such as the class of an image."""
+"""The interface of one kind of condition, such as the class of an image."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -15,37 +15,37 @@ RowsOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, in
 
 
 class ConditionKind(abc.ABC):
-    """One kind of condition. `experiment.conditions` has the table of them; every function reads a config."""
+    """One kind of condition. `experiment.conditions` has the table of all kinds; every method reads a config."""
 
     @abc.abstractmethod
     def spec(self, config: ConfigDict) -> ConditionSpec:
-        """Its entries; {} where the config does not use it. The source has a column of the name of each entry.
+        """The entries; {} if the config does not use this kind. The source has a column with the name of each entry.
 
-        With condition.drop_rate above 0 each needs a null.
+        If condition.drop_rate is above 0, each entry needs a null.
         """
 
     @abc.abstractmethod
     def of_samples(self, config: ConfigDict) -> RowsOf:
-        """What samples are told; {} where `spec` is. Raises UserError for settings that do not fit."""
+        """The condition of samples; {} if `spec` is. Raises UserError for settings that do not fit."""
 
     def negative(self, config: ConfigDict) -> RowsOf | None:
-        """What samples are guided away from; None for the null. Raises UserError for settings that do not fit."""
+        """The condition that samples are guided away from; None: the null. Raises UserError for unsuitable settings."""
         del config
 
     def check_values(self, config: ConfigDict, rows: Mapping[str, np.ndarray]) -> None:
-        """Raises UserError for values that the network does not know; `rows` are its entries, [N, ...] each."""
+        """Raises UserError for values that the network does not know; `rows` are the entries, [N, ...] each."""
         del config, rows
 
     def check_source(self, config: ConfigDict, source: ImageSource, what: str) -> None:
-        """Raises UserError for columns that are missing or do not fit; `what` names the data.
+        """Raises UserError for missing or unsuitable columns; `what` names the data.
 
-        Asked where `spec` has entries.
+        Called if `spec` has entries.
         """
         known = sorted(columns_of(source))
         for name, entry in self.spec(config).items():
             if column_name(name, entry) not in known:
                 has = f"the columns {', '.join(known)}" if known else "no columns"
                 raise UserError(
-                    f"the network is told the column {column_name(name, entry)!r} of the data, and {what} has {has}: "
-                    "docs/data.md says how data get one"
+                    f"the network needs the column {column_name(name, entry)!r} of the data, and {what} has {has}: "
+                    "docs/data.md says how to add one"
                 )

@@ -10,18 +10,18 @@ from ddpm_jax.experiment.config_overrides import apply_override, flatten
 from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.runtime.errors import UserError
 
-# What may change between the runs that share a workdir: how long, on how many devices, how often
-# something is written, where the data lie, and what does not touch the parameters.
+# Fields that may change between the runs that share a workdir: length, number of devices, how often something is
+# written, where the data are, and everything that does not affect the parameters.
 CHANGEABLE = (
     "train.num_steps", "train.num_devices", "train.keep_checkpoints", "train.nonfinite*",
     "train.wandb_project", "*_every_steps",
     "mesh.*", "sample.*", "eval.*", "data.path", "data.data_dir", "model.remat",
 )
 
-# What may change too once the learning rate has fallen to 0 or the run is over: it could not be extended otherwise.
+# Fields that may also change once the learning rate is 0 or the run is finished, so that it can be extended.
 CHANGEABLE_AT_THE_END = ("optim.warmup_*", "optim.decay_*")
 
-# What may change when a run starts from imported weights: all but what the weights mean.
+# Fields that may change when a run starts from imported weights: all except those that define what the weights mean.
 CHANGEABLE_AT_IMPORT = (
     "data.name", "data.path", "data.data_dir", "data.split", "data.eval_split", "data.flip", "optim.*", "train.*",
     "sample.*", "eval.*", "unet.dropout", "model.dtype", "model.remat", "diffusion.loss", "diffusion.huber_delta",
@@ -30,24 +30,24 @@ CHANGEABLE_AT_IMPORT = (
 
 
 def changed_import(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """The config of imported weights with `group.field=value` applied, for what they do not decide; locked.
+    """The config of imported weights with `group.field=value` applied to fields that they do not determine; locked.
 
     Raises:
-      UserError: a field that the weights decide, an unknown one, or a value of a wrong type.
+      UserError: a field that the weights determine, an unknown field, or a value of the wrong type.
     """
     config = config.copy_and_resolve_references()
     for override in overrides:
         apply_override(config, override)
         field = override.partition("=")[0]
         if not any(fnmatch.fnmatchcase(field, pattern) for pattern in CHANGEABLE_AT_IMPORT):
-            raise UserError(f"--config.{field} cannot be chosen: the file that is imported decides about it")
+            raise UserError(f"--config.{field} cannot be changed: the imported file determines it")
     return config.lock()
 
 
 def check_same_run(saved: ConfigDict, given: ConfigDict, changeable: Sequence[str] = CHANGEABLE) -> None:
     """Raises UserError where `given` differs from the config of the run that it would continue.
 
-    A field that one of them lacks has its default of configs/base.py: see `with_defaults`.
+    A field that one of them lacks has the default of configs/base.py: see `with_defaults`.
 
     Args:
       saved: the config that the run was started with.

@@ -1,4 +1,4 @@
-"""Complaints by config field: about numbers that no run can work with, and those of the library, renamed."""
+"""Errors by config field: for numbers that no run can use, and for arguments of the library, renamed to fields."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.runtime.errors import MAX_INT, UserError, arguments_named
 
-# The least that the fields of the host's side may be; the others are checked where they are used.
+# The minimum of fields that are used on the host; the others are checked where they are used.
 _LEAST = {
     "train.num_steps": 1,
     "train.log_every_steps": 0,
@@ -25,17 +25,17 @@ _LEAST = {
     "eval.max_images": 0,
 }
 
-_MAX_T = 1_000_000  # a table is [T]; beyond this a mistyped number would take the memory
+_MAX_T = 1_000_000  # tables are [T]; beyond this, a mistyped number would exhaust the memory
 
 
 def field_names(group: str, others: Mapping[str, str] | None = None) -> Callable[[str], str]:
-    """Argument -> the config field that it came from: GROUP.argument, or what `others` has for it."""
+    """Argument -> the config field that it came from: GROUP.argument, or its entry in `others`."""
     others = others or {}
     return lambda argument: others.get(argument, f"{group}.{argument}")
 
 
 def fields_named(group: str, others: Mapping[str, str] | None = None) -> AbstractContextManager[None]:
-    """Where the library complains in the block about its arguments, the config fields are named in their place.
+    """Renames arguments in errors that the library raises in the block to the names of their config fields.
 
     Example:
       >>> from ddpm_jax.diffusion.schedules import make_schedule
@@ -50,7 +50,7 @@ def fields_named(group: str, others: Mapping[str, str] | None = None) -> Abstrac
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Raises UserError for numbers that no part of a run can work with, whatever the others are."""
+    """Raises UserError for numbers that no run can use, whatever the other fields are."""
     for field, value in flatten(config).items():
         if field == "train.seed":
             check_seed(field, value)
@@ -67,7 +67,7 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def num_devices_of(config: ConfigDict) -> int:
-    """How many devices it is for; 0: all that there are."""
+    """The number of devices of the config; 0: all."""
     return config.train.num_devices
 
 

@@ -1,4 +1,4 @@
-"""Experiments as ConfigDicts, found by name or path, with overrides applied."""
+"""Loads experiments as ConfigDicts, by name or path, and applies overrides."""
 
 import linecache
 import traceback
@@ -16,23 +16,23 @@ from ddpm_jax.experiment.moved_fields import MOVED, moved_fields_in, new_form
 from ddpm_jax.experiment.packaged_configs import base_config, experiments_folder, packaged_experiments, packaged_module
 from ddpm_jax.runtime.errors import UserError, did_you_mean
 
-Config = ConfigDict  # what it is to the other folders, which hand it on and read none of its fields
+Config = ConfigDict  # for other folders, which pass a config on and read none of its fields
 
 
 def _experiment_module(name_or_path: str) -> types.ModuleType:
-    """The module of an experiment: a file of one's own, or a packaged one."""
+    """The module of an experiment: a file of the user, or a packaged one."""
     folder = experiments_folder()
     path = Path(name_or_path).expanduser()
     is_name = len(path.parts) == 1 and path.suffix != ".py"
     if not is_name and path.is_file() and path.resolve().parent != folder:
-        # Not through the import system: two files of one name must not be mistaken for each other.
+        # Not through the import system: two files with the same name must not be confused.
         module = types.ModuleType(f"experiment_{path.stem}")
         module.__file__ = str(path)
         with _failure_in_one_line(path):
             exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
         return module
-    # `configs/digits.py` works from every directory; a mistyped path of one's own does not turn into
-    # a packaged experiment that happens to have the same name.
+    # `configs/digits.py` works from every directory; a mistyped path to the user's own file does not turn into a
+    # packaged experiment of the same name.
     may_be_packaged = is_name or path.resolve().parent == folder or str(path.parent) in (".", "configs")
     if may_be_packaged and (folder / f"{path.stem}.py").is_file():
         return packaged_module(path.stem)
@@ -45,7 +45,7 @@ def _experiment_module(name_or_path: str) -> types.ModuleType:
 
 @contextmanager
 def _failure_in_one_line(path: Path) -> Iterator[None]:
-    """Makes an exception of a config file, which is the user's own code, a UserError with the file and the line."""
+    """Turns an exception in a config file, which is the user's code, into a UserError with the file and the line."""
     try:
         yield
     except UserError:
@@ -69,10 +69,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       name_or_path: a packaged name (`digits`), or a file (`configs/digits.py`) with `get_config()`.
         A relative `configs/NAME.py` that does not exist here means the packaged experiment NAME.
         A run's `config.json` means the config of that run.
-      overrides: `group.field=value` strings, parsed by the type of the field's default.
+      overrides: `group.field=value` strings, parsed according to the type of the field's default.
 
     Raises:
-      UserError: no such experiment, no `get_config` in it, an unknown field, a value of a wrong type.
+      UserError: no such experiment, no `get_config` in it, an unknown field, or a value of the wrong type.
 
     Example: `load_config("digits", ["train.batch_size=64", "unet.channel_mults=1,2,4"])`
     """
@@ -120,9 +120,9 @@ def config_of_groups(groups: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
 
 
 def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """A locked copy, whose references are values now, with `group.field=value` applied in order.
+    """A locked copy, with references replaced by their values, and with `group.field=value` applied in order.
 
     Raises:
-      UserError: a field that there is not, or a value that is not like its default.
+      UserError: an unknown field, or a value of another type than its default.
     """
     return _with_overrides(config.copy_and_resolve_references().unlock(), overrides)

@@ -12,7 +12,7 @@ from ddpm_jax.runtime.errors import UserError
 
 
 class ConfigParser(CommandParser):
-    """Of a command that takes an experiment and changes to it: `parse` puts the loaded config into `args.config`."""
+    """The parser of a command with --config and overrides: `parse` puts the loaded config into `args.config`."""
 
     def __init__(self, verb: str, purpose: str, example: str, **flags: bool):
         super().__init__(verb, purpose, example, **flags)
@@ -23,12 +23,12 @@ class ConfigParser(CommandParser):
         self._fields: Sequence[str] = ()
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """As `CommandParser.parse`, after the flags of the config."""
+        """Like `CommandParser.parse`, after taking out the flags of the config."""
         if {"-h", "--help"} & set(argv):
             return super().parse(argv)
         experiment, overrides, argv = split_config_flags(argv)
         if experiment is None:
-            # Not the value of a flag.
+            # The first argument that is not a flag and not the value of one.
             strays = (argument for before, argument in zip(["", *argv], argv, strict=False)
                       if not argument.startswith("-") and not re.fullmatch(r"--[^=]+", before))  # fmt: skip
             stray = next(strays, None)
@@ -44,7 +44,7 @@ class ConfigParser(CommandParser):
         return args
 
     def closest_flag(self, name: str) -> str | None:
-        """Also of the config's fields, of which an exact name goes before a flag of a similar one."""
+        """Also considers config fields; an exact field name has priority over a similar flag."""
         field = closest_field(name, self._fields)
         if field and field.rpartition(".")[2] == name:
             return f"--config.{field}"
@@ -52,40 +52,40 @@ class ConfigParser(CommandParser):
 
 
 class OverridesParser(CommandParser):
-    """Of a command that takes changes to a run's config: `parse` puts `group.field=value` into `args.overrides`."""
+    """The parser of a command that overrides a run's config: `parse` puts `group.field=value` into `args.overrides`."""
 
     def __init__(self, verb: str, purpose: str, example: str, **flags: bool):
         super().__init__(verb, purpose, example, **flags)
         _add_field_flags(self.add_argument_group("experiment"))
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """As `CommandParser.parse`, after the flags of the config."""
+        """Like `CommandParser.parse`, after taking out the flags of the config."""
         if {"-h", "--help"} & set(argv):
             return super().parse(argv)
         experiment, overrides, argv = split_config_flags(argv)
         if experiment is not None:
-            raise UserError("this command takes no --config=FILE: its network has one; single fields may "
-                            "be given, such as --config.data.path=DIR")  # fmt: skip
+            raise UserError("this command takes no --config=FILE, because its network has a config; single fields may "
+                            "be changed, such as --config.data.path=DIR")  # fmt: skip
         args = super().parse(argv)
         args.overrides = overrides
         return args
 
 
 def _add_field_flags(group: argparse._ArgumentGroup) -> None:
-    """For --help alone: `parse` takes these out of the command line before argparse sees it."""
+    """Only for --help: `parse` takes these out of the command line before argparse sees it."""
     group.add_argument("--config.GROUP.FIELD", metavar="VALUE", dest="_",
-                       help="changes one field, such as --config.train.batch_size=64")  # fmt: skip
-    group.add_argument("--noconfig.GROUP.FIELD", action="store_true", dest="_", help="sets a field to false")
+                       help="change one field, such as --config.train.batch_size=64")  # fmt: skip
+    group.add_argument("--noconfig.GROUP.FIELD", action="store_true", dest="_", help="set a field to false")
 
 
 def split_config_flags(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
-    """Takes the flags of a config out of a command line, in the syntax of ml_collections.
+    """Splits the config flags, in the syntax of ml_collections, from a command line.
 
     Args:
       argv: a command line, such as `--config=FILE --config.data.path DIR --noconfig.data.flip --workdir=W`.
 
     Returns:
-      The experiment (None where not given), the overrides (`["data.path=DIR", "data.flip=false"]`), and
+      The experiment (None if not given), the overrides (`["data.path=DIR", "data.flip=false"]`), and
       the other arguments (`["--workdir=W"]`).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Configs as JSON: what may be kept so, written, read back and checked."""
+"""Configs as JSON: which values can be stored, writing, reading and checking."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ _STORABLE = (bool, int, float, str, type(None))
 
 
 def check_storable(field: str, value: Any) -> None:
-    """Raises UserError for a default that could not be overridden or kept as JSON."""
+    """Raises UserError for a default that cannot be overridden or stored as JSON."""
     for item in value if isinstance(value, tuple) else (value,):
         if type(item) not in _STORABLE:
             raise UserError(
@@ -24,7 +24,7 @@ def check_storable(field: str, value: Any) -> None:
 
 
 def config_to_json(config: ConfigDict) -> str:
-    """`config` as JSON, one field a line, keys sorted; `config_from_json` gives it back exactly."""
+    """`config` as JSON, one field per line, keys sorted; `config_from_json` restores it exactly."""
     groups = []
     for key, value in sorted(config.items()):
         text = json.dumps(value) if not isinstance(value, ConfigDict) else config_to_json(value)
@@ -33,10 +33,10 @@ def config_to_json(config: ConfigDict) -> str:
 
 
 def config_from_json(text: str) -> ConfigDict:
-    """The locked config that `config_to_json` wrote, of this version or an older one; lists become tuples again.
+    """The locked config that `config_to_json` of this or an older version wrote; lists become tuples again.
 
     Raises:
-      UserError: the text is no JSON object.
+      UserError: the text is not a JSON object.
     """
     def with_tuples(value: Any) -> Any:
         if isinstance(value, dict):
@@ -55,13 +55,13 @@ def config_from_json(text: str) -> ConfigDict:
 
 
 def whole_config_from_json(text: str, what: str) -> ConfigDict:
-    """The config in a file that a person may have edited or been given, with all fields; locked.
+    """The config in a file that a user may have edited or received, with all fields; locked.
 
     Args:
-      what: names the file in complaints.
+      what: names the file in error messages.
 
     Raises:
-      UserError: no JSON object, a field that there is not, or a value of another type than the field's default.
+      UserError: not a JSON object, an unknown field, or a value of another type than the field's default.
     """
     try:
         config = config_from_json(text)
@@ -77,7 +77,7 @@ def whole_config_from_json(text: str, what: str) -> ConfigDict:
 
 
 def is_like(value: Any, default: Any) -> bool:
-    """Whether a field with this default may have the value: of its type, or a whole number for a float."""
+    """Whether a field with this default may have the value: of the same type, or a whole number for a float."""
     if isinstance(default, tuple):
         kinds = {type(item) for item in default} or set(_STORABLE)
         kinds |= {int, float} if kinds & {int, float} else set()

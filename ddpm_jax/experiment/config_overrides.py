@@ -1,7 +1,7 @@
 """`group.field=value` strings, as in `--config.group.field=value`, parsed by the type of the default.
 
-The grammar is that of ml_collections; the parsing is our own, because a person who mistypes a field or a
-number should get one line that says what was expected.
+The grammar is that of ml_collections. The parser is our own, so that a mistyped field or number gives one line that
+says what was expected.
 """
 
 import difflib
@@ -16,12 +16,12 @@ from ddpm_jax.experiment.moved_fields import MOVED, new_form
 from ddpm_jax.runtime.errors import UserError
 
 _TRUE, _FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
-# What a field is called in an error, and an example for a field whose default is None.
+# The name of a type in an error message, and an example for a field whose default is None.
 _WANTED = {int: "an int", float: "a finite float", bool: "true or false", tuple: "a tuple"}
 _EXAMPLES = {int: 1, float: 0.1, bool: True, tuple: (1, 2)}
 
 
-# What people type for a field, or have learnt from other codes.
+# Names that users type for a field, or know from other code.
 _MEANT = {
     "lr": "optim.learning_rate", "bs": "train.batch_size", "steps": "train.num_steps", "iterations": "train.num_steps",
     "epochs": "train.num_steps", "resolution": "data.image_size", "size": "data.image_size", "data": "data.path",
@@ -32,7 +32,7 @@ _MEANT = {
     "sample_every": "train.sample_every_steps", "grad_accum": "train.grad_accum_steps",
     "gradient_accumulation_steps": "train.grad_accum_steps", "gradient_checkpointing": "model.remat",
 }  # fmt: skip
-_SQUARE = ("data.image_size",)  # one number is both
+_SQUARE = ("data.image_size",)  # one number means both
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -50,21 +50,21 @@ def fields_by_group(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 
 def closest_field(got: str, fields: Sequence[str]) -> str | None:
-    """The dotted field that a person who typed `got` most likely meant: `train.bs` is `train.batch_size`.
+    """The dotted field that a user who typed `got` most likely meant: `train.batch_size` for `train.bs`.
 
-    Of a name that several groups have, such as num_steps, that of `train`.
+    If several groups have the name, such as num_steps, it is that of `train`.
     """
     group, name = _group(got), _name(got)
     siblings = {_name(field): field for field in fields if _group(field) == group}
     initials = {"".join(word[:1] for word in sibling.split("_")): sibling for sibling in siblings}
     elsewhere = [field for field in fields if _name(field) == name]
-    if elsewhere:  # the right field of a wrong group
+    if elsewhere:  # the right field in the wrong group
         return next((field for field in elsewhere if _group(field) == "train"), elsewhere[0])
     if not group and _MEANT.get(name) in fields:
         return _MEANT[name]
     if len(name) > 1 and name in initials:
         return siblings[initials[name]]
-    if siblings:  # the group is right, and its long name would make anything in it look close
+    if siblings:  # the group is right; its long name would make any field in it look similar
         return next((siblings[close] for close in difflib.get_close_matches(name, siblings, n=1)), None)
     return next(iter(difflib.get_close_matches(got, fields, n=1, cutoff=0.7)), None)
 
@@ -73,7 +73,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
     """Sets one `group.field=value` in `config`, in place.
 
     Raises:
-      UserError: no `=`, an unknown field, a group instead of a field, or a value of a wrong type.
+      UserError: no `=`, an unknown field, a group instead of a field, or a value of the wrong type.
     """
     field, equals, text = override.partition("=")
     if not equals:
@@ -88,7 +88,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 
 def _unknown_field(field: str, fields: Sequence[str]) -> UserError:
-    """The error for a `field` that is none of `fields`."""
+    """The error for a `field` that is not in `fields`."""
     if field in MOVED:
         return UserError(f"config field {field!r} is now {MOVED[field]!r}{new_form(field)}")
     inside = [known for known in fields if known.startswith(f"{field}.")]
@@ -110,7 +110,7 @@ def _parse(field: str, text: str, default: Any, kind: type) -> Any:
     if default is None and text.lower() == "none":
         return None
     try:
-        if kind is type(None):  # a default of None without a type: whatever the text looks like
+        if kind is type(None):  # a default of None without a type: guess from the text
             return _guess(text)
         if kind is tuple:
             values = _tuple_from_text(text, default or ())
@@ -126,7 +126,7 @@ def _parse(field: str, text: str, default: Any, kind: type) -> Any:
 
 
 def _scalar_from_text(text: str, kind: type) -> bool | int | float | str:
-    """`text` as a `kind`; raises ValueError where that would lose something."""
+    """`text` as a `kind`; raises ValueError if information would be lost."""
     if kind is bool:
         if text.lower() not in _TRUE + _FALSE:
             raise ValueError(text)
@@ -134,7 +134,7 @@ def _scalar_from_text(text: str, kind: type) -> bool | int | float | str:
     if kind is int:
         if re.fullmatch(r"[+-]?\d[\d_]*", text):
             return int(text)
-        number = float(text)  # 1e6 is how people write a million steps
+        number = float(text)  # 1e6 is a common way to write a million steps
         if not math.isfinite(number) or number != int(number):
             raise ValueError(text)
         return int(number)
@@ -157,13 +157,13 @@ def _tuple_from_text(text: str, default: tuple) -> tuple:
 
 
 def _element_type(values: tuple) -> type:
-    """The type of the elements of a tuple field; ints beside floats count as floats."""
+    """The type of the elements of a tuple field; a mixture of ints and floats counts as floats."""
     kinds = {type(value) for value in values}
     return float if kinds == {int, float} else type(values[0])
 
 
 def _guess(text: str) -> bool | int | float | str:
-    """`text` as what it looks like, for a field without a type."""
+    """`text` converted to the type that it looks like, for a field without a type."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -173,7 +173,7 @@ def _guess(text: str) -> bool | int | float | str:
 
 
 def _text_of(value: Any) -> str:
-    """`value` as one types it in an override."""
+    """`value` as it is written in an override."""
     if isinstance(value, tuple):
         return ",".join(_text_of(item) for item in value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""The group `data` of a config -> the images of a split, with the columns that the network is told of."""
+"""From the group `data` of a config to the images of a split, with the columns for the network's condition."""
 
 from ml_collections import ConfigDict
 
@@ -10,7 +10,7 @@ from ddpm_jax.runtime.errors import arguments_named
 
 
 def build_source(config: ConfigDict, split: str, field: str = "data.split") -> ImageSource:
-    """The images of one split; `field` is what a person typed it as, for complaints about it."""
+    """The images of one split; `field` is the config field that named it, for error messages."""
     data = config.data
     shape = image_shape_of(config)
     names = field_names("data", {"split": field, "path=DIR": "--config.data.path=DIR"})

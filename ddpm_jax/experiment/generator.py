@@ -1,4 +1,4 @@
-"""Images from a trained network, on all devices, in batches, with progress: the host side of sampling."""
+"""Draws images from a trained network on all devices, in batches, with progress: the host side of sampling."""
 
 import copy
 import functools
@@ -26,24 +26,24 @@ GuidanceOf = Callable[[np.ndarray], Guidance | None]  # numbers of samples, int 
 ConditionOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> their condition
 
 
-CHUNK_ROWS = 20  # room for T = 1000 in 50 chunks; twice that for more steps, and so on
+CHUNK_ROWS = 20  # T = 1000 fits in 50 chunks; twice as many rows per chunk for more steps, and so on
 
 
 def no_condition(ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Of a network that is told nothing."""
+    """The condition of an unconditional network."""
     del ids
     return {}
 
 
 class Edit(NamedTuple):
-    """An edit of samples after each row, with the arrays that it needs, such as known images and masks."""
+    """An edit of samples after each row, with its arrays, such as known images and masks."""
 
     of_samples: Callable[[np.ndarray], PyTree]  # numbers of samples, int [N] -> arrays, [N, ...] each
-    make: Callable[[PyTree], EditFn]  # such arrays, of the batch -> edit_fn; see `sampling_loop`
+    make: Callable[[PyTree], EditFn]  # arrays of the batch -> edit_fn; see `sampling_loop`
 
 
 class Chunk(NamedTuple):
-    """A part of a table: its first `num_rows` rows are walked, and others follow so that all chunks have one length."""
+    """A part of a table: its first `num_rows` rows are used; padding rows give all chunks the same length."""
 
     rows: SamplerTable
     num_rows: int
@@ -64,20 +64,20 @@ def _chunks_of(table: SamplerTable, learns_variance: bool) -> list[Chunk]:
 class Generator:
     """Samples 0..N-1 of a network as uint8 images; sample n depends on the seed and n alone.
 
-    The table is walked in chunks (`runtime.chunked_loop`), between which the host can look at x_t. The programs are the
-    same for every table (of whole steps, or of fractional ones) with chunks of a similar length: see `with_table`.
+    The table is processed in chunks (`runtime.chunked_loop`), between which the host can look at x_t. All tables with
+    chunks of a similar length share the same programs (one for whole steps, one for fractional): see `with_table`.
 
     Args:
       denoiser_of: (params, condition) -> denoise_fn; with guidance (params, condition, guidance).
-      table: of `ddpm_jax.diffusion.samplers.coefficient_table`.
+      table: from `ddpm_jax.diffusion.samplers.coefficient_table`.
       image_shape: (H, W, C).
       mesh: the batch is spread over its devices.
-      batch_size: images at a time, a multiple of the number of devices.
-      codec: makes images of x_0.
-      learns_variance: whether the network gives values for the variance.
-      edit: of samples by number; None for none.
-      condition_of: what the network is told of samples by number, [N, ...] each.
-      guidance_of: the guidance of samples by number; None for none.
+      batch_size: images per batch, a multiple of the number of devices.
+      codec: converts x_0 to images.
+      learns_variance: whether the network outputs values for the variance.
+      edit: edits samples, given by number; None for none.
+      condition_of: numbers of samples -> their condition, [N, ...] each.
+      guidance_of: numbers of samples -> their guidance; None for none.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Generator:
         self._advance = jit_chunk(
             advance, mesh, (AS_GIVEN, everywhere, everywhere, batch, batch, batch, guided, batch), donate=3
         )
-        # Images leave a mesh of several hosts whole, so that each host can write them.
+        # Images are replicated on a mesh of several hosts, so that each host can write them.
         decode = jax.jit(lambda codec, x_0: codec.decode(x_0), out_shardings=everywhere)
         self._images_of = functools.partial(decode, jax.device_put(codec, everywhere))
 
@@ -134,22 +134,22 @@ class Generator:
         self._chunks = _chunks_of(table, self._learns_variance)
 
     def with_table(self, table: SamplerTable) -> "Generator":
-        """The same for another sampler or another number of steps; it shares the compiled programs."""
+        """A generator with another sampler or number of steps, which shares the compiled programs."""
         other = copy.copy(self)
         other._take_table(table)
         return other
 
     def with_samples(self, condition_of: ConditionOf, guidance_of: GuidanceOf) -> "Generator":
-        """The same for samples of another condition or guidance; it shares the compiled programs.
+        """A generator of samples with another condition or guidance, which shares the compiled programs.
 
-        Guidance needs a generator that was made with some: it is another program.
+        Guidance needs a generator that was made with guidance, because it is another program.
         """
         other = copy.copy(self)
         other.condition_of, other._guidance_of = condition_of, guidance_of
         return other
 
     def num_batches(self, num_samples: int) -> int:
-        """How many batches make `num_samples` images."""
+        """The number of batches for `num_samples` images."""
         return -(-num_samples // self.batch_of(num_samples))
 
     def generate(
@@ -164,9 +164,9 @@ class Generator:
         """uint8 [num_samples, H, W, C].
 
         Args:
-          on_chunk: called after each chunk of a batch with the number of sampler steps it made.
+          on_chunk: called after each chunk of a batch with the number of sampler steps in it.
           watch: called with (first sample of the batch, t, x_t as uint8 [B, H, W, C]) at the start of each
-            batch and after each chunk; t = -1 is x_0.
+            batch and after each chunk; t = -1 means x_0.
 
         Raises:
           UserError: num_samples below 1.
@@ -202,7 +202,7 @@ class Generator:
             watch(first, int(self._chunks[0].rows.t[0]), np.asarray(self._images_of(state.x_t)))
         for number, (rows, num_rows) in enumerate(self._chunks):
             state = self._advance(params, rows, np.int32(num_rows), state, keys, condition, guidance, edited)
-            if first == number == 0:  # which was compiled before it ran
+            if first == number == 0:  # the first call includes compilation
                 release_unused_memory()
             state = jax.block_until_ready(state)
             if watch:
@@ -211,5 +211,5 @@ class Generator:
         return np.asarray(self._images_of(state.x_t))[: num_samples - first]
 
     def batch_of(self, num_samples: int) -> int:
-        """The batch size for so few samples: the next multiple of the number of devices."""
+        """The batch size for `num_samples`: if they are few, the next multiple of the number of devices."""
         return min(self._batch_size, -(-num_samples // self._mesh.size) * self._mesh.size)

@@ -1,6 +1,6 @@
-"""The groups `schedule`, `model` and `diffusion` of a config -> noise schedule, network, denoiser.
+"""From the groups `schedule`, `model` and `diffusion` of a config to noise schedule, network and denoiser.
 
-What a person typed is checked here, outside jit, and named by its config field.
+User input is checked here, outside jit, and named by its config field.
 """
 
 import flax.linen as nn
@@ -26,7 +26,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def build_process(config: ConfigDict) -> Process:
-    """The noise schedule, what the network predicts and the variance; refused where a prediction has no x_0."""
+    """The noise schedule, prediction and variance; raises UserError if the prediction does not determine x_0."""
     diffusion = config.diffusion
     check_one_of("diffusion.prediction", diffusion.prediction, PREDICTIONS)
     check_one_of("diffusion.variance", diffusion.variance, VARIANCES)
@@ -37,15 +37,15 @@ def build_process(config: ConfigDict) -> Process:
 
 
 def build_model(config: ConfigDict) -> nn.Module:
-    """The network, refused where its settings do not fit each other or the images."""
+    """The network; raises UserError if its settings do not fit each other or the images."""
     x_0_shape, name = x_0_shape_of(config), config.model.name
     check_one_of("model.name", name, NETWORKS)
     check_one_of("model.dtype", config.model.dtype, DTYPES)
-    out_channels = 2 * x_0_shape[-1] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t has
+    out_channels = 2 * x_0_shape[-1] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     shared["null_class"] = config.condition.drop_rate > 0
     if name not in config:
-        raise UserError(f"model.name={name!r} needs the group {name!r} in the config, with the fields of its own")
+        raise UserError(f"model.name={name!r} needs the group {name!r} in the config, with the network's own fields")
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
     shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):
@@ -54,7 +54,7 @@ def build_model(config: ConfigDict) -> nn.Module:
 
 
 def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
-    """Raises UserError unless the weights of a checkpoint are those of its config's network."""
+    """Raises UserError unless the weights of a checkpoint fit the network of its config."""
     example = example_condition(condition_spec(config))
     wanted = jax.eval_shape(lambda key: init_params(model, key, x_0_shape_of(config), example), jax.random.key(0))
     shapes = [{keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(tree)} for tree in (wanted, params)]
@@ -67,7 +67,7 @@ def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
 
 
 def check_limit_of_x_0(config: ConfigDict) -> None:
-    """Raises UserError where samples would have a limit and the codec's x_0 has none."""
+    """Raises UserError if x_0 would be clipped in sampling although the codec's x_0 has no limit."""
     _limit_of_x_0(config, config.sample.clip_x_0, config.sample.dynamic_threshold)
 
 
@@ -77,7 +77,7 @@ def _limit_of_x_0(config: ConfigDict, clip_x_0: bool, dynamic_threshold: float) 
     limit = build_codec(config).x_0_limit
     if limit is None:
         raise UserError(
-            f"codec.name={config.codec.name!r} has an x_0 without limits: sample.clip_x_0 must be False and "
+            f"codec.name={config.codec.name!r} has an unbounded x_0: sample.clip_x_0 must be False and "
             f"sample.dynamic_threshold 0; got {clip_x_0} and {dynamic_threshold}"
         )
     return limit
@@ -91,7 +91,7 @@ def build_denoiser(
     clip_x_0: bool | None = None,
     dynamic_threshold: float | None = None,
 ) -> GuidedDenoiserOf:
-    """(params, condition, guidance = None) -> denoise_fn, as the config has it but for what is given here."""
+    """(params, condition, guidance = None) -> denoise_fn, as in the config except for the arguments given here."""
     if clip_x_0 is None:
         clip_x_0 = config.sample.clip_x_0
     if dynamic_threshold is None:

@@ -1,4 +1,4 @@
-"""`objective.name` of a config and the group of that name -> the objective that is trained."""
+"""From `objective.name` of a config, and the group of that name, to the objective that is trained."""
 
 from collections.abc import Callable
 
@@ -23,16 +23,16 @@ def build_diffusion(config: ConfigDict) -> DiffusionObjective:
     )
 
 
-# Name -> what builds it.
+# Name -> function that builds the objective.
 OBJECTIVES: dict[str, Callable[[ConfigDict], Objective]] = {"diffusion": build_diffusion}
 
 
 def draws_images(config: ConfigDict) -> bool:
-    """Whether what is trained draws images: a diffusion model."""
+    """Whether the trained model can draw images, as a diffusion model can."""
     return config.objective.name == "diffusion"
 
 
 def build_objective(config: ConfigDict) -> Objective:
-    """The objective of a config; raises UserError for an unknown name or settings that do not fit."""
+    """The objective of a config; raises UserError for an unknown name or settings that do not fit together."""
     check_one_of("objective.name", config.objective.name, OBJECTIVES)
     return OBJECTIVES[config.objective.name](config)

@@ -18,8 +18,8 @@ _PACKAGE = "ddpm_jax.configs"
 def experiments_folder() -> Path:
     """The folder of the packaged experiments, importable as `ddpm_jax.configs` afterwards.
 
-    Installed, it is an ordinary package (setup.py maps configs/ there). In a checkout that is not
-    installed it is `<repository>/configs`, which is given the same name here.
+    If ddpm_jax is installed, this is an ordinary package (setup.py maps configs/ there). In a checkout that is not
+    installed, it is `<repository>/configs`, imported under the same name.
     """
     if importlib.util.find_spec(_PACKAGE) is None:
         folder = Path(ddpm_jax.__file__).resolve().parent.parent / "configs"
@@ -46,15 +46,15 @@ def packaged_module(name: str) -> types.ModuleType:
 
 
 def base_config() -> ConfigDict:
-    """Every field that there is, at its default."""
+    """All fields at their defaults."""
     return packaged_module("base").get_config()
 
 
 def with_defaults(config: ConfigDict) -> ConfigDict:
-    """`config` and the fields of configs/base.py that it lacks, at their defaults; locked.
+    """`config` with the fields of configs/base.py that it lacks, at their defaults; locked.
 
-    A run that is older than a field did what the field's default does. Whole numbers become floats where the default is
-    one.
+    A run that is older than a field behaves as the field's default says. Whole numbers become floats if the default is
+    a float.
     """
     filled = config.copy_and_resolve_references()
     with filled.unlocked(), filled.ignore_type():

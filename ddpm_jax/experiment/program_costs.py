@@ -1,6 +1,6 @@
-"""The programs of a config as XLA sees them before they run: floating-point operations, bytes, seconds of compilation.
+"""Costs of the programs of a config before they run: floating-point operations, bytes, compile time.
 
-All of it is of shapes: no parameter and no image is made.
+Everything is computed from shapes: no parameter and no image is created.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ def lower_step(experiment: Experiment, step_fn: TrainStep | None = None) -> Lowe
     """The train step, traced and sharded over the mesh of `experiment`.
 
     Args:
-      step_fn: of `experiment.jitted_step`, which then need not be traced and lowered again to run.
+      step_fn: from `experiment.jitted_step`, which is then not traced and lowered again when it runs.
     """
     batch = abstract_batch(experiment)
-    key = jax.eval_shape(lambda: experiment.keys.train)  # a shape, which belongs to no device
+    key = jax.eval_shape(lambda: experiment.keys.train)  # only a shape, which is on no device
     return (step_fn or experiment.jitted_step()).lower(experiment.abstract_state, batch, key)
 
 
@@ -50,13 +50,13 @@ def sampled_batch(
 
 
 def sampled_guidance(experiment: Experiment) -> Guidance | None:
-    """The guidance of `sample.batch_size` images; None where there is none."""
+    """The guidance of `sample.batch_size` images; None if there is no guidance."""
     return sampler_factory.guidance_of(experiment.config)(np.arange(experiment.sample_batch_size))
 
 
 def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
-    """(params, x_t, keys, condition, guidance) -> x_s: the first rows of the config's sampler, each of them a network
-    call, of twice the rows where there is guidance.
+    """(params, x_t, keys, condition, guidance) -> x_s: the first rows of the config's sampler. Each row is one network
+    call, with twice the batch if there is guidance.
     """
     table = experiment.sampler_table
     denoiser_of = model_factory.build_denoiser(experiment.config, experiment.process, experiment.model)
@@ -79,7 +79,7 @@ def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
 
 
 def lower_forward(experiment: Experiment) -> Lowered:
-    """(params, x_t, keys, condition) -> the prediction at t = 0 without dropout; the keys are not used."""
+    """(params, x_t, keys, condition) -> the prediction at t = 0 without dropout; the keys are unused."""
 
     def forward(params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition) -> jax.Array:
         t = jnp.zeros(x_t.shape[:1], jnp.int32)
@@ -91,9 +91,9 @@ def lower_forward(experiment: Experiment) -> Lowered:
 
 
 def flops(program: Lowered | Compiled) -> float:
-    """Floating-point operations as XLA counts them, a multiply-add as two; of all devices before compilation.
+    """Floating-point operations as counted by XLA, a multiply-add as two; before compilation, over all devices.
 
-    The body of a loop is counted once, however often it runs. 0 where the backend does not count: see `countable`.
+    The body of a loop is counted once, however often it runs. 0 if the backend does not count: see `countable`.
     """
     costs = program.cost_analysis()
     if costs is None:
@@ -102,32 +102,32 @@ def flops(program: Lowered | Compiled) -> float:
 
 
 def countable(experiment: Experiment) -> Experiment:
-    """`experiment`, for a CPU device where its own are others.
+    """`experiment`, moved to a CPU device if its devices are not CPUs.
 
-    XLA counts operations before compilation on CPU alone.
+    XLA counts operations before compilation only on CPU.
     """
     if platform_of(experiment.mesh) == "cpu":
         return experiment
     try:
         return on_one_device(experiment, jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+    except RuntimeError:  # JAX_PLATFORMS does not include the CPU
         return experiment
 
 
 def on_one_device(experiment: Experiment, device: jax.Device) -> Experiment:
-    """The same program for a mesh of one device."""
+    """The same experiment on a mesh of one device."""
     return dataclasses.replace(experiment, mesh=Mesh(np.array([[device]]), experiment.mesh.axis_names))
 
 
 def train_step_flops(experiment: Experiment, step_fn: TrainStep | None = None) -> float:
-    """Of one update, over all devices; with `model.remat` what is computed again is counted again.
+    """FLOPs of one update, over all devices; with `model.remat`, recomputation is included.
 
     Args:
-      step_fn: of `experiment.jitted_step`, if there is one: its own program is counted where that will do.
+      step_fn: from `experiment.jitted_step`, if available: its own program is counted if possible.
     """
     counted = experiment
     if experiment.config.train.grad_accum_steps > 1 or experiment.config.optim.clip_replicas:
-        # In one part, since parts are a loop.
+        # As one part, because parts are a loop, whose body is counted once.
         whole = changed(experiment.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"])
         counted = build_experiment(whole, experiment.mesh.devices.flat)
     counted = countable(counted)
@@ -135,22 +135,22 @@ def train_step_flops(experiment: Experiment, step_fn: TrainStep | None = None) -
 
 
 def sampler_step_flops(experiment: Experiment) -> float:
-    """Of one network call for `sample.batch_size` images, over all devices."""
+    """FLOPs of one network call for `sample.batch_size` images, over all devices."""
     return flops(lower_sampler_rows(countable(experiment)))
 
 
 @dataclasses.dataclass(frozen=True)
 class StepMemory:
-    """Bytes on one device of a compiled program, and what it took to compile it."""
+    """Bytes of a compiled program on one device, and the time to compile it."""
 
-    arguments: int  # of a train step state and batch; the new state takes the place of the old one
-    temporaries: int  # of a train step the gradient, the activations, and what sums and convolutions need
+    arguments: int  # for a train step: state and batch; the new state reuses the memory of the old one
+    temporaries: int  # for a train step: gradient, activations, and scratch memory of sums and convolutions
     trace_seconds: float
     compile_seconds: float
 
 
 def compiled_with_costs(lower: Callable[[], Lowered], **options: str) -> tuple[Compiled, StepMemory]:
-    """Traces, lowers and compiles with the compile options given on top of the program's own."""
+    """Traces, lowers and compiles, with `options` in addition to the program's own compiler options."""
     start = time.monotonic()
     lowered = lower()
     traced = time.monotonic()
@@ -166,5 +166,5 @@ def compiled_with_costs(lower: Callable[[], Lowered], **options: str) -> tuple[C
 
 
 def step_memory(experiment: Experiment) -> StepMemory:
-    """Of the train step; on CPU compiled without optimising the code, which leaves the plan of its buffers as it is."""
+    """The memory of the train step; on CPU compiled without optimisation, which does not change the buffer plan."""
     return compiled_with_costs(lambda: lower_step(experiment), **quick_compile_options(platform_of(experiment.mesh)))[1]

@@ -1,4 +1,4 @@
-"""The state that a run goes on from: of its newest checkpoint, or of imported weights."""
+"""The state that a run resumes from: its newest checkpoint, or imported weights."""
 
 import jax
 from jaxtyping import PyTree
@@ -20,17 +20,17 @@ from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 def resumed_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
-    """The state that a run of this config goes on from; None where nothing was saved.
+    """The state that a run with this config resumes from; None if nothing was saved.
 
     Raises:
-      UserError: the checkpoints are of a run of another config, or none can be read.
+      UserError: the checkpoints belong to a run with another config, or none can be read.
     """
     steps = checkpoints.steps()
     if not steps:
         return None
     step, text = checkpoints.restore_config()
     saved = config_from_json(text)
-    if steps == [0]:  # training saves later steps alone: this one is of imported weights
+    if steps == [0]:  # training saves only later steps: step 0 holds imported weights
         check_same_run(saved, experiment.config, CHANGEABLE_AT_IMPORT)
     else:
         at_end = CHANGEABLE_AT_THE_END if _is_over(saved, step) else ()
@@ -39,26 +39,26 @@ def resumed_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainStat
 
 
 def _is_over(saved: ConfigDict, step: int) -> bool:
-    """Whether the run has made all its updates, or would change nothing in those that are left."""
+    """Whether the run has made all its updates, or the remaining ones would change nothing."""
     config = with_defaults(saved)
     return step >= config.train.num_steps or float(build_learning_rate(config)(step)) == 0
 
 
 def saved_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
-    """The newest state that can be read, on the mesh of `experiment`; None where nothing was saved.
+    """The newest readable state, on the mesh of `experiment`; None if nothing was saved.
 
     Raises:
-      UserError: there are checkpoints and none can be read, or imported weights that do not fit the network.
+      UserError: there are checkpoints but none can be read, or imported weights do not fit the network.
     """
-    if checkpoints.steps() == [0]:  # training saves later steps alone: this one is of imported weights
+    if checkpoints.steps() == [0]:  # training saves only later steps: step 0 holds imported weights
         return _begin_from_import(experiment, checkpoints)
     return checkpoints.restore_state(experiment.abstract_state)
 
 
 def _begin_from_import(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
-    """A fresh state with the weights of step 0: its optimiser and its averages may be others than the import's.
+    """A fresh state with the weights of step 0, because its optimiser and averages may differ from those of the import.
 
-    Every average starts at the imported one.
+    Every average starts at the imported average.
     """
 
     def imported(item: str) -> PyTree:

@@ -1,4 +1,4 @@
-"""What a person should know of a run before it starts: its learning rate, its samples and its prediction, in lines."""
+"""Notes for the user when a run starts: learning rate, sample grids and prediction."""
 
 import numpy as np
 
@@ -6,16 +6,16 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.training_factory import build_learning_rate, learning_rate_steps
 
-# The noise level sqrt(1 - alpha-bar)/sqrt(alpha-bar) of the last step from which on eps says nothing of x_0: an error
-# of 0.002 in eps is then as large as x_0.
+# If the noise level sqrt(1 - alpha-bar)/sqrt(alpha-bar) of the last step is above this, eps there says nothing about
+# x_0: an error of 0.002 in eps is then as large as x_0.
 HOPELESS_NOISE_LEVEL = 500.0
-MANY_UPDATES = 50_000  # after so many a network has learnt to keep the error small
-# Forward passes of one image that its share of an update costs: itself, and twice as much for the backward pass.
+MANY_UPDATES = 50_000  # after this many, a network has learnt to keep the error small
+# Cost of one image in an update, in forward passes: the forward pass, and the backward pass, which costs two.
 CALLS_OF_A_TRAINED_IMAGE = 3
 
 
 def notes_on(experiment: Experiment, resumed_from: int | None) -> list[str]:
-    """The lines, for a run that goes on from a step, 0 that of imported weights; None: a fresh one."""
+    """The notes; `resumed_from` is the step that a run resumes from (0: imported weights), None for a fresh run."""
     notes = _learning_rate_notes(experiment, resumed_from)
     if experiment.sampler_table is not None:
         train, share = experiment.config.train, 100 * grids_share(experiment)
@@ -28,7 +28,7 @@ def notes_on(experiment: Experiment, resumed_from: int | None) -> list[str]:
 
 
 def grids_share(experiment: Experiment) -> float:
-    """The part of the run's network calls, image by image, that its grids of samples take, of raw and EMA weights."""
+    """The share of the run's network calls, counted per image, that its grids of raw and EMA samples take."""
     train, sample = experiment.config.train, experiment.config.sample
     every = train.sample_every_steps
     num_previews = (train.num_steps - 1) // every if every else 0
@@ -51,28 +51,28 @@ def _learning_rate_notes(experiment: Experiment, resumed_from: int | None) -> li
     if first_step:
         line += f"; now {now:.3g}"
     notes = [line]
-    # A run that is resumed keeps its schedule, unless that has come to its end: see `config_changes`.
+    # A resumed run keeps its schedule unless the schedule has ended: see `config_changes`.
     may_change = not resumed_from or now == 0
     if warmup > num_steps:
         remedy = "--config.optim.warmup_steps=0 --config.optim.warmup_share=0.08"
         what = f"the warm-up is longer than the run, whose last learning rate is {last:.3g}"
-        notes.append(f"{what}; to fit it: {remedy}" if may_change else what)
+        notes.append(f"{what}; to fit it to the run: {remedy}" if may_change else what)
     if decay and decay != num_steps:
         remedy = "--config.optim.decay_steps=0 --config.optim.decay_share=1"
-        what = f"the learning rate is 0 from step {decay} on"
+        what = f"the learning rate is 0 after step {decay}"
         if decay > num_steps:
             what = f"the decay is longer than the run, whose last learning rate is {last:.3g}"
-        notes.append(f"{what}; to fit it: {remedy}" if may_change else what)
+        notes.append(f"{what}; to fit it to the run: {remedy}" if may_change else what)
     return notes
 
 
 def _prediction_notes(process: Process) -> list[str]:
-    """Of an eps network on a schedule whose first x_0_hat is hopeless: x_0_hat = (x_t - sqrt(1 - a) eps)/sqrt(a)."""
+    """For eps on a schedule whose first x_0_hat is useless, since x_0_hat = (x_t - sqrt(1 - a) eps)/sqrt(a)."""
     alpha_bar = float(np.asarray(process.schedule.alphas_bar, np.float64)[-1])
     level = np.sqrt((1 - alpha_bar) / max(alpha_bar, 1e-30))
     if process.prediction != "eps" or level < HOPELESS_NOISE_LEVEL:
         return []
     return [
-        f"predicts eps on a schedule that ends at the noise level {level:,.0f}, by which errors of eps are multiplied "
-        "in x_0: after so few updates --config.diffusion.prediction=v often draws better (docs/recipes.md)"
+        f"predicts eps on a schedule that ends at noise level {level:,.0f}, which multiplies errors of eps in x_0: "
+        "in such a short run --config.diffusion.prediction=v often gives better samples (docs/recipes.md)"
     ]

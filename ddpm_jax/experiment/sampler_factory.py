@@ -1,4 +1,4 @@
-"""The groups `sample` and `diffusion` of a config -> the table of its sampler, and what draws images by it."""
+"""From the groups `sample` and `diffusion` of a config to the table of its sampler, and to a generator of images."""
 
 import math
 from collections.abc import Callable
@@ -49,9 +49,9 @@ _TABLES: dict[str, Callable[[Process, np.ndarray, ConfigDict], SamplerTable]] = 
     "unipc": lambda p, steps, c: unipc_table(p.schedule, steps=steps, order=2),
     "unipc_3": lambda p, steps, c: unipc_table(p.schedule, steps=steps, order=3),
 }
-SAMPLERS = tuple(_TABLES)  # every list of their names comes from here or is compared with it in a test
+SAMPLERS = tuple(_TABLES)  # every other list of these names is made from this one or compared with it in a test
 
-# What the functions of steps and of tables name otherwise, or a person writes otherwise, than `sample.ARGUMENT`.
+# Arguments of the functions for steps and tables whose config field is not `sample.ARGUMENT`.
 _NAMES = {
     "name": "sample.respacing",
     "variance": "diffusion.variance",
@@ -70,7 +70,7 @@ def build_table(config: ConfigDict, process: Process) -> SamplerTable:
     fields = config.sample
     for name in ("sampler", "preview_sampler"):
         check_one_of(f"sample.{name}", fields[name], SAMPLERS)
-    for name in ("eta", "churn", "churn_min", "churn_max", "churn_noise"):  # also where the sampler reads none
+    for name in ("eta", "churn", "churn_min", "churn_max", "churn_noise"):  # also if the sampler does not use them
         if not math.isfinite(fields[name]) or fields[name] < 0:
             hint = ": 0 is deterministic, 1 has full noise" if name == "eta" else ""
             raise UserError(f"sample.{name} must be at least 0; got {fields[name]}{hint}")
@@ -90,21 +90,21 @@ def _named_table(config: ConfigDict, process: Process, sampler: str, steps: np.n
     table = _TABLES[sampler](process, steps, config)
     if not process.parameterisation.fractional and not jnp.issubdtype(table.t.dtype, jnp.integer):
         raise UserError(
-            f"diffusion.prediction={config.diffusion.prediction!r} belongs to whole steps; got "
+            f"diffusion.prediction={config.diffusion.prediction!r} needs whole steps; got "
             f"sample.spacing={config.sample.spacing!r} and sample.churn={config.sample.churn}: take 'uniform' and 0"
         )
     return table
 
 
 def build_preview_table(config: ConfigDict, process: Process) -> SamplerTable:
-    """`sample.preview_sampler` over `sample.num_preview_steps` steps, for images during training."""
+    """The table of `sample.preview_sampler` with `sample.num_preview_steps` steps, for images during training."""
     with fields_named("sample", _PREVIEW_NAMES | {"steps=None": f"sample.num_preview_steps={process.num_steps}"}):
         steps = spaced_steps(process.num_steps, min(config.sample.num_preview_steps, process.num_steps))
         return _named_table(config, process, config.sample.preview_sampler, steps)
 
 
 def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError for a batch of samples that the devices do not divide."""
+    """Raises UserError if the sampling batch is not divisible by the number of devices."""
     with fields_named("sample", {"num_devices": "train.num_devices"}):
         check_batch_size(config.sample.batch_size, mesh)
 
@@ -117,7 +117,7 @@ def build_generator(
     mesh: Mesh,
     edit: Edit | None = None,
 ) -> Generator:
-    """Samples of the network on the whole mesh; refuses a batch that the devices do not divide."""
+    """A generator of samples on the whole mesh; raises UserError if the devices do not divide the batch."""
     check_sample_batch(config, mesh)
     return Generator(
         build_denoiser(config, process, model),
@@ -134,12 +134,12 @@ def build_generator(
 
 
 def guidance_of(config: ConfigDict) -> GuidanceOf:
-    """Numbers of samples -> their guidance; None where sample.guidance_scale is 1.
+    """Numbers of samples -> their guidance; None if sample.guidance_scale is 1.
 
-    The reference is the null, or what `conditions.negative_of` says.
+    The reference is the null condition, or that of `conditions.negative_of`.
 
     Raises:
-      UserError: a setting out of its range, or guidance that the network was not trained for.
+      UserError: a setting out of its range, or guidance for a network that was not trained for it.
     """
     sample, spec = config.sample, condition_spec(config)
     given = tuple(sample.guidance_interval)
@@ -159,7 +159,7 @@ def guidance_of(config: ConfigDict) -> GuidanceOf:
         return lambda ids: None
     if negative is None and not has_null(spec):
         raise UserError(
-            f"sample.guidance_scale={sample.guidance_scale} needs a network that was also trained without its "
+            f"sample.guidance_scale={sample.guidance_scale} needs a network that was also trained without the "
             f"condition; the run has condition.drop_rate={config.condition.drop_rate} and "
             f"model.num_classes={config.model.num_classes}: take 1, or train with condition.drop_rate=0.1"
         )

@@ -1,4 +1,4 @@
-"""Bytes on one device that follow from shapes and shardings alone: no compiler is asked, no array is made."""
+"""Bytes on one device, computed from shapes and shardings only: nothing is compiled, no array is created."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ddpm_jax.runtime.devices import batch_sharded
 
 
 def device_bytes(tree: PyTree) -> int:
-    """Bytes that one device holds of arrays, or of shapes with a sharding; without one, of whole arrays."""
+    """Bytes on one device of arrays, or of shapes with a sharding; shapes without a sharding count as whole arrays."""
 
     def leaf_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
         sharding = getattr(leaf, "sharding", None)
@@ -35,7 +35,7 @@ def abstract_batch(experiment: Experiment) -> Batch:
 
 
 def abstract_condition(experiment: Experiment, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of what the network is told of a batch over the mesh."""
+    """The shapes of the condition of a batch over the mesh."""
     sharding = batch_sharded(experiment.mesh)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *entry.shape), entry.dtype, sharding=sharding)
@@ -44,42 +44,42 @@ def abstract_condition(experiment: Experiment, batch_size: int) -> dict[str, jax
 
 
 def state_bytes(experiment: Experiment) -> dict[str, int]:
-    """What a device holds before the first step: parameters (those that are not trained too), all averages, optimiser
-    state, batch; and one gradient."""
+    """Bytes on a device before the first step: parameters (including untrained ones), all averages, optimiser state,
+    batch; and one gradient."""
     state, frozen = experiment.abstract_state, jax.tree.leaves(experiment.objective.frozen)
     return {
         "params": device_bytes(state.params) + sum(leaf.nbytes for leaf in frozen),
         "ema": device_bytes(state.ema),
         "optimizer": device_bytes((state.step, state.opt_state, state.extra)),
         "batch": device_bytes(abstract_batch(experiment)),
-        "gradients": device_bytes(state.params),  # a gradient is as large as what it is of
+        "gradients": device_bytes(state.params),  # a gradient is as large as the parameters
     }
 
 
 def average_bytes(experiment: Experiment) -> dict[str, int]:
-    """What a device holds of each average of the parameters, by name; the first is the one that is sampled."""
+    """Bytes on a device of each average of the parameters, by name; the first is the one that is sampled."""
     ema = experiment.abstract_state.ema
     return {name: device_bytes(ema[name]) for name in training_factory.build_ema_decays(experiment.config)}
 
 
 def residual_bytes(function: Callable[..., jax.Array], params: PyTree, *inputs: Any) -> int:
-    """What `jax.vjp` of function(params, *inputs) by params keeps for the way back, without what it was given.
+    """Bytes that `jax.vjp` of function(params, *inputs) by params keeps for the backward pass, without the inputs.
 
-    Exact in the program and the same for every compiler, and more than is kept in the end, since a compiler computes
-    cheap ones over again.
+    This is an exact number for the program, and the same for every compiler. It is more than is kept in the end,
+    because a compiler recomputes cheap residuals.
     """
 
     def residuals(params: PyTree, *inputs: Any) -> PyTree:
         return jax.vjp(lambda params: function(params, *inputs), params)[1]
 
     program = jax.make_jaxpr(residuals)(params, *inputs).jaxpr
-    # What is an input, such as a parameter, is there anyway; a constant is in the program.
+    # An input, such as a parameter, is in memory anyway; a constant is part of the program.
     outputs = {var for var in program.outvars if not isinstance(var, Literal)}
     return sum(var.aval.dtype.itemsize * var.aval.size for var in outputs - set(program.invars))
 
 
 def kept_bytes(experiment: Experiment) -> int:
-    """What the forward pass keeps for the backward pass on one device: the residuals of one part of the batch."""
+    """Bytes that the forward pass keeps for the backward pass on one device: the residuals of one part of the batch."""
     config, model = experiment.config, experiment.model
     num_parts = config.optim.clip_replicas or config.train.grad_accum_steps
     rows = experiment.batch_size // num_parts // experiment.mesh.size

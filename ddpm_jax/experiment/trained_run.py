@@ -195,7 +195,6 @@ class TrainedRun:
         if condition is not None and "classes" in sampler_settings:
             raise UserError("condition and classes both say what the samples are of: give one of them")
         run = self.with_sampler(sampler_settings, batch_size=batch_size, num_devices=self._samples.mesh.size)
-        self.check_params()
         return self._samples.draw(
             run.config,
             run.process,
@@ -208,6 +207,7 @@ class TrainedRun:
 
     @functools.cached_property
     def _samples(self) -> RunSamples:
+        self.check_params()
         return RunSamples(self.params)
 
     def generator(self, mesh: Mesh, edit: Edit | None = None) -> Generator:

@@ -1,4 +1,4 @@
-"""The training of a run: the loop with its loader, checkpoints and previews, and its NaN handling."""
+"""Training of a run: the loop with its data loader, checkpoints and previews, and NaN handling."""
 
 import functools
 import gc
@@ -54,10 +54,10 @@ class Trainer:
         self._step_fn = experiment.jitted_step()
 
     def run(self, state: TrainState, stop: StopRequest) -> TrainState:
-        """The last state, which is saved.
+        """Trains, and returns the last state, which has been saved.
 
         Raises:
-          UserError: a loss that is not finite, where the policy is to stop or its limit is reached.
+          UserError: a loss is not finite, and the policy is to stop or its limit is reached.
         """
         train = self._config.train
         if int(state.step) >= train.num_steps:
@@ -70,12 +70,12 @@ class Trainer:
                 path = self._record(error)
                 if train.nonfinite != "rewind" or len(self._rewinds) >= train.nonfinite_limit:
                     raise UserError(self._advice(error, path)) from error
-                # Anew: the traceback of the old one holds the whole state of the failed loop.
+                # A new error: the traceback of the old one references the whole state of the failed loop.
                 found = NonFiniteError(error.step, error.what)
             finally:
                 self._profiler.close()
-            del state  # the restored one needs the room
-            gc.collect()  # frames of the failed loop, which hold its last state, may hold each other
+            del state  # the restored state needs the memory
+            gc.collect()  # frames of the failed loop, which reference its last state, may reference each other
             state = self._rewound(found)
 
     def _run_until_nonfinite(self, state: TrainState, stop: StopRequest) -> TrainState:
@@ -129,16 +129,16 @@ class Trainer:
 
     @functools.cached_property
     def _peak(self) -> float:
-        """FLOP/s of all devices: of those of this process, times the processes; 0 where there is no room to measure."""
+        """FLOP/s of all devices: those of this process, times the processes; 0 if there is no memory to measure it."""
         try:
             peak = product_peak(local_mesh(self._experiment.mesh), DTYPES[self._config.model.dtype])
-        except jax.errors.JaxRuntimeError:  # the run fills its devices: a figure is not worth its end
+        except jax.errors.JaxRuntimeError:  # the run fills its devices; the number is not worth ending the run
             return 0.0
         return peak["flops_per_second"] * jax.process_count()
 
     @functools.cached_property
     def generator(self) -> Generator:
-        """Of the last images, by the config's sampler; that of the previews shares its compiled programs."""
+        """The generator of the final images, with the config's sampler; that of the previews shares its programs."""
         experiment = self._experiment
         return sampler_factory.build_generator(
             self._config, experiment.process, experiment.sampler_table, experiment.model, experiment.mesh
@@ -155,11 +155,11 @@ class Trainer:
         path = os.path.join(self._workdir, "samples", name)
         return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
 
-    # What is not finite
+    # Non-finite values
 
     def _note_spike(self, step: int, loss: float, mean: float, deviation: float) -> None:
         self._reporter.note(
-            f"step {step}: the loss is {loss:.5f}, a spike: it was {mean:.5f} +- {deviation:.5f} over the steps before"
+            f"step {step}: the loss is {loss:.5f}, a spike: it was {mean:.5f} +- {deviation:.5f} in the steps before"
         )
 
     def _note_skip(self, error: NonFiniteError) -> None:
@@ -167,7 +167,7 @@ class Trainer:
         self._reporter.note(f"{error}: the update is skipped; its images are listed in {path}")
 
     def _record(self, error: NonFiniteError) -> str:
-        """Writes which images the step saw; the path of the file."""
+        """Writes which images the step used; returns the path of the file."""
         train, batch = self._config.train, self._rewinds.batch_of_step(error.step - 1)
         indices = batch_indices(
             seed=train.seed, step=batch, batch_size=train.batch_size, num_examples=len(self._source)
@@ -180,13 +180,13 @@ class Trainer:
         policy = self._config.train.nonfinite
         if policy == "stop":
             remedy = (
-                "train in a new --workdir with a lower optim.learning_rate, or go on here past these batches with "
+                "train in a new --workdir with a lower optim.learning_rate, or resume here without these batches by "
                 "--config.train.nonfinite=rewind"
             )
         elif policy == "skip" and not error.is_of_an_update:
             remedy = (
-                "train.nonfinite=skip leaves out updates, and this was found between them: train in a new --workdir "
-                "with a lower optim.learning_rate, or go on here with --config.train.nonfinite=rewind"
+                "train.nonfinite=skip leaves out updates, and this was found between updates: train in a new --workdir "
+                "with a lower optim.learning_rate, or resume here with --config.train.nonfinite=rewind"
             )
         else:
             limit = self._config.train.nonfinite_limit
@@ -197,7 +197,7 @@ class Trainer:
         return f"{error}; {last} in {self._workdir}; the images of that step are listed in {path}; {remedy}"
 
     def _rewound(self, error: NonFiniteError) -> TrainState:
-        """The newest state that was saved, or the first one; from it on other batches are taken."""
+        """Returns to the newest saved state, or to the initial one; training continues from it with other batches."""
         state = saved_state(self._experiment, self._checkpoints)
         if state is None:
             state = self._experiment.fresh_state()
@@ -206,7 +206,7 @@ class Trainer:
         self._reporter.rewind(step)
         left_out = error.step - step
         self._reporter.note(
-            f"{error}: back to step {step}, and on without the {left_out} batch{'es' * (left_out > 1)} since "
+            f"{error}: rewinding to step {step}, leaving out the {left_out} batch{'es' * (left_out > 1)} since "
             f"(rewind {len(self._rewinds)} of at most {self._config.train.nonfinite_limit})"
         )
         return state

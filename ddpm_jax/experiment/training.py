@@ -1,6 +1,7 @@
 """A whole training run from a config: data, state, loop, checkpoints, images."""
 
 import os
+import shlex
 import signal
 import tempfile
 
@@ -29,10 +30,11 @@ from ddpm_jax.training.nonfinite import Rewinds
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter
 from ddpm_jax.workdir.checkpoints import Checkpoints
+from ddpm_jax.workdir.workdir_path import check_workdir
 
 
 def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int | None:
-    """Trains as `config` says, going on from the newest checkpoint in `workdir`.
+    """Trains as `config` says, resuming from the newest checkpoint in `workdir`.
 
     Leaves in `workdir`: checkpoints/, config.json, metrics.jsonl, TensorBoard events, and in samples/ the grids
     of raw and EMA weights, the strip and the animation of a batch being denoised.
@@ -47,6 +49,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
       UserError: what does not fit in the config, the data or the workdir, or a loss that is not finite.
       DiskFullError: no room for a checkpoint; those before it stay.
     """
+    check_workdir(workdir)
     workdir = os.path.abspath(workdir)
     experiment = build_experiment(config)
     with fields_named("train", {"project": "train.wandb_project"}):
@@ -122,6 +125,11 @@ def train_model(config: ConfigDict, workdir: str) -> TrainedRun:
       run = dj.train_model(dj.load_config("digits", ["train.num_steps=300"]), "runs/short")
       dj.save_grid("digits.png", run.sample(64))
     """
+    if not draws_images(config):
+        raise UserError(
+            f"train_model opens the run to sample it, and objective.name={config.objective.name!r} draws no images: "
+            "train it with ddpm_jax.experiment.training.train"
+        )
     stopped_by = train(config, workdir)
     if stopped_by is not None:
         raise KeyboardInterrupt(f"stopped by {signal.Signals(stopped_by).name}; the run is saved in {workdir}")
@@ -134,8 +142,8 @@ def last_lines(config: ConfigDict, workdir: str) -> list[str]:
         return [f"done: checkpoints in {workdir}/checkpoints"]
     return [
         f"done: images in {workdir}/samples",
-        f"next: python -m ddpm_jax.sample --workdir={workdir} --num_samples={config.sample.num_grid} --seed=1 "
-        f"--out={workdir}/samples/new",
+        f"next: python -m ddpm_jax.sample --workdir={shlex.quote(workdir)} --num_samples={config.sample.num_grid} "
+        f"--seed=1 --out={shlex.quote(f'{workdir}/samples/new')}",
     ]
 
 
@@ -156,8 +164,15 @@ def build_eval_loss(experiment: Experiment) -> EvalLoss | None:
     config = experiment.config
     if not config.data.eval_split:
         return None
+    try:
+        source = data_factory.build_source(config, config.data.eval_split, "data.eval_split")
+    except UserError as error:
+        raise UserError(
+            f"{error}; to hold out a part of the training images give --config.data.split='train[:95%]' "
+            "--config.data.eval_split='train[95%:]', to hold out none --config.data.eval_split="
+        ) from error
     return EvalLoss(
-        data_factory.build_source(config, config.data.eval_split, "data.eval_split"),
+        source,
         experiment.objective.eval_losses,
         key=experiment.keys.eval,
         mesh=experiment.mesh,
@@ -185,17 +200,17 @@ def _introduce(
         reporter.note(f"          {note}")
     devices = f"{experiment.mesh.size} x {device.device_kind}"
     reporter.note(f"model     {num_params(experiment.abstract_state.params):,} parameters on {devices}")
-    start = "from the start" if resumed_from is None else f"going on from step {resumed_from}"
+    start = "from the start" if resumed_from is None else f"resuming from step {resumed_from}"
     if resumed_from == 0:
         start = "from the imported weights"
     if resumed_from is not None and resumed_from >= config.train.num_steps:
-        start = f"finished already at step {resumed_from}"
+        start = f"already finished at step {resumed_from}"
     reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} images, {start}")
     if (resumed_from or 0) < config.train.num_steps:
         for note in run_notes.notes_on(experiment, resumed_from):
             reporter.note(f"          {note}")
     if not resumed_from:
-        reporter.note("          the first step compiles: that takes a moment")
+        reporter.note("          the first step waits for the compiler")
 
 
 def _samples(workdir: str, *name: str) -> str:

@@ -1,6 +1,6 @@
-"""The groups `diffusion`, `optim` and `train` of a config -> loss, optimiser, train step.
+"""From the groups `diffusion`, `optim` and `train` of a config to loss, optimiser and train step.
 
-Like `model_factory`, this reads a ConfigDict and checks what a person typed, outside jit.
+Like `model_factory`, this reads a ConfigDict and checks user input, outside jit.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizer import StepFn, make_ema_decays, make_learning_rate, make_optimizer
 from ddpm_jax.training.train_step import TrainStep, make_train_step
 
-NONFINITE = ("stop", "skip", "rewind")  # what becomes of a loss that is not finite
+NONFINITE = ("stop", "skip", "rewind")  # how a loss that is not finite is handled
 
 
 def build_loss(config: ConfigDict, process: Process, codec: Codec) -> LossFn:
@@ -52,20 +52,20 @@ def build_loss(config: ConfigDict, process: Process, codec: Codec) -> LossFn:
 
 
 def build_timestep_sampler(config: ConfigDict) -> TimestepSampler:
-    """Which t the images of a batch are trained at."""
+    """The sampler of t for training."""
     with fields_named("train", {"name": "train.time_sampler"}):
         return make_timestep_sampler(config.train.time_sampler, config.schedule.num_steps)
 
 
 def build_ema_decays(config: ConfigDict) -> dict[str, StepFn]:
-    """The decays of the averages by name; the first is the one that is sampled."""
+    """The decays of the averages by name; the first average is the one that is sampled."""
     optim = config.optim
     with fields_named("optim", {"decay": "optim.ema_decays", "decays": "optim.ema_decays", "start": "optim.ema_start"}):
         return make_ema_decays(optim.ema_decays, start=optim.ema_start)
 
 
 def learning_rate_steps(config: ConfigDict, name: str) -> int:
-    """How many updates the "warmup" or the "decay" takes, given in updates or as a share of the run; 0: there is none.
+    """The number of updates of the "warmup" or "decay", given in updates or as a share of the run; 0: none.
 
     Raises:
       UserError: a number out of its range, or a length given both in updates and as a share.
@@ -75,10 +75,10 @@ def learning_rate_steps(config: ConfigDict, name: str) -> int:
     if steps < 0:
         raise UserError(f"optim.{name}_steps must be at least 0; got {steps}")
     if not 0 <= share <= 1:
-        raise UserError(f"optim.{name}_share must be in [0, 1], a part of train.num_steps; got {share}")
+        raise UserError(f"optim.{name}_share must be in [0, 1], a share of train.num_steps; got {share}")
     if steps and share:
         raise UserError(
-            f"optim.{name}_steps={steps} and optim.{name}_share={share} both say how long the {name} is: set one to 0, "
+            f"optim.{name}_steps={steps} and optim.{name}_share={share} both set the length of {name}: set one to 0, "
             f"such as --config.optim.{name}_steps=0"
         )
     return max(1, round(share * num_steps)) if share else steps
@@ -105,7 +105,7 @@ def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam with warm-up and the global clip; a clip by replica is the train step's."""
+    """Adam with warm-up and global clipping; clipping per replica is done by the train step."""
     optim, learning_rate = config.optim, build_learning_rate(config)
     if optim.clip_replicas and optim.grad_clip:
         raise UserError(
@@ -124,13 +124,13 @@ def build_train_step(
     condition: ConditionSpec,
     optimizer: optax.GradientTransformation,
 ) -> TrainStep:
-    """The pure train step, not jitted; refuses a batch that devices and parts do not divide."""
+    """The pure train step, not jitted; raises UserError if devices and parts do not divide the batch."""
     optim, train = config.optim, config.train
     if train.grad_accum_steps < 1:
         raise UserError(f"train.grad_accum_steps must be at least 1; got {train.grad_accum_steps}")
     if optim.clip_replicas and train.grad_accum_steps > 1:
         raise UserError(
-            f"optim.clip_replicas={optim.clip_replicas} takes the batch in parts already; with it "
+            f"optim.clip_replicas={optim.clip_replicas} already splits the batch into parts; with it "
             f"train.grad_accum_steps must be 1; got {train.grad_accum_steps}"
         )
     check_one_of("train.nonfinite", train.nonfinite, NONFINITE)

@@ -14,7 +14,7 @@ from ddpm_jax.training.run_log import Reporter
 from ddpm_jax.training.train_state import TrainState
 
 SEED = 0  # all grids of a run start from the same noise, so that they can be compared
-LAST_FILE = "denoising.gif"  # of draw_final: where it is, the others are
+LAST_FILE = "denoising.gif"  # written last by draw_final: if it exists, the others do too
 NUM_STRIP_ROWS = 6
 NUM_STRIP_COLUMNS = 11
 NUM_GIF_IMAGES = 25
@@ -24,13 +24,13 @@ GIF_FRAME_MS, GIF_HOLD_MS = 80, 2000
 def draw_samples(
     generator: Generator, state: TrainState, reporter: Reporter, path: str, *, num_samples: int
 ) -> dict[str, float]:
-    """Writes the grids PATH_ema.png and PATH_raw.png, and shows both to the reporter; a full disk is a warning.
+    """Writes the grids PATH_ema.png and PATH_raw.png, and passes both to the reporter; a full disk is only a warning.
 
     Returns:
-      sample_mean_c1, ...: the mean of each channel of the EMA's samples in 0..255, which drifts where colours do.
+      sample_mean_c1, ...: the mean of each channel of the EMA samples in 0..255, which shows colour drift.
     """
     weights = {"ema": state.ema_params, "raw": state.params}
-    # All network calls before anything is written: on a full disk process 0 must not leave the others in one.
+    # All network calls before anything is written: on a full disk process 0 must not leave the others waiting in one.
     grids = {name: _generate(generator, params, name, num_samples) for name, params in weights.items()}
     with disk_full_as_warning(f"the images of {os.path.basename(path)}"):
         for name, images in grids.items():
@@ -42,8 +42,8 @@ def draw_samples(
 def draw_final(
     generator: Generator, state: TrainState, reporter: Reporter, folder: str, *, num_samples: int
 ) -> None:
-    """Writes final_ema.png and final_raw.png, and the first batch of the former being denoised: denoising.png,
-    some images over t, and denoising.gif."""
+    """Writes final_ema.png and final_raw.png, and shows how the first EMA batch is denoised: denoising.png, some images
+    over t, and denoising.gif."""
     frames, steps = [], []
 
     def record(first: int, t: int, x_t: np.ndarray) -> None:
@@ -70,14 +70,14 @@ def _generate(
     num_samples: int,
     watch: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """The samples, uint8 [N, H, W, C], with progress."""
+    """The samples, uint8 [N, H, W, C], with a progress bar."""
     total = generator.num_batches(num_samples) * generator.num_rows
     with ProgressBar(total, f"drawing {name} samples", enabled=is_first()) as bar:
         return generator.generate(params, seed=SEED, num_samples=num_samples, on_chunk=bar.update, watch=watch)
 
 
 def _write_grid(images: np.ndarray, reporter: Reporter, path: str, name: str, step: int) -> None:
-    """PATH_NAME.png, by the first process."""
+    """Writes PATH_NAME.png, on the first process."""
     if is_first():
         save_grid(f"{path}_{name}.png", images)
         reporter.image(f"samples/{name}", image_grid(images), step)

@@ -1,1 +1,1 @@
-"""Weights in and out: what other codes' files hold, by our names."""
+"""Import and export of weights: conversion between the files of other code and our names."""

@@ -1,19 +1,19 @@
-"""The CRC-32C of TensorFlow's files in NumPy: a hundred megabytes a second, where bytes one by one would take hours."""
+"""The CRC-32C of TensorFlow's files in NumPy: 100 MB per second; byte by byte it would take hours."""
 
 import functools
 
 import numpy as np
 
 _POLYNOMIAL = 0x82F63B78  # of Castagnoli, bits reflected
-_CHUNK = 1 << 22  # bytes at once
-_LANE_WORDS = 64  # 32-bit words that a lane takes one after another
+_CHUNK = 1 << 22  # bytes per pass
+_LANE_WORDS = 64  # 32-bit words per lane
 
 
 def crc32c(data: bytes | np.ndarray) -> int:
     """The checksum of bytes.
 
-    It is linear over bits: lanes of 256 bytes are taken side by side from state 0, and joined two by two, the left one
-    moved on by as many zero bytes as the right one has.
+    The checksum is linear over bits: lanes of 256 bytes are processed in parallel from state 0, and joined pairwise,
+    where the left one is advanced by as many zero bytes as the right one has.
 
     Example:
       >>> hex(crc32c(b"123456789"))
@@ -28,13 +28,13 @@ def crc32c(data: bytes | np.ndarray) -> int:
 
 
 def unmasked(stored: int) -> int:
-    """The checksum that TensorFlow stores as rotated by 15 bits plus a constant."""
+    """The checksum from its stored form: TensorFlow rotates it by 15 bits and adds a constant."""
     rotated = (stored - 0xA282EAD8) & 0xFFFFFFFF
     return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
 
 
 def _from_zero(chunk: np.ndarray) -> np.ndarray:
-    """uint32 [1], the state after `chunk` from state 0, which zero bytes in front leave at 0."""
+    """uint32 [1], the state after `chunk`, starting from state 0, which leading zero bytes do not change."""
     lane_bytes = 4 * _LANE_WORDS
     num_lanes = 1 << max(-(-len(chunk) // lane_bytes) - 1, 0).bit_length()
     padded = np.zeros(num_lanes * lane_bytes, np.uint8)
@@ -52,7 +52,7 @@ def _from_zero(chunk: np.ndarray) -> np.ndarray:
 
 
 def _moved_on(state: np.ndarray, num_bytes: int) -> np.ndarray:
-    """uint32 [N], the states after so many zero bytes."""
+    """uint32 [N], the states after `num_bytes` zero bytes."""
     power = 0
     while num_bytes >> power:
         if num_bytes >> power & 1:
@@ -79,7 +79,7 @@ def _zero_bytes(power: int) -> np.ndarray:
 
 @functools.cache
 def _word_tables() -> tuple[np.ndarray, np.ndarray]:
-    """uint32 [65536] each: what four zero bytes make of the lower and of the upper half of a state."""
+    """uint32 [65536] each: the effect of four zero bytes on the lower and on the upper half of a state."""
     halves = np.arange(1 << 16, dtype=np.uint32)
     return _by_zero_bits(halves, 32), _by_zero_bits(halves << 16, 32)
 

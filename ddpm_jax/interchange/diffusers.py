@@ -1,4 +1,4 @@
-"""Folders of diffusers, in and out: a UNet2DModel with its scheduler, as DDPMPipeline keeps and opens them."""
+"""Import and export of diffusers folders: a UNet2DModel with its scheduler, as DDPMPipeline stores them."""
 
 import json
 import os
@@ -24,7 +24,7 @@ WEIGHTS = tuple(
 
 
 def is_diffusers(path: Path) -> bool:
-    """Whether a path is a folder of diffusers, or a file of weights with a config.json beside it."""
+    """Whether a path is a folder of diffusers, or a file of weights with a config.json in the same folder."""
     if path.is_dir():
         return any((path / name).exists() for name in (PIPELINE, CONFIG, f"unet/{CONFIG}"))
     beside = path.parent / CONFIG
@@ -32,11 +32,11 @@ def is_diffusers(path: Path) -> bool:
 
 
 def read_diffusers(path: str | os.PathLike) -> Imported:
-    """A pipeline's folder, a model's folder (flat, as those of the google/ddpm-* models are), or its file of weights.
+    """Reads the folder of a pipeline, that of a model (flat, as for the google/ddpm-* models), or its file of weights.
 
     Raises:
-      UserError: a file that is missing or damaged, a model or scheduler that cannot be expressed here, or tensors
-        that are not those of the config; named.
+      UserError: names a missing or damaged file, a model or scheduler that is not supported, or tensors that do not
+        fit the config.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -59,8 +59,8 @@ def read_diffusers(path: str | os.PathLike) -> Imported:
     tensors, texts = read_tensors(weights)
     own = _own_config(texts, unet_config, scheduler_config, weights)
     if own is None:
-        notes.append("the file does not say which images, learning rate and EMA it was trained with")
-        notes.append("it holds one set of weights, which are taken as the averaged ones too")
+        notes.append("the file does not say which images, learning rate and EMA were used for training")
+        notes.append("it has one set of weights, used for both raw and averaged weights")
     params = params_of(own or config, tensors, weights)
     return Imported(own or config, params, params, tuple(notes))
 
@@ -74,10 +74,10 @@ def params_of(config: Config, tensors: Tensors, weights: Path) -> dict:
 def write_diffusers(path: str | os.PathLike, config: Config, params: dict) -> None:
     """Writes the folder of a DDPMPipeline, which must be new or empty.
 
-    The config stands beside the tensors too, so that `read_diffusers` gives back the very same.
+    Our config is also stored with the tensors, so that `read_diffusers` restores exactly the same config.
 
     Raises:
-      UserError: a field that diffusers cannot express, named, or a folder that holds something.
+      UserError: names a field that diffusers does not support, or a folder that is not empty.
     """
     groups = fields_by_group(config)
     unet, scheduler = unet_of_fields(groups), scheduler_of_fields(groups)
@@ -98,33 +98,33 @@ def write_diffusers(path: str | os.PathLike, config: Config, params: dict) -> No
 def _read_config(path: Path, wanted: str) -> dict[str, Any]:
     given = read_json(path)
     if given.get("_class_name") != wanted:
-        raise UserError(f"{path} is the config of a {given.get('_class_name')}; what can be imported is a {wanted}")
+        raise UserError(f"{path} is the config of a {given.get('_class_name')}; only a {wanted} can be imported")
     return given
 
 
 def _pipeline_of(folder: Path) -> str | None:
-    """The class of the pipeline, or None without a model_index.json; raises UserError for one of more parts."""
+    """The class of the pipeline, or None without a model_index.json; raises UserError if it has further parts."""
     if not (folder / PIPELINE).is_file():
         return None
     index = read_json(folder / PIPELINE)
     parts = {name for name, value in index.items() if not name.startswith("_") and value not in (None, [None, None])}
     if parts != {"unet", "scheduler"}:
         raise UserError(
-            f"{folder / PIPELINE} is a {index.get('_class_name')} of {sorted(parts)}; what can be imported has a unet "
-            "and a scheduler alone, and works on pixels"
+            f"{folder / PIPELINE} is a {index.get('_class_name')} of {sorted(parts)}; only pipelines of a unet "
+            "and a scheduler that work on pixels can be imported"
         )
     return index.get("_class_name")
 
 
 def _scheduler_of(folder: Path) -> Path:
-    """scheduler_config.json of a pipeline's folder, of a flat one, or beside the folder of the unet."""
+    """scheduler_config.json in the folder of a pipeline, in a flat folder, or next to the folder of the unet."""
     places = [folder / "scheduler" / SCHEDULER, folder / SCHEDULER, folder.parent / "scheduler" / SCHEDULER]
     for place in places:
         if place.is_file():
             return place
     raise UserError(
-        f"{folder} has no {SCHEDULER}, and weights do not say which noise schedule they belong to: put the one that "
-        f"they came with there, in scheduler/ or beside {CONFIG}"
+        f"{folder} has no {SCHEDULER}, and weights do not say which noise schedule they need: put the file that "
+        f"they came with there, in scheduler/ or next to {CONFIG}"
     )
 
 
@@ -136,7 +136,7 @@ def _weights_of(unet: Path) -> Path:
     variants = [path for path in found if path.suffix in (".safetensors", ".bin")]
     if not variants:
         raise UserError(f"{unet} holds no weights: there is none of {', '.join(WEIGHTS)}")
-    raise UserError(f"{unet} holds weights of a variant alone: give the file, such as --from={variants[0]}")
+    raise UserError(f"{unet} holds only weights of a variant: give the file, such as --from={variants[0]}")
 
 
 def _check_out_channels(read: dict[str, Any], variance: str, what: Path) -> None:
@@ -151,7 +151,7 @@ def _check_out_channels(read: dict[str, Any], variance: str, what: Path) -> None
 def _own_config(
     texts: dict[str, str], unet: dict[str, Any], scheduler: dict[str, Any], what: Path
 ) -> Config | None:
-    """The config that `write_diffusers` put there, unless the folder's settings have been changed since."""
+    """The config that `write_diffusers` stored there, unless the settings of the folder were changed since."""
     if OWN_CONFIG not in texts:
         return None
     config = whole_config_from_json(texts[OWN_CONFIG], str(what))

@@ -1,4 +1,4 @@
-"""Which tensor of diffusers' UNet2DModel is which leaf of our U-Net."""
+"""The correspondence between the tensors of diffusers' UNet2DModel and the leaves of our U-Net."""
 
 import re
 from typing import Any
@@ -25,7 +25,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def matches_of_unet(shapes: dict[Path, tuple[int, ...]]) -> list[Match]:
-    """For each leaf of our U-Net the tensor of UNet2DModel."""
+    """The tensor of UNet2DModel for each leaf of our U-Net."""
     num_levels = 1 + max(int(path[0].split("_")[1]) for path in shapes if path[0].startswith("down_"))
     return [_match(path, shape, num_levels) for path, shape in shapes.items()]
 
@@ -42,7 +42,7 @@ def _match(path: Path, shape: tuple[int, ...], num_levels: int) -> Match:
     else:
         theirs = _TOP[top]
     inside = _IN_ATTENTION if "attention" in top else _IN_RES_BLOCK
-    if inner and top != "norm_out":  # the norms here are modules in a module: ("norm_1", "norm", "scale")
+    if inner and top != "norm_out":  # our norms are modules inside a module: ("norm_1", "norm", "scale")
         theirs += f".{inside[inner[0]]}"
     layout: Layout = SAME
     if leaf == "kernel":
@@ -50,12 +50,12 @@ def _match(path: Path, shape: tuple[int, ...], num_levels: int) -> Match:
     return Match(path, f"{theirs}.{_LEAVES[leaf]}", layout)
 
 
-# The attention's tensors in the files of diffusers before 0.15, the google/ddpm-* of the Hub among them.
+# Names of the attention's tensors in files of diffusers before 0.15, such as google/ddpm-* on the Hub.
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def with_new_names(tensors: dict[str, Any]) -> dict[str, Any]:
-    """`tensors` with the attention's old names replaced."""
+    """`tensors` with the old names of the attention replaced."""
 
     def renamed(name: str) -> str:
         old = re.fullmatch(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))", name)

@@ -1,4 +1,4 @@
-"""The scheduler_config.json of diffusers and the fields of schedule, diffusion and sampler, both ways."""
+"""Conversion between the scheduler_config.json of diffusers and our fields of schedule, diffusion and sampler."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
-# fixed_small_log is the same number by another way.
+# fixed_small_log is the same number, computed in another way.
 _VARIANCES = {
     "fixed_small": "fixed_small",
     "fixed_small_log": "fixed_small",
@@ -17,40 +17,40 @@ _VARIANCES = {
     "learned_range": "learned_range",
 }
 _SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"}
-# Their scheduler -> our sampler of the same steps; and how many steps their pipelines take by default.
+# Their scheduler -> our sampler with the same steps; and the default number of steps of their pipelines.
 SAMPLERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim", "PNDMScheduler": "plms"}
 _PIPELINE_STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50, "PNDMPipeline": 50}
-_SCHEDULER_STEPS = {"DDPMScheduler": 1000}  # without a pipeline: those of the pipeline of its name
+_SCHEDULER_STEPS = {"DDPMScheduler": 1000}  # without a pipeline: the number of the pipeline of that name
 _MOST_T = 1_000_000
-_SAME = {"rtol": 1e-5, "atol": 1e-8}  # of betas: theirs may be float32 numbers
+_SAME = {"rtol": 1e-5, "atol": 1e-8}  # for betas: theirs may be float32 numbers
 
 
 def fields_of_scheduler(given: dict[str, Any], what: str, pipeline: str | None) -> tuple[dict[str, dict], list[str]]:
-    """{"schedule", "diffusion", "sample"} -> fields, and notes on what they do not say.
+    """{"schedule", "diffusion", "sample"} -> fields, and notes on settings that are not converted.
 
     Args:
       given: the settings of scheduler_config.json.
-      what: names the file in complaints.
-      pipeline: the class that the folder's model_index.json names, which decides about the number of steps.
+      what: names the file in error messages.
+      pipeline: the class in the folder's model_index.json, which determines the number of steps.
 
     Raises:
-      UserError: a noise schedule, a prediction or a variance that there is not here; named.
+      UserError: names a noise schedule, a prediction or a variance that is not supported.
     """
     _check_kinds(given, what)
     name = given.get("_class_name")
     if name not in SAMPLERS and "beta_start" not in given:
-        raise UserError(f"{what} is a {name} without beta_start: the schedules here are those of {sorted(SAMPLERS)}")
+        raise UserError(f"{what} is a {name} without beta_start: supported are the schedules of {sorted(SAMPLERS)}")
     schedule, betas = _schedule_of(given, what)
     prediction = given.get("prediction_type", "epsilon")
     check_one_of(f"prediction_type of {what}", prediction, PREDICTIONS)
     variance = given.get("variance_type", "fixed_small")
     if variance == "fixed_large_log":
         raise UserError(
-            f"{what} has variance_type='fixed_large_log', whose root of a logarithm is no number: say 'fixed_large'"
+            f"{what} has variance_type='fixed_large_log', the root of a logarithm, which is NaN: use 'fixed_large'"
         )
     if variance == "learned":
         raise UserError(
-            f"{what} has variance_type='learned', where the network gives the variance: here it gives its logarithm"
+            f"{what} has variance_type='learned', the variance itself; here the network outputs its logarithm"
         )
     check_one_of(f"variance_type of {what}", variance, _VARIANCES)
     sample, notes = _sample_of(given, name, pipeline, betas.size)
@@ -61,7 +61,7 @@ def fields_of_scheduler(given: dict[str, Any], what: str, pipeline: str | None) 
 
 
 def _check_kinds(given: dict[str, Any], what: str) -> None:
-    """Raises UserError for a setting that is no number, no truth value or no text where one is wanted."""
+    """Raises UserError for a setting that should be a number, a boolean or a string, but is not."""
     kinds = {
         **dict.fromkeys(("beta_start", "beta_end", "clip_sample_range", "sample_max_value"), (int, float)),
         **dict.fromkeys(("dynamic_thresholding_ratio",), (int, float)),
@@ -73,11 +73,11 @@ def _check_kinds(given: dict[str, Any], what: str) -> None:
         value = given.get(name)
         wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
         if (name in given and wrong) or (name == "steps_offset" and (value or 0) < 0):
-            raise UserError(f"{what} has {name}={str(value)[:40]!r}, which is none of its values")
+            raise UserError(f"{what} has {name}={str(value)[:40]!r}, which is not a valid value")
 
 
 def _schedule_of(given: dict[str, Any], what: str) -> tuple[dict[str, Any], np.ndarray]:
-    """The fields of `schedule` whose betas are theirs, and these betas in float64."""
+    """The fields of `schedule` that give their betas, and these betas in float64."""
     num_steps = given.get("num_train_timesteps", 1000)
     start, end = given.get("beta_start", 1e-4), given.get("beta_end", 0.02)
     if not 0 < num_steps <= _MOST_T:
@@ -92,13 +92,13 @@ def _schedule_of(given: dict[str, Any], what: str) -> tuple[dict[str, Any], np.n
     found = found or _named(betas, start, end, zero_terminal_snr=True)
     if found is None:
         kind = "trained_betas" if given.get("trained_betas") is not None else repr(given.get("beta_schedule"))
-        raise UserError(f"{what} has the betas {kind}, which none of the schedules here gives: {sorted(SCHEDULES)}")
+        raise UserError(f"{what} has the betas {kind}, which no supported schedule gives: {sorted(SCHEDULES)}")
     fields = {"num_steps": num_steps} | found | ({"zero_terminal_snr": True} if zero else {})
     return fields, np.asarray(make_schedule(**fields).betas_float64)
 
 
 def _their_betas(given: dict[str, Any], num_steps: int, start: float, end: float, what: str) -> np.ndarray:
-    """[T] in float64, by the formulas of their schedulers (which are in float32)."""
+    """[T] in float64, by the formulas of their schedulers (which use float32)."""
     if given.get("trained_betas") is not None:
         try:
             betas = np.asarray(given["trained_betas"], np.float64)
@@ -116,14 +116,14 @@ def _their_betas(given: dict[str, Any], num_steps: int, start: float, end: float
         "squaredcos_cap_v2": lambda: SCHEDULES["cosine"](num_steps, start, end),
     }
     if kind not in kinds:
-        raise UserError(f"{what} has beta_schedule={kind!r}: those known here are {sorted(kinds)}")
+        raise UserError(f"{what} has beta_schedule={kind!r}: supported are {sorted(kinds)}")
     return kinds[kind]()
 
 
 def _named(
     betas: np.ndarray, start: float, end: float, zero_terminal_snr: bool = False
 ) -> dict[str, Any] | None:
-    """The name and the ends of our schedule that gives these betas, compared number for number."""
+    """The name and the ends of our schedule that gives these betas, found by comparing the numbers."""
     num_steps = betas.size
     for name, formula in SCHEDULES.items():
         scale = num_steps / 1000 if name == "linear" else 1.0
@@ -143,11 +143,11 @@ def _named(
 
 
 def _sample_of(given: dict[str, Any], name: str | None, pipeline: str | None, T: int) -> tuple[dict, list[str]]:
-    """The fields of `sample` for what their pipeline draws by default, and what they cannot say."""
+    """The fields of `sample` for the default sampling of their pipeline, and notes on what is not converted."""
     notes = []
     sampler = SAMPLERS.get(name, "ddim")
     if name not in SAMPLERS:
-        notes.append(f"the sampler of {name} is not taken over, ddim is: see docs/samplers.md for its like here")
+        notes.append(f"the sampler of {name} is replaced by ddim: docs/samplers.md lists similar samplers")
     wanted = _PIPELINE_STEPS.get(pipeline or "", _SCHEDULER_STEPS.get(name or "", 50))
     num_steps = min(wanted, T)
     clip = bool(given.get("clip_sample", sampler != "plms"))
@@ -155,31 +155,31 @@ def _sample_of(given: dict[str, Any], name: str | None, pipeline: str | None, T:
     fields |= _steps_of(given, num_steps, T, notes)
     if given.get("thresholding", False):
         most = given.get("sample_max_value", 1.0)
-        # Their threshold lies between 1 and sample_max_value: with 1 it is the clip.
+        # Their threshold is between 1 and sample_max_value; with 1 it is the same as clipping.
         fields["clip_x_0"] = True
         if most > 1:
             fields["dynamic_threshold"] = float(given.get("dynamic_thresholding_ratio", 0.995))
-            notes.append(f"sample_max_value={most} is not taken over: the threshold here has no upper end")
+            notes.append(f"sample_max_value={most} is ignored: the threshold here has no upper limit")
     elif clip and given.get("clip_sample_range", 1.0) != 1:
-        notes.append(f"clip_sample_range={given['clip_sample_range']} is not taken over: x_0 is clipped to [-1, 1]")
+        notes.append(f"clip_sample_range={given['clip_sample_range']} is ignored: x_0 is clipped to [-1, 1]")
     if sampler == "plms" and not given.get("skip_prk_steps", False):
-        notes.append("the Runge-Kutta steps of PNDMScheduler are not taken over: plms starts as skip_prk_steps has it")
+        notes.append("the Runge-Kutta steps of PNDMScheduler are not used: plms starts as with skip_prk_steps")
     if sampler in ("ddim", "plms") and not given.get("set_alpha_to_one", sampler == "ddim"):
-        notes.append("set_alpha_to_one=False is not taken over: the last step ends at the clean image")
+        notes.append("set_alpha_to_one=False is ignored: the last step ends at the clean image")
     return fields, notes
 
 
 def _steps_of(given: dict[str, Any], num_steps: int, T: int, notes: list[str]) -> dict[str, Any]:
-    """Their steps as a spacing, or where none of ours has them, one by one."""
+    """Their steps as one of our spacings, or as a list of steps if none fits."""
     spacing = given.get("timestep_spacing", "leading")
     if spacing not in _SPACINGS:
-        notes.append(f"timestep_spacing={spacing!r} is not taken over")
+        notes.append(f"timestep_spacing={spacing!r} is ignored")
         spacing = "linspace"
     ours = _SPACINGS[spacing]
     offset = given.get("steps_offset", 0) if spacing == "leading" else 0
     steps = spaced_steps(T, num_steps, ours)
     if steps[0] + offset >= T:
-        notes.append(f"steps_offset={offset} is not taken over: it leads past the last step")
+        notes.append(f"steps_offset={offset} is ignored: it leads past the last step")
         offset = 0
     if num_steps == T:
         return {"num_sampler_steps": 0, "spacing": "uniform", "respacing": ""}
@@ -194,14 +194,14 @@ def scheduler_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
       groups: {"group": {"field": value}}; "schedule", "diffusion" and "sample" are read.
 
     Raises:
-      UserError: a prediction or variance that it cannot express.
+      UserError: a prediction or variance that it does not support.
     """
     schedule, diffusion, sample = (groups[name] for name in ("schedule", "diffusion", "sample"))
     theirs = {ours: name for name, ours in PREDICTIONS.items()}
     if diffusion["prediction"] not in theirs:
-        raise UserError(f"DDPMScheduler cannot express diffusion.prediction={diffusion['prediction']!r}")
+        raise UserError(f"DDPMScheduler does not support diffusion.prediction={diffusion['prediction']!r}")
     if diffusion["variance"] == "learned":
-        raise UserError("DDPMScheduler cannot express diffusion.variance='learned': its network gives no logarithm")
+        raise UserError("DDPMScheduler does not support diffusion.variance='learned': its network gives no logarithm")
     names = {"linear": "linear", "quadratic": "scaled_linear", "cosine": "squaredcos_cap_v2"}
     scale = 1000 / schedule["num_steps"] if schedule["name"] == "linear" else 1.0
     betas, zero = {"trained_betas": None}, schedule["zero_terminal_snr"]
@@ -220,7 +220,7 @@ def scheduler_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "clip_sample_range": 1.0,
         "thresholding": sample["dynamic_threshold"] > 0,
         "dynamic_thresholding_ratio": sample["dynamic_threshold"] or 0.995,
-        "sample_max_value": 1e9 if sample["dynamic_threshold"] else 1.0,  # here it has no upper end
+        "sample_max_value": 1e9 if sample["dynamic_threshold"] else 1.0,  # ours has no upper limit
         "timestep_spacing": {"leading": "leading", "trailing": "trailing"}.get(sample["spacing"], "linspace"),
         "steps_offset": 0,
         "rescale_betas_zero_snr": zero,

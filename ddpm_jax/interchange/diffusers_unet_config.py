@@ -1,11 +1,11 @@
-"""The config.json of diffusers' UNet2DModel and the fields of our U-Net, both ways."""
+"""Conversion between the config.json of diffusers' UNet2DModel and the fields of our U-Net, in both directions."""
 
 from typing import Any
 
 from ddpm_jax.models.unet import level_widths
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
-# A setting that its config.json lacks has the default of their class.
+# Defaults of their class, for settings that a config.json lacks.
 _DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, Any] = {
     "resnet_time_scale_shift": "default",
     "num_class_embeds": None,
 }
-# What our U-Net has in one way alone: the setting, and how that way may be written.
+# Settings for which our U-Net supports only one behaviour -> the values that mean it.
 _ONLY: dict[str, tuple] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
@@ -38,37 +38,37 @@ _ONLY: dict[str, tuple] = {
     "add_attention": (True,),
     "class_embed_type": (None,),
 }
-_UNUSED = ("num_train_timesteps",)  # of a time embedding that is learned
+_UNUSED = ("num_train_timesteps",)  # only for a learned time embedding
 _DOWN = {"DownBlock2D": "conv", "ResnetDownsampleBlock2D": "resnet", "AttnDownBlock2D": None}
 _UP = {"UpBlock2D": "conv", "ResnetUpsampleBlock2D": "resnet", "AttnUpBlock2D": None}
-_MOST_LAYERS = 64  # a level: a mistyped number must not build a network for hours
+_MOST_LAYERS = 64  # per level: a mistyped number must not build a network for hours
 
 
 def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
     """{"image_size", "num_channels", "out_channels", "model", "unet"} of a UNet2DModel's config.json.
 
     Args:
-      given: the settings; the names that begin with "_" are not looked at.
-      what: names the file in complaints.
+      given: the settings; names that begin with "_" are ignored.
+      what: names the file in error messages.
 
     Raises:
-      UserError: a setting that our U-Net cannot express, or of a wrong type; named.
+      UserError: names a setting that our U-Net does not support, or that has the wrong type.
     """
     settings = {name: value for name, value in given.items() if not name.startswith("_") and name not in _UNUSED}
     for name, value in settings.items():
         if name in _ONLY and value not in _ONLY[name]:
             allowed = " or ".join(map(repr, _ONLY[name]))
-            raise UserError(f"{what} has {name}={value!r}, which the U-Net here cannot express: it has {allowed}")
+            raise UserError(f"{what} has {name}={value!r}, which our U-Net does not support; it supports {allowed}")
         if name not in _ONLY and name not in _DEFAULTS and value is not None:
-            raise UserError(f"{what} has the setting {name}={value!r}, which the U-Net here does not know")
+            raise UserError(f"{what} has the setting {name}={value!r}, which our U-Net does not know")
     settings = _checked(_DEFAULTS | settings, what)
     widths, levels = settings["block_out_channels"], range(len(settings["block_out_channels"]))
     if settings["time_embedding_dim"] not in (None, 4 * widths[0]):
-        raise UserError(f"{what} has time_embedding_dim={settings['time_embedding_dim']}; here it is {4 * widths[0]}")
+        raise UserError(f"{what} has time_embedding_dim={settings['time_embedding_dim']}; ours is {4 * widths[0]}")
     if settings["resnet_time_scale_shift"] == "scale_shift" and settings["attn_norm_num_groups"] is None:
-        raise UserError(f"{what} has attn_norm_num_groups=None, no norm in the middle attention; here there is one")
+        raise UserError(f"{what} has attn_norm_num_groups=None, no norm in the middle attention; our U-Net has one")
     if settings["attn_norm_num_groups"] not in (None, settings["norm_num_groups"]):
-        raise UserError(f"{what} has attn_norm_num_groups other than norm_num_groups; here they are the same")
+        raise UserError(f"{what} has attn_norm_num_groups other than norm_num_groups; in our U-Net they are equal")
     attention, in_blocks = _blocks(settings, what)
     height = settings["sample_size"][0]
     unet = {
@@ -98,7 +98,7 @@ def fields_of_unet(given: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def _checked(settings: dict[str, Any], what: str) -> dict[str, Any]:
-    """The settings with lists as tuples and sample_size as a pair; raises UserError for values of a wrong kind."""
+    """The settings with lists as tuples and sample_size as a pair; raises UserError for values of the wrong kind."""
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     if settings["sample_size"] is None:
         raise UserError(f"{what} has no sample_size: add the height and width of its images, such as [32, 32]")
@@ -121,7 +121,7 @@ def _checked(settings: dict[str, Any], what: str) -> dict[str, Any]:
     } | dict.fromkeys(("in_channels", "out_channels", "norm_num_groups"), _is_count)
     for name, fits in kinds.items():
         if not fits(settings[name]):
-            raise UserError(f"{what} has {name}={settings[name]!r}, which the U-Net here cannot express")
+            raise UserError(f"{what} has {name}={settings[name]!r}, which our U-Net does not support")
     return settings
 
 
@@ -130,7 +130,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _blocks(settings: dict[str, Any], what: str) -> tuple[list[bool], bool]:
-    """Which levels have attention, and whether residual blocks downsample_mean and double; the same down and up."""
+    """(which levels have attention, whether residual blocks resample); must be the same on the way down and up."""
     num_levels = len(settings["block_out_channels"])
     sides = {}
     for name, kinds, resample in (
@@ -142,34 +142,34 @@ def _blocks(settings: dict[str, Any], what: str) -> tuple[list[bool], bool]:
         for kind in types:
             check_one_of(f"a block of {name} in {what}", kind, kinds)
         by_level = types if name == "down_block_types" else types[::-1]
-        # The innermost level neither halves nor doubles: there the kind of its resampling says nothing.
+        # The innermost level does not resample, so the kind of its resampling does not matter.
         resampled = [kinds[k] or resample for k in (by_level[:-1] if name == "down_block_types" else by_level[1:])]
         sides[name] = ([kinds[kind] is None for kind in by_level], set(resampled))
     if sides["down_block_types"][0] != sides["up_block_types"][0]:
-        raise UserError(f"{what} has attention at other levels on the way up than down; here they are the same")
+        raise UserError(f"{what} has attention at other levels on the way up than down; in our U-Net they are the same")
     resamplings = sides["down_block_types"][1] | sides["up_block_types"][1]
     if len(resamplings) > 1:
-        raise UserError(f"{what} halves or doubles by a convolution here and a residual block there; here it is one")
+        raise UserError(f"{what} resamples by convolutions and by residual blocks; our U-Net uses one of them")
     return sides["down_block_types"][0], resamplings == {"resnet"}
 
 
 def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The config.json of the UNet2DModel that computes what the network of a config does.
+    """The config.json of the UNet2DModel that is equivalent to the network of a config.
 
     Args:
       groups: {"group": {"field": value}}; "model", "unet", "condition", "data" and "diffusion" are read.
 
     Raises:
-      UserError: a field that UNet2DModel cannot express, named.
+      UserError: names a field that UNet2DModel does not support.
     """
     if groups["model"]["name"] != "unet":
-        raise UserError(f"UNet2DModel cannot express model.name={groups['model']['name']!r}: it is a U-Net")
+        raise UserError(f"UNet2DModel does not support model.name={groups['model']['name']!r}: it is always a U-Net")
     unet, size = groups["unet"], list(groups["data"]["image_size"])
     if unet["time_scale"] != 1:
-        raise UserError(f"UNet2DModel cannot express unet.time_scale={unet['time_scale']}: it takes t as it is")
+        raise UserError(f"UNet2DModel does not support unet.time_scale={unet['time_scale']}: it does not scale t")
     if unet["channel_mults"][0] != 1 or unet["conv_in_channels"] not in (0, unet["channels"]):
         raise UserError(
-            f"UNet2DModel cannot express unet.channel_mults={tuple(unet['channel_mults'])} with "
+            f"UNet2DModel does not support unet.channel_mults={tuple(unet['channel_mults'])} with "
             f"unet.conv_in_channels={unet['conv_in_channels']}: its first convolution is as wide as its first level "
             "and unet.channels"
         )
@@ -182,7 +182,7 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return [f"Attn{side}Block2D" if wanted else plain.format(side) for wanted in levels]
 
     channels = groups["data"]["num_channels"]
-    # The last vector of a network that was also trained without classes is that of no class.
+    # A network that was also trained without classes has one more vector, the last, for "no class".
     num_vectors = groups["model"]["num_classes"] + (groups["condition"]["drop_rate"] > 0)
     learned = groups["diffusion"]["variance"] in ("learned", "learned_range")
     return {
@@ -216,14 +216,14 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _head_width(unet: dict[str, Any], widths: list[int], attention: list[bool]) -> int | None:
-    """Channels of a head; None for one head whatever the width. UNet2DModel knows no number of heads."""
+    """Channels per head; None for one head of any width. UNet2DModel cannot set the number of heads."""
     if unet["head_channels"] or unet["num_heads"] == 1:
         return unet["head_channels"] or None
     heads = {width // unet["num_heads"] for width, wanted in zip(widths, attention, strict=True) if wanted}
-    heads.add(widths[-1] // unet["num_heads"])  # the middle
+    heads.add(widths[-1] // unet["num_heads"])  # the middle block
     if len(heads) > 1:
         raise UserError(
-            f"UNet2DModel has heads of one width; unet.num_heads={unet['num_heads']} gives {sorted(heads)} here, and "
-            "cannot be written for diffusers"
+            f"UNet2DModel has heads of one width; unet.num_heads={unet['num_heads']} gives {sorted(heads)}, which "
+            "cannot be exported to diffusers"
         )
     return heads.pop()

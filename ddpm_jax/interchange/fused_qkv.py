@@ -1,4 +1,4 @@
-"""The fused q, k, v weights of other codes as the three dense layers of `SelfAttention`."""
+"""Converts the fused q, k, v weights of other code to the three dense layers of `SelfAttention`."""
 
 from jaxtyping import Float
 from numpy import ndarray
@@ -18,16 +18,16 @@ def split_fused_qkv(
     [3, heads, C/heads] (the latter's "new attention order"). With one head they are the same.
 
     Args:
-      kernel: [C, 3C], as of a Flax dense layer; a PyTorch weight [3C, C, 1] is its transpose.
+      kernel: [C, 3C], as in a Flax dense layer; a PyTorch weight [3C, C, 1] is its transpose.
       bias: [3C].
-      num_heads: of the network that the weights are from.
+      num_heads: of the network that the weights come from.
       order: "heads_first" or "qkv_first".
 
     Returns:
       {"query": {"kernel": [C, C], "bias": [C]}, "key": ..., "value": ...}.
 
     Raises:
-      UserError: another order, or shapes that are not these.
+      UserError: another order, or other shapes.
 
     Example:
       >>> import numpy as np

@@ -1,7 +1,7 @@
-"""The TensorFlow checkpoints of Ho et al. 2020's own code (hojonathanho/diffusion) by our names.
+"""Converts the TensorFlow checkpoints of Ho et al. 2020's own code (hojonathanho/diffusion) to our names.
 
-Their network is ours, layout included: kernels are [kH, kW, C_in, C_out] and [C_in, C_out] there too. Every variable
-stands beside its average, `NAME/ExponentialMovingAverage`, and the optimiser's two, which are not read.
+Their network is ours, including the layout: kernels are [kH, kW, C_in, C_out] and [C_in, C_out] there too. Next to
+every variable are its average, `NAME/ExponentialMovingAverage`, and two of the optimiser, which are not read.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from ddpm_jax.interchange.imported_model import Imported, shapes_of
 from ddpm_jax.interchange.tensor_mapping import Match, Path, params_from
 from ddpm_jax.runtime.errors import check_one_of
 
-# The experiment that each of their models is of, and what differs from it.
+# The experiment of each of their models, and the settings that differ from it.
 MODELS = {
     "cifar10": ("cifar10_paper", ()),
     "celebahq256": ("celeba_hq_256", ()),
@@ -46,20 +46,20 @@ _LAYERS = {
 
 
 def is_wanted(name: str) -> bool:
-    """Is the tensor of this name read: a weight or its average, or the number of updates."""
+    """Whether the tensor of this name is read: a weight, its average, or the number of updates."""
     variable = name.removesuffix(_AVERAGE)
     return name == _STEP or (variable.startswith(_SCOPE) and variable.rpartition("/")[2] in _VARIABLES)
 
 
 def read_original(tensors: dict[str, np.ndarray], model: str) -> Imported:
-    """A checkpoint of one of their models, with the config of the experiment that it is of.
+    """A checkpoint of one of their models, with the config of its experiment.
 
     Args:
-      tensors: by name, as of `tensorflow_checkpoint.read_tensorflow_checkpoint`; others than `is_wanted` are left out.
+      tensors: by name, from `tensorflow_checkpoint.read_tensorflow_checkpoint`; only those of `is_wanted` are used.
       model: one of `MODELS`.
 
     Raises:
-      UserError: another model, or tensors that are not those of that model.
+      UserError: an unknown model, or tensors that do not fit it.
 
     Example: `read_original(read_tensorflow_checkpoint("model.ckpt-790000", is_wanted), "cifar10")`
     """
@@ -68,10 +68,10 @@ def read_original(tensors: dict[str, np.ndarray], model: str) -> Imported:
 
 
 def read_original_as(tensors: dict[str, np.ndarray], config: Config, *, what: str = "the file") -> Imported:
-    """A checkpoint that one trained with their code oneself, as the network of `config`.
+    """A checkpoint that you trained with their code, as the network of `config`.
 
     Raises:
-      UserError: tensors that are not those of the config's network.
+      UserError: the tensors do not fit the config's network.
     """
     weights, averages = {}, {}
     for name, tensor in tensors.items():
@@ -79,7 +79,7 @@ def read_original_as(tensors: dict[str, np.ndarray], config: Config, *, what: st
             (averages if name.endswith(_AVERAGE) else weights)[name.removesuffix(_AVERAGE)] = tensor
     notes = [f"it was trained for {int(tensors[_STEP]):,} updates"] if _STEP in tensors else []
     if not averages or not weights:
-        notes.append("the file holds one set of weights: raw and averaged ones are the same here")
+        notes.append("the file has one set of weights, used for both raw and averaged weights")
     shapes = shapes_of(config)
     matches = [Match(path, _variable(path)) for path in shapes]
     params = params_from(matches, weights or averages, shapes, what)
@@ -96,7 +96,7 @@ def _variable(path: Path) -> str:
         level, _, block = rest.partition("_")
         module = f"{side}_{level}/{block.replace('attention', 'attn')}"
     parts = [_MODULES.get(module, module)]
-    is_norm = layers[-1:] == ["norm"]  # Flax's layer inside of ours, which is one layer there
+    is_norm = layers[-1:] == ["norm"]  # in our network Flax's layer is inside another one; theirs has one layer
     for layer in layers[:-1] if is_norm else layers:
         parts.append(_LAYERS.get(layer, layer))
     leaves = {"scale": "gamma", "bias": "beta"} if is_norm else {"kernel": "W", "bias": "b"}

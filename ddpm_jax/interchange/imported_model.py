@@ -1,4 +1,4 @@
-"""What comes out of another code's file: a whole config and the weights of its network."""
+"""The result of an import: a complete config and the weights of its network."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.interchange.tensor_mapping import Path, leaf_shapes
 from ddpm_jax.models.parameters import init_params
 
-OWN_CONFIG = "ddpm_jax_config"  # the text beside the tensors that holds a config of this package
+OWN_CONFIG = "ddpm_jax_config"  # the text next to the tensors in a file that contains a config of this package
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Imported:
     """A trained network by our names, not yet in a workdir.
 
     Attributes:
-      config: complete and locked, as of `experiment.config_files.load_config`.
+      config: complete and locked, as from `experiment.config_files.load_config`.
       params: the float32 NumPy tree of `experiment.model_factory.build_model(config)`.
-      ema_params: the averaged weights; `params` itself where the file holds one set.
-      notes: lines worth telling the person, such as what the file does not say.
+      ema_params: the averaged weights; `params` itself if the file has only one set.
+      notes: lines to show to the user, such as what the file does not say.
     """
 
     config: Config
@@ -34,10 +34,10 @@ class Imported:
 
 
 def config_of(*, image_size: tuple[int, int], num_channels: int, **groups: dict[str, Any]) -> Config:
-    """The config of an imported network: what its file says, and else the defaults of configs/base.py.
+    """The config of an imported network: the settings of its file, and the defaults of configs/base.py for the rest.
 
-    The data are a folder of images that is not known yet, none of them held out. Batches are as large as those of
-    32x32 images by their number of pixels.
+    The data are set to a folder of images that is not known yet, with no held-out images. Batches have about as many
+    pixels as those for 32x32 images.
 
     Args:
       groups: fields by group, such as `schedule={"name": "linear"}`.
@@ -59,6 +59,6 @@ def config_of(*, image_size: tuple[int, int], num_channels: int, **groups: dict[
 
 
 def shapes_of(config: Config) -> dict[Path, tuple[int, ...]]:
-    """The shapes of the leaves of the config's network; raises UserError where it cannot be built."""
+    """The shapes of the leaves of the config's network; raises UserError if it cannot be built."""
     model, image_shape = model_factory.build_model(config), config_checks.image_shape_of(config)
     return leaf_shapes(jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0)))

@@ -1,4 +1,4 @@
-"""An imported network as the workdir of a run that has made no step yet."""
+"""Stores an imported network as the workdir of a run that has made no step yet."""
 
 import os
 
@@ -16,19 +16,19 @@ from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 def check_imported(config: Config) -> None:
-    """Raises UserError where the config's parts cannot be built or sampled from."""
+    """Raises UserError if the parts of the config cannot be built or sampled from."""
     config_checks.check_numbers(config)
     model_factory.build_model(config)
     sampler_factory.build_table(config, model_factory.build_process(config))
 
 
 def write_workdir(imported: Imported, workdir: str | os.PathLike) -> None:
-    """Writes checkpoints/0 and config.json into a new or empty folder, whole or not at all.
+    """Writes checkpoints/0 and config.json into a new or empty folder, completely or not at all.
 
-    The optimiser's state is fresh; a run that goes on from step 0 may change its settings.
+    The optimiser's state is new; a run that starts from step 0 may change its settings.
 
     Raises:
-      UserError: the folder holds something or cannot be made, or the config cannot be built.
+      UserError: the folder is not empty or cannot be created, or the config cannot be built.
     """
     config = imported.config
     check_imported(config)

@@ -1,4 +1,4 @@
-"""LevelDB's table format, in which TensorFlow keeps the index of a checkpoint: sorted keys and values in blocks."""
+"""LevelDB's table format, used by TensorFlow for the index of a checkpoint: sorted keys and values in blocks."""
 
 from collections.abc import Iterator
 
@@ -6,23 +6,23 @@ from ddpm_jax.interchange.crc32c import crc32c, unmasked
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
-_TRAILER_BYTES = 5  # of a block: the kind of compression, and the checksum of the block with that
+_TRAILER_BYTES = 5  # of a block: the kind of compression, and a checksum of the block and that kind
 
 
 class DamagedFile(Exception):
-    """What is wrong with the bytes of a file; the caller, who knows its name, makes a UserError of it."""
+    """Says what is wrong with the bytes of a file; the caller, which knows the name, turns it into a UserError."""
 
 
 def table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of every entry, in order.
 
     Raises:
-      DamagedFile: no such table, cut off, a wrong checksum, or compressed blocks, which TensorFlow does not write.
+      DamagedFile: not a table, truncated, a wrong checksum, or compressed blocks, which TensorFlow does not write.
     """
     if len(data) < _FOOTER_BYTES or int.from_bytes(data[-8:], "little") != _MAGIC:
-        raise DamagedFile("it does not end as a table does; it is cut off or of another kind")
+        raise DamagedFile("it does not end like a table; it is truncated or of another kind")
     footer = data[-_FOOTER_BYTES:]
-    _, at = _handle(footer, 0)  # of the block with metadata
+    _, at = _handle(footer, 0)  # the block with metadata
     index, _ = _handle(footer, at)
     for _, value in _entries(_block(data, *index)):
         handle, _ = _handle(value, 0)
@@ -30,11 +30,11 @@ def table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """An unsigned number in groups of 7 bits, the lowest first, and where it ends."""
+    """An unsigned number in groups of 7 bits, lowest first, and its end position."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise DamagedFile("a number is cut off")
+            raise DamagedFile("a number is truncated")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -44,7 +44,7 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """(offset, size) of a block, and where that ends."""
+    """(offset, size) of a block, and the end position of these numbers."""
     offset, at = read_varint(data, at)
     size, at = read_varint(data, at)
     return (offset, size), at
@@ -53,7 +53,7 @@ def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
 def _block(data: bytes, offset: int, size: int) -> bytes:
     end = offset + size
     if end + _TRAILER_BYTES > len(data) - _FOOTER_BYTES:
-        raise DamagedFile("a block lies outside of the file")
+        raise DamagedFile("a block is outside the file")
     kind = data[end]
     if kind != 0:
         raise DamagedFile(f"its blocks are compressed (kind {kind}), which TensorFlow does not write; save it again")
@@ -63,20 +63,20 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value): each key is a part of the one before it, and what follows."""
+    """(key, value): each key consists of a prefix of the previous key and new bytes."""
     if len(block) < 4:
-        raise DamagedFile("a block is cut off")
+        raise DamagedFile("a block is truncated")
     num_restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (num_restarts + 1)
     if end < 0:
-        raise DamagedFile("a block is cut off")
+        raise DamagedFile("a block is truncated")
     key, at = b"", 0
     while at < end:
         shared, at = read_varint(block, at)
         unshared, at = read_varint(block, at)
         size, at = read_varint(block, at)
         if shared > len(key) or at + unshared + size > end:
-            raise DamagedFile("an entry lies outside of its block")
+            raise DamagedFile("an entry is outside its block")
         key = key[:shared] + block[at : at + unshared]
         at += unshared
         yield key, block[at : at + size]

@@ -1,4 +1,4 @@
-"""Our own weights as plain files: .safetensors and .npz, arrays by path, and the config in them."""
+"""Our own weights as plain files, .safetensors and .npz: arrays by path, together with the config."""
 
 import os
 import zipfile
@@ -41,7 +41,7 @@ def read_npz(path: str | os.PathLike) -> Imported:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is cut off or damaged, or no .npz file of numbers ({said}): get it again") from error
+        raise UserError(f"{path} is truncated, damaged or not a numeric .npz file ({said}): copy it again") from error
     config = arrays.pop(OWN_CONFIG, None)
     return _imported(arrays, None if config is None else str(config), Path(path))
 
@@ -61,13 +61,13 @@ def write_npz(path: str | os.PathLike, config: Config, params: dict) -> None:
 def _imported(tensors: Tensors, config_json: str | None, path: Path) -> Imported:
     if config_json is None:
         raise UserError(
-            f"{path} holds no config of ddpm_jax, so that nothing says which network its tensors belong to: give the "
+            f"{path} contains no config of ddpm_jax, so it is unknown which network its tensors belong to: give the "
             "folder that it came in, with its config.json and scheduler_config.json"
         )
     config = whole_config_from_json(config_json, str(path))
     shapes = shapes_of(config)
     params = params_from(_matches(shapes), tensors, shapes, str(path))
-    return Imported(config, params, params, ("it holds one set of weights, which are taken as the averaged ones too",))
+    return Imported(config, params, params, ("it has one set of weights, used for both raw and averaged weights",))
 
 
 def _matches(shapes: dict[LeafPath, tuple[int, ...]]) -> list[Match]:

@@ -1,8 +1,8 @@
-"""The `.pt` files of OpenAI's two codes: improved-diffusion and guided-diffusion.
+"""Reads the `.pt` files of OpenAI's two code bases, improved-diffusion and guided-diffusion.
 
-Of Nichol and Dhariwal 2021 and of Dhariwal and Nichol 2021. Their U-Net is ours by other names. Its blocks are numbered
-in the order in which data pass them, so that the number of a block depends on everything before it; q, k and v are one
-layer, in one of two orders (`interchange.fused_qkv`).
+They are by Nichol and Dhariwal 2021 and by Dhariwal and Nichol 2021. Their U-Net is ours under other names. Its blocks
+are numbered in the order of computation, so that the number of a block depends on everything before it; q, k and v are
+one layer, in one of two orders (`interchange.fused_qkv`).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ddpm_jax.interchange.tensor_mapping import CONV, DENSE, POINT_1D, POINT_2D,
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
-# Our layer of a residual block, an attention or a resampling -> theirs.
+# Our layer in a residual block, an attention or a resampling -> theirs.
 _LAYERS = {
     "norm_1": "in_layers.0",
     "conv_1": "in_layers.2",
@@ -46,14 +46,14 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint: the experiment that it is of, and what differs from it."""
+    """A published checkpoint: its experiment, and the settings that differ from it."""
 
     experiment: str
     changes: tuple[str, ...] = ()  # as on the command line: "unet.dropout=0.0"
     qkv_order: str = "heads_first"
 
 
-# By the names of the files in the READMEs of the two repositories, without ".pt".
+# By file name, without ".pt", as in the READMEs of the two repositories.
 MODELS = {
     "cifar10_uncond_50M_500K": Published("improved_cifar10"),
     "cifar10_uncond_vlb_50M_500K": Published("improved_cifar10_vlb"),
@@ -74,7 +74,7 @@ MODELS = {
     "lsun_horse": Published("guided_lsun", ("data.name=lsun/horse",)),
     "lsun_horse_nodropout": Published("guided_lsun", ("data.name=lsun/horse", "unet.dropout=0.0")),
 }
-_CLASSIFIER = "is a classifier, which gives labels and no images"
+_CLASSIFIER = "is a classifier, which outputs labels, not images"
 _UPSAMPLER = "is an upsampler, whose network takes a small image besides x_t"
 REFUSED = {
     "upsample_cond_500K": _UPSAMPLER,
@@ -88,14 +88,14 @@ REFUSED = {
 
 
 def read_openai(tensors: dict[str, np.ndarray], model: str) -> Imported:
-    """A published checkpoint, with the config of the experiment that it is of.
+    """A published checkpoint, with the config of its experiment.
 
     Args:
-      tensors: the file's, by name; float16 ones become float32.
-      model: its file's name without ".pt", one of `MODELS`.
+      tensors: those of the file, by name; float16 becomes float32.
+      model: the name of the file without ".pt", one of `MODELS`.
 
     Raises:
-      UserError: an unknown name, one of `REFUSED`, or tensors that are not those of that model.
+      UserError: an unknown name, one of `REFUSED`, or tensors that do not fit that model.
 
     Example: `read_openai(tensors, "cifar10_uncond_50M_500K")`
     """
@@ -112,26 +112,26 @@ def read_openai(tensors: dict[str, np.ndarray], model: str) -> Imported:
 def read_openai_as(
     tensors: dict[str, np.ndarray], config: Config, *, qkv_order: str = "heads_first", what: str = "the file"
 ) -> Imported:
-    """A checkpoint that one trained with one of those codes oneself, as the network of `config`.
+    """A checkpoint that you trained with one of those code bases, as the network of `config`.
 
     Args:
       tensors: of `model*.pt` or `ema_*.pt`.
-      config: complete; such as `improved_cifar10` with the flags of that run.
+      config: a complete config, such as `improved_cifar10` with the flags of that run.
       qkv_order: "heads_first", or "qkv_first" for guided-diffusion with --use_new_attention_order True.
-      what: names the file in complaints.
+      what: names the file in error messages.
 
     Raises:
-      UserError: tensors that are not those of the config's network.
+      UserError: the tensors do not fit the config's network.
     """
     shapes = shapes_of(config)
     params = params_from(openai_matches(build_model(config), shapes, qkv_order), tensors, shapes, what)
     return Imported(
-        config, params, params, ("the file holds one set of weights: raw and averaged ones are the same here",)
+        config, params, params, ("the file has one set of weights, used for both raw and averaged weights",)
     )
 
 
 def openai_matches(unet: UNet, shapes: dict[Path, tuple], qkv_order: str) -> list[Match]:
-    """For each leaf of ours the tensor of theirs. Those of q, k and v have no way back: three of ours are one."""
+    """The tensor of theirs for each of our leaves. q, k and v cannot be exported: three of ours are one of theirs."""
     prefixes = _prefixes({path[0] for path in shapes})
     return [Match(path, *_tensor(path, shapes[path], prefixes[path[0]], unet, qkv_order)) for path in shapes]
 
@@ -154,7 +154,7 @@ def _prefixes(modules: set[str]) -> dict[str, str]:
         for i in _counted(modules, f"up_{level}_block"):
             prefixes[f"up_{level}_block_{i}"] = f"output_blocks.{block}.0"
             prefixes[f"up_{level}_attention_{i}"] = f"output_blocks.{block}.1"
-            # Theirs upsamples at the end of a level's last block, behind its attention if it has one.
+            # Theirs upsamples at the end of a level's last block, after its attention if it has one.
             place = 2 if f"up_{level}_attention_{i}" in modules else 1
             prefixes[f"up_{level}_upsample"] = f"output_blocks.{block}.{place}"
             block += 1
@@ -162,15 +162,15 @@ def _prefixes(modules: set[str]) -> dict[str, str]:
 
 
 def _counted(modules: set[str], prefix: str) -> range:
-    """0, 1, ... of the modules `prefix_0`, `prefix_1`, ..."""
+    """0, 1, ... for the modules `prefix_0`, `prefix_1`, ..."""
     return range(sum(name.startswith(f"{prefix}_") for name in modules))
 
 
 def _tensor(path: Path, shape: tuple, prefix: str, unet: UNet, qkv_order: str) -> tuple[str, Layout]:
-    """Their name and layout of one leaf."""
+    """Their name and layout for one leaf."""
     module, *layers, leaf = path if len(path) > 1 else (path[0], "weight")
     names = [prefix]
-    if layers and layers[0] == "conv":  # of a resampling without a block
+    if layers and layers[0] == "conv":  # a resampling without a block
         names.append("op" if module.startswith("down") else "conv")
     elif layers and module != "norm_out":
         names.append(_LAYERS[layers[0]])
@@ -189,7 +189,7 @@ def _tensor(path: Path, shape: tuple, prefix: str, unet: UNet, qkv_order: str) -
 
 
 def _fused(layer: str, leaf: str, num_heads: int, order: str) -> Layout:
-    """q, k or v from the layer that is all three, [3C, C, 1] or its bias [3C]."""
+    """The layout of q, k or v in their fused layer, [3C, C, 1], or its bias [3C]."""
 
     def to_ours(theirs: np.ndarray) -> np.ndarray:
         kernel = theirs[:, :, 0].T if leaf == "kernel" else np.zeros((len(theirs) // 3, len(theirs)))
@@ -197,6 +197,6 @@ def _fused(layer: str, leaf: str, num_heads: int, order: str) -> Layout:
         return split_fused_qkv(kernel, bias, num_heads=num_heads, order=order)[layer][leaf]
 
     def to_theirs(ours: np.ndarray) -> np.ndarray:
-        raise UserError("weights are read from files of OpenAI's codes and not written in their names")
+        raise UserError("weights can be imported from files of OpenAI's code, but not exported to them")
 
     return Layout(to_ours, to_theirs)

@@ -1,4 +1,4 @@
-"""Named tensors from a file of any kind: .safetensors, PyTorch's, and either of them in shards."""
+"""Named tensors from files of several formats: .safetensors, PyTorch's, and shards of either."""
 
 import json
 import os
@@ -29,24 +29,24 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      UserError: no such file, no JSON, or no object.
+      UserError: no such file, not JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path} is not valid JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
+        raise UserError(f"{path} must contain a JSON object; it contains a {type(value).__name__}")
     return value
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a file by name, and the texts that a .safetensors file may hold beside them.
+    """The tensors of a file by name, and the texts that a .safetensors file may contain in addition.
 
     Raises:
-      UserError: no such file, one of another kind, one that is cut off or damaged, or a shard that is missing.
+      UserError: no such file, a file of another kind, a truncated or damaged file, or a missing shard.
     """
     path = Path(path)
     _check_fetched(path)
@@ -57,16 +57,16 @@ def read_tensors(path: str | os.PathLike) -> tuple[Tensors, dict[str, str]]:
     if path.suffix in TORCH_SUFFIXES:
         return state_dict_of(read_torch_file(path), path), {}
     kinds = ", ".join((".safetensors", *TORCH_SUFFIXES, INDEX_SUFFIX))
-    raise UserError(f"{path} is no file of weights by its name: it must end in one of {kinds}")
+    raise UserError(f"{path} does not have the name of a file of weights: it must end in one of {kinds}")
 
 
 def _check_fetched(path: Path) -> None:
-    """Raises UserError for what a clone without git-lfs has in the place of a large file."""
+    """Raises UserError for the pointer that a clone without git-lfs has in place of a large file."""
     start = b"version https://git-lfs"
     if path.is_file():
         with open(path, "rb") as file:
             if file.read(len(start)) == start:
-                raise UserError(f"{path} is a pointer of git-lfs and not the file itself: run git lfs pull there")
+                raise UserError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull there")
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -77,50 +77,50 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
-        raise UserError(f"{path} is cut off or damaged, or no .safetensors file ({error}): get it again") from error
+        raise UserError(f"{path} is damaged or not a .safetensors file ({error}): download it again") from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
-            raise UserError(f"{name} of {path} is of the type {entry['dtype']}: weights are one of {sorted(_DTYPES)}")
+            raise UserError(f"{name} of {path} has the type {entry['dtype']}; allowed are {sorted(_DTYPES)}")
         tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__") or {}
 
 
 def write_safetensors(path: str | os.PathLike, tensors: Tensors, texts: dict[str, str]) -> None:
-    """Writes a .safetensors file, whole or not at all."""
+    """Writes a .safetensors file, completely or not at all."""
     data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata=texts)
     with replace_file(path) as file:
         file.write(data)
 
 
 def state_dict_of(loaded: dict[str, Any], path: Path) -> Tensors:
-    """The tensors by name in what `torch.save` wrote: all of it, or its entry `state_dict`.
+    """The tensors by name from the contents of a `torch.save` file: all of it, or its entry `state_dict`.
 
     Raises:
-      UserError: it holds something else beside tensors.
+      UserError: it contains something other than tensors.
     """
     nested = loaded.get("state_dict", loaded)
     others = [name for name, value in nested.items() if not isinstance(value, np.ndarray)]
     if others:
         raise UserError(
-            f"{path} must hold tensors by name, or them under 'state_dict'; {others[0]!r} in it is a "
+            f"{path} must contain tensors by name, directly or under 'state_dict'; {others[0]!r} in it is a "
             f"{type(nested[others[0]]).__name__}"
         )
     return nested
 
 
 def _read_shards(index: Path) -> Tensors:
-    """All tensors that an index names, from the files beside it."""
+    """All tensors that an index names, from the files in its folder."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise UserError(f"{index} has no weight_map: it is no index of shards")
+        raise UserError(f"{index} has no weight_map: it is not an index of shards")
     tensors: Tensors = {}
     for file in sorted(set(files.values())):
         if Path(file).name != file:
-            raise UserError(f"{index} names the shard {file!r}: shards lie beside their index")
+            raise UserError(f"{index} names the shard {file!r}: shards must be in the folder of their index")
         if not (index.parent / file).is_file():
-            raise UserError(f"{index} names the shard {file!r}, which is missing: get it too")
+            raise UserError(f"{index} names the shard {file!r}, which is missing: download it too")
         shard, _ = read_tensors(index.parent / file)
         for name in sorted(name for name, where in files.items() if where == file):
             if name not in shard:

@@ -1,4 +1,4 @@
-"""PyTorch's own files (.pt, .pth, .bin, .ckpt) as NumPy arrays: neither torch nor what a file names is run."""
+"""Reads PyTorch's own files (.pt, .pth, .bin, .ckpt) as NumPy arrays, without torch and without running their code."""
 
 import io
 import os
@@ -13,23 +13,23 @@ from ddpm_jax.interchange.torch_pickle import DAMAGE, Storage, Tensor, load_pick
 from ddpm_jax.runtime.errors import UserError
 
 _ZIP_START = b"PK\x03\x04"
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file by PyTorch before 1.6
 _LEGACY_START = b"\x80"
 _LEGACY_VERSION = 1001
 
 
 def read_torch_file(path: str | os.PathLike) -> dict[str, Any]:
-    """What `torch.save` or `torch.jit.save` wrote, tensors as NumPy arrays.
+    """The contents of a file by `torch.save` or `torch.jit.save`, with tensors as NumPy arrays.
 
-    Reads the zip format, the format from before PyTorch 1.6, and the weights of a TorchScript module, as nested dicts
-    by attribute. float16 and bfloat16 stay what they are (bfloat16 is that of ml_dtypes).
+    Reads the zip format, the format of PyTorch before 1.6, and the weights of a TorchScript module, as nested dicts
+    by attribute. float16 and bfloat16 are kept (bfloat16 is that of ml_dtypes).
 
     Returns:
-      Nested dicts with names for keys; in them arrays, numbers, texts, None and lists.
+      Nested dicts with names as keys, which contain arrays, numbers, strings, None and lists.
 
     Raises:
-      UserError: no such file, another format, a file that is cut off or damaged, or one that asks for anything but
-        tensors and dicts: nothing in a file is executed.
+      UserError: no such file, another format, a truncated or damaged file, or one that asks for anything but tensors
+        and dicts; nothing in a file is executed.
     """
     path = Path(path)
     try:
@@ -41,7 +41,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, Any]:
             elif start[:1] == _LEGACY_START:
                 loaded = _read_legacy(file, path)
             else:
-                raise UserError(f"{path} is no file of torch.save: it starts with {start!r}")
+                raise UserError(f"{path} was not written by torch.save: it starts with {start!r}")
         loaded = _plain(loaded, {})
     except UserError:
         raise
@@ -49,9 +49,9 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except (*DAMAGE, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} is cut off or damaged ({said}): get it again") from error
+        raise UserError(f"{path} is truncated or damaged ({said}): download it again") from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{path} must hold a dict of tensors; it holds a {type(loaded).__name__}")
+        raise UserError(f"{path} must contain a dict of tensors; it contains a {type(loaded).__name__}")
     return loaded
 
 
@@ -59,19 +59,19 @@ def _read_zip(file: io.BufferedIOBase, path: Path) -> Any:
     """The format of PyTorch 1.6 and later: NAME/data.pkl, the storages NAME/data/KEY, the byte order."""
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
-        # TorchScript compresses its code, which is not read; weights never are, so that no entry can be a bomb.
+        # TorchScript compresses its code, which is not read, but never weights; so no entry can be a zip bomb.
         stored = {name: info for name, info in entries.items() if info.compress_type == zipfile.ZIP_STORED}
         if sum(info.file_size for info in stored.values()) > os.path.getsize(path):
             raise ValueError("its parts are larger than the whole")
         pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise UserError(f"{path} is a zip file, but none of torch.save: it holds {sorted(entries)[:3]}")
+            raise UserError(f"{path} is a zip file, but not by torch.save: it contains {sorted(entries)[:3]}")
         folder = pickles[0].partition("/")[0]
 
         def content(name: str) -> bytes:
             if name in entries and name not in stored:
                 raise ValueError(f"{name} is compressed, which torch.save does not do")
-            return archive.read(name)  # checks the CRC
+            return archive.read(name)  # verifies the CRC
 
         byteorder = content(f"{folder}/byteorder").decode() if f"{folder}/byteorder" in entries else "little"
         if byteorder not in ("little", "big"):
@@ -92,14 +92,14 @@ def _read_zip(file: io.BufferedIOBase, path: Path) -> Any:
 
 
 def _read_legacy(file: io.BufferedIOBase, path: Path) -> Any:
-    """The format before PyTorch 1.6: three pickles of a header, the object, the storages' keys, the storages."""
+    """The format of PyTorch before 1.6: three header pickles, the object, the keys of the storages, the storages."""
     what = str(path)
     if load_pickle(file, what) != _LEGACY_MAGIC:
-        raise UserError(f"{path} is a pickle, but none of torch.save: it lacks its first number")
+        raise UserError(f"{path} is a pickle, but not by torch.save: it lacks the first number")
     version = load_pickle(file, what)
     if version != _LEGACY_VERSION:
         raise ValueError(f"version {version}")
-    load_pickle(file, what)  # sizes of C's types where it was written: the storages do not depend on them
+    load_pickle(file, what)  # sizes of C types on the machine that wrote the file; the storages do not depend on them
     storages: dict[str, Storage] = {}
 
     def load_storage(pid: tuple) -> Storage:
@@ -115,7 +115,7 @@ def _read_legacy(file: io.BufferedIOBase, path: Path) -> Any:
         (numel,) = struct.unpack("<q", file.read(8))
         if numel != storage.numel:
             raise ValueError(f"storage {key!r} has {numel} elements, not {storage.numel}")
-        # Not more than the file has: a number in the file must not decide about the memory.
+        # Not more than the file has: a number in the file must not determine how much memory is allocated.
         num_bytes = min(numel * storage.dtype.itemsize, os.path.getsize(path))
         storage.data = _numbers(file.read(num_bytes), "little", storage)
     if any(storage.data is None for storage in storages.values()):
@@ -130,7 +130,7 @@ def _same_type(storage: Storage, dtype: np.dtype) -> Storage:
 
 
 def _numbers(data: bytes, byteorder: str, storage: Storage) -> np.ndarray:
-    """[numel] in the machine's byte order; through integers, as bfloat16 knows no other order."""
+    """[numel] in the machine's byte order; converted as integers, because bfloat16 has only the native order."""
     itemsize = storage.dtype.itemsize
     if len(data) < storage.numel * itemsize:
         raise ValueError(f"storage {storage.key!r} has {len(data)} of {storage.numel * itemsize} bytes")
@@ -139,15 +139,15 @@ def _numbers(data: bytes, byteorder: str, storage: Storage) -> np.ndarray:
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
-    """Dicts by names, arrays, numbers, texts and lists; what is referred to twice is converted once.
+    """Dicts by name, arrays, numbers, strings and lists; objects that are referenced twice are converted once.
 
     Raises:
-      ValueError: it contains itself, or a thing of another kind.
+      ValueError: it contains itself, or an object of another kind.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if id(value) in done:
-        if done[id(value)] is value:  # begun, not finished
+        if done[id(value)] is value:  # conversion started but not finished
             raise ValueError("a container that contains itself")
         return done[id(value)]
     done[id(value)] = value
@@ -158,7 +158,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
     elif isinstance(value, (list, tuple)):
         plain = [_plain(item, done) for item in value]
     else:
-        raise ValueError(f"it holds a {type(value).__name__}")
+        raise ValueError(f"it contains a {type(value).__name__}")
     done[id(value)] = plain
     return plain
 

@@ -1,7 +1,7 @@
-"""The pickles inside a PyTorch file, read without calling anything that they name.
+"""Reads the pickles inside a PyTorch file without calling anything that they name.
 
-A pickle may name any function and have it called: here it gets inert stand-ins for the few names that tensors and
-dicts of them need, and every other name is refused before anything happens.
+A pickle may name any function and have it called. Here it gets inert stand-ins for the few names that tensors and dicts
+of tensors need; every other name is refused before anything happens.
 """
 
 import io
@@ -30,11 +30,11 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-# Python allocates what these ask for before it looks whether the file holds it; torch.save writes none of them.
+# For these, Python allocates memory before it checks that the file has the data; torch.save writes none of them.
 _REFUSED_OPCODES = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4", "INST", "OBJ"}
-_SMALL = 2**20  # elements: an expanded tensor (stride 0) may have so many more than its storage
+_SMALL = 2**20  # elements: an expanded tensor (stride 0) may have this many more than its storage
 
-# What reading a damaged or hostile pickle raises, as found by cutting and changing files.
+# Exceptions of reading a damaged or hostile pickle, found by truncating and changing files.
 DAMAGE = (
     pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
     MemoryError, RecursionError, UnicodeDecodeError,
@@ -42,10 +42,10 @@ DAMAGE = (
 
 
 class Storage:
-    """A run of numbers that tensors are cut from; `data` comes when the bytes are read."""
+    """A flat array that tensors are views of; `data` is set when the bytes are read."""
 
     def __init__(self, key: str, dtype: np.dtype, numel: int):
-        # Nothing of another type is printed: a text of nested lists can be longer than the memory.
+        # Values of other types are not printed: the text of nested lists can exceed the memory.
         if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
             raise ValueError("a storage without a name or a size")
         self.key, self.dtype, self.numel = key, dtype, numel
@@ -68,14 +68,14 @@ class Tensor:
         raise ValueError("a tensor has no state")
 
     def array(self) -> np.ndarray:
-        """An array of its own, C-contiguous.
+        """A copy, C-contiguous.
 
         Raises:
-          ValueError: a part of it would lie outside of its storage.
+          ValueError: a part of it would be outside its storage.
         """
         numbers = (self.offset, *self.shape, *self.strides)
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise ValueError("a tensor with an offset, shape or strides that are no numbers from 0 up")
+            raise ValueError("a tensor whose offset, shape or strides are not numbers of at least 0")
         if len(self.shape) != len(self.strides) or len(self.shape) > 32:
             raise ValueError(f"a tensor has {len(self.shape)} axes and {len(self.strides)} strides")
         count = math.prod(self.shape)
@@ -84,7 +84,7 @@ class Tensor:
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if last >= self.storage.numel or count > max(self.storage.numel, _SMALL):
             raise ValueError(
-                f"a tensor of shape {self.shape} with strides {self.strides} from {self.offset} on leaves its storage "
+                f"a tensor of shape {self.shape} with strides {self.strides} from {self.offset} on exceeds its storage "
                 f"{self.storage.key!r} of {self.storage.numel} elements"
             )
         strides = [stride * self.storage.dtype.itemsize for stride in self.strides]
@@ -94,21 +94,21 @@ class Tensor:
 
 
 class Object(dict):
-    """A stand-in for an object of a class: its attributes by name. Nothing of the class itself is there."""
+    """A stand-in for an object: its attributes by name, without anything from its class."""
 
     def __setstate__(self, state: Any) -> None:
         self.update(state if isinstance(state, dict) else {"state": state})
 
 
 class _OrderedDict(dict):
-    """Of collections.OrderedDict, with what torch hangs on it (versions of modules) left out."""
+    """A stand-in for collections.OrderedDict, without what torch attaches to it (versions of modules)."""
 
     def __setstate__(self, state: Any) -> None:
         del state
 
 
 class _StorageType:
-    """The type of a storage, as a storage's record names it."""
+    """The type of a storage, as named in the record of a storage."""
 
     def __init__(self, name: str):
         self.dtype = STORAGES[name]
@@ -118,7 +118,7 @@ class _StorageType:
 
 
 class _Function:
-    """A function of ours under the name that the pickle knows; a pickle cannot change it."""
+    """One of our functions under the name that the pickle uses; a pickle cannot change it."""
 
     def __init__(self, function: Callable):
         self._function = function
@@ -137,7 +137,7 @@ def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any
 
 
 def _known(module: str, name: str, torch_script: bool) -> Any:
-    """What stands in for module.name; None where nothing does."""
+    """The stand-in for module.name; None if there is none."""
     if (module, name) == ("collections", "OrderedDict"):
         return _OrderedDict
     if module == "torch" and name in STORAGES:
@@ -168,14 +168,14 @@ class _Unpickler(pickle.Unpickler):
         found = _known(module, name, self._torch_script)
         if found is None:
             raise UserError(
-                f"{self._what} asks for {module}.{name}, which weights do not need and which may do anything: nothing "
+                f"{self._what} asks for {module}.{name}, which weights do not need and which may run any code: nothing "
                 "of it was executed; save the tensors alone (a state_dict), or as .safetensors"
             )
         return found
 
     def persistent_load(self, pid: Any) -> Storage:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _StorageType):
-            raise pickle.UnpicklingError("a reference to something that is no storage")
+            raise pickle.UnpicklingError("a reference to something that is not a storage")
         return self._load_storage(pid)
 
 
@@ -185,16 +185,16 @@ def load_pickle(
     load_storage: Callable[[tuple], Storage] | None = None,
     torch_script: bool = False,
 ) -> Any:
-    """The next pickle of `file`, which is left behind its end; tensors as `Tensor`.
+    """The next pickle of `file`, which is then positioned after it; tensors as `Tensor`.
 
     Args:
-      what: names the file in complaints.
-      load_storage: a persistent id -> its storage; None where there must be none.
-      torch_script: stand-ins for the classes of a TorchScript module too.
+      what: names the file in error messages.
+      load_storage: a persistent id -> its storage; None if the pickle must not contain one.
+      torch_script: also provide stand-ins for the classes of a TorchScript module.
 
     Raises:
       UserError: it names something that is not on the list of stand-ins.
-      one of DAMAGE: it is no pickle, or cut off.
+      one of DAMAGE: it is not a pickle, or is truncated.
     """
 
     def no_storage(pid: tuple) -> Storage:
@@ -204,7 +204,7 @@ def load_pickle(
     size = file.seek(0, io.SEEK_END)
     file.seek(start)
     for opcode, argument, _ in pickletools.genops(file):
-        # Python's memo is as long as its largest index says.
+        # Python allocates the memo by its largest index.
         beyond = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > size
         if opcode.name in _REFUSED_OPCODES or beyond:
             raise pickle.UnpicklingError(f"the opcode {opcode.name}, which torch.save does not write")

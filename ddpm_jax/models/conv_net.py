@@ -1,6 +1,6 @@
-"""The smallest network of the package: convolutions of one width, without levels or attention.
+"""The smallest network of the package: convolutions of equal width, without levels and attention.
 
-For tests, for trying out everything around a network in seconds, and as the pattern of a network of one's own.
+Use it for tests, for trying out everything around a network in seconds, and as a template for your own network.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ class ConvNet(nn.Module):
 
     Attributes:
       channels: width of every layer; even.
-      num_layers: residual layers; a pixel of the prediction sees num_layers + 2 pixels to every side.
-      out_channels: channels of the prediction; 0 for as many as x_t has.
-      num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t.
-      null_class: the label num_classes stands for no class; see `data.condition`.
+      num_layers: residual layers; the receptive field is num_layers + 2 pixels in every direction.
+      out_channels: channels of the prediction; 0: as many as x_t.
+      num_classes: > 0: the network takes labels, and a learned vector per label is added to the embedding of t.
+      null_class: the label num_classes means "no class"; see `data.condition`.
       dtype: of the convolutions. Parameters and the output are float32.
-      remat: the backward pass computes each layer over again (gradient checkpointing).
+      remat: gradient checkpointing: the backward pass recomputes each layer.
     """
 
     channels: int = 32
@@ -49,13 +49,13 @@ class ConvNet(nn.Module):
 
         Args:
           x_t: images of any height and width.
-          t: steps 0..T-1, whole or, between two steps, not.
-          condition: {"label": int [B]} in 0..num_classes-1, or num_classes for none with `null_class`, where
-            num_classes > 0, and one outside gives NaN; else empty.
-          train: makes no difference: there is no dropout.
+          t: steps 0..T-1, whole or fractional.
+          condition: {"label": int [B]} with labels 0..num_classes-1, or num_classes for none with `null_class`, if
+            num_classes > 0 (labels out of range give NaN); else empty.
+          train: no effect, because there is no dropout.
 
         Raises:
-          UserError: an entry is missing, or one is given that the network does not take.
+          UserError: an entry is missing, or the network does not take an entry.
         """
         del train
         condition = condition or {}
@@ -91,12 +91,12 @@ class _Layer(nn.Module):
 
 
 def check_conv_net(network: ConvNet, image_size: tuple[int, int]) -> None:
-    """Refuses settings that the network cannot be built with.
+    """Checks the settings of a network before it is built.
 
     Raises:
-      UserError: names the attribute of the network, what it is, and what it may be.
+      UserError: names the attribute of the network, its value, and the allowed values.
     """
-    del image_size  # any will do
+    del image_size  # any size works
     if network.channels % 2 or network.channels < 4:
         raise UserError(f"{arg('channels')} must be even and at least 4; got {network.channels}")
     for field, least in (("num_layers", 1), ("num_classes", 0)):

@@ -1,7 +1,7 @@
-"""The initialisers of Ho et al.'s code, and how all parameters of a network come from a few long draws.
+"""The initialisers of Ho et al.'s code, and a way to initialise a whole network from a few long random draws.
 
-A draw a tensor, as Flax makes them, is hundreds of small random generators, which XLA takes longer to compile than all
-else that a run does before its first step.
+One draw per tensor, as in Flax, means hundreds of small random generators, which take XLA longer to compile than
+everything else that a run does before its first step.
 """
 
 import math
@@ -15,19 +15,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-# Numbers in the first draw, each after which is twice as long, and in the longest, which bounds the memory for them.
+# Length of the first draw (each further one is twice as long) and of the longest, which limits the memory.
 _FIRST_DRAW, _LONGEST_DRAW = 2**18, 2**22
 
 
 class _RandomStream:
-    """Uniform numbers in -1..1, cut off in the order in which they are asked for."""
+    """Uniform numbers in -1..1, handed out in the order of the calls."""
 
     def __init__(self, key: Key[Array, ""]):
         self._key, self._num_draws = key, 0
         self._numbers, self._taken = jnp.zeros(0), 0
 
     def take(self, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """The next numbers; a draw too short for them is thrown away."""
+        """The next numbers; the rest of a draw that is too short is discarded."""
         size = math.prod(shape)
         if self._taken + size > self._numbers.size:
             length = max(size, min(_FIRST_DRAW * 2**self._num_draws, _LONGEST_DRAW))
@@ -43,9 +43,10 @@ _stream: ContextVar[_RandomStream | None] = ContextVar("_stream", default=None)
 
 @contextmanager
 def shared_draws(key: Key[Array, ""]) -> Iterator[None]:
-    """Within, the initialisers of this file take their numbers from a few long draws of `key`, not of their own keys.
+    """In the block, the initialisers of this file take their numbers from a few long draws of `key`, not their own
+    keys.
 
-    The distribution is the same, the numbers are others.
+    The distribution is the same, but the numbers differ.
     """
     token = _stream.set(_RandomStream(key))
     try:
@@ -68,5 +69,5 @@ def fan_avg_uniform(scale: float) -> nn.initializers.Initializer:
 
 
 INIT = fan_avg_uniform(1.0)
-# The original writes scale 0 as 1e-10: "zero" layers start as near-identity branches.
+# The original uses 1e-10 for scale 0: blocks with "zero" layers start as near-identities.
 ZERO_INIT = fan_avg_uniform(1e-10)

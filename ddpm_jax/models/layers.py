@@ -29,10 +29,10 @@ def time_embedding(
     Vaswani et al. 2017, section 3.5, in the order and the spacing of Ho et al.'s code.
 
     Args:
-      t: steps 0..T-1, as numbers (not scaled by T); whole or not.
+      t: steps 0..T-1 (not scaled by T), whole or fractional.
       dim: even, at least 4.
       order: "sin_cos" (Ho et al.) or "cos_sin" (Nichol and Dhariwal 2021).
-      spacing: what i is divided by: "half_minus_1", dim/2 - 1 (Ho et al.: the last frequency is 1/10000), or "half",
+      spacing: the divisor of i: "half_minus_1", dim/2 - 1 (Ho et al.: the last frequency is 1/10000), or "half",
         dim/2 (Nichol and Dhariwal 2021).
 
     Raises:
@@ -53,20 +53,20 @@ def time_embedding(
 
 
 def check_condition(condition: Mapping[str, Array], names: Sequence[str]) -> None:
-    """Raises UserError unless the condition has the entries that the network takes, and no others."""
+    """Raises UserError unless the condition has exactly the entries that the network takes."""
     if set(condition) != set(names):
         raise UserError(f"the network takes the condition {sorted(names)}; got {sorted(condition)}")
 
 
 def class_embedding(module: nn.Module, labels: Int[Array, "B"], num_classes: int, dim: int) -> Float[Array, "B dim"]:
-    """A learned vector of each class, the parameter "label_embedding" of `module`; NaN for a label outside."""
+    """A learned vector per class, the parameter "label_embedding" of `module`; NaN for a label out of range."""
     vectors = module.param("label_embedding", nn.initializers.normal(1.0), (num_classes, dim))
-    # Unsigned, since a negative index would count from the last label.
+    # Unsigned, because a negative index would count from the last label.
     return jnp.take(vectors, labels.astype(jnp.uint32), axis=0, mode="fill")
 
 
 def downsample_mean(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
-    """The mean of every 2x2 pixels."""
+    """The mean over 2x2 pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
@@ -75,17 +75,17 @@ RESIZES = {"": lambda x: x, "down": downsample_mean, "up": upsample_nearest}
 
 
 class GroupNorm(nn.Module):
-    """(x - mean)/sqrt(var + epsilon) * scale + bias, mean and variance of the pixels of a group of channels (Wu and
-    He 2018, equations 1 and 2), in float32.
+    """(x - mean)/sqrt(var + epsilon) * scale + bias, with mean and variance over the pixels of a group of channels (Wu
+    and He 2018, equations 1 and 2), in float32.
 
-    Sums run over the pixels of a channel first, then over the channels of a group, which every compiler does faster
-    than both at once.
+    Sums run over the pixels of a channel first and then over the channels of a group, which is faster with every
+    compiler than both at once.
 
     Attributes:
-      one_pass: the variance is E[x^2] - mean^2, so that x is read once for both, or not at all where a compiler takes
-        the sums as it computes x; else it is the mean of (x - mean)^2. For an x that was rounded to bfloat16, whose
-        rounding has changed the result by more: by some 2^-9 sqrt(R), R = E[x^2]/var, beside 2^-25 R. Of a float32 x
-        of mean 1000 and deviation 1 it is wrong in the first digits.
+      one_pass: the variance is E[x^2] - mean^2, so that x is read once for both, or not at all if a compiler computes
+        the sums together with x; otherwise it is the mean of (x - mean)^2. Use it for an x that was rounded to
+        bfloat16: that rounding has changed the result by about 2^-9 sqrt(R), R = E[x^2]/var, and one pass adds only
+        2^-25 R. For a float32 x with mean 1000 and deviation 1 it is wrong in the first digits.
     """
 
     num_groups: int
@@ -113,10 +113,10 @@ class GroupNorm(nn.Module):
 
 
 class Norm(nn.Module):
-    """GroupNorm over float32, whatever x is.
+    """GroupNorm in float32, whatever the dtype of x.
 
     Attributes:
-      dtype: what x was computed in; of bfloat16, one pass will do.
+      dtype: the dtype in which x was computed; for bfloat16 one pass is accurate enough.
     """
 
     num_groups: int
@@ -134,7 +134,7 @@ class ResBlock(nn.Module):
 
     Attributes:
       channels: width of the output.
-      scale_shift_norm: time enters after the second norm, as norm(h) * (1 + scale) + shift, and not before it
+      scale_shift_norm: time enters after the second norm, as norm(h) * (1 + scale) + shift, instead of before it
         (Nichol and Dhariwal 2021, appendix A; adaptive group normalisation in Dhariwal and Nichol 2021, section 3.1).
       resize: "down" or "up" halves or doubles x and, between the first swish and its conv, f(x, t)
         (Dhariwal and Nichol 2021, section 3, after BigGAN).
@@ -165,8 +165,8 @@ class ResBlock(nn.Module):
             scale, shift = jnp.split(by_time.astype(jnp.float32), 2, axis=-1)
             h = norm_2(h) * (1 + scale) + shift
         else:
-            # In float32: of a sum in half precision XLA makes one in the convolution, for which it writes the time out
-            # as large as the image.
+            # In float32: for a sum in half precision XLA fuses it into the convolution, and writes the time out as an
+            # array as large as the image.
             h = norm_2(h.astype(jnp.float32) + by_time.astype(jnp.float32))
         h = nn.swish(h).astype(self.dtype)
         h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(h)
@@ -197,7 +197,7 @@ class SelfAttention(nn.Module):
 
         def project(name: str) -> Array:
             out = nn.Dense(channels, kernel_init=INIT, dtype=self.dtype, name=name)(h)
-            # Heads join the batch: products over [B, HW, heads, c] differ in the last bits, even with one head.
+            # Heads are part of the batch: products over [B, HW, heads, c] differ in the last bits, even with one head.
             out = out.reshape(batch, num_pixels, self.num_heads, head_channels).swapaxes(1, 2)
             return out.reshape(-1, num_pixels, head_channels)  # [B heads, HW, c]
 
@@ -214,8 +214,8 @@ class Downsample(nn.Module):
     """[B, H, W, C] -> [B, H/2, W/2, C]: 3x3 conv, stride 2.
 
     Attributes:
-      padding: "end", a row below and a column on the right (Ho et al.; TF's SAME), or "both", one on every side, of
-        which the last row and column are not reached (Nichol and Dhariwal 2021, and most of PyTorch).
+      padding: "end", a row at the bottom and a column on the right (Ho et al.; "SAME" in TensorFlow), or "both", one on
+        every side, of which the last row and column are not used (Nichol and Dhariwal 2021, and most of PyTorch).
     """
 
     dtype: DTypeLike

@@ -1,4 +1,4 @@
-"""Fresh parameters of a network, and how many it has."""
+"""Initial parameters of a network, and their number."""
 
 from collections.abc import Mapping
 
@@ -17,21 +17,22 @@ def init_params(
     image_shape: tuple[int, int, int],
     condition: Mapping[str, Array | np.ndarray] | None = None,
 ) -> dict:
-    """Fresh float32 parameters for images (H, W, C); jit- and eval_shape-compatible.
+    """Initial float32 parameters for images (H, W, C); jit- and eval_shape-compatible.
 
-    Of the same distribution as `network.init`'s, from a few long draws, which compile many times sooner.
+    They have the same distribution as those of `network.init`, but come from a few long draws, which compile much
+    faster.
 
     Args:
-      condition: what the network is told of one image, [1, ...] each; by default the label 0 of a network with
-        classes, else nothing.
+      condition: the condition of one image, [1, ...] per entry; by default label 0 for a network with classes, else
+        empty.
     """
     t = jnp.zeros((1,), jnp.int32)
     if condition is None:
         condition = {"label": t} if getattr(network, "num_classes", 0) else {}
-    if getattr(network, "remat", False):  # which names no parameter; a draw must not happen inside of it
+    if getattr(network, "remat", False):  # remat changes no parameter name, and a draw must not happen inside it
         network = network.clone(remat=False)
 
-    @jax.jit  # the network itself is never run: nothing asks for its output
+    @jax.jit  # the network itself is never run, because its output is not used
     def draw(key: Key[Array, ""]) -> dict:
         key_together, key_apart = jax.random.split(key)
         with shared_draws(key_together):

@@ -24,35 +24,35 @@ from ddpm_jax.models.layers import (
 class UNet(nn.Module):
     """eps_theta(x_t, t) of Ho et al. 2020, appendix B; 35,746,307 parameters at the defaults with 3 channels.
 
-    The other values of the attributes from `norm_eps` on are those of Nichol and Dhariwal 2021 and of Dhariwal and
-    Nichol 2021. Differs: the initialisers stay those of Ho et al.'s code.
+    The other values of the attributes from `norm_eps` on are for the networks of Nichol and Dhariwal 2021 and of
+    Dhariwal and Nichol 2021. Differs: the initialisers are always those of Ho et al.'s code.
 
     Attributes:
       channels: width of the first level.
-      channel_mults: width of each level as a multiple of `channels`, whole or not (0.5); each level halves H and W.
-      num_res_blocks: residual blocks a level going down; one more going up.
-      attention_resolutions: heights in pixels at which every residual block is followed by self-attention.
-      dropout: rate inside the residual blocks.
-      num_groups: of every GroupNorm; divides every width.
-      out_channels: channels of the prediction; 0 for as many as x_t has.
+      channel_mults: width of each level as a multiple of `channels`, also fractional (0.5); each level halves H and W.
+      num_res_blocks: residual blocks per level going down; one more going up.
+      attention_resolutions: heights in pixels where every residual block is followed by self-attention.
+      dropout: dropout rate inside the residual blocks.
+      num_groups: groups of every GroupNorm; must divide every width.
+      out_channels: channels of the prediction; 0: as many as x_t.
       dtype: of the convolutions and dense layers. Parameters, norms and the output are float32.
-      norm_eps: epsilon of every GroupNorm; 1e-5 in OpenAI's codes and most of PyTorch.
+      norm_eps: epsilon of every GroupNorm; 1e-5 in OpenAI's code and most PyTorch code.
       num_heads: heads of every self-attention.
-      head_channels: > 0 gives every self-attention width/head_channels heads, whatever `num_heads` is.
-      scale_shift_norm: the embedding of t scales and shifts the second norm of a residual block, and is not added
-        before it.
-      resample_in_blocks: residual blocks resize the image, and not convolutions ("resblock_updown").
-      down_padding: of the convolution that halves it: "end" (bottom and right; Ho et al.) or "both" sides.
+      head_channels: > 0: every self-attention has width/head_channels heads, and `num_heads` is ignored.
+      scale_shift_norm: the embedding of t scales and shifts the second norm of a residual block, instead of being
+        added before it.
+      resample_in_blocks: residual blocks resize the image, instead of convolutions ("resblock_updown").
+      down_padding: padding of the downsampling convolution: "end" (bottom and right; Ho et al.) or "both" sides.
       embedding_order: of the embedding of t: "sin_cos" (Ho et al.) or "cos_sin".
       embedding_spacing: of its frequencies: "half_minus_1" (Ho et al.) or "half".
       time_scale: t is embedded as time_scale * t. 1000/T is improved-diffusion's `rescale_timesteps`.
-      num_classes: > 0: the network takes labels, and a learned vector of each is added to the embedding of t.
-      null_class: the label num_classes stands for no class; see `data.condition`.
-      conv_in_channels: width of the first convolution; 0 for `channels`. In Dhariwal and Nichol 2021 it is the first
-        level's, which differs where that level's multiple is not 1.
-      remat: of the inside of every residual block and self-attention, the backward pass is left the outputs of
-        convolutions alone and computes the rest over again (Chen et al. 2016): less memory for more time. Parameters,
-        dropout and the prediction are the same.
+      num_classes: > 0: the network takes labels, and a learned vector per label is added to the embedding of t.
+      null_class: the label num_classes means "no class"; see `data.condition`.
+      conv_in_channels: width of the first convolution; 0 for `channels`. In Dhariwal and Nichol 2021 it is that of the
+        first level, which differs if the multiple of that level is not 1.
+      remat: gradient checkpointing: inside every residual block and self-attention, only the outputs of convolutions
+        are kept for the backward pass, which recomputes the rest (Chen et al. 2016): less memory, more time.
+        Parameters, dropout and the prediction are the same.
     """
 
     channels: int = 128
@@ -90,13 +90,13 @@ class UNet(nn.Module):
 
         Args:
           x_t: images, H and W divisible by 2^(levels-1).
-          t: steps 0..T-1, whole or, between two steps, not.
-          condition: {"label": int [B]} in 0..num_classes-1, or num_classes for none with `null_class`, where
-            num_classes > 0, and one outside gives NaN; else empty.
-          train: with dropout, from the key "dropout".
+          t: steps 0..T-1, whole or fractional.
+          condition: {"label": int [B]} with labels 0..num_classes-1, or num_classes for none with `null_class`, if
+            num_classes > 0 (labels out of range give NaN); else empty.
+          train: whether to apply dropout, with the key "dropout".
 
         Raises:
-          UserError: an entry is missing, or one is given that the network does not take.
+          UserError: an entry is missing, or the network does not take an entry.
         """
         condition = condition or {}
         check_condition(condition, ["label"] if self.num_classes else [])
@@ -141,11 +141,11 @@ class UNet(nn.Module):
 
         h = nn.swish(Norm(self.num_groups, self.norm_eps, self.dtype, name="norm_out")(h))
         out = self.out_channels or x_t.shape[-1]
-        # The head stays in float32: its rounding would be noise on the prediction.
+        # The output layer stays in float32, because its rounding would be noise on the prediction.
         return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(h)
 
     def _embedding(self, t: Array, labels: Array | None) -> Float[Array, "B E"]:
-        """Of the step and, where there are classes, of the label; E is 4 channels."""
+        """The embedding of the step and, if there are classes, of the label; E = 4 channels."""
 
         def dense(name: str) -> nn.Dense:
             return nn.Dense(4 * self.channels, kernel_init=INIT, dtype=self.dtype, name=name)
@@ -174,7 +174,7 @@ class UNet(nn.Module):
         )
 
         def run(block: ResBlock, h: Array, skip: Array | None, time: Array) -> Array:
-            # Joined in here: the two parts are kept for the backward pass anyway, the whole need not be.
+            # Concatenated here: the two parts are kept for the backward pass anyway, the whole need not be kept.
             return block(h if skip is None else jnp.concatenate([h, skip], axis=-1), time, train=train)
 
         return self._rematerialised(run)(block, h, skip, time)
@@ -185,16 +185,16 @@ class UNet(nn.Module):
         return self._rematerialised(SelfAttention.__call__)(block, h)
 
     def _rematerialised(self, run: Callable[..., Array]) -> Callable[..., Array]:
-        """`run` with gradient checkpointing, where the network has it."""
-        # Around a function of a module: around a class it would rename the parameters.
+        """`run` with gradient checkpointing, if the network uses it."""
+        # Applied to a function of a module; applied to a class it would rename the parameters.
         return nn.remat(run, policy=_is_convolution) if self.remat else run
 
 
 def _is_convolution(primitive: object, *_: object, **__: object) -> bool:
-    """What remat keeps: the costliest outputs, which are few. The rest of a block is cheap or, as logits are, large."""
+    """Selects what remat keeps: the costliest outputs, which are few. Other values are cheap, or large like logits."""
     return primitive is jax.lax.conv_general_dilated_p
 
 
 def level_widths(channels: int, channel_mults: Sequence[int | float]) -> list[int]:
-    """The channels of every level; `unet_checks` refuses fractions of one."""
+    """The channels of every level; `unet_checks` makes sure that they are whole numbers."""
     return [round(channels * mult) for mult in channel_mults]

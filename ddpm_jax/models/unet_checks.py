@@ -1,4 +1,4 @@
-"""What is refused before a network is built."""
+"""Checks of the U-Net's settings, before it is built."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 
 def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
-    """Refuses settings that the network cannot be built with, or that would silently do nothing.
+    """Checks for settings that the network cannot be built with, or that would silently have no effect.
 
     Raises:
-      UserError: names the attribute of the network, what it is, and what it may be.
+      UserError: names the attribute of the network, its value, and the allowed values.
     """
     if not unet.channel_mults or min(unet.channel_mults) <= 0:
         raise UserError(f"{arg('channel_mults')} must be one or more numbers above 0; got {unet.channel_mults}")
@@ -60,13 +60,13 @@ def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
     check_one_of("down_padding", unet.down_padding, DOWN_PADDINGS)
     if unet.resample_in_blocks and unet.down_padding != "end":
         raise UserError(
-            f"{arg('down_padding')} is of a convolution that {arg('resample_in_blocks')}=True replaces; with it "
+            f"{arg('down_padding')} is for a convolution that {arg('resample_in_blocks')}=True replaces; with it "
             f"it must be 'end'; got {unet.down_padding!r}"
         )
 
 
 def _check_groups(unet: UNet) -> None:
-    """Raises UserError where a norm cannot be cut into its groups."""
+    """Raises UserError if the groups do not divide the channels of a norm."""
     if unet.conv_in_channels < 0:
         raise UserError(f"{arg('conv_in_channels')} must be at least 0; got {unet.conv_in_channels}")
     if unet.conv_in_channels % unet.num_groups:
@@ -74,7 +74,7 @@ def _check_groups(unet: UNet) -> None:
             f"{arg('conv_in_channels')} must be divisible by the {unet.num_groups} groups of {arg('num_groups')}; "
             f"got {unet.conv_in_channels}"
         )
-    mults = unet.channel_mults if unet.conv_in_channels else (1, *unet.channel_mults)  # 1: of conv_in
+    mults = unet.channel_mults if unet.conv_in_channels else (1, *unet.channel_mults)  # 1: for conv_in
     for mult, width in zip(mults, level_widths(unet.channels, mults), strict=True):
         if width % unet.num_groups:
             raise UserError(
@@ -84,7 +84,7 @@ def _check_groups(unet: UNet) -> None:
 
 
 def _check_heads(unet: UNet, heights: Sequence[int]) -> None:
-    """Raises UserError where a self-attention cannot be cut into its heads."""
+    """Raises UserError if the heads do not divide the channels of a self-attention."""
     with_attention = [h in unet.attention_resolutions for h in heights]
     with_attention[-1] = True  # the middle of the network
     all_widths = level_widths(unet.channels, unet.channel_mults)

@@ -10,7 +10,7 @@ from ddpm_jax.models.initialisers import INIT
 
 
 def upsample_nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
-    """Every pixel as 2x2 of the same (nearest neighbour)."""
+    """Repeats every pixel 2x2 times (nearest neighbour)."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
@@ -19,16 +19,16 @@ def upsample_nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
 def upsample_conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], dtype: DTypeLike
 ) -> Float[Array, "B 2*H 2*W D"]:
-    """The 3x3 convolution of `upsample_nearest(x)`, zeros around it.
+    """The 3x3 convolution of `upsample_nearest(x)` with zero padding.
 
-    On CPU and TPU in 4/9 of its operations, and without making `upsample_nearest(x)`.
+    On CPU and TPU it takes 4/9 of the operations, and `upsample_nearest(x)` is never stored.
 
-    That is x with a zero after each pixel, convolved with 2x2 ones and then with the kernel; one 4x4 kernel does both.
-    Of its weights, whose sums are taken in the kernel's own precision, 2x2 meet no zero.
+    Upsampling is x with a zero after each pixel, convolved with 2x2 ones. The kernel is then applied; one 4x4 kernel
+    does both. For each output pixel, 2x2 of its weights (sums, taken in the kernel's own precision) meet no zero.
     """
     with_ones = _with_two_ones(_with_two_ones(kernel, 0), 1).astype(dtype)
-    # What each compiler does well. XLA for CPU takes 100 times as long for zeros between pixels. XLA for GPUs writes
-    # them out, and makes of the gradient by the kernel a convolution with a window as large as the image.
+    # The fast way for each compiler. On CPU, XLA takes 100 times as long for zeros between pixels. On GPUs, XLA stores
+    # the zeros, and turns the gradient by the kernel into a convolution with a window as large as the image.
     return jax.lax.platform_dependent(
         x.astype(dtype),
         kernel.astype(dtype),
@@ -50,7 +50,7 @@ def _as_dilated_conv(x: Array, kernel: Float[Array, "4 4 C D"]) -> Array:
 
 
 def _as_four_convs(x: Array, kernel: Float[Array, "4 4 C D"]) -> Array:
-    """Four convolutions of x itself, for the upper left, the upper right, ... of the 2x2 pixels that come of each."""
+    """Four convolutions of x itself, one for each position (upper left, upper right, ...) in the 2x2 output pixels."""
     batch, height, width, channels = x.shape
     kernel = kernel.reshape(2, 2, 2, 2, channels, -1)
 

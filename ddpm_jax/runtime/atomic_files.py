@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever moment the process ends at."""
+"""Files that are either complete or absent, even if the process is killed while it writes."""
 
 import os
 import shutil
@@ -13,13 +13,13 @@ from ddpm_jax.runtime.errors import UserError
 
 @contextmanager
 def replace_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
-    """An open file that takes the place of `path` when the block ends without an exception.
+    """An open file that replaces `path` when the block ends without an exception.
 
-    The folder of `path` is made where it is missing. After an exception `path` is as it was before.
+    The folder of `path` is created if it is missing. After an exception `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic only within one file system.
+    # In the same folder, because a rename is atomic only within one file system.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -30,7 +30,7 @@ def replace_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
 
 
 def check_folder(flag: str, folder: str) -> None:
-    """Makes the folder; raises UserError, which names the flag, where nothing can be written: before hours of work."""
+    """Creates the folder; raises UserError, naming the flag, if it cannot be written. For a check before long work."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -41,21 +41,21 @@ def check_folder(flag: str, folder: str) -> None:
 
 @contextmanager
 def new_folder(flag: str, path: str | os.PathLike) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` when the block ends without an exception: whole or not at all.
+    """A folder to fill, which becomes `path`, complete, when the block ends without an exception.
 
     Raises:
-      UserError: names the flag; `path` is there and holds something, or it cannot be made.
+      UserError: `path` exists and is not empty, or it cannot be created; the message names the flag.
     """
     path = Path(os.path.abspath(path))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{flag} must be a new folder or an empty one; {path} holds something")
+        raise UserError(f"{flag} must be a new or empty folder; {path} is not empty")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{flag}: the folder {path} cannot be made ({error.strerror}); give another") from error
+        raise UserError(f"{flag}: the folder {path} cannot be created ({error.strerror}); give another") from error
     try:
         yield part
-        os.replace(part, path)  # an empty folder gives way
+        os.replace(part, path)  # replaces an empty folder
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Long loops on the devices in chunks, each one call of a compiled function.
+"""Long loops on the devices in chunks; each chunk is one call of a compiled function.
 
-Between two chunks the host shows progress, keeps what is done and reacts to Ctrl-C.
+Between two chunks the host shows progress, stores intermediate results and reacts to Ctrl-C.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ MAX_CHUNKS = 50
 def chunks_of(num_steps: int) -> list[range]:
     """0..num_steps-1 in order, in at most MAX_CHUNKS parts.
 
-    They are of one length, or of two that differ by one, so that one or two compilations serve all.
+    They have one length, or two lengths that differ by one, so that at most two compilations are needed.
     """
     parts = np.array_split(np.arange(num_steps), min(MAX_CHUNKS, num_steps))
     return [range(int(part[0]), int(part[-1]) + 1) for part in parts]
@@ -33,12 +33,12 @@ def jit_chunk(
     batch_axis: int = 0,
     donate: int | None = None,
 ) -> Callable[..., Any]:
-    """`function` of one chunk, compiled for the mesh; what it returns is cut along the batch.
+    """`function` of one chunk, compiled for the mesh; its results are split along the batch.
 
     Args:
       in_shardings: one for each argument.
-      batch_axis: of every array that it returns.
-      donate: the number of the argument, such as the state so far, whose memory the result may take.
+      batch_axis: of every array that `function` returns.
+      donate: index of an argument, such as the state so far, whose memory the result may reuse.
     """
     return jax.jit(
         function,

@@ -1,4 +1,4 @@
-"""What the commands `python -m ddpm_jax.<verb>` share: flags in, exit codes and one-line errors out."""
+"""Shared code of the commands `python -m ddpm_jax.<verb>`: flags, exit codes and one-line errors."""
 
 import argparse
 import contextlib
@@ -13,14 +13,14 @@ from ddpm_jax.runtime.multi_host_flags import add_host_flags, joined
 EXIT_OK, EXIT_INTERRUPTED = 0, 130  # 130 = 128 + SIGINT, as shells count
 
 _LESS_MEMORY = (
-    "remedies: a smaller batch (train.batch_size, sample.batch_size, --batch_size), and in training "
+    "remedies: a smaller batch (train.batch_size, sample.batch_size, --batch_size); in training also "
     "train.grad_accum_steps, model.remat=true, model.dtype=bfloat16 and mesh.fsdp, which "
     "python -m ddpm_jax.benchmark --dry_run --rows=all compares"
 )
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command, whose complaints are `UserError`s."""
+    """The parser of one command; its errors are `UserError`s."""
 
     def __init__(self, verb: str, purpose: str, example: str, *, takes_hosts: bool = False, compiles: bool = True):
         """Flags are added by the caller.
@@ -29,8 +29,8 @@ class CommandParser(argparse.ArgumentParser):
           verb: the last part of the module's name.
           purpose: one or two sentences for the top of `--help`.
           example: a command line to copy.
-          takes_hosts: whether several processes may run it together; `run` then joins them.
-          compiles: whether it computes with JAX at all.
+          takes_hosts: whether several processes may run it together; `run` then connects them.
+          compiles: whether the command compiles JAX programs.
         """
         super().__init__(
             prog=f"ddpm_jax.{verb}", description=purpose, epilog=f"example:\n  {example}", allow_abbrev=False,
@@ -38,12 +38,12 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
         )  # fmt: skip
         self.takes_hosts = takes_hosts
-        self.hints: dict[str, str] = {}  # a flag that people look for and there is not -> what to do
+        self.hints: dict[str, str] = {}  # a flag that people try but that does not exist -> what to do instead
         if takes_hosts:
             add_host_flags(self)
         if compiles:
             self.add_argument("--nocompilation_cache", action="store_true",
-                              help="do not keep compiled programs in the user's cache folder")  # fmt: skip
+                              help="do not store compiled programs in the user's cache folder")  # fmt: skip
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see python -m {self.prog} --help")
@@ -52,25 +52,25 @@ class CommandParser(argparse.ArgumentParser):
         """The flags of a command line.
 
         Raises:
-          UserError: what does not parse, or a flag that there is not.
+          UserError: arguments that cannot be parsed, or an unknown flag.
           SystemExit: --help.
         """
         try:
             args, unknown = self.parse_known_args(argv)
         except UserError:
-            # A mistyped flag is often why a required one is missing: name the mistyped one.
+            # If a required flag is missing, a mistyped flag is often the reason: name the mistyped one.
             unknown = [argument for argument in argv if argument.startswith("--") and
                        argument.partition("=")[0] not in self._option_string_actions]  # fmt: skip
             if not unknown:
                 raise
         if unknown:
             raise self.unknown_flag(unknown[0])
-        if getattr(args, "workdir", None) == "":  # of a shell variable that is not set: not the current directory
+        if getattr(args, "workdir", None) == "":  # from an unset shell variable: must not mean the current directory
             raise UserError("--workdir must name a folder; got ''; for the current one give --workdir=.")
         return args
 
     def unknown_flag(self, argument: str) -> UserError:
-        """The error for an argument that no flag takes."""
+        """The error for an argument that is not a known flag."""
         flag = argument.partition("=")[0]
         if not flag.startswith("-"):
             return UserError(f"unexpected argument {argument!r}; see python -m {self.prog} --help")
@@ -83,13 +83,13 @@ class CommandParser(argparse.ArgumentParser):
         return UserError(f"unknown flag {flag!r}; see python -m {self.prog} --help")
 
     def flag_of(self, argument: str) -> str | None:
-        """The flag of an argument that a function complains of, as `weights` or `weights=raw`; None: there is none."""
+        """The flag for the argument in an error message, such as `weights` or `weights=raw`; None if there is none."""
         flag = f"--{argument}"
         return flag if flag.partition("=")[0] in self._option_string_actions else None
 
     def closest_flag(self, name: str) -> str | None:
-        """The flag that a person who typed --NAME most likely meant."""
-        # The two forms in capitals are there for --help.
+        """The flag that a user who typed --NAME most likely meant."""
+        # The two forms in capitals exist only for --help.
         options = [option for option in self._option_string_actions if option[:2] == "--" and option.islower()]
         return next(iter(difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.7)), None)
 
@@ -110,13 +110,13 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: CommandParser,
         argv: Sequence[str] | None = None) -> int:
     """Parses `argv`, calls `main(args)`, and returns the exit code for `sys.exit`.
 
-    A UserError becomes one line on stderr and its code (2, or 74 where the disk is full), a device out of memory one
-    line and code 2, Ctrl-C one line and code 130. Any other exception is a defect of ours and keeps its traceback.
+    A UserError becomes one line on stderr and its exit code (2, or 74 if the disk is full), a device out of memory one
+    line and code 2, Ctrl-C one line and code 130. Any other exception is a bug in ddpm_jax and keeps its traceback.
 
     Args:
       main: the command; returns an exit code, None for 0.
       parser: its flags.
-      argv: the command line without the program's name; None takes that of the process.
+      argv: the command line without the program's name; None: that of the process.
     """
     try:
         args = parser.parse(list(sys.argv[1:] if argv is None else argv))
@@ -132,7 +132,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: CommandParser,
         what = out_of_memory(error)
         if what is None:
             raise
-        print(f"error: the device's memory does not hold it: {what}; {_LESS_MEMORY}", file=sys.stderr, flush=True)
+        print(f"error: the device is out of memory: {what}; {_LESS_MEMORY}", file=sys.stderr, flush=True)
         return UserError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

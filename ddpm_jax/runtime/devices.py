@@ -1,7 +1,6 @@
 """The device mesh and the shardings.
 
-One program for one device and for many: `jit` over a `Mesh` with named shardings, which is what `jax.pmap`
-has become.
+One program serves one device and many: `jit` over a `Mesh` with named shardings (the successor of `jax.pmap`).
 """
 
 from collections.abc import Iterable
@@ -13,23 +12,23 @@ from jaxtyping import PyTree
 
 from ddpm_jax.runtime.errors import UserError, arg
 
-LEAST_SHARDED = 1024  # numbers in an array: less is not worth the communication
+LEAST_SHARDED = 1024  # elements; smaller arrays are not worth the communication
 
 
 def make_mesh(num_devices: int = 0, fsdp: int = 1, devices: Iterable[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes "data" and "fsdp" over the first `num_devices` devices (0: all).
 
-    The batch is spread over both axes; what `state_sharded` cuts is spread over "fsdp" and copied along "data".
+    The batch is split over both axes; what `state_sharded` splits is split over "fsdp" and replicated along "data".
 
     Args:
       fsdp: length of the second axis; 0 for all devices.
-      devices: to choose from; None: those that there are.
+      devices: to choose from; None: all devices of JAX.
 
     Raises:
-      UserError: more devices asked for than there are, or not all of them where several processes share a run, or a
-        number that `fsdp` does not divide.
+      UserError: more devices than there are; not all of them, if several processes share a run; or a number that
+        `fsdp` does not divide.
     """
-    # In the order of the processes, so that the rows of a batch are those of its processes joined in that order.
+    # Sorted by process, so that a global batch is the concatenation of the batches of the processes in order.
     there = jax.devices() if devices is None else devices
     devices = sorted(there, key=lambda device: (device.process_index, device.id))
     if not 0 <= num_devices <= len(devices):
@@ -44,7 +43,7 @@ def make_mesh(num_devices: int = 0, fsdp: int = 1, devices: Iterable[jax.Device]
         raise UserError(
             f"{arg('fsdp')} must divide the number of devices, {len(devices)} (0: all of them); got {fsdp}"
         )
-    # Not jax.make_mesh: its axes are explicit on new JAX, and Linen's convolutions refuse those.
+    # Not jax.make_mesh: on new JAX its axes are explicit, and Linen's convolutions do not support that.
     return Mesh(np.array(devices).reshape(-1, fsdp or len(devices)), ("data", "fsdp"))
 
 
@@ -55,24 +54,24 @@ def local_mesh(mesh: Mesh) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-# In `in_shardings`: wherever the argument lies already, whole or cut.
+# In `in_shardings`: keeps the sharding that the argument already has.
 AS_GIVEN = None
 
 
 def batch_sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """One axis cut into equal parts, one a device."""
+    """One axis split into equal parts, one per device."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
 
 
 def state_sharded(mesh: Mesh, shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[NamedSharding]:
-    """Of each array the longest axis that "fsdp" divides is cut into as many parts (ZeRO-3, FSDP).
+    """Splits the longest axis of each array that "fsdp" divides into as many parts (ZeRO-3, FSDP).
 
-    One rule for parameters, their EMA and both moments of Adam, so that an update needs no communication. Arrays of
-    under 1,024 numbers, and those that nothing divides, are copied whole.
+    The rule is the same for parameters, EMA and both moments of Adam, so that an update needs no communication. Arrays
+    with fewer than 1,024 elements, and arrays without such an axis, are replicated.
     """
     fsdp = mesh.shape["fsdp"]
 
@@ -87,7 +86,7 @@ def state_sharded(mesh: Mesh, shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Na
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
-    """Raises UserError unless every device gets the same number of images in every part of the batch."""
+    """Raises UserError unless each device gets the same number of images in each part of the batch."""
     unit = mesh.size * num_parts
     if batch_size < 1 and unit == 1:
         raise UserError(f"{arg('batch_size')} must be at least 1; got {batch_size}")
@@ -102,7 +101,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
 
 
 def put_batch(local: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
-    """This process's rows of a global batch -> arrays over the mesh."""
+    """The rows of a global batch that belong to this process -> arrays over the mesh."""
     sharding = batch_sharded(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), local)
 

@@ -1,4 +1,4 @@
-"""A disk without room: asked before a checkpoint, recognised in what fails, and said in one line."""
+"""Full disks: checked before a checkpoint, recognised in exceptions, and reported in one line."""
 
 import errno
 import os
@@ -10,25 +10,25 @@ from contextlib import contextmanager
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.errors import UserError
 
-# What a checkpoint holds beside the arrays: metadata, the config, the manifest, and room for metrics and images.
+# Room for everything but the arrays of a checkpoint: metadata, config, manifest, metrics and images.
 MARGIN_BYTES = 1_000_000
 
-# No space left, the quota is used up, a file larger than is permitted (ulimit -f).
+# No space left, quota exceeded, file larger than permitted (ulimit -f).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFullError(UserError):
-    """The disk has no room; all that was committed before stays, and the same command goes on once there is some.
+    """The disk is full. Everything committed before stays, and the same command resumes once there is room.
 
-    Its exit code is apart from 2, since nothing in the command is to be mended: whatever starts the command
-    again may do so as it is. 74 is EX_IOERR of sysexits.h.
+    The exit code differs from 2, because the command itself is correct: whatever restarts the command may do so
+    without a change. 74 is EX_IOERR of sysexits.h.
     """
 
     exit_code = 74
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, says that the disk is full; those of Orbax say it in their text."""
+    """Whether an error, or one that caused it, says that the disk is full; those of Orbax say so only in their text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -39,28 +39,28 @@ def is_full(error: BaseException) -> bool:
 
 
 def check_room(folder: str | os.PathLike, num_bytes: int, purpose: str) -> None:
-    """Raises DiskFullError, on all processes alike, where `folder` has less room than `num_bytes`.
+    """Raises DiskFullError, on all processes together, if `folder` has less room than `num_bytes`.
 
     Args:
-      purpose: what needs it, such as "the next checkpoint".
+      purpose: what needs the room, such as "the next checkpoint".
     """
-    # As process 0 sees it: with two answers one process would save and another stop.
+    # Process 0 decides for all; otherwise one process might save and another stop.
     if multi_host.broadcast_from_first(shutil.disk_usage(folder).free < num_bytes):
         raise full_error(folder, f"{purpose} needs about {size_text(num_bytes)}")
 
 
 def full_error(folder: str | os.PathLike, what: str) -> DiskFullError:
-    """The error with what happened, how much is free, and the remedy."""
+    """The error: what happened, how much space is free, and the remedy."""
     free = size_text(shutil.disk_usage(folder).free)
     return DiskFullError(
         f"no room on the disk: {what}, and {folder} has {free} free (a quota may allow less); free some space, "
-        "then the same command goes on from the last checkpoint"
+        "then the same command resumes from the last checkpoint"
     )
 
 
 @contextmanager
 def disk_full_as_user_error(folder: str | os.PathLike) -> Iterator[None]:
-    """Makes an error that says that the disk is full a DiskFullError."""
+    """Turns any error that says that the disk is full into a DiskFullError."""
     try:
         yield
     except DiskFullError:
@@ -74,20 +74,20 @@ def disk_full_as_user_error(folder: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def disk_full_as_warning(what: str) -> Iterator[None]:
-    """Ends the block with a warning where the disk is full: for what a run can do without."""
+    """Ends the block with a warning if the disk is full: for files that a run can do without."""
     try:
         yield
     except Exception as error:
         if not is_full(error):
             raise
-        print(f"warning: {what} could not be written, since the disk is full; training goes on", file=sys.stderr,
+        print(f"warning: {what} could not be written, because the disk is full; training continues", file=sys.stderr,
               flush=True)
 
 
 def folder_bytes(folder: str | os.PathLike) -> int:
-    """The bytes of all files below a folder; of those that go meanwhile, none."""
+    """The bytes of all files below a folder; files that are deleted meanwhile do not count."""
     total = 0
-    for parent, _, names in os.walk(folder):  # passes over folders that go meanwhile
+    for parent, _, names in os.walk(folder):  # skips folders that are deleted meanwhile
         for name in names:
             try:
                 total += os.stat(os.path.join(parent, name)).st_size
@@ -97,6 +97,6 @@ def folder_bytes(folder: str | os.PathLike) -> int:
 
 
 def size_text(num_bytes: int) -> str:
-    """`num_bytes` as a person says it: 1.4 GB."""
+    """`num_bytes` in a readable form: 1.4 GB."""
     power = min(max(len(str(num_bytes)) - 1, 0) // 3, 4)
     return f"{num_bytes / 1000**power:.{1 if power else 0}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,4 +1,4 @@
-"""Errors for what a user typed or supplied: one line with what, got, allowed, remedy."""
+"""Errors in user input: one line that says what is wrong, what was given, what is allowed, and the remedy."""
 
 import difflib
 import re
@@ -9,7 +9,7 @@ MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
 
 
 class UserError(ValueError):
-    """A one-line message for a person; the commands print it without a traceback and exit with `exit_code`."""
+    """A one-line message for the user; the commands print it without a traceback and exit with `exit_code`."""
 
     exit_code = 2
 
@@ -17,7 +17,7 @@ class UserError(ValueError):
         self._show(message)
 
     def rename(self, names: Callable[[str], str | None]) -> None:
-        """Gives what `arg` marked the names that it has for the caller; None leaves one as it is, and marked."""
+        """Replaces the names that `arg` marked by the caller's names; None leaves a name unchanged and marked."""
         self._show(_MARKED.sub(lambda found: names(found[1]) or found[0], self._marked))
 
     def _show(self, marked: str) -> None:
@@ -25,16 +25,16 @@ class UserError(ValueError):
         self.args = (_MARKED.sub(r"\1", marked),)
 
 
-# Of Unicode's private use: no message has them otherwise, and nobody sees them, since `UserError` takes them out.
+# From Unicode's private use area, so no other text has them; `UserError` removes them from the text that users see.
 _BEGIN, _END = "\ue000", "\ue001"
 _MARKED = re.compile(f"{_BEGIN}(.*?){_END}", re.DOTALL)
 
 
 def arg(name: str) -> str:
-    """Marks an argument of the function that complains, inside the message of a UserError.
+    """Marks the name of an argument inside the message of a UserError.
 
-    Whoever called it with what a person typed knows the argument by another name, such as a config field, and says so
-    by `arguments_named`. A piece of a call may be marked as well: `take {arg("steps=None")}`.
+    A caller that passed on what a user typed knows the argument by another name, such as a config field, and renames it
+    with `arguments_named`. A whole piece of a call may be marked as well: `take {arg("steps=None")}`.
 
     Example:
       >>> try:
@@ -49,7 +49,7 @@ def arg(name: str) -> str:
 
 @contextmanager
 def arguments_named(names: Callable[[str], str | None]) -> Iterator[None]:
-    """Renames the arguments in a UserError that is raised in the block; see `UserError.rename`."""
+    """Renames the arguments in any UserError raised in the block; see `UserError.rename`."""
     try:
         yield
     except UserError as error:
@@ -58,7 +58,7 @@ def arguments_named(names: Callable[[str], str | None]) -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> str | None:
-    """What JAX says of a device whose memory does not hold a program, on one line; None for any other error."""
+    """JAX's message about a device that is out of memory, on one line; None for any other error."""
     what = str(error).split("\n")[0]
     if not what.startswith("RESOURCE_EXHAUSTED"):
         return None

@@ -1,6 +1,6 @@
-"""Pictures of batches: a grid, a strip of a reverse process over time, an animation; and arrays as .npz.
+"""Writes batches as image files: a grid, a strip of a reverse process over time, an animation; and arrays as .npz.
 
-Images are uint8 [N, H, W, C] with C = 1 (grey) or 3 (RGB); of more channels the first 3 are shown.
+Images are uint8 [N, H, W, C] with C = 1 (grey) or 3 (RGB); with more channels, the first 3 are shown.
 """
 
 import math
@@ -14,31 +14,31 @@ from PIL import Image, ImageDraw, ImageFont
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
 
-# In pixels of the picture.
-_CELL_SIDE = 64  # an image is enlarged to about this
-_MAX_SIDE = 1200  # but the whole picture not beyond this
-_GAP = 5  # between the images and around them
-_PAPER, _INK = 52, 235  # brightness of separators and text: apart from black and from white pixels
+# In pixels of the output image.
+_CELL_SIDE = 64  # each image is enlarged to about this
+_MAX_SIDE = 1200  # but the whole grid to at most this
+_GAP = 5  # between and around the images
+_PAPER, _INK = 52, 235  # brightness of separators and text, distinct from black and white pixels
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 
 
 def image_grid(images: np.ndarray, num_columns: int | None = None, scale: int | None = None,
                title: str | None = None) -> np.ndarray:
-    """The images of a batch, side by side, as one picture.
+    """The images of a batch, arranged in a grid, as one image.
 
     Args:
       images: uint8 [N, H, W, C].
-      num_columns: images in a row; None makes the picture about as high as wide.
-      scale: the side of the square that a pixel becomes, in pixels; None enlarges small images until
-        one sees them well.
+      num_columns: images per row; None makes the grid about as high as wide.
+      scale: the side of the square that a pixel becomes, in pixels; None enlarges small images so that they are
+        easy to see.
       title: a line of text above; None for none.
 
     Returns:
       uint8 [height, width] for grey images, else [height, width, 3].
 
     Raises:
-      UserError: `images` is empty, not uint8, not [N, H, W, C], or has 2 channels; no positive
-        `num_columns` or `scale`.
+      UserError: `images` is empty, not uint8, not [N, H, W, C], or has 2 channels; or `num_columns` or
+        `scale` is not positive.
     """
     images = _shown_channels(images)
     num_images, height, width, _ = images.shape
@@ -55,26 +55,26 @@ def image_grid(images: np.ndarray, num_columns: int | None = None, scale: int | 
 
 def save_grid(path: str | os.PathLike, images: np.ndarray, num_columns: int | None = None,
               scale: int | None = None, title: str | None = None) -> None:
-    """Writes `image_grid(images, ...)` to `path`; the end of its name decides the format.
+    """Writes `image_grid(images, ...)` to `path`; the file extension decides the format.
 
     Raises:
-      UserError: an unknown format, or what `image_grid` refuses.
+      UserError: an unknown format, or an error of `image_grid`.
     """
     _save(path, image_grid(images, num_columns, scale, title))
 
 
 def save_strip(path: str | os.PathLike, frames: np.ndarray, labels: Sequence[str],
                scale: int | None = None) -> None:
-    """Writes a batch over time: one row an image, one column a moment, such as x_T on the left, x_0 right.
+    """Writes a batch over time: one row per image, one column per moment, such as x_T on the left, x_0 on the right.
 
     Args:
-      path: the file; the end of its name decides the format.
+      path: the file; its extension decides the format.
       frames: uint8 [K, N, H, W, C], K moments of N images.
-      labels: K texts for above the columns, such as `t=999`.
+      labels: K texts above the columns, such as `t=999`.
       scale: as in `image_grid`.
 
     Raises:
-      UserError: another number of labels than K, an unknown format, or what `image_grid` refuses.
+      UserError: not K labels, an unknown format, or an error of `image_grid`.
     """
     frames = _check_frames(frames)
     num_moments, num_images = frames.shape[:2]
@@ -88,26 +88,26 @@ def save_strip(path: str | os.PathLike, frames: np.ndarray, labels: Sequence[str
 
 def save_gif(path: str | os.PathLike, frames: np.ndarray, duration_ms: int = 60, hold_last_ms: int = 2000,
              num_columns: int | None = None, scale: int | None = None) -> None:
-    """Writes an endless animation of a batch over time, each frame a grid.
+    """Writes an endless animation of a batch over time; each frame is a grid.
 
     Args:
       path: the .gif file.
       frames: uint8 [K, N, H, W, C], K moments of N images.
-      duration_ms: how long a frame stays, in milliseconds, at least 20 (browsers slow down less).
-      hold_last_ms: how long the last frame stays, in milliseconds.
+      duration_ms: how long a frame is shown, in milliseconds, at least 20 (browsers slow down shorter frames).
+      hold_last_ms: how long the last frame is shown, in milliseconds.
       num_columns: as in `image_grid`.
       scale: as in `image_grid`.
 
     Raises:
-      UserError: a shorter duration, another format than GIF, or what `image_grid` refuses.
+      UserError: a shorter duration, another format than GIF, or an error of `image_grid`.
     """
     if Path(path).suffix.lower() != ".gif":
         raise UserError(f"an animation must be a .gif file; got {str(path)!r}")
     if min(duration_ms, hold_last_ms) < 20:
-        raise UserError(f"a GIF frame must stay at least 20 ms; got {min(duration_ms, hold_last_ms)}")
+        raise UserError(f"a GIF frame must be shown for at least 20 ms; got {min(duration_ms, hold_last_ms)}")
     frames = _check_frames(frames)
     pages = [Image.fromarray(image_grid(images, num_columns, scale)) for images in frames]
-    if pages[0].mode == "RGB":  # a palette for each frame: noise and pictures share few colours
+    if pages[0].mode == "RGB":  # one palette per frame, because noise and images share few colours
         pages = [page.quantize(256) for page in pages]
     durations = [duration_ms] * (len(pages) - 1) + [hold_last_ms]
     with replace_file(path) as file:
@@ -115,11 +115,11 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, duration_ms: int = 60,
 
 
 def save_npz(path: str | os.PathLike, images: np.ndarray, condition: Mapping[str, np.ndarray] | None = None) -> None:
-    """Writes uint8 [N, H, W, C] as `arr_0`, "label" [N] as `arr_1`, which is what the field's evaluators read, and
+    """Writes uint8 [N, H, W, C] as `arr_0`, "label" [N] as `arr_1` (the names that common evaluation tools read), and
     other entries of the condition, [N, ...] each, by their names.
 
     Raises:
-      UserError: `images` is not uint8 [N, H, W, C], or the file is no .npz.
+      UserError: `images` is not uint8 [N, H, W, C], or the file name does not end in .npz.
     """
     if Path(path).suffix != ".npz":
         raise UserError(f"an array file must end in .npz; got {str(path)!r}")
@@ -150,19 +150,19 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def _shown_channels(images: np.ndarray) -> np.ndarray:
-    """`images` with the 1 or 3 channels that a picture can have."""
+    """`images` with the 1 or 3 channels that an image file can have."""
     images = np.asarray(images)
     _check_images(images)
     num_channels = images.shape[-1]
     if not images.size:
-        raise UserError(f"a picture needs at least one image; got an array of shape {list(images.shape)}")
+        raise UserError(f"an image grid needs at least one image; got an array of shape {list(images.shape)}")
     if num_channels == 2:
-        raise UserError("a picture needs images with 1 channel (grey), or 3 and more (RGB first); got 2")
+        raise UserError("an image grid needs images with 1 channel (grey), or 3 or more (RGB first); got 2")
     return images[..., :3]
 
 
 def _scale(height: int, width: int, num_rows: int, num_columns: int, scale: int | None) -> int:
-    """The enlargement of a pixel: `scale` where given, else so that cells are well seen."""
+    """The enlargement factor of a pixel: `scale` if given, else so that the cells are easy to see."""
     if scale is None:
         wanted = math.ceil(_CELL_SIDE / min(height, width))
         fitting = min((_MAX_SIDE - _GAP * (num_rows + 1)) // (num_rows * height),
@@ -181,14 +181,14 @@ def _tile(images: np.ndarray, num_rows: int, num_columns: int, scale: int) -> np
     for index in range(num_images):
         top = index // num_columns * cell_height + _GAP
         left = index % num_columns * cell_width + _GAP
-        # By repetition: interpolated, an 8x8 digit would look better than the model made it.
+        # By repetition: with interpolation, an 8x8 digit would look better than it is.
         enlarged = images[index].repeat(scale, axis=0).repeat(scale, axis=1)
         picture[top : top + height * scale, left : left + width * scale] = enlarged
     return picture[..., 0] if num_channels == 1 else picture
 
 
 def _text_row(picture: np.ndarray, texts: Sequence[str], column: int) -> np.ndarray:
-    """A row as wide as `picture` with each text in the middle of its `column` pixels."""
+    """A row as wide as `picture`, with each text centred in its `column` pixels."""
     size = 15
     font = ImageFont.load_default(size)
     while size > 8 and max(font.getlength(text) for text in texts) > column - 2:
@@ -205,6 +205,6 @@ def _text_row(picture: np.ndarray, texts: Sequence[str], column: int) -> np.ndar
 def _save(path: str | os.PathLike, picture: np.ndarray) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise UserError(f"a picture file must end in one of {sorted(_FORMATS)}; got {str(path)!r}")
+        raise UserError(f"an image file must end in one of {sorted(_FORMATS)}; got {str(path)!r}")
     with replace_file(path) as file:
         Image.fromarray(picture).save(file, _FORMATS[suffix])

@@ -1,7 +1,7 @@
-"""Several processes that share one run: what they exchange on the host's side, so that all of them act alike.
+"""Several processes that share one run: the values that they exchange on the host so that all of them act alike.
 
-The engine is JAX's own `jax.distributed` (joined by `multi_host_flags`); every process runs the same command, sees the
-same workdir, and holds some of the devices. Process 0 alone writes logs, images and tables.
+This uses JAX's own `jax.distributed` (set up by `multi_host_flags`). Every process runs the same command, sees the same
+workdir, and owns some of the devices. Only process 0 writes logs, images and tables.
 """
 
 from collections import deque
@@ -13,41 +13,41 @@ from jax.sharding import Mesh
 
 from ddpm_jax.runtime.devices import batch_sharded, local_mesh, put_batch, replicated
 
-# Steps that the host may be ahead of the device: enough to hide the host, few enough for memory and Ctrl-C.
+# Steps that the host may be ahead of the device: enough to hide the host's time, few enough for memory and Ctrl-C.
 MAX_AHEAD = 2
 
 
 def is_first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this process writes the files that are written once."""
     return jax.process_index() == 0
 
 
 def broadcast_from_first(number: int) -> int:
-    """`number` of process 0, on every process: for what one looks up and all must act on."""
+    """`number` of process 0, on every process: for decisions that one process takes for all."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def max_over_hosts(number: int) -> int:
-    """The largest of the processes' numbers, on every process."""
+    """The largest `number` of any process, on every process."""
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"ddpm_jax: {name}")
 
 
 class HostMax:
-    """The largest of the processes' numbers, asked once a step and answered MAX_AHEAD steps later.
+    """The largest number of any process, asked for once per step and answered MAX_AHEAD steps later.
 
-    A signal reaches one process, at any moment; all must stop after the same step. Each asks with what it has seen,
-    and the devices take the maximum beside the train step, so that the host need not wait for an answer. A process
-    alone has its answer at once.
+    A signal reaches one process, at any moment, and all processes must stop after the same step. Each passes the signal
+    that it has seen, and the devices compute the maximum alongside the train step, so that the host need not wait. A
+    single process gets its answer at once.
     """
 
     def __init__(self, mesh: Mesh):
@@ -57,7 +57,7 @@ class HostMax:
         self._largest = jax.jit(jax.numpy.max, in_shardings=batch_sharded(mesh), out_shardings=replicated(mesh))
 
     def ask(self, number: int) -> int:
-        """The answer to the question of MAX_AHEAD steps ago, 0 until there is one."""
+        """The answer for the call of MAX_AHEAD steps ago; 0 until there is one."""
         if jax.process_count() == 1:
             return number
         self._asked.append(self._largest(put_batch(np.full(self._num_local, number, np.int32), self._mesh)))

@@ -1,4 +1,4 @@
-"""The flags of a run that several processes share, and how they find each other."""
+"""The flags of a run that several processes share, and how the processes connect."""
 
 import argparse
 import contextlib
@@ -12,31 +12,31 @@ _TIMEOUT_SECONDS = 300
 
 def add_host_flags(parser: argparse.ArgumentParser) -> None:
     """--coordinator, --num_processes and --process_id, for `joined`."""
-    group = parser.add_argument_group("several hosts (under SLURM, Open MPI and on a TPU pod none of these is needed)")
+    group = parser.add_argument_group("several hosts (not needed under SLURM, Open MPI or on a TPU pod)")
     group.add_argument(
         "--coordinator", metavar="HOST:PORT",
-        help="where process 0 listens; 'auto' leaves all to JAX, 'none' stays alone",
+        help="address of process 0; 'auto': JAX detects the cluster; 'none': run as a single process",
     )  # fmt: skip
-    group.add_argument("--num_processes", type=int, metavar="N", help="processes that share the run")
-    group.add_argument("--process_id", type=int, metavar="I", help="which of them this one is, 0..N-1")
+    group.add_argument("--num_processes", type=int, metavar="N", help="number of processes that share the run")
+    group.add_argument("--process_id", type=int, metavar="I", help="index of this process, 0..N-1")
     group.add_argument(
         "--heartbeat_seconds", type=int, default=100, metavar="N",
-        help="a process that is silent for so long is taken for dead, and the others end (default %(default)s)",
+        help="a process silent for this long counts as dead, and the others exit (default %(default)s)",
     )  # fmt: skip
 
 
 @contextlib.contextmanager
 def joined(args: argparse.Namespace) -> Iterator[None]:
-    """While open, this process is one of those of the run; does nothing for a process alone.
+    """While open, this process is connected to the other processes of the run; does nothing for a single process.
 
     Raises:
-      UserError: flags that do not fit together, or no answer from the coordinator.
+      UserError: inconsistent flags, or no answer from the coordinator.
     """
     how = _how_to_join(args, os.environ)
     if how is None:
         yield
         return
-    import jax  # here, so that --help need not wait for it
+    import jax  # imported here, so that --help need not wait for it
 
     try:
         jax.distributed.initialize(
@@ -46,15 +46,15 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"the processes of the run did not find each other ({reason}): start all of them within "
-            f"{_TIMEOUT_SECONDS} s with the same --coordinator and --num_processes; --coordinator=none stays alone"
+            f"{_TIMEOUT_SECONDS} s with the same --coordinator and --num_processes; --coordinator=none runs one process"
         ) from error
     yield
-    # Not after an error, which may be of this process alone: shutdown waits for the others.
+    # Not after an error, which may concern only this process: shutdown waits for the others.
     jax.distributed.shutdown()
 
 
 def _how_to_join(args: argparse.Namespace, environ: Mapping[str, str]) -> dict | None:
-    """Arguments of `jax.distributed.initialize`; None for a process alone."""
+    """Arguments of `jax.distributed.initialize`; None for a single process."""
     check_between("--heartbeat_seconds", args.heartbeat_seconds, 10, 86_400)
     given = {"--num_processes": args.num_processes, "--process_id": args.process_id}
     if args.coordinator in (None, "none", "auto"):
@@ -82,7 +82,7 @@ def _how_to_join(args: argparse.Namespace, environ: Mapping[str, str]) -> dict |
 
 
 def _shares_a_cluster_job(environ: Mapping[str, str]) -> bool:
-    """Whether a launcher started several of us. A batch script that was not started by `srun` is alone."""
+    """Whether a launcher started several processes; a batch script not started by `srun` is a single process."""
     counts = (environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     return any(count.isdecimal() and int(count) > 1 for count in counts) or (
         "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environ

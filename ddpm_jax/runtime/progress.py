@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar for a person who watches, an occasional line for a log file."""
+"""Progress of a long loop: a bar on a terminal, an occasional line in a log file."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 def format_duration(seconds: int | float) -> str:
-    """`seconds` as a person says it: `42 s`, `3 min 05 s`, `2 h 07 min`, `3 d 04 h`."""
+    """`seconds` in a readable form: `42 s`, `3 min 05 s`, `2 h 07 min`, `3 d 04 h`."""
     whole = max(round(seconds), 0)
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     for (unit, size), (smaller, smaller_size) in zip(units, units[1:], strict=False):
@@ -24,7 +24,7 @@ def format_rate(per_second: int | float) -> str:
 
 def in_notebook() -> bool:
     """Whether this runs in a Jupyter or Colab kernel."""
-    # Looked up and not imported: in a command IPython need not be there, and would be slow to load.
+    # Looked up, not imported: a command does not need IPython, and importing it is slow.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
@@ -34,12 +34,12 @@ class ProgressBar:
     """Counts the items of a loop on stderr: a tqdm bar on a terminal or in a notebook, else a few lines.
 
     Args:
-      total: number of items of the whole loop.
+      total: number of items in the whole loop.
       description: what happens, such as "sampling".
       unit: the name of one item.
-      initial: items that were done before, as after a resume.
-      enabled: False says nothing at all, as on every process but the first.
-      every_seconds: the period of the lines where there is no bar.
+      initial: items that were already done, as after resuming.
+      enabled: False prints nothing, as on all processes but the first.
+      every_seconds: the period of the lines if there is no bar.
       clock: seconds as a function, for tests.
 
     Example:
@@ -56,7 +56,7 @@ class ProgressBar:
         self._start = self._last_line = clock()
         self._bar = None
         if enabled and (sys.stderr.isatty() or in_notebook()):
-            # The text bar in notebooks as well: the widget needs ipywidgets and is lost in a saved notebook.
+            # The text bar also in notebooks: the widget needs ipywidgets and is lost when a notebook is saved.
             self._bar = tqdm(total=total, initial=initial, desc=description, unit=f" {unit}",
                              dynamic_ncols=not in_notebook(), smoothing=0.1)
 
@@ -84,12 +84,12 @@ class ProgressBar:
                 f"{format_rate(rate)} {self._unit}s/s, {end}")
 
     def write(self, line: str) -> None:
-        """Prints a line on stderr without tearing the bar."""
+        """Prints a line on stderr without breaking the bar."""
         if self._enabled:
             tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar at its current position."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,4 +1,4 @@
-"""Seconds of a program, over many repeats, and what follows from them."""
+"""Times a program over many repeats, and derives rates."""
 
 import resource
 import sys
@@ -15,12 +15,12 @@ from jax.typing import DTypeLike
 from ddpm_jax.runtime.devices import batch_sharded, local_mesh
 
 _SIDES = (512, 1024, 2048, 4096, 8192)
-_LONG_ENOUGH = 0.05  # seconds of a product, beside which its start does not count
+_LONG_ENOUGH = 0.05  # seconds of a product, so that its launch time does not matter
 _PEAK_REPEATS = 5
 
 
 def repeated(run: Callable[[], Any], repeats: int, warm_up: int = 2) -> list[float]:
-    """Seconds of each of `repeats` calls, until what they return is there, after `warm_up` more."""
+    """Seconds of each of `repeats` calls, until the results are ready, after `warm_up` untimed calls."""
     seconds = []
     for _ in range(warm_up + repeats):
         start = time.perf_counter()
@@ -30,7 +30,7 @@ def repeated(run: Callable[[], Any], repeats: int, warm_up: int = 2) -> list[flo
 
 
 def summary(seconds: list[float], *, num_images: int, flops: float, peak: float) -> dict[str, float]:
-    """Median and quartiles of `seconds`, images a second, and the share of `peak` that `flops` in that time are."""
+    """Median and quartiles of `seconds`, images per second, FLOPs per second, and their share of `peak`."""
     low, median, high = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
     return {
         "seconds": median,
@@ -45,7 +45,7 @@ def summary(seconds: list[float], *, num_images: int, flops: float, peak: float)
 
 
 def product_peak(mesh: Mesh, dtype: DTypeLike) -> dict[str, float]:
-    """FLOPs a second of a product of square matrices in `dtype` on every device at once: the peak to compare with.
+    """FLOPs per second of a product of square matrices in `dtype` on all devices at once: the peak to compare with.
 
     The side grows until a product takes long enough; the best of all sides counts.
     """
@@ -54,7 +54,7 @@ def product_peak(mesh: Mesh, dtype: DTypeLike) -> dict[str, float]:
     best = {"flops_per_second": 0.0, "side": 0}
     for side in _SIDES:
         shape = (mesh.size, side, side)
-        ones = jax.jit(lambda shape=shape: jnp.ones(shape, dtype), out_shardings=spread)()  # never whole on one device
+        ones = jax.jit(lambda shape=shape: jnp.ones(shape, dtype), out_shardings=spread)()  # never whole on a device
         seconds = float(np.median(repeated(lambda ones=ones: product(ones), _PEAK_REPEATS)))
         rate = mesh.size * 2 * side**3 / seconds
         if rate > best["flops_per_second"]:
@@ -65,7 +65,7 @@ def product_peak(mesh: Mesh, dtype: DTypeLike) -> dict[str, float]:
 
 
 def peak_memory(mesh: Mesh) -> dict[str, int]:
-    """The most bytes in use so far: "host", of this process, and "device", of its first one, where that counts them."""
+    """Peak bytes in use: "host", of this process, and "device", of its first device, if the device counts them."""
     per_unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, elsewhere in KiB
     peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per_unit}
     stats = local_mesh(mesh).devices.flat[0].memory_stats() or {}  # None on CPU

@@ -1,4 +1,4 @@
-"""The objective of diffusion: the loss of images at random steps under random noise (Ho et al. 2020, algorithm 1)."""
+"""The diffusion objective: the loss of images at random steps with random noise (Ho et al. 2020, algorithm 1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ NUM_T_BINS = 4
 
 @no_type_check
 class Drawn(NamedTuple):
-    """What a step of training needs of its batch."""
+    """The inputs of a training step for its batch."""
 
     x_0: Float[Array, "B *D"]
     t: Int[Array, "B"]
@@ -35,17 +35,18 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DiffusionObjective(Objective):
-    """The losses of `loss_fn` for a network that predicts what its process says.
+    """The losses of `loss_fn`, for a network that predicts what the process of `loss_fn` says.
 
-    Step n draws t and eps from its key for the whole batch; the network draws dropout, with a key a part.
+    Step n draws t and eps from its key for the whole batch. The network draws dropout, with one key per part.
 
     Args:
       model: called as model.apply({"params": p}, x_t, t, condition, train=True, rngs={"dropout": key}).
-      loss_fn: of `diffusion.losses.make_loss_fn`; its process says what T is.
-      time_sampler: of t on 0..T-1; None for the uniform one.
-      codec: between images and x_0.
+      loss_fn: made by `diffusion.losses.make_loss_fn`; its process defines T.
+      time_sampler: draws t in 0..T-1; None: uniform.
+      codec: converts between images and x_0.
 
     Raises:
+      UserError: a time sampler with another T.
       UserError: a time sampler of another T.
     """
 
@@ -66,13 +67,13 @@ class DiffusionObjective(Objective):
 
     @property
     def frozen(self) -> Codec:
-        """The codec, whose leaves are its parameters."""
+        """The codec; its leaves are its parameters."""
         return self.codec
 
     def init_params(
         self, key: Key[Array, ""], image_shape: tuple[int, int, int], condition: Mapping[str, Array]
     ) -> PyTree:
-        """Those of the network, for x_0 of such images."""
+        """The parameters of the network, for x_0 of images of this shape."""
         return init_params(self.model, key, self.codec.x_0_shape(image_shape), condition)
 
     def init_extra(self) -> dict[str, PyTree]:
@@ -83,7 +84,7 @@ class DiffusionObjective(Objective):
     def draw(
         self, frozen: Codec, batch: Batch, key: Key[Array, ""], extra: Mapping[str, PyTree]
     ) -> tuple[Drawn, Float[Array, "B"]]:
-        """x_0, t and eps; the weights are those of the time sampler."""
+        """x_0, t and eps; the weights come from the time sampler."""
         _, key_t, key_eps, _ = jax.random.split(key, 4)
         of_codec = sample_keys(purpose_key(key, Purpose.ENCODE, 0), jnp.arange(len(batch.image)))
         x_0 = frozen.encode(batch.image, of_codec)
@@ -93,7 +94,7 @@ class DiffusionObjective(Objective):
     def losses(
         self, params: PyTree, frozen: Codec, drawn: Drawn, key: Key[Array, ""], extra: PyTree
     ) -> tuple[Losses, None]:
-        """Those of `loss_fn`."""
+        """The losses of `loss_fn`."""
         del frozen, extra
 
         def model_fn(x_t: Array, t: Array) -> Array:
@@ -104,9 +105,9 @@ class DiffusionObjective(Objective):
     def update(
         self, extra: Mapping[str, PyTree], drawn: Drawn, weights: Float[Array, "B"], losses: Losses, of_parts: Any
     ) -> tuple[Mapping[str, PyTree], dict[str, Binned]]:
-        """The time sampler's history, and the loss in quarters of 0..T-1."""
+        """The history of the time sampler, and the loss by quarters of 0..T-1."""
         del of_parts
-        # Sums, not products of matrices: a TPU rounds what goes into those to bfloat16.
+        # Sums, not matrix products: a TPU rounds the inputs of matrix products to bfloat16.
         which = jax.nn.one_hot(drawn.t * NUM_T_BINS // self.loss_fn.process.num_steps, NUM_T_BINS)  # [B, 4]
         by_t = Binned(
             jnp.sum((weights * losses["loss"])[:, None] * which, axis=0), jnp.sum(weights[:, None] * which, axis=0)
@@ -118,13 +119,13 @@ class DiffusionObjective(Objective):
     def eval_losses(
         self, params: PyTree, frozen: Codec, batch: Batch, ids: Int[Array, "B"], key: Key[Array, ""]
     ) -> Float[Array, "B"]:
-        """Image i has the same t and eps at every evaluation, so that numbers at different steps can be compared.
+        """Image i has the same t and eps at every evaluation, so that numbers at different steps are comparable.
 
-        t is the i-th of a stratified sequence over 0..T-1 (the golden ratio's), eps comes from fold_in(key, i). Nothing
-        is dropped.
+        t is the i-th element of a stratified sequence over 0..T-1 (from the golden ratio); eps comes from
+        fold_in(key, i). There is no dropout and no dropping of conditions.
         """
         num_steps = self.loss_fn.process.num_steps
-        # frac(i * 0.618...) by whole numbers: float32 would lose its digits at large i.
+        # frac(i * 0.618...) in integers: float32 would lose digits at large i.
         golden = (ids.astype(jnp.uint32) + 1) * jnp.uint32(2654435769)
         t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
         keys = sample_keys(key, ids)

@@ -22,11 +22,11 @@ class EvalLoss:
     """mean_loss(params) over the first images of a source, on all devices.
 
     Args:
-      eval_losses: of an `Objective`.
-      batch_size: images at a time; rounded up to a multiple of the number of devices.
-      max_images: the most that are used; 0 for all.
-      spec: what the network is told, of the columns of the source.
-      frozen: what the objective does not train.
+      eval_losses: the method of an `Objective`.
+      batch_size: images per batch; rounded up to a multiple of the number of devices.
+      max_images: the most images that are used; 0 for all.
+      spec: the columns of the source that the network gets as its condition.
+      frozen: arrays that the objective does not train.
     """
 
     def __init__(
@@ -62,6 +62,6 @@ class EvalLoss:
         """The mean over the held-out images."""
         total = 0.0
         for index in range(len(self._batches)):
-            # The repeats that fill up the last batch do not count.
+            # The repeated images that fill up the last batch do not count.
             total += float(self._batch_loss(params, self._frozen, *self._batches.load(index), self._key))
         return total / self.num_images

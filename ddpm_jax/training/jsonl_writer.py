@@ -6,10 +6,11 @@ from pathlib import Path
 
 
 class JsonlWriter:
-    """Appends lines to a file, each at once and whole: a reader sees it, and a kill loses nothing.
+    """Appends lines to a file. Each is written completely and at once, so that a reader sees it and a kill loses
+    nothing.
 
-    Where a line cannot be written, such as on a full disk, a warning says so once; it and those after it are kept
-    in memory, and written as soon as they can be.
+    If a line cannot be written, as on a full disk, one warning is printed. That line and the following ones are kept
+    in memory and written as soon as possible.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -19,17 +20,17 @@ class JsonlWriter:
         self._warned = False
 
     def append(self, line: str) -> None:
-        """Writes `line`, without its end, after those that wait."""
+        """Writes `line`, given without its newline, after the lines that wait."""
         self._waiting.append(line)
         try:
             self._write_waiting()
         except OSError as error:
             if not self._warned:
-                self._say(f"cannot be written ({error.strerror}): its lines are kept until they can be")
+                self._say(f"cannot be written ({error.strerror}): its lines are kept in memory until it can")
             self._warned = True
 
     def close(self) -> None:
-        """Writes what waits; what still cannot be written is lost, with a warning. A second call does nothing."""
+        """Writes the waiting lines; if that fails, they are lost, with a warning. A second call does nothing."""
         try:
             if not self._file.closed:
                 self._write_waiting()
@@ -45,14 +46,14 @@ class JsonlWriter:
         size = os.fstat(self._file.fileno()).st_size
         try:
             written = 0
-            while written < len(text):  # a disk that fills up takes the first part
+            while written < len(text):  # a disk that becomes full accepts only the first part
                 written += self._file.write(text[written:])
         except OSError:
-            os.ftruncate(self._file.fileno(), size)  # half a line would spoil the next
+            os.ftruncate(self._file.fileno(), size)  # part of a line would corrupt the next one
             raise
         self._waiting = []
         if self._warned:
-            self._say("is written again, and complete")
+            self._say("can be written again, and is complete")
         self._warned = False
 
     def _say(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's numbers and images go beside its own file: TensorBoard, and Weights & Biases where asked for."""
+"""Additional targets of a run's numbers and images: TensorBoard, and Weights & Biases if requested."""
 
 import importlib
 import importlib.util
@@ -17,22 +17,22 @@ from ddpm_jax.training.tensorboard_events import TensorboardEvents
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes numbers and images of steps."""
+    """Receives numbers and images of steps."""
 
     def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Scalars by name."""
+        """Receives scalars by name."""
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """A uint8 image [H, W] or [H, W, C]."""
+        """Receives a uint8 image [H, W] or [H, W, C]."""
 
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Writes all buffered data."""
 
 
 class WandbSink:
-    """A run of Weights & Biases, of the workdir's name, that goes on where an earlier process stopped.
+    """A run of Weights & Biases with the name of the workdir, which resumes where an earlier process stopped.
 
-    Their rows are never taken back: after a rewind they ignore the steps that are there already.
+    Rows there cannot be removed: after a rewind, Weights & Biases ignores the steps that it already has.
 
     Raises:
       UserError: wandb is not installed.
@@ -48,20 +48,20 @@ class WandbSink:
         )
 
     def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
-        """One row of the run."""
+        """Logs one row of the run."""
         self._run.log(dict(numbers), step=step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Beside the numbers of the step."""
+        """Logs an image with the numbers of the step."""
         self._run.log({name: self._image(image)}, step=step)
 
     def close(self) -> None:
-        """Uploads what is left."""
+        """Uploads the remaining data."""
         self._run.finish()
 
 
 def _wandb_id(workdir: str) -> str:
-    """Drawn once and kept in <workdir>/wandb_id: names of workdirs are not unique."""
+    """A random id, kept in <workdir>/wandb_id, because names of workdirs are not unique."""
     path = Path(workdir) / "wandb_id"
     if not path.exists():
         with replace_file(path, "w") as file:
@@ -72,18 +72,18 @@ def _wandb_id(workdir: str) -> str:
 def open_sinks(
     workdir: str, start_step: int, *, wandb_project: str, config: Mapping[str, Any], note: Callable[[str], None]
 ) -> list[Sink]:
-    """TensorBoard where tensorboardX is installed, said by `note` where it is not; wandb where a project is named."""
+    """TensorBoard if tensorboardX is installed (else a `note` says so); wandb if a project is named."""
     sinks: list[Sink] = []
     try:
         sinks.append(TensorboardEvents(workdir, start_step))
     except ImportError:
-        note("no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX")
+        note("no TensorBoard events, because tensorboardX is not installed: pip install tensorboardX")
     if wandb_project:
         sinks.append(WandbSink(wandb_project, workdir, config))
     return sinks
 
 
 def check_wandb(project: str) -> None:
-    """Raises UserError where `project` is named and wandb is not installed."""
+    """Raises UserError if `project` is not empty and wandb is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
         raise UserError(f"{arg('project')}={project!r} needs wandb: pip install wandb, or leave it empty")

@@ -1,6 +1,6 @@
-"""The host loop: batches in, steps taken, numbers reported, states handed out for saving and for sampling.
+"""The host loop: takes batches, runs steps, reports numbers, and hands out states for saving and sampling.
 
-Ctrl-C and SIGTERM are requests: the loop ends after its step, saves, and leaves.
+Ctrl-C and SIGTERM are requests: the loop finishes its step, saves and returns.
 """
 
 import signal
@@ -26,9 +26,9 @@ from ddpm_jax.training.train_step import TrainStep
 
 
 class StopRequest:
-    """While open, the first SIGINT or SIGTERM is noted in `signal_number`; the second acts as usual.
+    """While open, the first SIGINT or SIGTERM is recorded in `signal_number`; the second has its usual effect.
 
-    Outside the main thread (some notebooks) signals cannot be caught, and this does nothing.
+    Outside the main thread (in some notebooks) signals cannot be caught, and this does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -83,18 +83,18 @@ def run_loop(
     rates: Callable[[int, float], dict[str, float]],
     profiler: StepProfiler,
 ) -> TrainState:
-    """Trains from state.step to settings.num_steps, or until `stop`; returns the last state, which is saved.
+    """Trains from state.step to settings.num_steps, or until `stop`; returns the last state, which has been saved.
 
     Args:
       train_step: jitted; donates its state.
-      batches: of step state.step, of the next one, and so on, on the devices.
-      key_of_step: step -> the key of the update from it.
+      batches: on the devices: the batch of step state.step, of the next step, and so on.
+      key_of_step: step -> the key of the update that starts from it.
       save: starts saving a state and returns numbers to report (such as the eval loss).
-      preview: draws images of a state and returns numbers to report.
+      preview: draws images from a state and returns numbers to report.
       rates: (steps, seconds) since the last report -> numbers to report.
 
     Raises:
-      NonFiniteError: names the step, before anything of it is saved.
+      NonFiniteError: names the step; nothing of that step has been saved.
     """
     step = first_step = int(state.step)
     since, signal_of_all = time.monotonic(), HostMax(mesh)
@@ -102,13 +102,13 @@ def run_loop(
     while not ending:
         profiler.before(step)
         state, metrics = train_step(state, next(batches), key_of_step(step))
-        if step == first_step:  # which was compiled before it ran
+        if step == first_step:  # the first step includes its compilation
             release_unused_memory()
         step += 1
         profiler.after(step, metrics)
         window.add(metrics)
         window.wait(MAX_AHEAD)
-        # Read once a step: a signal that comes after this line ends the loop after a later step, saved too.
+        # Read once per step: a signal after this line ends the loop after a later step, which is saved as well.
         ending = step >= settings.num_steps or signal_of_all.ask(stop.signal_number or 0) > 0
         saving = ending or _due(step, settings.checkpoint_every_steps)
         previewing = _due(step, settings.sample_every_steps) and step < settings.num_steps
@@ -117,7 +117,7 @@ def run_loop(
             numbers = window.numbers(step)
             numbers["learning_rate"] = float(learning_rate(step - 1))
             measured = rates(num_steps, time.monotonic() - since)
-            if not is_first:  # the first figures would be the compiler's, not the step's
+            if not is_first:  # the first rates would include compilation
                 numbers |= measured
             if saving:
                 _check_finite(state, step)
@@ -139,7 +139,7 @@ def _all_finite(tree: PyTree) -> Array:
 
 
 def _check_finite(state: TrainState, step: int) -> None:
-    """The loss of `step` was finite before its update; the parameters after it may not be."""
+    """Raises NonFiniteError if the parameters after `step` are not finite; its loss, before the update, was finite."""
     averages = {f"ema/{name}": tree for name, tree in state.ema.items()}
     for name, tree in {"params": state.params, **averages}.items():
         if not _all_finite(tree):

@@ -1,4 +1,4 @@
-"""The numbers of the steps since the last report: means, the largest loss, what is not finite, and spikes."""
+"""The numbers of the steps since the last report: means, largest loss, non-finite values, and spikes."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,23 +10,23 @@ from jaxtyping import Array, Float
 
 from ddpm_jax.training.nonfinite import NonFiniteError
 
-# A spike is a loss so many standard deviations above the mean of the losses before it.
+# A spike is a loss this many standard deviations above the mean of the losses before it.
 SPIKE_DEVIATIONS, SPIKE_MEMORY, SPIKE_LEAST = 8.0, 200, 50
 
 
 @no_type_check
 class Binned(NamedTuple):
-    """A metric by bins, such as the loss by t: over many steps its means are sums over sums."""
+    """A metric in bins, such as the loss by t; its mean over many steps is the sum of totals over the sum of counts."""
 
     total: Float[Array, "bins"]
     count: Float[Array, "bins"]
 
 
 class MetricsWindow:
-    """Metrics that are still on the device, one entry a step, until `numbers` fetches them.
+    """Metrics that are still on the device, one entry per step, until `numbers` fetches them.
 
     Args:
-      skip_limit: steps in a row that the train step may skip for want of a finite loss; the next one is an error.
+      skip_limit: steps in a row that the train step may skip because the loss is not finite; one more is an error.
       on_skip: called with the NonFiniteError of each skipped step.
       on_spike: called with (step, loss, mean before, standard deviation before).
     """
@@ -47,7 +47,7 @@ class MetricsWindow:
         return len(self._pending)
 
     def add(self, metrics: dict) -> None:
-        """Of the next step."""
+        """Adds the metrics of the next step."""
         self._pending.append(metrics)
 
     def wait(self, ahead: int) -> None:
@@ -56,10 +56,10 @@ class MetricsWindow:
             jax.block_until_ready(self._pending[-1 - ahead])
 
     def numbers(self, step: int) -> dict[str, float]:
-        """Means over the steps of the window, the last of which is `step`; empties it.
+        """Means over the steps of the window, of which `step` is the last; empties the window.
 
         Raises:
-          NonFiniteError: a loss or a gradient that is not finite, and was not skipped.
+          NonFiniteError: a loss or a gradient is not finite and was not skipped.
         """
         fetched, self._pending = jax.device_get(self._pending), []
         used = []
@@ -79,7 +79,7 @@ class MetricsWindow:
         return numbers
 
     def _is_finite(self, step: int, metrics: dict) -> bool:
-        """Whether the step was taken; raises NonFiniteError where it was not and may not be skipped."""
+        """Whether the update was made; raises NonFiniteError if it was not and may not be skipped."""
         for name in ("loss", "grad_norm"):
             if np.isfinite(metrics[name]):
                 continue
@@ -101,7 +101,7 @@ class MetricsWindow:
 
 
 def _means_of_bins(name: str, value: Binned) -> dict[str, float]:
-    """NAME1of4 and so on, of the bins that hold something."""
+    """NAME1of4 and so on, for the bins that are not empty."""
     num_bins = len(value.total)
     return {
         f"{name}{i + 1}of{num_bins}": float(value.total[i] / value.count[i]) for i in range(num_bins) if value.count[i]

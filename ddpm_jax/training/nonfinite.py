@@ -1,6 +1,6 @@
 """NaN handling: the error, a record of the step, and the batches that a run leaves out by rewinding.
 
-<workdir>/rewinds.json lists the rewinds; with it the batch of a step stays a pure function of (seed, step, data).
+<workdir>/rewinds.json lists the rewinds. Given that list, the batch of a step is a pure function of (seed, step, data).
 """
 
 import json
@@ -20,8 +20,8 @@ class NonFiniteError(UserError):
     """A loss, gradient or parameter that is NaN or infinite.
 
     Args:
-      step: after which it was found; the update took batch step - 1.
-      what: such as "loss became nan".
+      step: the step after which it was found; the update used batch step - 1.
+      what: what was found, such as "loss became nan".
     """
 
     def __init__(self, step: int, what: str):
@@ -30,14 +30,14 @@ class NonFiniteError(UserError):
 
     @property
     def is_of_an_update(self) -> bool:
-        """Whether it is the loss or the gradient of one update, which can be left out."""
+        """Whether the loss or the gradient of one update is the cause, so that the update can be left out."""
         return self.what.startswith(("loss ", "grad_norm "))
 
 
 @dataclass(frozen=True)
 class Rewind:
-    """At step `at` the run went back to the state of step `to`, and took batch number `batch` there, the first that
-    it had not yet taken."""
+    """At step `at` the run returned to the state of step `to`, and there took batch number `batch`, the first one that
+    it had not used yet."""
 
     at: int
     to: int
@@ -48,7 +48,7 @@ class Rewinds:
     """The rewinds of a run, oldest first.
 
     From step `to` of a rewind on, batches are counted from its `batch`, and the noise comes from another key: the same
-    batch with the same noise would end in the same loss. Of those that a step is past, the newest decides.
+    batch with the same noise would give the same loss. If a step is after several rewinds, the newest one applies.
     """
 
     def __init__(self, workdir: str):
@@ -61,15 +61,15 @@ class Rewinds:
                 self._rewinds = [Rewind(int(entry["at"]), int(entry["to"]), int(entry["batch"])) for entry in entries]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(
-                    f"{self._path} is damaged ({type(error).__name__}: {error}): which batches the run left out is "
-                    "written there; restore it from a copy, or train in another --workdir"
+                    f"{self._path} is damaged ({type(error).__name__}: {error}): it lists the batches that the run "
+                    "left out; restore it from a copy, or train in another --workdir"
                 ) from error
 
     def __len__(self) -> int:
         return len(self._rewinds)
 
     def batch_of_step(self, step: int) -> int:
-        """The number of the batch that the update from `step` to step + 1 takes."""
+        """The number of the batch that the update from `step` to step + 1 uses."""
         number = self._number(step)
         if not number:
             return step
@@ -82,21 +82,21 @@ class Rewinds:
         return jax.random.fold_in(key, np.uint32(2**32 - number)) if number else key
 
     def add(self, at: int, to: int, write: bool) -> None:
-        """Notes a rewind; on disk before anything is trained from it, by the process that is to `write`."""
+        """Adds a rewind, and stores it on disk before training continues; only the process with `write` writes."""
         self._rewinds.append(Rewind(at, to, self.batch_of_step(at - 1) + 1))
         if write:
             with replace_file(self._path, "w") as file:
                 file.write(json.dumps([asdict(rewind) for rewind in self._rewinds]) + "\n")
 
     def _number(self, step: int) -> int:
-        """Which rewind decides for a step, counted from 1; 0 for none."""
+        """The number of the rewind that applies to a step, counted from 1; 0 for none."""
         return max((i for i, rewind in enumerate(self._rewinds, start=1) if rewind.to <= step), default=0)
 
 
 def write_record(
     workdir: str, error: NonFiniteError, policy: str, batch: int, indices: np.ndarray, write: bool
 ) -> str:
-    """<workdir>/nonfinite/step_N.json: what became of which step, and which images it saw; returns the path."""
+    """Writes <workdir>/nonfinite/step_N.json: the step, what was found, and the images it used; returns the path."""
     path = os.path.join(workdir, RECORDS_FOLDER, f"step_{error.step:08d}.json")
     record = {"step": error.step, "what": error.what, "policy": policy, "batch": batch, "indices": indices.tolist()}
     if write:

@@ -14,8 +14,8 @@ from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 def global_norm(tree: PyTree) -> Float[Array, ""]:
     """The square root of the sum of all squares.
 
-    Small arrays are joined before they are summed: two thirds of a U-Net's arrays are biases and scales, and a sum for
-    each is a program to compile and a kernel to launch. They lie whole on every device, so that none is fetched.
+    Small arrays are concatenated before they are summed: two thirds of a U-Net's arrays are biases and scales, and a
+    separate sum for each is a program to compile and a kernel to launch. They are replicated, so none is transferred.
     """
     leaves = jax.tree.leaves(tree)
     sums = [jnp.sum(jnp.square(leaf)) for leaf in leaves if leaf.size >= LEAST_SHARDED]
@@ -25,7 +25,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """g -> g * min(1, max_norm/|g|), |g| the `global_norm` of all of it (Pascanu et al. 2013, algorithm 1)."""
+    """g -> g * min(1, max_norm/|g|), where |g| is the `global_norm` (Pascanu et al. 2013, algorithm 1)."""
 
     def clip(updates: PyTree, params: PyTree | None = None) -> PyTree:
         norm = global_norm(updates)
@@ -41,14 +41,14 @@ StepFn = Callable[[Int[Array, ""]], Float[Array, ""]]
 def make_learning_rate(
     learning_rate: float, *, warmup_steps: int = 0, first_step_zero: bool = False, decay_steps: int = 0
 ) -> StepFn:
-    """Update n (from 0) takes learning_rate * min((n + 1)/warmup_steps, 1), constant from there.
+    """Update n (from 0) has the rate learning_rate * min((n + 1)/warmup_steps, 1): linear warm-up, then constant.
 
-    Differs: Ho et al.'s code takes n/warmup_steps, so that its first update changes nothing;
+    Differs: Ho et al.'s code uses n/warmup_steps, so that its first update changes nothing;
     `first_step_zero` gives that.
 
     Args:
-      decay_steps: > 0 multiplies by (1 + cos(pi n/decay_steps))/2, which is 0 from n = decay_steps on: for
-        short runs, whose last samples are better for it.
+      decay_steps: > 0 multiplies by (1 + cos(pi n/decay_steps))/2, which is 0 from n = decay_steps on. Short runs
+        give better samples with it.
     """
     offset = 0 if first_step_zero else 1
 
@@ -98,10 +98,10 @@ def ema_name(decay: float) -> str:
 
 
 def make_ema_decays(decays: Sequence[float], *, start: str = "warmup") -> dict[str, StepFn]:
-    """Name -> the decay of update n, of one average for each of `decays`; see `make_ema_decay`.
+    """Name of each average -> its decay at update n, one average per number in `decays`; see `make_ema_decay`.
 
     Raises:
-      UserError: no decay, one that is given twice or lies outside [0, 1), or an unknown start.
+      UserError: no decay, a duplicate, one outside [0, 1), or an unknown start.
 
     Example:
       >>> list(make_ema_decays([0.9999, 0.999]))
@@ -116,10 +116,10 @@ def make_ema_decays(decays: Sequence[float], *, start: str = "warmup") -> dict[s
 def update_averages(
     ema: Mapping[str, PyTree], params: PyTree, step: Int[Array, ""], decays: Mapping[str, StepFn]
 ) -> dict[str, PyTree]:
-    """ema <- decay_n * ema + (1 - decay_n) * params for each average, n the update `step`.
+    """ema <- decay_n * ema + (1 - decay_n) * params for each average, where n is `step`.
 
     Raises:
-      UserError: `ema` holds other averages than `decays`.
+      UserError: the averages in `ema` are not those in `decays`.
     """
     if ema.keys() != decays.keys():
         raise UserError(f"the averages of the state must be those of the decays, {sorted(decays)}; got {sorted(ema)}")

@@ -13,10 +13,10 @@ class StepProfiler:
     """Traces the updates FIRST+1..LAST into <workdir>/profile, for TensorBoard or Perfetto.
 
     Args:
-      steps: "FIRST:LAST", as a person types it; "" for none.
+      steps: "FIRST:LAST", as given on the command line; "" for none.
 
     Raises:
-      UserError: another text, or LAST <= FIRST.
+      UserError: text of another form, or LAST <= FIRST.
     """
 
     def __init__(self, steps: str, workdir: str):
@@ -29,20 +29,20 @@ class StepProfiler:
             self._first, self._last = int(first), int(last)
 
     def missed(self, first_step: int, num_steps: int) -> str | None:
-        """Why a run that goes on from `first_step` to `num_steps` traces nothing, where steps were asked for."""
+        """Why a run from `first_step` to `num_steps` traces nothing although steps were given; else None."""
         if self._first < 0 or first_step <= self._first < num_steps:
             return None
         asked = f"--profile_steps={self._first}:{self._last}"
-        return f"{asked} traces nothing: this start takes the updates {first_step}:{num_steps}"
+        return f"{asked} traces nothing: this start makes the updates {first_step}:{num_steps}"
 
     def before(self, step: int) -> None:
-        """To be called before the update from `step` to step + 1."""
+        """Must be called before the update from `step` to step + 1."""
         if step == self._first:
             jax.profiler.start_trace(self._folder)
             self._is_open = True
 
     def after(self, step: int, outputs: object) -> None:
-        """To be called after the update to `step`, with what it gave; waits for it where the trace ends."""
+        """Must be called after the update to `step`, with its outputs; waits for them if the trace ends there."""
         if self._is_open and step == self._last:
             jax.block_until_ready(outputs)
             self.close()

@@ -1,4 +1,4 @@
-"""What a run says while it trains: `metrics.jsonl`, TensorBoard events, and lines on the screen."""
+"""Reports of a run while it trains: `metrics.jsonl`, TensorBoard events, and lines on the screen."""
 
 import json
 import math
@@ -17,26 +17,26 @@ from ddpm_jax.training.jsonl_writer import JsonlWriter
 from ddpm_jax.training.log_sinks import open_sinks
 
 METRICS_FILE = "metrics.jsonl"
-# The columns that a line on the screen starts with: name in the file -> name and format on the screen.
+# The first columns of a line on the screen: name in the file -> name and format on the screen.
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": ("loss", lambda value: f"{value:7.5f}"),
     "learning_rate": ("lr", lambda value: f"{value:.2e}"),
     "grad_norm": ("grad norm", lambda value: f"{value:6.4f}"),
     "images_per_second": ("images/s", lambda value: f"{format_rate(value):>5}"),
 }
-# The files alone have these: they would fill the line. So do the quarters of the loss by t and the samples' means.
+# Written to the files only, to keep the line short; so are the loss by quarters of t and the samples' means.
 _FILE_ONLY = (
     "loss_max", "param_norm", "seconds_per_step", "loader_images_per_second", "share_of_peak", "seconds_left",
     "seconds_to_checkpoint",
 )  # fmt: skip
 _FILE_ONLY_PREFIXES = ("loss_t", "sample_mean_")
-LEAST_SHOWN_WAIT = 0.05  # of the time, for data: less is not worth a word
+LEAST_SHOWN_WAIT = 0.05  # share of the time spent waiting for data; less is not shown
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, int | float]]:
-    """The lines of a run's `metrics.jsonl`, with NaN where it holds null; empty where there is none.
+    """The lines of a run's `metrics.jsonl`, with NaN in place of null; empty if there is no such file.
 
-    A line that the end of a process cut off is left out.
+    A last line that is incomplete, because the process ended, is left out.
     """
     path = Path(workdir) / METRICS_FILE
     lines = []
@@ -51,20 +51,20 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, int | float]]:
 
 
 class Reporter:
-    """Writes the numbers and images of a run into its workdir, and one line at a time on the screen.
+    """Writes the numbers and images of a run into its workdir, and a line per report on the screen.
 
     Each line of `metrics.jsonl` is one strict JSON object: `step`, `seconds` (of training, summed over
     all resumes) and the values by name; NaN and infinities, which JSON lacks, are null.
 
     Args:
-      workdir: the folder of the run; made where it is missing.
+      workdir: the folder of the run; created if it is missing.
       enabled: False makes every method do nothing, as on every process but the first.
       start_step: the step that the run continues from. What an earlier process wrote about later steps
-        is removed, since those steps are taken again.
-      num_steps: the last step of the run, for the time left; None says none.
-      checkpoint_every_steps: for the time to the next checkpoint; 0 says none.
-      wandb_project, config: of Weights & Biases, which then gets the numbers too, and what it shows as the config.
-      print_line: shows one line; `print` by default.
+        is removed, because those steps are taken again.
+      num_steps: the last step of the run, for the time left; None: the time left is not reported.
+      checkpoint_every_steps: for the time to the next checkpoint; 0: that time is not reported.
+      wandb_project, config: the project of Weights & Biases, which then also gets the numbers, and the config to show.
+      print_line: prints one line; `print` by default.
       clock: seconds as a function, for tests.
     """
 
@@ -91,7 +91,7 @@ class Reporter:
 
     def _open(self, start_step: int) -> None:
         kept = _forget_later_steps(self._path, start_step)
-        self._start = self._clock() - kept  # training time goes on counting where it stood
+        self._start = self._clock() - kept  # training time continues from its earlier value
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
         self._file = JsonlWriter(self._path)
         self._sinks = open_sinks(
@@ -103,7 +103,7 @@ class Reporter:
         )
 
     def rewind(self, step: int) -> None:
-        """Forgets what was reported of later steps, which are about to be taken again."""
+        """Removes what was reported about later steps, which are about to be taken again."""
         if self._enabled:
             self._close_files()
             self._open(step)
@@ -111,8 +111,8 @@ class Reporter:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Records scalar `values` (numbers, NumPy or JAX scalars) at `step`, everywhere.
 
-        The names `loss`, `learning_rate`, `grad_norm` and `images_per_second` get columns on the screen; others follow
-        under their own name, but for those that only the files have.
+        The names `loss`, `learning_rate`, `grad_norm` and `images_per_second` have columns on the screen. Others follow
+        under their own name, except those that are written to the files only.
         """
         if not self._enabled:
             return
@@ -127,9 +127,9 @@ class Reporter:
         self._print_line(self._screen_line(int(step), numbers))
 
     def _times_left(self, step: int, now: int | float) -> dict[str, float]:
-        """Seconds to the end and to the next checkpoint, by the speed of late."""
+        """Seconds to the end and to the next checkpoint, at the recent speed."""
         times = {}
-        # Between reports, where there are two: the first steps compile.
+        # From two reports on, if there are two: the first steps include compilation.
         if self._num_steps and self._recent and self._recent[0][0] < step < self._num_steps:
             first_step, first_time = self._recent[0]
             a_step = (now - first_time) / (step - first_step)
@@ -157,18 +157,18 @@ class Reporter:
         return "  ".join(parts)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Shows the sinks a uint8 image [H, W] or [H, W, C]."""
+        """Passes a uint8 image [H, W] or [H, W, C] to the sinks."""
         if self._enabled:
             for sink in self._sinks:
                 sink.image(name, np.asarray(image), int(step))
 
     def note(self, text: str) -> None:
-        """Shows one line on the screen."""
+        """Prints one line on the screen."""
         if self._enabled:
             self._print_line(text)
 
     def close(self) -> None:
-        """Writes out what is buffered; a second call does nothing."""
+        """Writes all buffered data; a second call does nothing."""
         if self._enabled:
             self._close_files()
             self._enabled = False
@@ -186,7 +186,7 @@ class Reporter:
 
 
 def _forget_later_steps(path: Path, step: int) -> int | float:
-    """Drops the lines of `path` past `step` and those cut off; returns the seconds of the last one kept."""
+    """Drops the lines of `path` after `step` and incomplete lines; returns the seconds of the last line kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
     if path.is_file():

@@ -1,4 +1,4 @@
-"""The status of a run, read from its workdir without touching it or any device."""
+"""The status of a run, read from its workdir; changes nothing and uses no device."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from ddpm_jax.workdir.lock import holder
 
 
 def status_lines(workdir: str, clock: Callable[[], float] = time.time) -> list[str]:
-    """What a person wants to know of a run: state, step, speed, time left, losses, checkpoints, trouble.
+    """The status of a run: state, step, speed, time left, losses, checkpoints, trouble.
 
     Raises:
       UserError: no such folder, or no run in it.
@@ -54,11 +54,11 @@ def _state(workdir: str, lines: list[dict], train: dict, clock: Callable[[], flo
     path = os.path.join(workdir, "metrics.jsonl")
     if lines and os.path.exists(path):
         ago = format_duration(clock() - os.path.getmtime(path))
-        said = f", last heard of {ago} ago"
+        said = f", last report {ago} ago"
     if by is not None:
         return f"running: {by}{said}"
     done = bool(lines) and lines[-1]["step"] >= train["num_steps"]
-    return f"{'finished' if done else 'not running; the same command goes on'}{said}"
+    return f"{'finished' if done else 'not running; the same command resumes it'}{said}"
 
 
 def _step(lines: list[dict], train: dict) -> str:
@@ -78,7 +78,7 @@ def _speed(lines: list[dict]) -> str:
     if "data_wait" in last:
         parts.append(f"{last['data_wait']:.0%} of the time waiting for data")
     if "loader_images_per_second" in last:
-        parts.append(f"the loader alone {format_rate(last['loader_images_per_second'])} images/s")
+        parts.append(f"data loader alone {format_rate(last['loader_images_per_second'])} images/s")
     return ", ".join(parts)
 
 
@@ -116,17 +116,17 @@ def _checkpoints(workdir: str) -> str:
     newest = os.path.join(folder, str(steps[-1]))
     written = datetime.fromtimestamp(os.path.getmtime(newest)).strftime("%Y-%m-%d %H:%M:%S")
     shown = ", ".join(f"{step:,}" for step in steps)
-    return f"checkpoints of step {shown}; the newest of {written}; {size_text(folder_bytes(folder))} in all"
+    return f"checkpoints of step {shown}; the newest from {written}; {size_text(folder_bytes(folder))} in total"
 
 
 def _trouble(workdir: str) -> str:
     parts = []
     if records := [name for name in _names(os.path.join(workdir, RECORDS_FOLDER)) if name.endswith(".json")]:
-        parts.append(f"steps that were not finite: {len(records)}, in {RECORDS_FOLDER}/")
+        parts.append(f"steps with NaN or infinite values: {len(records)}, listed in {RECORDS_FOLDER}/")
     if REWINDS_FILE in _names(workdir):
-        parts.append(f"rewinds in {REWINDS_FILE}")
+        parts.append(f"rewinds, listed in {REWINDS_FILE}")
     if damaged := _names(os.path.join(workdir, "damaged_checkpoints")):
-        parts.append(f"damaged checkpoints set aside: {', '.join(sorted(damaged))}")
+        parts.append(f"damaged checkpoints moved aside: {', '.join(sorted(damaged))}")
     return "; ".join(parts)
 
 

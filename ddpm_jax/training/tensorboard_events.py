@@ -15,12 +15,12 @@ _FLUSH_SECONDS = 120  # a flush waits for the disk
 class TensorboardEvents:
     """Writes scalars and images for TensorBoard, in this thread.
 
-    tensorboardX's own writer does so in another thread, which dies of a full disk, and its queue then holds up the
-    training for ever. Here a warning says that the disk is full, and the events end; a run can do without them.
+    tensorboardX's own writer uses another thread, which dies when the disk is full; its queue then blocks training for
+    ever. Here a warning says that the disk is full, and no more events are written; a run can do without them.
 
     Args:
       workdir: the folder of the run.
-      start_step: the step that the run continues from; TensorBoard hides what earlier files hold of later steps.
+      start_step: the step that the run continues from; TensorBoard hides later steps of earlier files.
       clock: seconds as a function.
 
     Raises:
@@ -34,8 +34,8 @@ class TensorboardEvents:
             from tensorboardX.proto import event_pb2
 
         self._summary, self._proto, self._clock = summary, event_pb2, clock
-        # The suffix: file names hold whole seconds, and a process that follows at once would overwrite its
-        # predecessor's.
+        # The suffix is needed because file names contain whole seconds: a process that follows at once would overwrite
+        # the file of the process before it.
         prefix = os.path.join(os.fspath(workdir), "events")
         self._writer: Any = None
         self._flushed = clock()
@@ -66,7 +66,7 @@ class TensorboardEvents:
             self._add(self._summary.image(name, image, dataformats="HWC" if image.ndim == 3 else "HW"), step)
 
     def close(self) -> None:
-        """Writes out what is buffered; a second call does nothing."""
+        """Writes all buffered data; a second call does nothing."""
         if self._writer is not None:
             self._guarded(self._writer.close)
             self._writer = None
@@ -85,14 +85,14 @@ class TensorboardEvents:
             write()
         except OSError as error:
             self._writer = None
-            print(f"warning: no more TensorBoard events from here on, since they cannot be written "
-                  f"({error.strerror}); metrics.jsonl holds the same numbers", file=sys.stderr, flush=True)
+            print(f"warning: no more TensorBoard events, because they cannot be written "
+                  f"({error.strerror}); metrics.jsonl has the same numbers", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """Lets no import in here find PyTorch: tensorboardX imports it where it is installed, for some seconds and 200 MB,
-    and does without it where it is not."""
+    """Hides PyTorch from imports in the block: tensorboardX imports it if it is installed, which takes some seconds and
+    200 MB, and works without it."""
     if "torch" in sys.modules:
         yield
         return

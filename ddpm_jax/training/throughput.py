@@ -1,4 +1,4 @@
-"""How fast a run is: images a second, share of the hardware's peak, and time spent waiting for data."""
+"""Speed of a run: images per second, share of the hardware's peak, and time spent waiting for data."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ from ddpm_jax.data.batch_loader import LoaderCounts
 
 
 class Throughput:
-    """rates(steps, seconds) -> images_per_second, seconds_per_step and, where known, the others.
+    """rates(steps, seconds) -> images_per_second, seconds_per_step and, if known, the other rates.
 
     Args:
-      batch_size: images a step, over all devices.
-      take_counts: of the `BatchLoader`.
-      num_processes: that share the batch.
-      step_flops: () -> FLOPs of one update of the whole batch, asked at each report; 0 where that is not known.
-      peak: () -> FLOP/s of all devices, asked likewise; 0 where it is not known.
+      batch_size: images per step, over all devices.
+      take_counts: the method of the `BatchLoader`.
+      num_processes: number of processes that share the batch.
+      step_flops: () -> FLOPs of one update of the whole batch, called at each report; 0 if unknown.
+      peak: () -> FLOP/s of all devices, called at each report; 0 if unknown.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Throughput:
         self._step_flops, self._peak = step_flops, peak
 
     def __call__(self, num_steps: int, seconds: float) -> dict[str, float]:
-        """Of so many steps, which took so long; the loader's are of this process's share, times the processes."""
+        """The rates over these steps; the loader's rate is that of this process times the number of processes."""
         counts = self._take_counts()
         numbers = {
             "images_per_second": self._batch_size * num_steps / seconds,

@@ -1,4 +1,4 @@
-"""All that changes in training, as one pytree."""
+"""Everything that changes during training, as one pytree."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,11 +12,11 @@ from jaxtyping import Array, Int, PyTree
 
 from ddpm_jax.runtime.errors import UserError, arg
 
-RESERVED_ITEMS = ("params", "opt_state", "config", "metrics")  # of a checkpoint, beside those of the averages
+RESERVED_ITEMS = ("params", "opt_state", "config", "metrics")  # of a checkpoint, in addition to the averages
 
 
 def ema_item(name: str, primary: str) -> str:
-    """The item of a checkpoint that holds the average `name`; the primary one has the name from when it was alone."""
+    """The checkpoint item that holds the average `name`; the primary average is always "ema_params"."""
     return "ema_params" if name == primary else f"ema_{name}"
 
 
@@ -24,15 +24,15 @@ def ema_item(name: str, primary: str) -> str:
 @no_type_check
 @flax.struct.dataclass
 class TrainState:
-    """All that changes in training. Randomness and batches are functions of (seed, step): no key is kept."""
+    """Everything that changes in training. Noise and batches are functions of (seed, step), so no key is stored."""
 
     step: Int[Array, ""]  # the number of updates made
     params: PyTree
     ema: Mapping[str, PyTree]  # the averages of the parameters by name
     opt_state: PyTree
-    # By name, what is not trained by a gradient: "t_history" of a time sampler that remembers something.
+    # By name, state that is not trained by a gradient, such as "t_history" of a time sampler with memory.
     extra: Mapping[str, PyTree] = flax.struct.field(default_factory=dict)
-    # The average that is sampled and measured. Not the first of `ema`: JAX sorts the keys of a dict.
+    # The average that is sampled and evaluated. Not always the first of `ema`, because JAX sorts the keys of a dict.
     primary: str = flax.struct.field(pytree_node=False, kw_only=True)
 
     @property
@@ -41,20 +41,20 @@ class TrainState:
         return self.ema[self.primary]
 
     def items(self) -> dict[str, PyTree]:
-        """The trees by the names that they have in a checkpoint, where the step is the folder's name."""
+        """The trees by their names in a checkpoint; the step is the name of the checkpoint's folder."""
         averages = {ema_item(name, self.primary): tree for name, tree in self.ema.items()}
         extra = {name: {"value": tree} if _is_one_array(tree) else tree for name, tree in self.extra.items()}
         return {"params": self.params, **averages, "opt_state": self.opt_state, **extra}
 
     def with_items(self, step: Int[Array, ""], items: Mapping[str, PyTree]) -> "TrainState":
-        """The state of `step` with other trees, by the names of `items`."""
+        """The state at `step` with other trees, named as in `items`."""
         ema = {name: items[ema_item(name, self.primary)] for name in self.ema}
         extra = {name: items[name]["value"] if _is_one_array(old) else items[name] for name, old in self.extra.items()}
         return self.replace(step=step, params=items["params"], ema=ema, opt_state=items["opt_state"], extra=extra)
 
 
 def _is_one_array(tree: PyTree) -> bool:
-    """Whether it is a leaf; Orbax saves no item that is one."""
+    """Whether the tree is a single leaf, which Orbax cannot save as an item."""
     return jax.tree.structure(tree).num_nodes == 1 and jax.tree.structure(tree).num_leaves == 1
 
 
@@ -64,14 +64,14 @@ def init_state(
     ema_names: Iterable[str],
     extra: Mapping[str, PyTree] | None = None,
 ) -> TrainState:
-    """Step 0; every average starts at the parameters, and what is not trained by a gradient at `extra`.
+    """The state at step 0: every average starts at the parameters, and untrained state starts at `extra`.
 
     Args:
-      ema_names: of the averages, such as the `ema_decays` of the train step; the first is the primary one.
+      ema_names: names of the averages, such as the `ema_decays` of the train step; the first is the primary one.
 
     Raises:
       UserError: no name.
-      ValueError: a name twice, or an `extra` whose name cannot be that of an item of a checkpoint, or is taken.
+      ValueError: a duplicate name, or a name in `extra` that is taken or cannot be the name of a checkpoint item.
     """
     names = tuple(ema_names)
     if isinstance(ema_names, str) or len(set(names)) < len(names):
@@ -84,7 +84,7 @@ def init_state(
         raise ValueError(f"extra must not have the names {[*RESERVED_ITEMS, 'ema_*']}; got {taken}")
     if not names:
         raise UserError(f"{arg('ema_names')} must name at least one average; got none")
-    # Copies, so that a step may donate all without donating one buffer twice.
+    # Copies, so that a step may donate the whole state without donating one buffer twice.
     ema = {name: jax.tree.map(jnp.copy, params) for name in names}
     return TrainState(
         jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), dict(extra or {}), primary=names[0]

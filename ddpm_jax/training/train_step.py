@@ -17,20 +17,20 @@ from ddpm_jax.training.train_state import TrainState
 
 Metrics = dict[str, PyTree]
 
-TrainStep = Callable[..., tuple[TrainState, Metrics]]  # of (state, batch, key_train), or with what is frozen
+TrainStep = Callable[..., tuple[TrainState, Metrics]]  # of (state, batch, key_train, optionally frozen)
 
 
 def _random_flip(
     key: Key[Array, ""], image: UInt8[Array, "B H W C"], spec: ConditionSpec, condition: Condition
 ) -> tuple[UInt8[Array, "B H W C"], Condition]:
-    """Mirrors each image left-right with probability 1/2, and what of its condition lies over its pixels."""
+    """Mirrors each image left-right with probability 1/2, together with the spatial entries of its condition."""
     flip = jax.random.bernoulli(key, 0.5, (image.shape[0], 1, 1, 1))
     return jnp.where(flip, image[:, :, ::-1, :], image), mirror(spec, condition, flip)
 
 
 def _split_batch(array: Array, num_parts: int) -> Array:
-    """[B, ...] -> [num_parts, B/num_parts, ...]; part p is every num_parts-th row, so that a batch that is
-    spread over devices stays spread over them in every part."""
+    """[B, ...] -> [num_parts, B/num_parts, ...]. Part p has every num_parts-th row, so that every part of a batch that
+    is split over devices is split over them as well."""
     return array.reshape(-1, num_parts, *array.shape[1:]).swapaxes(0, 1)
 
 
@@ -38,7 +38,7 @@ _OWN_METRICS = ("grad_norm", "param_norm")
 
 
 def _check_losses(losses: Losses, weights: Array) -> None:
-    """Raises ValueError unless an objective gives one number an image, by names that are free."""
+    """Raises ValueError unless an objective gives one number per image, under names that are not taken."""
     shapes = {"the weights": weights.shape, **{f"losses[{name!r}]": loss.shape for name, loss in losses.items()}}
     wrong = {name: shape for name, shape in shapes.items() if shape != weights.shape[:1] or len(shape) != 1}
     if wrong or "loss" not in losses or set(_OWN_METRICS) & set(losses):
@@ -49,10 +49,10 @@ def _check_losses(losses: Losses, weights: Array) -> None:
 
 
 def _make_gradient(objective: Objective, num_parts: int, clip_each_part: float) -> Callable[..., tuple[PyTree, ...]]:
-    """(params, key, frozen, extra, weights, drawn) -> the gradient, the losses [B] by name, and what else the objective
-    gave for each part, [num_parts, ...].
+    """(params, key, frozen, extra, weights, drawn) -> the gradient, the losses [B] by name, and the objective's other
+    results for each part, [num_parts, ...].
 
-    The batch is taken in `num_parts` parts, one after another; see `make_train_step`.
+    The batch is processed in `num_parts` parts, one after another; see `make_train_step`.
     """
 
     def part_loss(
@@ -84,7 +84,7 @@ def _make_gradient(objective: Objective, num_parts: int, clip_each_part: float) 
         keys = jax.random.split(key, num_parts)
         parts = (keys, *jax.tree.map(lambda array: _split_batch(array, num_parts), batch))
         total, (losses, of_parts) = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), parts)
-        # Back to the batch's own order, undoing _split_batch.
+        # Back to the order of the batch, undoing _split_batch.
         losses = jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(-1), losses)
         return jax.tree.map(lambda g: g / num_parts, total), losses, of_parts
 
@@ -105,34 +105,35 @@ def make_train_step(
 ) -> TrainStep:
     """train_step(state, batch, key_train, frozen = objective.frozen) -> (state, metrics).
 
-    The batch is a `Batch`: images, uint8 [B, H, W, C], and their condition. `frozen` is what the objective does not
-    train: give it where it holds arrays, or they are constants of the jitted program.
+    The batch is a `Batch`: images, uint8 [B, H, W, C], and their condition. `frozen` holds the arrays that the
+    objective does not train. Pass it if it is not empty, else its arrays become constants of the jitted program.
 
-    Step n draws all that is random from fold_in(key_train, n) for the whole batch at once, so that the result does not
-    depend on how many devices share the batch or into how many parts it is cut (what a network draws itself, its
-    dropout, alone has a key a part). Not jitted: the caller jits it with shardings and donates the state.
+    Step n draws all random numbers from fold_in(key_train, n) for the whole batch at once, so that the result does not
+    depend on how many devices share the batch or into how many parts it is split. The only exception is what a network
+    draws itself (dropout), which has one key per part. Not jitted: the caller jits it with shardings and donates the
+    state.
 
     Args:
       objective: such as `DiffusionObjective`.
-      ema_decays: by the name of each average, update number -> its decay.
-      spec: what is known of the condition's entries; {} for none.
-      drop_rate: probability with which an image's whole condition is replaced by its null, for classifier-free
+      ema_decays: name of each average -> (update number -> its decay).
+      spec: the entries of the condition; {} for none.
+      drop_rate: probability with which the whole condition of an image is replaced by its null, for classifier-free
         guidance (Ho and Salimans 2022, algorithm 1).
-      flip: mirror each image with probability 1/2, and what of its condition lies over its pixels.
-      num_parts: gradient accumulation: the batch is taken in this many equal parts, one after another, and
+      flip: mirror each image with probability 1/2, together with the spatial entries of its condition.
+      num_parts: gradient accumulation: the batch is processed in this many equal parts, one after another, and
         their gradients are averaged.
-      clip_each_part: > 0 clips each part's own gradient to this global norm before averaging (what Ho et
-        al.'s code does on each replica).
-      skip_nonfinite: where the loss or the gradient is not finite, only the step is counted: parameters, EMA,
+      clip_each_part: > 0 clips each part's own gradient to this global norm before averaging (as Ho et al.'s code
+        does on each replica).
+      skip_nonfinite: if the loss or the gradient is not finite, only the step counter changes: parameters, EMA,
         optimiser and history stay as they were.
 
     Metrics: loss and its parts, grad_norm (of the averaged gradient, before the optimiser's clip), param_norm (of the
-    new parameters), and those of the objective. The losses are means with the objective's weights: where t is not
-    uniform, they estimate the mean over uniform t.
+    new parameters), and those of the objective. The losses are means with the objective's weights: if t is not drawn
+    uniformly, they estimate the mean over uniform t.
 
     Raises:
-      UserError: a drop_rate outside [0, 1), or one for a condition without a null; num_parts below 1. When it is
-        traced, a batch whose condition lacks an entry of `spec`.
+      UserError: a drop_rate outside [0, 1), or one for a condition without a null; num_parts below 1. During tracing:
+        a batch whose condition lacks an entry of `spec`.
     """
     spec = spec or {}
     if not 0 <= drop_rate < 1:

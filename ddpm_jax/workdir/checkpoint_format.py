@@ -1,6 +1,6 @@
-"""The version of what a checkpoint holds, kept with each, and the way from every earlier version to this one.
+"""The format version of a checkpoint, which is stored in it, and the conversion from every earlier version.
 
-It lies in the item `config` beside the config itself, so that it is committed together with the arrays:
+The version is in the item `config`, together with the config itself, so that it is committed with the arrays:
 {"config": "...", "format_version": 3, "written_by": {"ddpm_jax": "0.1.0", "jax": "0.10.2", ...}}.
 """
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from ddpm_jax.runtime.errors import UserError
 
-# 1: the config alone, without a version. 2: with the version and what wrote it. 3: there may be several averages of the
-# parameters, and the config names them: the item ema_params is the first, and the others are ema_NAME.
+# 1: only the config, without a version. 2: with the version and the versions of the writing libraries. 3: there may be
+# several averages of the parameters, named by the config: the item ema_params is the first, the others are ema_NAME.
 FORMAT_VERSION = 3
 
-# Version -> what makes its item `config` that of the next version.
+# Version -> function that converts its item `config` to that of the next version.
 MIGRATIONS: dict[int, Callable[[dict], dict]] = {
     1: lambda item: item | {"written_by": {}},
     2: lambda item: item,  # one average, in ema_params
@@ -23,24 +23,24 @@ _LIBRARIES = ("ddpm_jax", "jax", "flax", "optax", "orbax-checkpoint")
 
 
 def config_item(config_json: str) -> dict:
-    """What is saved as the item `config`: the JSON text of a config, the version, and what wrote it."""
+    """The item `config` as it is saved: the JSON text of a config, the format version, and the library versions."""
     return {"config": config_json, "format_version": FORMAT_VERSION, "written_by": installed_versions()}
 
 
 def installed_versions() -> dict[str, str]:
-    """Library -> version, of those that a checkpoint depends on; for a person to read, nothing is decided by it."""
+    """Library -> version, for the libraries that a checkpoint depends on; only for information."""
     return {name: _version(name) for name in _LIBRARIES}
 
 
 def migrated(item: dict, where: str) -> dict:
-    """An item `config` of any version so far, as one of FORMAT_VERSION.
+    """Converts an item `config` of any earlier version to FORMAT_VERSION.
 
     Args:
-      where: names the checkpoint in the message, such as "the checkpoint of step 8 in DIR".
+      where: names the checkpoint in error messages, such as "the checkpoint of step 8 in DIR".
 
     Raises:
       UserError: a later version.
-      ValueError: no item of any version.
+      ValueError: not an item of any version.
     """
     version = item.get("format_version", 1)
     if type(version) is not int or version < 1:

@@ -1,8 +1,8 @@
-"""The sizes and digests of a checkpoint's files: Orbax itself does not notice a flipped bit.
+"""The sizes and digests of a checkpoint's files, because Orbax itself does not notice a flipped bit.
 
-A manifest is <workdir>/checkpoints/<step>/manifest.json. It lies in the folder of its step, so that whatever
-deletes, moves or copies the step takes it along, and Orbax, for which only folders are items, passes it over.
-It is written after the step is committed: a process that ends in between leaves a step without one.
+A manifest is <workdir>/checkpoints/<step>/manifest.json. It is in the folder of its step, so that it is deleted, moved
+or copied together with the step; Orbax ignores it, because only folders are items.
+It is written after the step is committed: a process that ends in between leaves a step without a manifest.
 """
 
 import hashlib
@@ -14,32 +14,32 @@ from pathlib import Path
 from ddpm_jax.runtime.atomic_files import replace_file
 
 MANIFEST = "manifest.json"
-ALGORITHM = "blake2b-128"  # about as fast on every processor, where SHA-256 leans on instructions that some lack
+ALGORITHM = "blake2b-128"  # similar speed on all processors; SHA-256 needs instructions that some lack
 _CHUNK_BYTES = 1 << 20
 
 
 class DamagedError(ValueError):
-    """Names the file of a checkpoint that is not what was written, and what is wrong with it."""
+    """Names the file of a checkpoint that differs from what was written, and the difference."""
 
 
 def write_manifest(step_folder: str | os.PathLike) -> None:
-    """Writes the manifest of a committed step, whole or not at all."""
+    """Writes the manifest of a committed step, complete or not at all."""
     root = Path(step_folder)
-    # At the top, hidden names are of files being written.
+    # At the top level, hidden names belong to files that are being written.
     paths = sorted(path for path in root.glob("[!.]*/**/*") if path.is_file())
     paths += sorted(path for path in root.glob("[!.]*") if path.is_file() and path.name != MANIFEST)
     files = {path.relative_to(root).as_posix(): [path.stat().st_size, file_digest(path)] for path in paths}
     with replace_file(root / MANIFEST, "w") as file:
         json.dump({"algorithm": ALGORITHM, "files": files}, file, indent=1)
         file.flush()
-        os.fsync(file.fileno())  # an empty manifest after a power cut would condemn a good checkpoint
+        os.fsync(file.fileno())  # an empty manifest after a power cut would make a good checkpoint look damaged
 
 
 def verify(step_folder: str | os.PathLike, items: Sequence[str]) -> bool:
-    """Compares the files of some items, and those that belong to no item, with the manifest.
+    """Checks the files of the given items, and those that belong to no item, against the manifest.
 
     Returns:
-      False where the step has no manifest: nothing was compared.
+      False if the step has no manifest, so that nothing was checked.
 
     Raises:
       DamagedError: the first difference, or a manifest that cannot be read.
@@ -58,12 +58,12 @@ def verify(step_folder: str | os.PathLike, items: Sequence[str]) -> bool:
         if path.stat().st_size != size:
             raise DamagedError(f"{name} has {path.stat().st_size} bytes instead of {size}")
         if file_digest(path) != digest:
-            raise DamagedError(f"{name} has another {ALGORITHM} digest than when it was saved")
+            raise DamagedError(f"{name} has a different {ALGORITHM} digest than when it was saved")
     return True
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """The blake2b digest of a file, of 128 bits, in hexadecimal; of any size in little memory."""
+    """The 128-bit blake2b digest of a file, in hexadecimal; needs little memory for files of any size."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -1,4 +1,4 @@
-"""One checkpoint read back from disk, and the newest one that can be where some are damaged.
+"""Reads one checkpoint from disk, or the newest one that is readable if some are damaged.
 
 Layout: see `ddpm_jax.workdir.checkpoints`.
 """
@@ -23,13 +23,13 @@ from ddpm_jax.workdir.orbax_side_effects import drop_late_callbacks
 
 _NO_ARRAYS = ("config", "metrics")  # the items that are JSON
 
-# What Orbax raises for truncated, missing or foreign files, as found by damaging checkpoints.
+# Exceptions of Orbax for truncated, missing or foreign files, found by damaging checkpoints.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError)
-_MAX_BYTES = 512  # of a message that goes from process to process
+_MAX_BYTES = 512  # of a message between processes
 
 
 class CheckpointReader:
-    """Reads the checkpoints below one folder; remembers which it has warned of.
+    """Reads the checkpoints below one folder; warns of each damaged one only once.
 
     Args:
       directory: the folder `checkpoints` of a workdir, absolute.
@@ -41,15 +41,15 @@ class CheckpointReader:
         self._noted: set[int] = set()
 
     def items(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-        """Some items of a step, on the devices of their targets, by name."""
+        """Items of a step by name, on the devices of their targets."""
         self._checked_config(step, tuple(targets))
         return self._restore(step, targets)
 
     def arrays(self, step: int, item: str) -> Any:
         """The NumPy tree of one item of a step."""
         self._checked_config(step, (item,))
-        # NumPy targets of the saved shapes: without them Orbax wants the devices of the training run back.
-        # For all items, since Orbax warns of those that it has no handler for.
+        # NumPy targets with the saved shapes: without them Orbax asks for the devices of the training run.
+        # For all items, because Orbax warns about items without a handler.
         items = [path.name for path in (Path(self.directory) / str(step)).iterdir() if path.is_dir()]
         handlers = {name: ocp.StandardCheckpointHandler() for name in {item, *items} - set(_NO_ARRAYS)}
         with self._manager(item_handlers=handlers | {"config": ocp.JsonCheckpointHandler()}) as manager:
@@ -64,7 +64,7 @@ class CheckpointReader:
         return self._checked_config(step, ())
 
     def one_of(self, steps: Sequence[int], step: int, read: Callable[[int], Any]) -> Any:
-        """`read(step)`; raises UserError where that is none of `steps`, or damaged."""
+        """`read(step)`; raises UserError if the step is not in `steps`, or is damaged."""
         if step not in steps:
             raise UserError(f"--step must be one of {steps}; got {step}")
         try:
@@ -75,20 +75,20 @@ class CheckpointReader:
             raise UserError(f"{self._damaged(step, error)}; use another --step of {steps}") from error
 
     def newest(self, steps: Sequence[int], read: Callable[[int], Any]) -> tuple[int, Any]:
-        """(step, read(step)) of the newest of the rising `steps` that can be read, with a warning for each other.
+        """(step, read(step)) for the newest readable one of the ascending `steps`; warns about each unreadable one.
 
         Raises:
-          UserError: none can.
+          UserError: none can be read.
         """
         for step in reversed(steps):
             try:
                 return step, read(step)
-            except UserError:  # a later format: no damage, and an earlier step would lose work
+            except UserError:  # a later format: not damaged, and reading an earlier step would lose work
                 raise
             except _DAMAGE as error:
                 last = error
                 if step not in self._warned:
-                    print(f"warning: {self._damaged(step, error)}; trying the one before", file=sys.stderr, flush=True)
+                    print(f"warning: {self._damaged(step, error)}; trying an earlier one", file=sys.stderr, flush=True)
                 self._warned.add(step)
         raise UserError(
             f"no readable checkpoint in {self.directory}: none of {steps} can be read; restore the folder "
@@ -97,18 +97,18 @@ class CheckpointReader:
 
     def _restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         drop_late_callbacks()
-        # A manager of its own: one that has saved or read an item with one kind of args refuses another kind.
+        # A new manager: one that has saved or read an item with one kind of args refuses another kind.
         with self._manager() as manager:
             args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
             return dict(manager.restore(step, args=ocp.args.Composite(**args)))
 
     def _checked_config(self, step: int, items: tuple[str, ...]) -> str:
-        """The JSON text of a step's config, after comparing it and the files of `items` with the manifest.
+        """The JSON text of a step's config, after checking it and the files of `items` against the manifest.
 
         Raises:
           UserError: a format of a later ddpm_jax.
-          DamagedError: a file is not what was written, or the config cannot be read: a step without one is of
-            no use.
+          DamagedError: a file is not what was written, or the config cannot be read: without it a step cannot be
+            used.
         """
         folder = Path(self.directory) / str(step)
         compared = _on_the_first_process(lambda: verify(folder, (*items, "config")))
@@ -120,8 +120,8 @@ class CheckpointReader:
             raise
         except (OSError, ValueError, AttributeError) as error:
             raise DamagedError(f"its config: {error}") from error
-        if compared is False and has_version and step not in self._noted:  # earlier checkpoints never had one
-            print(f"note: {self._name(step)} has no {MANIFEST}: it is read as it is", file=sys.stderr, flush=True)
+        if compared is False and has_version and step not in self._noted:  # earlier versions wrote no manifest
+            print(f"note: {self._name(step)} has no {MANIFEST} to verify it by", file=sys.stderr, flush=True)
             self._noted.add(step)
         return config
 
@@ -137,7 +137,7 @@ class CheckpointReader:
 
 
 def _on_the_first_process(check: Callable[[], bool]) -> bool | None:
-    """`check()` on process 0, None on the others; its error on all: else some would read and some fall back."""
+    """`check()` on process 0, None on the others; its error on all, so that all read or all fall back."""
     error, result = None, None
     if jax.process_index() == 0:
         try:
@@ -154,13 +154,13 @@ def _on_the_first_process(check: Callable[[], bool]) -> bool | None:
 
 
 def check_metrics(directory: str) -> None:
-    """Raises UserError for metrics that are no JSON: Orbax would not open the folder at all."""
+    """Raises UserError for metrics that are not JSON, because Orbax would then not open the folder at all."""
     for path in sorted(glob.glob(os.path.join(directory, "*", "metrics", "metrics"))):
         try:
             with open(path, encoding="utf-8") as file:
                 json.load(file)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} is damaged ({error}): delete the folder {os.path.dirname(path)}, which only says "
+                f"{path} is damaged ({error}): delete the folder {os.path.dirname(path)}, which only records "
                 "which checkpoint is best"
             ) from error

@@ -1,7 +1,7 @@
-"""Checkpoints by Orbax: the trees of a train state and the config of a step as separate items.
+"""Checkpoints by Orbax: the trees of a train state, and the config of the step, as separate items.
 
-Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, and whatever other items the state has, such
-as ema_0.999; beside them manifest.json, the digests of all these files. The newest and the best are kept.
+Layout: <workdir>/checkpoints/<step>/{params,ema_params,opt_state,config}, further items of the state such as ema_0.999,
+and manifest.json with the digests of all these files. The newest checkpoints and the best one are kept.
 """
 
 import os
@@ -24,13 +24,14 @@ from ddpm_jax.workdir.checkpoint_reader import CheckpointReader, check_metrics
 from ddpm_jax.workdir.cleanup import delete_unfinished, move_aside
 from ddpm_jax.workdir.lock import WorkdirLock
 from ddpm_jax.workdir.orbax_side_effects import quiet_orbax, wait_for_threads
+from ddpm_jax.workdir.workdir_path import check_workdir
 
 BEST_METRIC = "eval_loss"
 
 
 @runtime_checkable
 class State(Protocol):
-    """A step, and trees of arrays, each an item of its own."""
+    """A step, and trees of arrays; each tree is one item."""
 
     step: jax.Array
 
@@ -38,33 +39,36 @@ class State(Protocol):
         """The trees by the names of their items."""
 
     def with_items(self, step: jax.Array, items: Mapping[str, Any]) -> "State":
-        """A copy of another step with other trees."""
+        """A copy with another step and other trees."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      workdir: holds, or will hold, the folder `checkpoints`.
-      keep: the number of newest checkpoints that stay; the one with the lowest eval loss stays too.
-      create: for writing: make the folder where it is missing, lock the workdir until `close`, and delete what an
-        earlier process left unfinished. False for reading, which changes nothing and needs no lock.
+      workdir: contains, or will contain, the folder `checkpoints`.
+      keep: the number of newest checkpoints to keep; the one with the lowest eval loss is kept as well.
+      create: True for writing: creates the folder if it is missing, locks the workdir until `close`, and deletes
+        unfinished files of an earlier process. False for reading, which changes nothing and needs no lock.
 
     Raises:
-      UserError: another run trains in the workdir, or the metrics of a checkpoint are damaged.
+      UserError: another run trains in the workdir, its path cannot be used, or the metrics of a checkpoint are
+        damaged.
     """
 
     def __init__(self, workdir: str, *, keep: int = 2, create: bool = False):
-        # Orbax reports a relative path only later, from its background thread.
+        if create:
+            check_workdir(workdir)
+        # Orbax reports a relative path as an error only later, from its background thread.
         self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
         self._manager = None
         self._reader = CheckpointReader(self.directory)
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifest")
-        self._manifest: Future | None = None  # of the last save
+        self._manifest: Future | None = None  # of the latest save
         self._lock = None
         if create:
             os.makedirs(self.directory, exist_ok=True)
-            self._lock = WorkdirLock(os.path.dirname(self.directory))  # before another run's work is cleared away
+            self._lock = WorkdirLock(os.path.dirname(self.directory))  # before anything of another run is deleted
         try:
             self._open(keep, create)
         except BaseException:
@@ -79,11 +83,11 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
 
     def steps(self) -> list[int]:
-        """The steps that were saved completely, rising."""
+        """The steps that were saved completely, ascending."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
     def best_step(self) -> int | None:
-        """The step with the lowest eval loss, or None where there is no checkpoint.
+        """The step with the lowest eval loss, or None if there is no checkpoint.
 
         Raises:
           UserError: there are checkpoints, but no eval loss was measured.
@@ -93,7 +97,7 @@ class Checkpoints:
         step = self._manager.best_step()
         if step is None or not self._manager.metrics(step):
             raise UserError(
-                f"no checkpoint in {self.directory} has an eval loss to be the best by (data.eval_split was ''): "
+                f"no checkpoint in {self.directory} has an eval loss, so none is the best (data.eval_split was ''): "
                 "take the newest, or one of "
                 f"{self.steps()}"
             )
@@ -103,12 +107,12 @@ class Checkpoints:
         """Starts saving `state` under its step, in the background.
 
         Args:
-          config_json: of `experiment.config_json.config_to_json`, kept with the arrays so that no flag can mismatch.
-          metrics: of the step; "eval_loss" decides which is best.
+          config_json: from `experiment.config_json.config_to_json`, stored with the arrays so that they always match.
+          metrics: of the step; "eval_loss" determines the best checkpoint.
 
         Raises:
-          UserError: this step or a later one is there already.
-          DiskFullError: there is no room for it, or there was none for the one before.
+          UserError: this step or a later one is already saved.
+          DiskFullError: there is no room for it, or there was none for the previous one.
         """
         quiet_orbax()
         self._finish()
@@ -127,9 +131,9 @@ class Checkpoints:
             self._manifest = self._background.submit(self._write_manifest, step)
 
     def check_room(self, state: State) -> None:
-        """Raises DiskFullError where the disk has no room for a checkpoint of `state`: arrays, or their shapes."""
+        """Raises DiskFullError if the disk has no room for a checkpoint of `state` (arrays, or their shapes)."""
         arrays = jax.tree.leaves(state.items())
-        # Compressed they are somewhat smaller: random numbers in float32 by 8 percent.
+        # Compressed arrays are somewhat smaller: random float32 numbers by 8 percent.
         num_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays)
         last = self._last()
         if last is not None:
@@ -137,20 +141,20 @@ class Checkpoints:
         check_room(self.directory, num_bytes + MARGIN_BYTES, self._next())
 
     def _write_manifest(self, step: int) -> None:
-        self._manager.wait_until_finished()  # on process 0 alone: it commits when all processes are done
+        self._manager.wait_until_finished()  # on process 0 only, which commits when all processes are done
         write_manifest(os.path.join(self.directory, str(step)))
 
     def restore_state(self, abstract: State) -> State | None:
-        """The newest readable state, or None where nothing was saved, for training on from there.
+        """The newest readable state, to resume training from; None if nothing was saved.
 
-        Newer checkpoints that cannot be read are moved into <workdir>/damaged_checkpoints, with a warning: their
-        steps will be taken and saved again.
+        Newer checkpoints that cannot be read are moved to <workdir>/damaged_checkpoints, with a warning; their steps
+        will be trained and saved again.
 
         Args:
-          abstract: `jax.ShapeDtypeStruct`s with the shardings wanted.
+          abstract: `jax.ShapeDtypeStruct`s with the wanted shardings.
 
         Raises:
-          UserError: checkpoints are there but none can be read.
+          UserError: there are checkpoints but none can be read.
         """
         targets = abstract.items()
 
@@ -168,7 +172,7 @@ class Checkpoints:
         """(step, the NumPy tree of one item), for sampling on any number of devices.
 
         Args:
-          item: such as "ema_params" or "params", or what gives it for the JSON text of the step's config.
+          item: such as "ema_params" or "params", or a function from the JSON text of the step's config to such a name.
           step: None for the newest readable one.
 
         Raises:
@@ -184,7 +188,7 @@ class Checkpoints:
         return self._read(step, self._reader.config)
 
     def wait(self) -> None:
-        """Blocks until the save in the background is committed and has its manifest; raises what went wrong."""
+        """Blocks until the background save is committed and has its manifest; raises its error if it failed."""
         self._finish()
 
     def _finish(self) -> None:
@@ -212,7 +216,7 @@ class Checkpoints:
 
     @contextmanager
     def _full_disk_named(self) -> Iterator[None]:
-        """Makes what Orbax raises on a full disk a DiskFullError."""
+        """Turns what Orbax raises on a full disk into a DiskFullError."""
         try:
             yield
         except Exception as error:
@@ -236,7 +240,7 @@ class Checkpoints:
         return step, self._reader.one_of(steps, step, read)
 
     def _move_aside(self, steps: list[int]) -> None:
-        """Orbax would neither replace a checkpoint of these steps nor save one of an earlier step."""
+        """Needed because Orbax would neither replace a checkpoint of these steps nor save one of an earlier step."""
         if not steps:
             return
         if multi_host.is_first():
@@ -251,8 +255,8 @@ def _options(keep: int, create: bool) -> ocp.CheckpointManagerOptions:
 
     return ocp.CheckpointManagerOptions(
         create=create,
-        # Not best_fn with max_to_keep: that deletes the newest checkpoint where it is not among the best.
-        # Those without an eval loss are no best ones: by default BestN keeps them all, until the disk is full.
+        # Not best_fn with max_to_keep: that deletes the newest checkpoint if it is not among the best.
+        # Checkpoints without an eval loss are never best: by default BestN keeps all of them, until the disk is full.
         preservation_policy=AnyPreservationPolicy(
             [LatestN(keep), BestN(get_metric_fn=lowest, reverse=True, n=1, keep_checkpoints_without_metrics=False)]
         ),

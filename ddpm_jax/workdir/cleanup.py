@@ -1,4 +1,4 @@
-"""Deletes what a killed process left unfinished in a workdir, and moves damaged checkpoints aside."""
+"""Deletes unfinished files that a killed process left in a workdir, and moves damaged checkpoints aside."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ddpm_jax.runtime import multi_host
 
-# Of Orbax, and of `replace_file`: names before they are the final ones. Only what training itself writes, since
-# others may be writing into the workdir meanwhile.
+# Temporary names of Orbax and of `replace_file`. Only those that training itself writes, because other commands may be
+# writing into the workdir at the same time.
 _FOLDERS = "checkpoints/*.orbax-checkpoint-tmp*"
 _FILES = (".rewinds.json.*.part", "nonfinite/.step_*.part", ".wandb_id.*.part", ".config.json.*.part",
           ".metrics.jsonl.*.part", "checkpoints/*/.manifest.json.*.part",
@@ -17,11 +17,11 @@ _FILES = (".rewinds.json.*.part", "nonfinite/.step_*.part", ".wandb_id.*.part", 
 
 
 def delete_unfinished(workdir: str | os.PathLike) -> None:
-    """Deletes what was in the making, on process 0; only under the workdir's lock, and while nothing is saved."""
+    """Deletes unfinished files, on process 0. Call it only under the workdir's lock, while nothing is saved."""
     if not multi_host.is_first():
         return
     for path in Path(workdir).glob(_FOLDERS):
-        # A thread of a save that failed may still be at work in it; the next start deletes what stays.
+        # A thread of a failed save may still be writing; the next start deletes what remains.
         shutil.rmtree(path, ignore_errors=True)
     for pattern in _FILES:
         for path in Path(workdir).glob(pattern):
@@ -29,7 +29,7 @@ def delete_unfinished(workdir: str | os.PathLike) -> None:
 
 
 def move_aside(directory: str, steps: Sequence[int]) -> None:
-    """Moves damaged checkpoints out of the folder `checkpoints` into damaged_checkpoints beside it, and says so."""
+    """Moves damaged checkpoints from the folder `checkpoints` to damaged_checkpoints next to it, with a warning."""
     folder = os.path.join(os.path.dirname(directory), "damaged_checkpoints")
     os.makedirs(folder, exist_ok=True)
     for step in steps:

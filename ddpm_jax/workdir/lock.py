@@ -1,4 +1,4 @@
-"""One training run at a time in a workdir."""
+"""A lock that allows only one training run at a time in a workdir."""
 
 import datetime
 import errno
@@ -13,20 +13,20 @@ from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.errors import UserError
 
 LOCK_FILE = "train.lock"
-_UNNAMED = "another run"  # that has not written yet who it is
+_UNNAMED = "another run"  # a holder that has not written its name yet
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 
 
 class WorkdirLock:
     """Holds <workdir>/train.lock until `release`; the operating system releases it when the process ends.
 
-    So a killed run leaves nothing that must be cleared away: the file may stay, its lock does not. Of several
-    processes of one run, process 0 holds it.
+    So a killed run leaves nothing that must be cleaned up: the file may remain, but its lock does not. If several
+    processes share a run, process 0 holds the lock.
 
-    What it cannot do: `flock` works between the processes of one machine. On NFS it works between machines where
-    the server and the mount support locks, and otherwise fails or is local to a machine; object stores mounted as
-    folders mostly have none. Where the file system or the operating system refuses locks, a note says so, and it is
-    up to the user that no two runs train in one workdir.
+    Limits: `flock` works between the processes of one machine. On NFS it works between machines if the server and the
+    mount support locks, and otherwise fails or is local to a machine; object stores mounted as folders mostly have no
+    locks. If the file system or the operating system refuses locks, a note says so, and the user must make sure that no
+    two runs train in one workdir.
 
     Args:
       workdir: an existing folder.
@@ -39,15 +39,15 @@ class WorkdirLock:
         self._path = os.path.join(workdir, LOCK_FILE)
         self._file: IO[bytes] | None = None
         holder = self._acquire() if multi_host.is_first() else None
-        # All of them or none: one that went on would wait for ever for those that did not.
+        # All processes or none: one that continued would wait for ever for the others.
         if multi_host.broadcast_from_first(holder is not None):
             raise UserError(
-                f"--workdir {os.fspath(workdir)} is in use: {holder or 'another run'} trains in it; wait for its "
-                "end, stop it, or give another folder"
+                f"--workdir {os.fspath(workdir)} is in use: {holder or 'another run'} trains in it; wait until it "
+                "ends, stop it, or give another folder"
             )
 
     def _acquire(self) -> str | None:
-        """Takes the lock; returns who holds it already, or None."""
+        """Takes the lock; returns the present holder if there is one, else None."""
         while True:
             file = open(self._path, "ab+", buffering=0)
             try:
@@ -58,12 +58,12 @@ class WorkdirLock:
                         return _read(file)
                     if not os.fstat(file.fileno()).st_size:
                         Path(self._path).unlink(missing_ok=True)  # it would look like a lock
-                print(f"note: {os.path.dirname(self._path)} cannot be locked ({error.strerror}): see to it that no "
+                print(f"note: {os.path.dirname(self._path)} cannot be locked ({error.strerror}): make sure that no "
                       "second run trains in it", file=sys.stderr, flush=True)
                 return None
             if _same_file(file, self._path):
                 break
-            file.close()  # its holder deleted it between our opening and locking it
+            file.close()  # the holder deleted it after we opened it and before we locked it
         self._file = file
         self._write_holder()
         return None
@@ -74,22 +74,22 @@ class WorkdirLock:
             self._file.truncate(0)
             holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
             self._file.write(json.dumps(holder).encode())
-        except OSError as error:  # a full disk: the lock itself needs no room
-            print(f"note: {self._path} does not say who holds it ({error.strerror})", file=sys.stderr, flush=True)
+        except OSError as error:  # a full disk; the lock itself needs no space
+            print(f"note: {self._path} does not name its holder ({error.strerror})", file=sys.stderr, flush=True)
 
     def release(self) -> None:
-        """Gives the lock back; a second call does nothing."""
+        """Releases the lock; a second call does nothing."""
         if self._file is not None:
-            Path(self._path).unlink(missing_ok=True)  # while it is held, so that nobody can hold the file that goes
+            Path(self._path).unlink(missing_ok=True)  # while locked, so that nobody else can hold the deleted file
             self._file.close()
             self._file = None
 
 
 def holder(workdir: str | os.PathLike) -> str | None:
-    """Who trains in a workdir, for a person, or None; the lock itself is not touched.
+    """A description of the run that trains in a workdir, or None; the lock itself is not touched.
 
-    A run that was killed on this machine has left its file, and is told by its process being gone; of one that was
-    killed on another machine only that machine knows.
+    A run that was killed on this machine has left its file, and is recognised because its process no longer exists.
+    For a run that was killed on another machine only that machine can tell.
     """
     path = os.path.join(workdir, LOCK_FILE)
     try:
@@ -97,18 +97,18 @@ def holder(workdir: str | os.PathLike) -> str | None:
             text = file.read()
         found = json.loads(text)
         if found["host"] == socket.gethostname():
-            os.kill(found["pid"], 0)  # no signal: asks whether there is such a process
+            os.kill(found["pid"], 0)  # sends no signal, only asks whether the process exists
     except (FileNotFoundError, ProcessLookupError):
         return None
     except PermissionError:
-        pass  # of another user
+        pass  # a process of another user
     except (ValueError, KeyError, TypeError):
         return _UNNAMED
     return _described(found)
 
 
 def _lock(file: IO[bytes]) -> None:
-    """Raises OSError where the file is locked already, or cannot be."""
+    """Raises OSError if the file is already locked, or cannot be locked."""
     try:
         import fcntl
     except ImportError as error:  # Windows
@@ -124,7 +124,7 @@ def _same_file(file: IO[bytes], path: str) -> bool:
 
 
 def _read(file: IO[bytes]) -> str:
-    """Who holds a lock, for a person."""
+    """The holder of a lock, as text."""
     file.seek(0)
     try:
         return f"{_described(json.load(file))},"

@@ -1,4 +1,4 @@
-"""Side effects of Orbax: messages on the screen that are no news, and threads that it leaves behind."""
+"""Side effects of Orbax: irrelevant messages on the screen, and threads that it leaves behind."""
 
 import functools
 import logging
@@ -9,16 +9,16 @@ from typing import Any
 
 from ddpm_jax.runtime.disk_space import is_full
 
-# A save without an eval loss has none, which is no fault; a save waits for the one before by design, however slow the
-# disk is.
+# A save without an eval loss has no metrics, which is normal; a save waits for the previous one by design, however slow
+# the disk is.
 _NO_NEWS = ("did not provide metrics", "Waiting for previous save to complete")
-_THREAD_SECONDS = 10  # for which a thread of a save that failed is waited
+_THREAD_SECONDS = 10  # how long to wait for a thread of a failed save
 
 
 @functools.cache
 def quiet_orbax() -> None:
-    """Keeps off the screen that a save without an eval loss has none, and the tracebacks of a full disk, several a
-    tensor: the first is no fault, and the second is raised as one error anyhow."""
+    """Hides two kinds of messages: that a save has no eval loss, which is normal, and the tracebacks of a full disk,
+    several per tensor, which is raised as one error anyway."""
 
     def is_news(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -33,17 +33,17 @@ def quiet_orbax() -> None:
 
 
 def wait_for_threads() -> None:
-    """Waits for what Orbax still does in the background after a save failed: it would go on writing."""
+    """Waits for the background threads of Orbax after a failed save, which would otherwise continue writing."""
     for thread in threading.enumerate():
         if type(thread).__module__.startswith("orbax."):
-            # Not join: those of Orbax raise the error of the save once more.
+            # Not join: the threads of Orbax would raise the error of the save again.
             threading.Thread.join(thread, _THREAD_SECONDS)
 
 
 @functools.cache
 def drop_late_callbacks() -> None:
-    """Keeps off the screen what Orbax's other reads and writes say when the first one has failed."""
-    # Writes that had not begun, found by the garbage collector, often after the one line of the error.
+    """Hides the messages of Orbax's other reads and writes after the first one has failed."""
+    # Writes that had not begun; the garbage collector reports them, often after the one-line error.
     warnings.filterwarnings("ignore", r"coroutine 'async_(de)?serialize\S*' was never awaited", RuntimeWarning)
     previous = sys.unraisablehook
 

@@ -25,8 +25,8 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 @pytest.mark.parametrize(
     "flags,message",
     [
-        (("--what=train", "--tpu=v5e:2x2"), "--tpu is a setting of --dry_run: leave it out"),
-        (("--dry_run", "--tpu=v5e:2x2", "--devices=4"), "--tpu=v5e:2x2 says how many devices there are: leave out --"),
+        (("--what=train", "--tpu=v5e:2x2"), "--tpu needs --dry_run: leave it out"),
+        (("--dry_run", "--tpu=v5e:2x2", "--devices=4"), "--tpu=v5e:2x2 already sets the number of devices"),
     ],
 )
 def test_mistakes_are_one_line(tiny_flags, capfd, flags, message):
@@ -48,7 +48,7 @@ def test_a_program_for_another_platform_takes_no_option_of_the_cpu():
 
 @needs_libtpu
 def test_no_such_slice():
-    with pytest.raises(UserError, match="--tpu must be a slice, as v5e:2x4, v6e:1x1 or v4:2x2x1; got 'v5litepod-8'"):
+    with pytest.raises(UserError, match="--tpu must be a slice such as v5e:2x4, v6e:1x1, v4:2x2x1; got 'v5litepod-8'"):
         absent_tpu("v5litepod-8")
 
 

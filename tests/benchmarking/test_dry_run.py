@@ -123,7 +123,7 @@ def test_rows_that_do_not_fit_say_why(tiny_config):
 
 def test_devices_are_chosen_before_jax_starts():
     use_virtual_devices(8)  # as many as the tests have
-    with pytest.raises(UserError, match="--devices=9 needs a process of its own: JAX runs here already, on 8 cpu dev"):
+    with pytest.raises(UserError, match="--devices=9 needs a process of its own: JAX already runs here, on 8 cpu dev"):
         use_virtual_devices(9)
     with pytest.raises(UserError, match=r"--devices must be in 1\.\.1024; got 0"):
         use_virtual_devices(0)
@@ -178,9 +178,9 @@ def test_the_command_without_a_compilation(command):
     [
         ((), "what to do? give either --dry_run, to predict, or --what=train,forward,sample, to measure"),
         (("--dry_run", "--what=train"), "what to do? give either --dry_run"),
-        (("--what=train", "--rows=given"), "--rows is a setting of --dry_run: leave it out"),
-        (("--what=train", "--devices=2"), "--devices is a setting of --dry_run: leave it out"),
-        (("--what=",), "--what must name something to measure, of ['compile', 'data', 'forward', 'sample', 'train']"),
+        (("--what=train", "--rows=given"), "--rows needs --dry_run: leave it out"),
+        (("--what=train", "--devices=2"), "--devices needs --dry_run: leave it out"),
+        (("--what=",), "--what must name something to measure, from ['compile', 'data', 'forward', 'sample', 'train']"),
         (("--what=speed",), "--what must be one of ['compile', 'data', 'forward', 'sample', 'train']; got 'speed'"),
         (("--what=train", "--dtype=half"), "model.dtype must be one of ['bfloat16', 'float32']; got 'half'"),
         (("--what=train", "--batch_size=0"), "train.batch_size must be"),

@@ -47,14 +47,14 @@ def test_one_recipe_of_two_names_is_trained_once(recipes):
 def test_a_folder_of_other_settings_is_refused(recipes, tmp_path):
     recipes.check_settings(tmp_path / "x", {"num_samples": 3})
     recipes.check_settings(tmp_path / "x", {"num_samples": 3})
-    with pytest.raises(SystemExit, match="is of other settings"):
+    with pytest.raises(SystemExit, match="was made with other settings"):
         recipes.check_settings(tmp_path / "x", {"num_samples": 4})
 
 
 @pytest.mark.parametrize(
     "flag,message",
     [
-        ("--recipes=w", "--recipes must be of v; eps; "),
+        ("--recipes=w", "--recipes must be from v; eps; "),
         ("--samplers=ddim", "--samplers must be of ddim, eta 1, 50 calls; "),
         ("--num_images=10", "--num_images must be 0 or at least 128, the largest batch; got 10"),
         ("--seeds=a", "argument --seeds: invalid int value: 'a'"),

@@ -105,7 +105,7 @@ def test_the_other_kind_of_file_under_the_name(tmp_path):
     np.savez(tmp_path / "b.npz", IMAGES)
     (tmp_path / "a.npy").rename(tmp_path / "a.npz")
     (tmp_path / "b.npz").rename(tmp_path / "b.npy")
-    with pytest.raises(UserError, match="no .npz by its content"):
+    with pytest.raises(UserError, match="its content is not a .npz archive"):
         _make(tmp_path / "a.npz")
     with pytest.raises(UserError, match="is a .npz file by its content; rename it"):
         _make(tmp_path / "b.npy")
@@ -115,7 +115,7 @@ def test_zeros_and_ones_are_said_and_taken_as_they_are(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES // 128)
     images = _make(tmp_path / "a.npy")
     (note,) = images.notes
-    assert "all 0 or 1 of 255, nearly black; save 255 * x if 0..1 was meant" in note
+    assert "all 0 or 1 of 255, nearly black; save 255 * x if they mean 0..1" in note
     np.testing.assert_array_equal(images.load(np.arange(10)), IMAGES // 128)
     assert _make(tmp_path / "a.npy", image_size=(4, 4)).notes == (note,)  # resized too
     np.save(tmp_path / "b.npy", np.concatenate([0 * IMAGES, IMAGES]))  # black ones at the front mean nothing
@@ -125,9 +125,9 @@ def test_zeros_and_ones_are_said_and_taken_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     "labels, told",
     [
-        (np.arange(10.0), r"must be integers \[N\], and are float64 \[10\]"),
-        (np.eye(10, dtype=np.int64), r"must be integers \[N\], and are int64 \[10, 10\]"),
-        (np.array(list("abcdefghij")), r"must be integers \[N\], and are <U1 \[10\]"),
+        (np.arange(10.0), r"must be integers \[N\]; got float64 \[10\]"),
+        (np.eye(10, dtype=np.int64), r"must be integers \[N\]; got int64 \[10, 10\]"),
+        (np.array(list("abcdefghij")), r"must be integers \[N\]; got <U1 \[10\]"),
     ],
     ids=["float", "one-hot", "text"],
 )

@@ -197,7 +197,7 @@ def test_folders_nested_beyond_the_stack(tmp_path, either_way):
             os.close(place)
             place = below
         images = _make(tmp_path)
-        assert len(images) == 2 and "not read, 1 of the folders: d/d/d" in images.notes[0]
+        assert len(images) == 2 and "1 folder(s) could not be read: d/d/d" in images.notes[0]
         assert "File name too long" in images.notes[0]
     finally:
         os.close(place)
@@ -229,7 +229,7 @@ def test_an_unreadable_file_and_folder(tmp_path, either_way):
             pytest.skip("root reads everything; run as another user")
         images = _make(tmp_path)
         assert _values(_all(images)) == [1]
-        assert images.notes[0] == "not read, 1 of the folders: closed/ (Permission denied)"
+        assert images.notes[0] == "1 folder(s) could not be read: closed/ (Permission denied)"
         assert "002.png (Permission denied)" in images.notes[1]
     finally:
         (tmp_path / "closed").chmod(0o755)
@@ -272,7 +272,7 @@ def test_the_folder_disappears(tmp_path, on_demand):
     _flat(tmp_path / "set", range(10))
     images = _make(tmp_path / "set")
     shutil.rmtree(tmp_path / "set")
-    with pytest.raises(UserError, match="^path '.*set' is gone; put it back"):
+    with pytest.raises(UserError, match="^path '.*set' is missing; put it back"):
         images.load(np.arange(10))
 
 

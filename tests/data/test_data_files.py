@@ -258,7 +258,7 @@ def test_a_pickle_cannot_run_anything(tmp_path):
     witness.unlink()
     for content in ({b"data": _Evil(witness), b"labels": [0]}, CIFAR["test_batch"], [1, 2]):
         (tmp_path / "test_batch").write_bytes(pickle.dumps(content))
-        _refused("test_batch' is no file of CIFAR-10's Python version", "cifar10", tmp_path, split="test")
+        _refused("test_batch' is not a file of CIFAR-10's Python version", "cifar10", tmp_path, split="test")
     assert not witness.exists()
 
 
@@ -326,7 +326,7 @@ def test_other_arrays_are_refused_with_the_remedy(tmp_path, array, match, ending
 def test_wrong_array_files_are_refused(tmp_path):
     _refused("must name a .npz or .npy file .*; got ''", "array")
     _refused("got '.*a.npz' .no such file", "array", tmp_path / "a.npz")
-    _refused("a folder.; read a folder of images by name=image_folder", "array", tmp_path)
+    _refused("a folder.; to read a folder of images take name=image_folder", "array", tmp_path)
     np.savez(tmp_path / "a.npz", first=GREY, second=GREY)
     _refused("must hold its images as arr_0, images, x_train .*it holds first, second", "array", tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", images=GREY, labels=np.arange(3))

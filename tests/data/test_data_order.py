@@ -83,5 +83,5 @@ def test_a_malformed_split_is_refused(split):
 
 
 def test_an_empty_slice_is_refused():
-    with pytest.raises(UserError, match="keeps none of the 8 images"):
+    with pytest.raises(UserError, match="selects none of the 8 images"):
         split_rows("train[:1%]", num_examples=8)

@@ -121,7 +121,7 @@ def test_another_size_is_resized_and_said(pictures, tmp_path):
     assert _pack(pictures, tmp_path / "packed") == 0
     images = _make(tmp_path / "packed.array_record", "test", image_size=(6, 4), num_channels=1)
     assert _all(images).shape == (8, 6, 4, 1)
-    assert images.notes[0].startswith("packed as 12x8x3 and resized to 6x4x1: pack at that size")
+    assert images.notes[0].startswith("packed at 12x8x3 and resized to 6x4x1: pack at that size")
 
 
 # What is written
@@ -209,7 +209,7 @@ def test_what_was_written_is_read_before_it_counts(pictures, tmp_path, monkeypat
     monkeypatch.setattr(pack_folder, "array_record_module", lambda: Module)
     (tmp_path / "place").mkdir()
     assert _pack(pictures, tmp_path / "place" / "packed") == 2
-    assert "of something else, or damaged" in capsys.readouterr().err and not list((tmp_path / "place").iterdir())
+    assert "with other contents, or damaged" in capsys.readouterr().err and not list((tmp_path / "place").iterdir())
 
 
 def test_too_little_room_is_told_before_the_work(pictures, tmp_path, monkeypatch, capsys):
@@ -262,7 +262,7 @@ def test_the_package_is_named_where_it_is_missing(pictures, tmp_path, monkeypatc
 
 
 def test_help_lists_the_commands(capsys):
-    assert command.main(["--help"]) == 0 and "  pack    a folder" in capsys.readouterr().out
+    assert command.main(["--help"]) == 0 and "  pack    packs a folder" in capsys.readouterr().out
     assert command.main(["pack", "--help"]) == 0
     out = capsys.readouterr().out
     assert "pack DIR OUT --image_size=H,W" in out and "--config" not in out.split("options:")[1]
@@ -281,7 +281,7 @@ def test_a_truncated_file_is_refused(packed):
     whole = packed.read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 1):
         packed.write_bytes(whole[:size])
-        with pytest.raises(UserError, match="is damaged, truncated or no array_record file; pack the folder again"):
+        with pytest.raises(UserError, match="is damaged, truncated or not an array_record; pack the folder again"):
             _make(packed)
     packed.unlink()
     with pytest.raises(UserError, match="a packed file; got .* \\(no such file\\)"):
@@ -306,12 +306,12 @@ def test_a_changed_byte_is_found_and_its_picture_replaced(packed, either_way, ca
 def test_other_array_records_are_refused(tmp_path):
     header = {"format": "pictures packed by ddpm_jax", "version": 3}
     for name, records, match in [
-        ("one", [b"x"], "of something else"),
-        ("other", [b"x", b"y", b"z"], "of something else"),
-        ("json", [b"x", b"{}"], "of something else"),
-        ("number", [b"x", b"7"], "of something else"),
-        ("names", [b"x", json.dumps(header).encode()], "of something else, or damaged"),
-        ("newer", [zlib.compress(b"a"), json.dumps(header).encode()], "of version 3, and this ddpm_jax reads 1 to 2"),
+        ("one", [b"x"], "with other contents"),
+        ("other", [b"x", b"y", b"z"], "with other contents"),
+        ("json", [b"x", b"{}"], "with other contents"),
+        ("number", [b"x", b"7"], "with other contents"),
+        ("names", [b"x", json.dumps(header).encode()], "with other contents, or damaged"),
+        ("newer", [zlib.compress(b"a"), json.dumps(header).encode()], "has version 3, and this ddpm_jax reads version"),
     ]:
         file = str(tmp_path / f"{name}.array_record")
         writer = array_record.ArrayRecordWriter(file, "group_size:1")

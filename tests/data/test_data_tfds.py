@@ -220,7 +220,7 @@ def test_wrong_names_and_splits(data_dir):
     _refused("got 'cifarr10'; did you mean 'cifar10'", "cifarr10")
     _refused("got 'image_foldr'; did you mean 'image_folder'", "image_foldr")
     _refused("did you mean 'tiny_pictures'", "tiny_picture", data_dir)
-    _refused("does not open; its configurations are .*did you mean 'bedroom'", "lsun/bedrom")
+    _refused("cannot be opened; its configurations are .*did you mean 'bedroom'", "lsun/bedrom")
     _refused(
         r"split must be one of \['test', 'train'\] .*got 'tets'; did you mean",
         "tiny_pictures",

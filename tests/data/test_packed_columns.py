@@ -127,9 +127,9 @@ def test_a_damaged_column_is_one_line(folder):
     ("columns", "message"),
     [
         (None, "--columns must name a .npz file; got"),
-        ({"score": np.arange(20)}, "must hold the array 'names', the image files that its rows are of, such as"),
+        ({"score": np.arange(20)}, "must hold the array 'names', the image file of each row, such as"),
         ({"names": ["a/00.png"]}, "must have one row for each of the 20 images; it has no row for 'a/02.png'"),
-        ({"score": np.arange(19)}, "must have 20 rows in 'score', one an image; got 19"),
+        ({"score": np.arange(19)}, "must have 20 rows in 'score', one per image; got 19"),
         ({"score": np.array(["x"] * 20)}, "'score' must hold numbers; got <U1"),
         ({"score": np.array([{}] * 20)}, "cannot be read as a NumPy file"),
         ({"t.values": np.arange(5), "t.offsets": np.arange(21)},

@@ -49,7 +49,7 @@ def test_a_whole_step_may_be_written_as_a_float(prediction):
 
 def test_the_previous_mean_is_for_whole_steps():
     denoise_fn = make_denoiser(Process(LINEAR, prediction="mean"), lambda x_t, t: x_t)
-    with pytest.raises(ValueError, match="the previous mean belongs to a whole step t"):
+    with pytest.raises(ValueError, match="the previous mean is only defined at whole steps t"):
         denoise_fn(jnp.zeros((1, 2)), jnp.array([0.5]))
 
 

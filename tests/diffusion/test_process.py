@@ -168,7 +168,7 @@ def test_a_respaced_process_calls_the_network_with_the_steps_that_it_knows():
     falling = Process(SCHEDULE, "v").respaced(steps[::-1])  # as `named_steps` gives them
     np.testing.assert_array_equal(falling.network_steps, process.network_steps)
     np.testing.assert_array_equal(falling.schedule.betas, process.schedule.betas)
-    with pytest.raises(UserError, match="prediction='mean' belongs to the step before among all T"):
+    with pytest.raises(UserError, match="prediction='mean' refers to the previous of all T"):
         Process(SCHEDULE, "mean").respaced(steps)
 
 

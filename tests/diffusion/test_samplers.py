@@ -141,7 +141,7 @@ def test_spaced_steps_refuse(arguments, parts):
 @pytest.mark.parametrize("steps", [[], [5, 5], [1, 2], [1000], [3, -1], [[3, 2]]])
 def test_tables_refuse_steps_that_do_not_fall_in_range(steps):
     for make_table, made_of in ((ancestral_table, Process(LINEAR)), (ddim_table, LINEAR)):
-        with pytest.raises(UserError, match=r"sampler's steps must be a falling list of whole numbers in 0\.\.999"):
+        with pytest.raises(UserError, match=r"sampler's steps must be decreasing whole numbers in 0\.\.999"):
             make_table(made_of, steps=np.array(steps))
 
 

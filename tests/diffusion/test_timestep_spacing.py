@@ -90,7 +90,7 @@ def test_ddim_names_that_no_stride_makes():
         ("10,,5", "got '10,,5'"),
         ("600,10", "section 1 has 500 of the 1000 steps, of which 600 cannot be taken; give 1 to 500"),
         ("0", "of which 0 cannot be taken"),
-        ("t=5,9", "sampler's steps must be a falling list of whole numbers in 0..999"),
+        ("t=5,9", "sampler's steps must be decreasing whole numbers in 0..999"),
         ("t=", "name must be such as"),
     ],
 )
@@ -135,5 +135,5 @@ def test_signal_and_noise_where_alpha_bar_is_0():
 def test_there_is_no_grid_by_noise_level_where_alpha_bar_is_0():
     schedule = make_schedule("linear", num_steps=100, zero_terminal_snr=True)
     for spacing in ("log_snr", "karras"):
-        with pytest.raises(UserError, match="has no grid where alpha-bar falls to 0: take 'uniform' or 'trailing'"):
+        with pytest.raises(UserError, match="has no grid if alpha-bar falls to 0: take 'uniform' or 'trailing'"):
             spaced_steps(100, 5, spacing, schedule=schedule)

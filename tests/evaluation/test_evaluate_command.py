@@ -227,17 +227,17 @@ def test_the_flow_joins_what_was_measured_before(straight_run, tmp_path, capsys)
         (["--split=holdout"], "holdout"),
         (["--step=12345"], "--step must be one of"),
         (["--best", "--step=8"], "give one of them"),
-        (["--what=fid"], "--what=fid is one of the numbers of 'samples': give --what=samples"),
-        (["--what=NLL"], "--what=NLL is one of the numbers of 'bits': give --what=bits"),
+        (["--what=fid"], "--what=fid is part of 'samples': give --what=samples"),
+        (["--what=NLL"], "--what=NLL is part of 'bits': give --what=bits"),
         (["--what=bit"], "['bits', 'ode', 'pictures', 'samples']; got 'bit'; did you mean 'bits'?"),
         (["--bits_respacing=ddim8"], "--bits_respacing='ddim8': no whole stride visits exactly 8 of 20 steps"),
-        (["--what=pictures", "--bits_respacing=5"], "--bits_respacing is a setting of the bound: give --what=bits"),
+        (["--what=pictures", "--bits_respacing=5"], "--bits_respacing is only for the bound: give --what=bits"),
         (["--what="], "--what must name something to measure: bits, pictures, ode, samples"),
         (["--ode", "--ode_steps=0"], "--ode_steps must be at least 1; got 0"),
         (["--ode", "--ode_steps=1000000000000"], "--ode_steps must be at most 100000; got 1000000000000"),
         (["--max_images=4294967296"], "--max_images must be at most 2147483647; got 4294967296"),
         (["--ode", "--ode_probes=-1"], "--ode_probes must be at least 0; got -1"),
-        (["--ode_probes=2"], "--ode_probes is a setting of the probability flow: give --ode too"),
+        (["--ode_probes=2"], "--ode_probes is only for the probability flow: give --ode too"),
         (["--out=/dev/null/here"], "--out: the folder /dev/null/here cannot be written"),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_network_of_the_mean_has_no_flow(trained):
     config = trained.config.copy_and_resolve_references()
     with config.unlocked():
         config.diffusion.prediction = "mean"
-    with pytest.raises(ValueError, match="belongs to whole steps: leave out --ode"):
+    with pytest.raises(ValueError, match="needs whole steps: leave out --ode"):
         build_ode_bits(
             dataclasses.replace(trained, config=config), "test", make_mesh(1),
             seed=0, batch_size=4, max_images=1, num_ode_steps=2, num_probes=1,

@@ -129,7 +129,7 @@ def test_the_same_command_goes_on_to_the_same_numbers(straight_run, tmp_path, ca
     assert not (folder / "evaluation.json").exists() and list(folder.glob("samples_step_*/pictures.partial.npy"))
     capsys.readouterr()
     assert measure(straight_run, folder, cache, *flags) == 0
-    assert firsts == [0, 8, 8, 16] and "going on from 4 of 12" in capsys.readouterr().err
+    assert firsts == [0, 8, 8, 16] and "resuming from 4 of 12" in capsys.readouterr().err
     assert entries(folder) == entries(tmp_path / "straight")  # to the last bit
 
 
@@ -264,8 +264,8 @@ def test_the_report_keeps_one_entry_a_protocol_whatever_the_facts(tmp_path):
         (["--what=samples", "--extractor=vgg"], "--extractor must be one of ['classifier', 'inception', 'pixels']"),
         (["--what=samples", "--extractor=inception"], "--extractor=inception needs --inception_weights=FILE"),
         (["--what=samples", "--inception_weights=/none.pth"], "there is no '/none.pth'"),
-        (["--what=samples", "--extractor=pixels", "--inception_weights=x"], "belongs to --extractor=inception"),
-        (["--what=samples", "--resize=clean"], "--resize belongs to --extractor=inception; got --extractor=classifier"),
+        (["--what=samples", "--extractor=pixels", "--inception_weights=x"], "needs --extractor=inception"),
+        (["--what=samples", "--resize=clean"], "--resize needs --extractor=inception; got --extractor=classifier"),
         (["--what=samples", "--resize=lanczos"], "--resize must be one of ['clean', 'tf_bilinear']"),
         (["--what=samples", "--num_samples=-1"], "--num_samples must be at least 0; got -1"),
         (["--what=samples", "--num_samples=9", "--extractor=pixels", "--num_reference=3"],
@@ -281,8 +281,8 @@ def test_the_report_keeps_one_entry_a_protocol_whatever_the_facts(tmp_path):
         (["--what=samples", "--sampler=dimm"], "--sampler must be one of"),
         (["--what=samples", "--cache=/dev/null/x"], "--cache: the folder /dev/null/x cannot be written"),
         (["--what=samples", "--out=/dev/null/x"], "--out: the folder /dev/null/x cannot be written"),
-        (["--extractor=pixels"], "--extractor is a setting of sample metrics: give --what=samples too"),
-        (["--sampler=ddim"], "--sampler is a setting of sample metrics: give --what=samples too"),
+        (["--extractor=pixels"], "--extractor is only for sample metrics: give --what=samples too"),
+        (["--sampler=ddim"], "--sampler is only for sample metrics: give --what=samples too"),
         (["--samples=x.npz"], "give one of them"),
     ],
 )  # fmt: skip
@@ -305,11 +305,11 @@ def test_what_does_not_fit_files_is_one_line(tmp_path, cache, digits, capsys):
         ([f"--samples={mine}"], "--samples needs real images to compare with: give --reference"),
         ([f"--samples={tmp_path / 'none.npz'}", f"--reference={mine}"], "--samples must be an .npz or .npy file"),
         ([f"--samples={mine}", f"--reference={mine}"], "has none: take --extractor=pixels"),
-        ([f"--samples={mine}", f"--reference={other}", "--extractor=pixels"], "compares images of one shape"),
-        ([f"--samples={large}", f"--reference={large}", "--extractor=pixels"], "at most 4096 values an image"),
+        ([f"--samples={mine}", f"--reference={other}", "--extractor=pixels"], "compares images of equal shape"),
+        ([f"--samples={large}", f"--reference={large}", "--extractor=pixels"], "at most 4096 values per image"),
         ([f"--samples={floats}", f"--reference={mine}", "--extractor=pixels"], "must hold uint8 images"),
         ([f"--samples={tmp_path / 'empty'}", f"--reference={mine}", "--extractor=pixels"], "holds no image file"),
-        ([f"--samples={mine}", f"--reference={mine}", "--sampler=ddim"], "--sampler is a setting of a run"),
+        ([f"--samples={mine}", f"--reference={mine}", "--sampler=ddim"], "--sampler is only for a run"),
         (["--samples=celeb_a:train", f"--reference={mine}"], "needs the size of the images: give --image_size=H,W"),
         ([], "what to measure? give --workdir=DIR, the folder of a training run, or --samples=FILE"),
     ):

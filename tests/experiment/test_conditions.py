@@ -106,11 +106,11 @@ def test_the_data_must_have_it(sketched, tmp_path):
     images = np.zeros((40, 8, 8, 1), np.uint8)
     labels = np.arange(40) % 10
     for columns, message in (
-        ({}, "the network is told the column 'sketch' of the data, and array .* has the columns label: docs/data.md"),
+        ({}, "the network needs the column 'sketch' of the data, and array .* has the columns label: docs/data.md"),
         ({"sketch": images[:, :4]}, r"must have rows of shape \[8, 8, 1\] in its column 'sketch'; got \[4, 8, 1\]"),
         (
             {"sketch": images[:39]},
-            "must have 40 rows in 'sketch', one an image; got 39",
+            "must have 40 rows in 'sketch', one per image; got 39",
         ),
     ):
         np.savez(tmp_path / "data.npz", images=images, labels=labels, **columns)

@@ -94,7 +94,8 @@ def test_a_config_may_have_it(guided_run, draw):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--guidance_scale=-1"], "sample.guidance_scale must be in 0..1e+06; got -1.0: 1 is no guidance, try 2 to 4"),
+        (["--guidance_scale=-1"], "sample.guidance_scale must be in 0..1e+06; got -1.0: "
+         "1 means no guidance, try 2 to 4"),
         (["--guidance_scale=nan"], "sample.guidance_scale must be in 0..1e+06; got nan"),
         (["--guidance_scale=2", "--guidance_interval=3,1"], "sample.guidance_interval must be LOW,HIGH of the log SNR, "
          "LOW below HIGH; got 3,1"),
@@ -116,7 +117,7 @@ def test_a_run_that_was_not_trained_for_it(straight_run, sample_main, tmp_path, 
     flags = [f"--workdir={straight_run}", f"--out={tmp_path}/x", "--nocompilation_cache", "--guidance_scale=3"]
     assert sample_main(flags) == 2
     assert capfd.readouterr().err == (
-        "error: sample.guidance_scale=3.0 needs a network that was also trained without its condition; the run has "
+        "error: sample.guidance_scale=3.0 needs a network that was also trained without the condition; the run has "
         "condition.drop_rate=0.0 and model.num_classes=0: take 1, or train with condition.drop_rate=0.1\n"
     )
 

@@ -83,7 +83,7 @@ def test_stopped_and_killed_on_one_host_alone(flags, tiny_config, tmp_path, caps
         processes = HostProcesses(tmp_path / number.name, "train", flags)
         processes.wait_for(f"step {(stops[-1] if stops else 0) + 10:>3}/160")
         if stops:
-            assert any(f"going on from step {stops[-1]}" in line for line in processes.lines())
+            assert any(f"resuming from step {stops[-1]}" in line for line in processes.lines())
         processes.processes[victim].send_signal(number)
         codes = processes.codes()
         if number == signal.SIGKILL:
@@ -92,9 +92,9 @@ def test_stopped_and_killed_on_one_host_alone(flags, tiny_config, tmp_path, caps
         assert codes == [128 + number] * 2, processes.all_output()
         stops.append(Checkpoints(str(tmp_path / "run")).steps()[-1])
         assert read_metrics(tmp_path / "run")[-1]["step"] == stops[-1] < 160
-        assert processes.lines()[-2] == f"stopped by {number.name}, all is saved; the same command goes on from here"
+        assert processes.lines()[-2] == f"stopped by {number.name}, all is saved; the same command resumes from here"
     train(tiny_config(*settings, "train.num_devices=2"), str(tmp_path / "run"))
-    assert "going on from step" in capsys.readouterr().out
+    assert "resuming from step" in capsys.readouterr().out
     train(tiny_config(*settings), str(tmp_path / "straight"))
     (_, these), (_, those) = weights(tmp_path / "run"), weights(tmp_path / "straight")
     losses = [{line["step"]: line["loss"] for line in read_metrics(tmp_path / name)} for name in ("run", "straight")]

@@ -82,7 +82,7 @@ def test_rewind_leaves_the_batches_out(config_of, state_of, tmp_path, monkeypatc
         taken = poison(patch, config, 4)
         assert train(config, str(tmp_path / "one")) is None
     assert taken == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8]  # 4 and 5 before it was seen at step 6
-    assert "loss became nan at step 5: back to step 4, and on without the 1 batch since (rewind 1 of at most 3)" in (
+    assert "loss became nan at step 5: rewinding to step 4, leaving out the 1 batch since (rewind 1 of at most 3)" in (
         capsys.readouterr().out
     )
     assert json.loads((tmp_path / "one" / "rewinds.json").read_text()) == [{"at": 5, "to": 4, "batch": 5}]

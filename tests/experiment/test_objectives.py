@@ -247,7 +247,7 @@ def test_a_run_in_the_space_of_a_codec(linear, tiny_config, tmp_path, sample_mai
 
 
 def test_a_codec_without_limits_is_sampled_without_a_clip(linear, tiny_config):
-    message = "codec.name='linear' has an x_0 without limits: sample.clip_x_0 must be False and"
+    message = "codec.name='linear' has an unbounded x_0: sample.clip_x_0 must be False and"
     with pytest.raises(UserError, match=message):
         build_experiment(tiny_config("codec.name=linear"))
     with pytest.raises(UserError, match=r"codec.name must be one of \['linear', 'pixels'\]; got 'latent'"):

@@ -31,9 +31,10 @@ def test_few_programs_serve_all_samplers(straight_run, capfd):
     run, drawn = dj.open_run(str(straight_run)), []
     first = run.sample(4, num_sampler_steps=6, progress=False)
     (generator,) = run._samples._generators.values()
+    programs = generator._advance._cache_size()  # also of other tests, which share them
     for sampler in ("ancestral", "ddim", "dpmpp_2m", "unipc", "dpmpp_2m_sde"):
         drawn += [run.sample(4, num_sampler_steps=steps, sampler=sampler, progress=False) for steps in (5, 7)]
-    assert 1 == generator._advance._cache_size() and len(run._samples._generators) == 1
+    assert programs == generator._advance._cache_size() and len(run._samples._generators) == 1
     assert len(np.unique(np.stack(drawn), axis=0)) == len(drawn)
     np.testing.assert_array_equal(run.sample(4, num_sampler_steps=6, progress=False), first)
     assert "sampling" not in capfd.readouterr().err
@@ -73,6 +74,15 @@ def test_a_stop_is_an_interrupt(monkeypatch, tiny_config):
     monkeypatch.setattr(training, "train", lambda config, workdir: signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM; the run is saved in x"):
         dj.train_model(tiny_config(), "x")
+
+
+def test_what_is_refused_before_training(monkeypatch, tiny_config, tmp_path):
+    with pytest.raises(dj.UserError, match="data.eval_split must .* to hold out none --config.data.eval_split=$"):
+        dj.train_model(tiny_config("data.eval_split=none"), str(tmp_path))
+    monkeypatch.setattr(training, "draws_images", lambda config: False)
+    with pytest.raises(dj.UserError, match="objective.name='diffusion' draws no images: train it with ddpm_jax.exper"):
+        dj.train_model(tiny_config(), str(tmp_path))
+    assert not any(tmp_path.iterdir())
 
 
 class TestPackagedRun:

@@ -33,9 +33,9 @@ def test_shares_of_the_run_are_lengths_of_it(tiny_config):
 @pytest.mark.parametrize(
     "override,message",
     [
-        ("optim.warmup_share=1.5", "optim.warmup_share must be in [0, 1], a part of train.num_steps; got 1.5"),
-        ("optim.decay_share=-0.1", "optim.decay_share must be in [0, 1], a part of train.num_steps; got -0.1"),
-        ("optim.warmup_share=0.5", "optim.warmup_steps=2 and optim.warmup_share=0.5 both say how long the warmup is"),
+        ("optim.warmup_share=1.5", "optim.warmup_share must be in [0, 1], a share of train.num_steps; got 1.5"),
+        ("optim.decay_share=-0.1", "optim.decay_share must be in [0, 1], a share of train.num_steps; got -0.1"),
+        ("optim.warmup_share=0.5", "optim.warmup_steps=2 and optim.warmup_share=0.5 both set the length of warmup"),
     ],
 )
 def test_lengths_that_do_not_fit(tiny_config, override, message):
@@ -75,9 +75,9 @@ def test_the_schedule_of_a_run_that_is_over_may_change(tiny_config, tmp_path):
     "overrides,words",
     [
         (["optim.warmup_steps=80"], "the warm-up is longer than the run, whose last learning rate is 0.0001; to fit "),
-        (["optim.decay_steps=5"], "the learning rate is 0 from step 5 on; to fit it: "),
+        (["optim.decay_steps=5"], "the learning rate is 0 after step 5; to fit it to the run: "),
         (["optim.decay_steps=16"], "the decay is longer than the run, whose last learning rate is 0.000598; to fit it"),
-        (["schedule.num_steps=1000"], "predicts eps on a schedule that ends at the noise level 20,291"),
+        (["schedule.num_steps=1000"], "predicts eps on a schedule that ends at noise level 20,291"),
     ],
 )
 def test_what_does_not_fit_is_said_and_its_remedy_helps(tiny_config, overrides, words):
@@ -94,7 +94,7 @@ def test_a_resumed_run_is_told_what_it_can_do(tiny_config):
     """Its prediction stays; its learning rate may change when it is 0."""
     fields = ("schedule.num_steps=1000", "optim.decay_steps=5")
     assert len(notes_of(tiny_config, *fields)) == 4 and len(notes_of(tiny_config, *fields, resumed_from=0)) == 3
-    assert notes_of(tiny_config, *fields, resumed_from=3)[1] == "the learning rate is 0 from step 5 on"
+    assert notes_of(tiny_config, *fields, resumed_from=3)[1] == "the learning rate is 0 after step 5"
     assert "to fit it" in notes_of(tiny_config, *fields, resumed_from=6)[1]
     assert len(notes_of(tiny_config, "schedule.num_steps=1000", "train.num_steps=50000")) == 2
 
@@ -123,7 +123,7 @@ def test_grids_of_packaged_experiments_are_a_twentieth_at_the_most(name):
     [
         (
             ("diffusion.prediction=mean", "sample.preview_sampler=heun", "sample.churn=10"),
-            "diffusion.prediction='mean' belongs to whole steps; got sample.spacing='uniform' and sample.churn=10.0",
+            "diffusion.prediction='mean' needs whole steps; got sample.spacing='uniform' and sample.churn=10.0",
         ),
         (
             ("diffusion.variance=learned", "diffusion.loss=hybrid", "sample.preview_sampler=ancestral"),

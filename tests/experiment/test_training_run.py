@@ -52,7 +52,7 @@ def test_resumed_equals_straight(straight_run, tiny_config, state_of, tmp_path, 
     drawn = (tmp_path / "samples" / "final_raw.png").read_bytes()
     capsys.readouterr()
     train(tiny_config(), str(tmp_path))
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "resuming from step 4" in capsys.readouterr().out
     assert same_bits(state_of(tmp_path, 8), state_of(straight_run, 8))
     assert losses(tmp_path) == losses(straight_run)
     for name in ("final_raw.png", "final_ema.png", "denoising.png", "denoising.gif"):
@@ -88,7 +88,7 @@ def test_hybrid_with_importance_sampling_resumes_bit_for_bit(tiny_config, tmp_pa
 def test_finished_run_is_left_alone(own_run, tiny_config, capsys):
     before = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file() and "tfevents" not in path.name}
     assert train(tiny_config(), str(own_run)) is None
-    assert "finished already at step 8" in capsys.readouterr().out
+    assert "already finished at step 8" in capsys.readouterr().out
     after = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file() and "tfevents" not in path.name}
     assert after == before
 
@@ -96,7 +96,7 @@ def test_finished_run_is_left_alone(own_run, tiny_config, capsys):
 def test_a_run_that_is_longer_than_asked_is_left_alone(own_run, tiny_config, capsys):
     before = (own_run / "config.json").read_bytes()
     assert train(tiny_config("train.num_steps=6"), str(own_run)) is None
-    assert "finished already at step 8" in capsys.readouterr().out
+    assert "already finished at step 8" in capsys.readouterr().out
     assert (own_run / "config.json").read_bytes() == before
 
 
@@ -162,7 +162,7 @@ def test_the_command_ends_with_what_to_do_next(own_run, tiny_flags, capsys, monk
     stop_at(monkeypatch, 9, signal.SIGTERM)
     assert train_command.main([*tiny_flags, "--config.train.num_steps=10", f"--workdir={own_run}"]) == 143
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "stopped by SIGTERM, all is saved; the same command goes on from here"
+    assert last == "stopped by SIGTERM, all is saved; the same command resumes from here"
 
 
 def diverge(monkeypatch, where):
@@ -197,7 +197,7 @@ def test_divergence(where, message, tiny_flags, state_of, tmp_path, monkeypatch,
     assert err == (
         f"error: {message}; the last good checkpoint is step 4 in {tmp_path}; the images of that step are listed in "
         f"{tmp_path}/nonfinite/step_{message[-1]:0>8}.json; train in a new --workdir with a lower optim.learning_rate, "
-        "or go on here past these batches with --config.train.nonfinite=rewind\n"
+        "or resume here without these batches by --config.train.nonfinite=rewind\n"
     )
     state = state_of(tmp_path, 4)
     assert all(np.all(np.isfinite(leaf)) for leaf in state.values())
@@ -271,16 +271,16 @@ def test_signals_and_a_kill_in_real_processes(tiny_flags, tmp_path):
         out, err = process.communicate(timeout=300)
         lines += out.splitlines(keepends=True)
         if steps:
-            assert any(f"going on from step {steps[-1]}" in line for line in lines)
+            assert any(f"resuming from step {steps[-1]}" in line for line in lines)
         if number == signal.SIGKILL:
             assert process.returncode == -9
             continue
         assert (process.returncode, err) == (128 + number, "")
-        assert lines[-1] == f"stopped by {number.name}, all is saved; the same command goes on from here\n"
+        assert lines[-1] == f"stopped by {number.name}, all is saved; the same command resumes from here\n"
         steps.append(Checkpoints(str(tmp_path / "run")).steps()[-1])
         assert 5 <= steps[-1] < 150 and read_metrics(tmp_path / "run")[-1]["step"] == steps[-1]
     process = start(flags, tmp_path / "run")
-    assert "going on from step" in process.communicate(timeout=300)[0] and process.returncode == 0
+    assert "resuming from step" in process.communicate(timeout=300)[0] and process.returncode == 0
     assert train_command.main([*flags, f"--workdir={tmp_path / 'straight'}"]) == 0
     final = []
     for name in ("run", "straight"):

@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shutil
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from diffusers_folders import SCHEDULER, UNET, write_folder
 from PIL import Image
 
 from ddpm_jax import convert, evaluate, train
-from ddpm_jax.experiment import config_files, config_json, trained_run, training
+from ddpm_jax.experiment import config_files, config_json, training
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.interchange import diffusers, ho_et_al, imported_workdir, openai
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir import checkpoints
@@ -68,7 +71,7 @@ def own_copy(imported_run, tmp_path):
 def test_an_import_is_a_workdir_at_step_0(folder, imported_run):
     imported = diffusers.read_diffusers(folder)
     for weights in ("ema", "raw"):
-        run = trained_run.open_run(str(imported_run), weights=weights)
+        run = open_run(str(imported_run), weights=weights)
         assert run.step == 0
         jax.tree.map(np.testing.assert_array_equal, run.params, imported.params)
     saved = config_json.config_from_json((imported_run / "config.json").read_text())
@@ -125,10 +128,10 @@ def train_on(run, *more):
 
 
 def test_training_goes_on_from_an_import(own_copy, capsys):
-    before = trained_run.open_run(str(own_copy)).params
+    before = open_run(str(own_copy)).params
     assert train_on(own_copy) == 0  # another learning rate, and another optimiser than that of the import
     assert "from the imported weights" in capsys.readouterr().out
-    after = trained_run.open_run(str(own_copy), weights="raw")
+    after = open_run(str(own_copy), weights="raw")
     assert after.step == 2
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before)
     assert 0 < max(jax.tree.leaves(change)) < 1e-4  # two updates of Adam with 1e-5
@@ -136,7 +139,7 @@ def test_training_goes_on_from_an_import(own_copy, capsys):
     assert train_on(own_copy, "--config.train.num_steps=3", "--config.optim.learning_rate=1e-3") == 2
     assert "optim.learning_rate was 1e-05 and is 0.001" in capsys.readouterr().err
     assert train_on(own_copy, "--config.train.num_steps=3") == 0
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["unet.channels=8", "schedule.num_steps=30", "diffusion.prediction=v"])
@@ -151,7 +154,7 @@ def test_weights_go_out_and_come_back(own_copy, tmp_path, capsys, name):
     assert run_convert(f"--workdir={own_copy}", f"--to={path}") == 0
     assert f"wrote {path} (ema weights of step 0)" in capsys.readouterr().out
     assert run_convert(f"--from={path}", f"--workdir={tmp_path / 'again'}") == 0
-    once, again = trained_run.open_run(str(own_copy)), trained_run.open_run(str(tmp_path / "again"))
+    once, again = open_run(str(own_copy)), open_run(str(tmp_path / "again"))
     assert once.config == again.config
     jax.tree.map(np.testing.assert_array_equal, once.params, again.params)
 
@@ -160,7 +163,7 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
     for weights in ("ema", "raw"):
         path = tmp_path / f"{weights}.npz"
         assert run_convert(f"--workdir={straight_run}", f"--to={path}", f"--weights={weights}", "--step=4") == 0
-        expected = trained_run.open_run(str(straight_run), step=4, weights=weights).params
+        expected = open_run(str(straight_run), step=4, weights=weights).params
         np.testing.assert_array_equal(np.load(path)["conv_in/kernel"], expected["conv_in"]["kernel"])
     assert run_convert(f"--workdir={straight_run}", f"--to={path}", "--step=5") == 2
     assert "--step must be one of" in capsys.readouterr().err
@@ -173,20 +176,20 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
         (["--from=a", "--to=b"], "give one of --from=PATH"),
         (["--from=absent"], "there is no 'absent'"),
         (["--from={folder}", "--format=difusers"], "--format must be one of .* did you mean 'diffusers'"),
-        (["--from={folder}", "--weights=raw"], "--weights is for --to alone"),
+        (["--from={folder}", "--weights=raw"], "--weights is only for --to"),
         (["--from={folder}", "--config=digits"], "takes no --config=FILE"),
-        (["--from={folder}", "--config.unet.channels=8"], "--config.unet.channels cannot be chosen"),
+        (["--from={folder}", "--config.unet.channels=8"], "--config.unet.channels cannot be changed"),
         (["--from={folder}", "--config.data.pth=x"], "unknown config field 'data.pth'; did you mean 'data.path'"),
-        (["--from={pictures}"], "no format is recognised in it"),
+        (["--from={pictures}"], "its format is not recognised"),
         (["--from={folder}", "--model=cifar10"], "--model=cifar10 is not for diffusers"),
-        (["--from={tensorflow}"], "does not say which network it is of: give --model, one of .'celebahq256'"),
-        (["--from={folder}/config.json", "--format=original"], "does not say which network it is of: give --model"),
-        (["--from={folder}/config.json", "--format=openai"], "does not say which network it is of: give --model"),
+        (["--from={tensorflow}"], "network it belongs to: give --model, one of .'celebahq256'"),
+        (["--from={folder}/config.json", "--format=original"], "which network it belongs to: give --model"),
+        (["--from={folder}/config.json", "--format=openai"], "which network it belongs to: give --model"),
         (["--from={classifier}"], "64x64_classifier is a classifier"),
-        (["--to=x", "--format=openai"], "--format=openai can be read and not written"),
-        (["--to=x", "--model=cifar10"], "--model is for --from alone"),
+        (["--to=x", "--format=openai"], "--format=openai can only be imported"),
+        (["--to=x", "--model=cifar10"], "--model is only for --from"),
         (["--to=x.pt"], "--to must be a folder, FILE.safetensors or FILE.npz"),
-        (["--to=x.npz", "--config.data.path=x"], "is for --from alone"),
+        (["--to=x.npz", "--config.data.path=x"], "is only for --from"),
         (["--frm=x"], "unknown flag '--frm'; did you mean '--from'"),
     ],
 )
@@ -230,13 +233,13 @@ def test_published_checkpoints_reach_their_readers(folder, tmp_path, monkeypatch
     tensors, model = read[0]
     assert model == ("lsun_cat" if "openai" in source else "cifar10")
     assert tensors or "openai" in source
-    assert trained_run.open_run(str(tmp_path / "run")).step == 0
+    assert open_run(str(tmp_path / "run")).step == 0
 
 
 def test_no_run_is_overwritten(folder, own_copy, capsys):
     before = sorted(os.walk(own_copy))
     assert run_convert(f"--from={folder}", f"--workdir={own_copy}") == 2
-    assert "--workdir must be a new folder or an empty one" in capsys.readouterr().err
+    assert "--workdir must be a new or empty folder" in capsys.readouterr().err
     assert sorted(os.walk(own_copy)) == before
 
 
@@ -261,7 +264,7 @@ def test_a_killed_import_leaves_nothing_that_looks_whole(folder, tmp_path, monke
     assert len(seen) == 3 and not any("run" in names for names in seen)
     assert os.listdir(tmp_path) == []
     imported_workdir.write_workdir(imported, tmp_path / "run")
-    assert trained_run.open_run(str(tmp_path / "run")).step == 0
+    assert open_run(str(tmp_path / "run")).step == 0
 
 
 def test_an_import_that_cannot_be_sampled_from_is_refused_before_it_is_written(folder, tmp_path):
@@ -294,3 +297,52 @@ def test_only_an_import_may_change_the_optimiser(straight_run, tiny_config, tmp_
     run = shutil.copytree(straight_run, tmp_path / "run")
     with pytest.raises(UserError, match="optim.learning_rate was"):
         training.train(tiny_config("optim.learning_rate=0.5"), str(run))
+
+
+class TestHub:
+    """`--from=OWNER/NAME`, with a stand-in for huggingface_hub."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch, folder, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        calls = []
+
+        def snapshot_download(name, allow_patterns):
+            calls.append((name, allow_patterns))
+            return str(folder)
+
+        stand_in = types.SimpleNamespace(
+            snapshot_download=snapshot_download, list_repo_files=lambda name: ["unet/model.safetensors", "README.md"]
+        )
+        monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+        return stand_in, calls
+
+    def test_a_model_is_downloaded(self, hub):
+        assert run_convert("--from=google/small", "--workdir=run") == 0
+        assert hub[1] == [("google/small", ["*.json", "*.safetensors"])]
+        assert open_run("run").step == 0
+
+    def test_older_models_have_no_safetensors(self, hub):
+        hub[0].list_repo_files = lambda name: ["unet/model.bin"]
+        assert run_convert("--from=google/small", "--workdir=run") == 0
+        assert hub[1] == [("google/small", ["*.json", "*.bin"])]
+
+    def test_a_failure_is_one_line(self, hub, capsys):
+        def fail(name):
+            raise OSError("404 Client Error.\nRepository Not Found")
+
+        hub[0].list_repo_files = fail
+        assert run_convert("--from=google/smal", "--workdir=run") == 2
+        err = capsys.readouterr().err
+        assert "the Hugging Face Hub did not give it (OSError: 404 Client Error. Repository Not Found): check" in err
+        assert len(err.splitlines()) == 1
+
+    def test_without_the_package(self, hub, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        assert run_convert("--from=google/small", "--workdir=run") == 2
+        assert "run 'pip install huggingface_hub' first, or download it with 'hf download" in capsys.readouterr().err
+
+    def test_a_folder_comes_first(self, hub, folder):
+        shutil.copytree(folder, "google/small")
+        assert run_convert("--from=google/small", "--workdir=run") == 0 and not hub[1]
+        assert run_convert("--from=google/other", "--workdir=run2") == 2 and not hub[1]

@@ -64,8 +64,8 @@ def test_a_file_with_averages_alone(variables):
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"model/conv_in/W": None}, "the file lacks model/conv_in/W: it holds another network than it says"),
-        ({"model/extra/W": np.zeros(3)}, "the file has, and the network of its config has not, model/extra/W: it"),
+        ({"model/conv_in/W": None}, "the file lacks model/conv_in/W: its config describes another network"),
+        ({"model/extra/W": np.zeros(3)}, "the file has, but the network of its config lacks, model/extra/W: it"),
         ({"model/mid/attn_1/q/W": np.zeros((3, 3))}, "model/mid/attn_1/q/W of the file is float64 (3, 3), which does"),
     ],
 )

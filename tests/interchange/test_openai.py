@@ -71,8 +71,8 @@ def test_the_order_of_the_fused_layer_is_heard(tensors):
 @pytest.mark.parametrize(
     "change,parts",
     [
-        ({"out.2.bias": None}, ["the file lacks out.2.bias: it holds another network than it says"]),
-        ({"label_emb.weight": np.zeros((5, 32))}, ["has, and the network of its config has not, label_emb.weight"]),
+        ({"out.2.bias": None}, ["the file lacks out.2.bias: its config describes another network"]),
+        ({"label_emb.weight": np.zeros((5, 32))}, ["has, but the network of its config lacks, label_emb.weight"]),
         ({"input_blocks.0.0.weight": np.zeros((8, 6, 3, 3))}, ["(8, 6, 3, 3), which does not fit conv_in/kernel"]),
         ({"middle_block.1.qkv.weight": np.zeros((47, 16, 1))}, ["middle_block.1.qkv.weight", "(47, 16, 1)"]),
         ({"middle_block.1.qkv.weight": np.zeros(48)}, ["middle_block.1.qkv.weight", "(48,)"]),
@@ -88,7 +88,7 @@ def test_another_network_is_refused(tensors, change, parts):
 
 
 def test_there_is_no_way_back(matches, tensors):
-    with pytest.raises(UserError, match="^weights are read from files of OpenAI's codes and not written"):
+    with pytest.raises(UserError, match="^weights can be imported from files of OpenAI's code, but not exported"):
         tensors_from(matches, read_openai_as(tensors, CONFIG).params)
 
 

@@ -182,9 +182,9 @@ def test_missing_and_short_shards(tmp_path):
     prefix = write(tmp_path)
     shard = tmp_path / "own.ckpt.data-00001-of-00002"
     shard.write_bytes(shard.read_bytes()[:-1])
-    refused(prefix, "own.ckpt.data-00001-of-00002 is cut off: model/conv_3/W lies behind its end")
+    refused(prefix, "own.ckpt.data-00001-of-00002 is truncated: model/conv_3/W is behind its end")
     shard.unlink()
-    refused(prefix, "cannot be read: No such file", "all shards must be there")
+    refused(prefix, "cannot be read: No such file", "all shards must be present")
 
 
 def test_a_bit_in_a_shard(tmp_path):
@@ -201,14 +201,14 @@ def test_a_bit_in_a_shard(tmp_path):
     [
         (dict(kind=b"\1"), "its blocks are compressed (kind 1)"),
         (dict(header=message(f1=2, f2=1)), "its numbers are big-endian"),
-        (dict(header=message(f1=0, f3=message(f1=1))), "it speaks of 0 shards"),
+        (dict(header=message(f1=0, f3=message(f1=1))), "its number of shards is 0"),
         (dict(f5=7), "the entry of model/conv_0/W contradicts itself"),
         (dict(f1=20), "model/conv_0/W has TensorFlow's type number 20"),
         (dict(f2=message(f2=[message(f1=1)] * 65), f5=4), "the entry of model/conv_0/W contradicts itself"),
         (dict(f3=2), "the entry of model/conv_0/W contradicts itself"),
-        (dict(f2=message(f2=message(f1=2**64 - 1))), "a dimension is of no size"),
-        (dict(f2=3), "a field of an entry is of another kind"),
-        (dict(f4=b"x"), "a field of an entry is of another kind"),
+        (dict(f2=message(f2=message(f1=2**64 - 1))), "a dimension has no valid size"),
+        (dict(f2=3), "a field of an entry has the wrong kind"),
+        (dict(f4=b"x"), "a field of an entry has the wrong kind"),
     ],
 )
 def test_what_an_index_may_say(tmp_path, settings, message_part):
@@ -222,7 +222,7 @@ def test_every_damage_of_an_index_is_one_line(tmp_path):
     whole = index.read_bytes()
     for size in range(0, len(whole), 7):
         index.write_bytes(whole[:size])
-        refused(prefix, "is no index of a TensorFlow checkpoint")
+        refused(prefix, "is not the index of a TensorFlow checkpoint")
     num_read = 0
     for at in range(0, len(whole), 3):
         changed = bytearray(whole)
@@ -254,16 +254,16 @@ def test_damage_behind_a_right_checksum_is_one_line(tmp_path, change):
         except UserError as error:
             assert "\n" not in str(error)
             complaints.add(str(error).rpartition(": ")[2])
-    assert "an entry lies outside of its block" in complaints
+    assert "an entry is outside its block" in complaints
 
 
 def test_a_key_that_shares_more_than_there_is(tmp_path):
     prefix = write(tmp_path)
     bad = varint(9) + varint(0) + varint(0) + bytes(4) + (1).to_bytes(4, "little")
     (tmp_path / "own.ckpt.index").write_bytes(table([(b"", b"")], edit=lambda entries: bad))
-    refused(prefix, "an entry lies outside of its block")
+    refused(prefix, "an entry is outside its block")
 
 
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "own.ckpt.index").write_bytes(b"PK\3\4" * 40)
-    refused(tmp_path / "own.ckpt", "it does not end as a table does")
+    refused(tmp_path / "own.ckpt", "it does not end like a table")

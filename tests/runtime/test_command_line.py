@@ -152,7 +152,7 @@ def test_a_device_out_of_memory_is_one_line_with_remedies(capsys):
     parser, argv = train_parser(takes_config=False), ["--workdir=W"]
     assert run(lambda args: jax.numpy.zeros(2**40, "float32").block_until_ready(), parser, argv) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: the device's memory does not hold it: Out of memory allocating 4398046511104 bytes;")
+    assert err.startswith("error: the device is out of memory: Out of memory allocating 4398046511104 bytes;")
     assert "train.grad_accum_steps" in err and len(err.splitlines()) == 1
     with pytest.raises(RuntimeError, match="INTERNAL"):
         run(failing(jax.errors.JaxRuntimeError("INTERNAL: a bug")), parser, argv)
@@ -199,5 +199,5 @@ def test_cache_folder_that_cannot_be_written(tmp_path, capsys):
     before = jax.config.jax_compilation_cache_dir
     enable_compilation_cache()
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("warning: no compilation cache, since ")
+    assert len(lines) == 1 and lines[0].startswith("warning: no compilation cache, because ")
     assert jax.config.jax_compilation_cache_dir == before

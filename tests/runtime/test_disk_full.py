@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_and_is_given_room(small_disk, tiny_flags, straight
     saved = sorted(int(name) for name in names_in(workdir / "checkpoints"))  # and nothing unfinished
     assert code == 74 and saved and saved[-1] < 8 and len(lines) == 1, lines
     before = f"error: no room on the disk: the checkpoint after step {saved[-1]} "
-    remedy = "; free some space, then the same command goes on from the last checkpoint"
+    remedy = "; free some space, then the same command resumes from the last checkpoint"
     assert lines[0].startswith(before + "could not be saved, and ") and lines[0].endswith(remedy)
     left = folder_bytes(workdir)
     for _ in range(2):  # without room: at once, and nothing piles up
@@ -122,7 +122,7 @@ def test_no_room_for_the_first_checkpoint(tiny_flags, tmp_path, monkeypatch, cap
     assert "step 2/8" not in shown.out and not (tmp_path / "metrics.jsonl").exists()
     assert shown.err == (
         f"error: no room on the disk: the first checkpoint needs about 1.0 MB, and {tmp_path}/checkpoints has "
-        "1.0 MB free (a quota may allow less); free some space, then the same command goes on from the last "
+        "1.0 MB free (a quota may allow less); free some space, then the same command resumes from the last "
         "checkpoint\n"
     )
 
@@ -174,7 +174,7 @@ def test_pictures_in_between_are_left_out(tiny_config, tmp_path, monkeypatch, ca
     monkeypatch.setattr(training_samples, "save_grid", fail)
     monkeypatch.setattr(training, "draw_final", lambda *args, **sizes: None)
     assert training.train(tiny_config("train.sample_every_steps=4"), str(tmp_path)) is None
-    warning = "warning: the images of step_00000004 could not be written, since the disk is full; training goes on"
+    warning = "warning: the images of step_00000004 could not be written, because the disk is full; training continues"
     assert warning in capsys.readouterr().err.splitlines()
     one, other = state_of(tmp_path, 8), state_of(straight_run, 8)
     assert all(one[name].tobytes() == other[name].tobytes() for name in other)
@@ -199,14 +199,14 @@ def test_lines_wait_for_room(small_disk, capsys):
         lines.append(letter * 3000)
     assert path.read_text() == "a" * 3000 + "\n"  # not a part of a line
     assert capsys.readouterr().err == (
-        f"warning: {path} cannot be written (No space left on device): its lines are kept until they can be\n"
+        f"warning: {path} cannot be written (No space left on device): its lines are kept in memory until it can\n"
     )
     (small_disk.path / "filler").unlink()
     lines.append("e")
     lines.close()
     lines.close()
     assert path.read_text().split("\n") == ["a" * 3000, "b" * 3000, "c" * 3000, "d" * 3000, "e", ""]
-    assert capsys.readouterr().err == f"warning: {path} is written again, and complete\n"
+    assert capsys.readouterr().err == f"warning: {path} can be written again, and is complete\n"
 
 
 def test_lines_that_never_find_room(small_disk, capsys):
@@ -232,8 +232,8 @@ def test_events_end_and_do_not_hold_up_the_run(small_disk, capsys):
         events.image("noise", np.zeros((8, 8), np.uint8), step)
     events.close()
     assert capsys.readouterr().err == (
-        "warning: no more TensorBoard events from here on, since they cannot be written (No space left on device); "
-        "metrics.jsonl holds the same numbers\n"
+        "warning: no more TensorBoard events, because they cannot be written (No space left on device); "
+        "metrics.jsonl has the same numbers\n"
     )
 
 

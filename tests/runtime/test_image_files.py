@@ -148,8 +148,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     [
         (np.zeros((2, 4, 4, 1)), "images must be uint8 [N, H, W, C]; got float64 [2, 4, 4, 1]"),
         (batch(4, 4, 1), "images must be uint8 [N, H, W, C]; got uint8 [4, 4, 1]"),
-        (batch(0, 4, 4, 1), "a picture needs at least one image; got an array of shape [0, 4, 4, 1]"),
-        (batch(2, 4, 4, 2), "a picture needs images with 1 channel (grey), or 3 and more (RGB first); got 2"),
+        (batch(0, 4, 4, 1), "an image grid needs at least one image; got an array of shape [0, 4, 4, 1]"),
+        (batch(2, 4, 4, 2), "an image grid needs images with 1 channel (grey), or 3 or more (RGB first); got 2"),
     ],
 )
 def test_bad_images(images, message):
@@ -161,13 +161,13 @@ def test_bad_arguments(tmp_path):
     assert error_of(image_grid, images, num_columns=0) == "num_columns must be at least 1; got 0"
     assert error_of(image_grid, images, scale=-1) == "scale must be at least 1; got -1"
     assert error_of(save_grid, "grid.txt", images) == (
-        "a picture file must end in one of ['.bmp', '.jpeg', '.jpg', '.png', '.webp']; got 'grid.txt'"
+        "an image file must end in one of ['.bmp', '.jpeg', '.jpg', '.png', '.webp']; got 'grid.txt'"
     )
     assert error_of(save_strip, tmp_path / "s.png", frames, ["t=1"]) == (
         "a strip needs one label for each of its 3 columns; got 1"
     )
     assert error_of(save_gif, "a.png", frames) == "an animation must be a .gif file; got 'a.png'"
-    assert error_of(save_gif, "a.gif", frames, 10) == "a GIF frame must stay at least 20 ms; got 10"
+    assert error_of(save_gif, "a.gif", frames, 10) == "a GIF frame must be shown for at least 20 ms; got 10"
     assert error_of(save_gif, "a.gif", images) == (
         "frames must be uint8 [K, N, H, W, C]; got uint8 [2, 4, 4, 1]"
     )

@@ -67,7 +67,7 @@ def test_a_trace_that_this_start_does_not_reach_is_said(tiny_config, tmp_path, c
     assert StepProfiler("", "").missed(0, 4) is StepProfiler("3:9", "").missed(3, 4) is None
     assert StepProfiler("2:3", "").missed(3, 4) and StepProfiler("4:5", "").missed(0, 4)
     train(tiny_config("train.num_steps=2"), str(tmp_path), profile_steps="7:9")
-    assert "profile   --profile_steps=7:9 traces nothing: this start takes the updates 0:2" in capsys.readouterr().out
+    assert "profile   --profile_steps=7:9 traces nothing: this start makes the updates 0:2" in capsys.readouterr().out
     assert not (tmp_path / "profile").exists()
 
 

@@ -107,7 +107,7 @@ def test_without_tensorboardx(tmp_path, monkeypatch):
         reporter.log(1, {"loss": 1.0})
         reporter.log(2, {"loss": 1.0})
     assert [line for line in lines if "TensorBoard" in line] == [
-        "no TensorBoard events, since tensorboardX is not installed: pip install tensorboardX"
+        "no TensorBoard events, because tensorboardX is not installed: pip install tensorboardX"
     ]
 
 

@@ -23,9 +23,9 @@ def test_a_finished_run(straight_run, capsys):
     assert train_command.main(["--status", f"--workdir={straight_run}"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"workdir   {straight_run}"
-    assert out[1].startswith("state     finished, last heard of ")
+    assert out[1].startswith("state     finished, last report ")
     assert out[2] == "step      8 of 8 (100.0%)"
-    assert any(line.startswith("saved     checkpoints of step 2, 4, 6, 8; the newest of 20") for line in out)
+    assert any(line.startswith("saved     checkpoints of step 2, 4, 6, 8; the newest from 20") for line in out)
     assert files_of(straight_run) == before
 
 
@@ -38,11 +38,11 @@ def test_speed_time_and_losses_are_those_of_the_file(own_run):
     earlier = {"step": 4, "seconds": 1, "eval_loss": 0.5}
     (own_run / "metrics.jsonl").write_text(json.dumps(earlier) + "\n" + json.dumps(line))
     found = said(own_run, clock=lambda: os.path.getmtime(own_run / "metrics.jsonl") + 65)
-    assert found["state"] == "not running; the same command goes on, last heard of 1 min 05 s ago"
+    assert found["state"] == "not running; the same command resumes it, last report 1 min 05 s ago"
     assert found["step"] == "6 of 8 (75.0%)"
     assert found["speed"] == (
         "1234 images/s, 12.5% of the peak measured on these devices, 25% of the time waiting for data, "
-        "the loader alone 2000 images/s"
+        "data loader alone 2000 images/s"
     )
     assert found["time"] == "2 min 05 s so far, 1 min 02 s left, next checkpoint in 31 s (as of the last report)"
     assert found["loss"] == (
@@ -72,7 +72,8 @@ def test_trouble_is_said(own_run):
     (own_run / "rewinds.json").write_text("[]")
     (own_run / "damaged_checkpoints" / "6").mkdir(parents=True)
     assert said(own_run)["trouble"] == (
-        "steps that were not finite: 1, in nonfinite/; rewinds in rewinds.json; damaged checkpoints set aside: 6"
+        "steps with NaN or infinite values: 1, listed in nonfinite/; rewinds, listed in rewinds.json; "
+        "damaged checkpoints moved aside: 6"
     )
 
 

@@ -51,7 +51,7 @@ def flip_a_bit(step):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    return f"params/d/{path.name} has another blake2b-128 digest than when it was saved"
+    return f"params/d/{path.name} has a different blake2b-128 digest than when it was saved"
 
 
 def truncate(step):
@@ -77,7 +77,7 @@ def empty_orbax_manifest(step):
 def change_config(step):
     path = step / "config" / "metadata"
     path.write_bytes(path.read_bytes().replace(b"of", b"or"))
-    return "config/metadata has another blake2b-128 digest than when it was saved"
+    return "config/metadata has a different blake2b-128 digest than when it was saved"
 
 
 def damage_manifest(step):
@@ -111,7 +111,7 @@ def test_each_damage_is_named_and_the_one_before_is_used(damage, workdir, capfd)
         reading.restore_params("params", 3)
     assert str(raised.value).endswith("; use another --step of [1, 2, 3]")
     err = capfd.readouterr().err
-    assert err.startswith(line) and err.endswith("); trying the one before\n") and err.count("\n") == 1
+    assert err.startswith(line) and err.endswith("); trying an earlier one\n") and err.count("\n") == 1
     # Training on falls back too, and puts it out of the way.
     saving = Checkpoints(str(workdir), create=True)
     abstract = jax.tree.map(
@@ -130,7 +130,7 @@ def test_the_config_is_compared_alone(workdir, capfd):
     assert Checkpoints(str(workdir)).restore_config() == (3, '{"of": 3}')
     change_config(workdir / "checkpoints" / "3")
     assert Checkpoints(str(workdir)).restore_config() == (2, '{"of": 2}')
-    assert "config/metadata has another" in capfd.readouterr().err
+    assert "config/metadata has a different" in capfd.readouterr().err
 
 
 def test_one_flipped_bit_anywhere_in_any_file(workdir):
@@ -144,7 +144,7 @@ def test_one_flipped_bit_anywhere_in_any_file(workdir):
         content = (step / name).read_bytes()
         for at in {0, len(content) - 1} if content else ():
             (step / name).write_bytes(content[:at] + bytes([content[at] ^ 128]) + content[at + 1 :])
-            with pytest.raises(DamagedError, match=f"^{re.escape(name)} has another"):
+            with pytest.raises(DamagedError, match=f"^{re.escape(name)} has a different"):
                 verify(step, items)
         (step / name).write_bytes(content)
     assert verify(step, items)
@@ -156,7 +156,7 @@ def test_without_a_manifest_it_is_read(workdir, capfd):
     (step / "manifest.json").unlink()
     reading = Checkpoints(str(workdir))
     assert reading.restore_params("params")[0] == 3 and reading.restore_config()[0] == 3
-    line = f"note: the checkpoint of step 3 in {step.parent} has no manifest.json: it is read as it is\n"
+    line = f"note: the checkpoint of step 3 in {step.parent} has no manifest.json to verify it by\n"
     assert capfd.readouterr().err == line
     (step / "config" / "metadata").write_text('{"config": "{}"}')  # of format 1, which had none
     assert Checkpoints(str(workdir)).restore_params("params")[0] == 3

@@ -59,9 +59,9 @@ def test_training_goes_on_from_the_one_before(damage, own_run, straight_run, tin
     lines = [line for line in err.splitlines() if not line.startswith("drawing ")]
     assert len(lines) == 2, err
     assert lines[0].startswith(f"warning: the checkpoint of step 8 in {folder} cannot be read (")
-    assert lines[0].endswith("; trying the one before")
+    assert lines[0].endswith("; trying an earlier one")
     assert lines[1] == f"warning: moved the unreadable [8] to {own_run / 'damaged_checkpoints'}"
-    assert "going on from step 6" in out and (own_run / "damaged_checkpoints" / "8").is_dir()
+    assert "resuming from step 6" in out and (own_run / "damaged_checkpoints" / "8").is_dir()
     # Step 8 was taken and saved again.
     assert same_bits(state_of(own_run, 8), state_of(straight_run, 8))
 
@@ -135,7 +135,7 @@ def test_without_an_eval_loss_there_is_no_best(own_run, tiny_config, tmp_path):
     for step in (2, 4, 6, 8):
         shutil.rmtree(own_run / "checkpoints" / str(step) / "metrics")
     checkpoints = Checkpoints(str(own_run))
-    with pytest.raises(UserError, match="has an eval loss to be the best by"):
+    with pytest.raises(UserError, match="has an eval loss, so none is the best"):
         checkpoints.best_step()
     assert Checkpoints(str(tmp_path)).best_step() is None
 

@@ -70,7 +70,7 @@ class KilledRun:
         assert code in (0, -9), err
         assert "warning:" not in err and "Traceback" not in err and "error:" not in err, err
         if "training " in out:
-            begin = f"going on from step {before[-1]}" if before else "from the start"
+            begin = f"resuming from step {before[-1]}" if before else "from the start"
             assert begin in out, (before, out)
         return code
 

@@ -24,7 +24,7 @@ def test_both_fall_back_and_one_writes_the_manifest(own_run, flags, tmp_path):
     assert processes.codes() == [0, 0], processes.all_output()
     warning = f"warning: the checkpoint of step 8 in {own_run}/checkpoints cannot be read (params/d/"
     assert warning in processes.errors(0)
-    assert any("going on from step 6" in line for line in processes.lines(0))
+    assert any("resuming from step 6" in line for line in processes.lines(0))
     saved = own_run / "checkpoints" / "8"
     assert (saved / MANIFEST).exists() and verify(saved, ("params", "ema_params", "opt_state", "config", "metrics"))
     assert not (own_run / LOCK_FILE).exists()

@@ -47,7 +47,7 @@ def test_a_second_run_is_refused(holder, own_run, tiny_flags, sample_main, tmp_p
     err = capsys.readouterr().err
     assert re.fullmatch(
         rf"error: --workdir {own_run} is in use: process {holder.pid} on {socket.gethostname()}, since "
-        r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d, trains in it; wait for its end, stop it, or give another "
+        r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d, trains in it; wait until it ends, stop it, or give another "
         r"folder\n",
         err,
     )
@@ -104,7 +104,7 @@ def test_a_file_system_without_locks(number, own_run, tiny_flags, monkeypatch, c
     monkeypatch.setattr(workdir_lock, "_lock", lock)
     assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 0
     assert capsys.readouterr().err == (
-        f"note: {own_run} cannot be locked ({os.strerror(number)}): see to it that no second run trains in it\n"
+        f"note: {own_run} cannot be locked ({os.strerror(number)}): make sure that no second run trains in it\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Samplers as tables, a file a method, and the loop that runs any of them."""
+"""Samplers as coefficient tables, one file per method, and the loop that runs any of them."""
 
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable

@@ -1,4 +1,4 @@
-"""Ancestral sampling: the sampler of DDPM (Ho et al. 2020), and of its processes of fewer steps."""
+"""Ancestral sampling: the sampler of DDPM (Ho et al. 2020), also with fewer steps."""
 
 import numpy as np
 
@@ -11,21 +11,21 @@ from ddpm_jax.runtime.errors import UserError, arg
 def ancestral_table(process: Process, *, steps: np.ndarray | None = None) -> SamplerTable:
     """x_s ~ p(x_s | x_t) = N(mu-tilde(x_t, x_0_hat), sigma^2 I) (Ho et al. 2020, algorithm 2).
 
-    With `steps`, the process of the kept steps alone: its betas follow from the kept alpha-bar, and a learned range
-    lies between its own beta-tilde and beta (Nichol and Dhariwal 2021, section 4). The last row adds no noise.
+    With `steps`, the process of only the kept steps is used: its betas follow from the kept alpha-bar, and a learned
+    range is between its own beta-tilde and beta (Nichol and Dhariwal 2021, section 4). The last row adds no noise.
 
     Args:
-      steps: the t to visit, falling; None for all T.
+      steps: the t to visit, decreasing; None for all T.
 
     Raises:
-      UserError: steps that do not fall or leave 0..T-1, or the variance "learned", which is the variance of
-        one step of all T, with fewer steps.
+      UserError: the steps do not decrease or are outside 0..T-1; or fewer than T steps with variance "learned", which
+        is the variance of one of all T steps.
     """
     schedule, variance = process.schedule, process.variance
     grid = time_grid(schedule, steps)
     if variance == "learned" and not np.array_equal(grid.t, np.arange(schedule.num_steps - 1, -2, -1)):
         raise UserError(
-            f"{arg('variance')}='learned' is that of one step of all {schedule.num_steps}: take "
+            f"{arg('variance')}='learned' is the variance of one of all {schedule.num_steps} steps: take "
             f"{arg('steps=None')} for all, {arg('ddim_table')}, or train with 'learned_range'"
         )
     abar_t, abar_s, alpha, beta = grid.transitions()
@@ -39,7 +39,7 @@ def ancestral_table(process: Process, *, steps: np.ndarray | None = None) -> Sam
         columns["sigma"] = np.where(clean, 0.0, 1.0)
         shift, scale = np.zeros_like(beta), np.ones_like(beta)
         if variance == "learned_range":
-            # The last row, which adds no noise, has beta-tilde = 0: any finite number will do there.
+            # The last row, which adds no noise, has beta-tilde = 0: any finite number works there.
             shift, scale = learned_range(np.log(np.where(clean, beta, small)), np.log(beta))
         columns |= {"log_var_shift": shift, "log_var_scale": scale}
     return make_table(grid.t[:-1], grid.t[1:], **columns)

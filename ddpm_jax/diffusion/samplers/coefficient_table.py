@@ -1,9 +1,9 @@
-"""Reverse samplers as tables: a row of coefficients a network call.
+"""Reverse samplers as tables: one row of coefficients per network call.
 
 Every sampler here is linear: x_s = c_x_0 * x_0_hat + c_x_t * x_t + sigma * z, and, for solvers of higher order,
-a combination of what earlier rows remembered. A row holds both ends (t, s) of its step, so that no "previous t"
-is ever computed; s = -1 is the clean image. Each other file of this folder makes the table of one method;
-`sampling_loop` walks any table.
+a combination of values that earlier rows remembered. A row has both ends (t, s) of its step, so that no "previous t"
+is ever computed; s = -1 is the clean image. Each other file in this folder builds the table of one method;
+`sampling_loop` runs any table.
 """
 
 import dataclasses
@@ -17,25 +17,25 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.runtime.errors import UserError, arg
 
-MAX_REMEMBERED = 4  # K of the solver that looks back furthest, plms
+MAX_REMEMBERED = 4  # K of plms, which uses the longest history
 
 
 # A pytree's leaves may be shardings, shapes or scalars of a scan, so its fields are not checked in tests.
 @no_type_check
 @flax.struct.dataclass
 class SamplerTable:
-    """The rows of a sampler in the order in which they are walked, one a network call."""
+    """The rows of a sampler in their order of execution, one per network call."""
 
     row: Int[Array, "R"]  # 0..R-1: the noise of a row is drawn from fold_in(sample's key, row + 1)
-    t: Int[Array, "R"] | Float[Array, "R"]  # the step the network is called with; float where any is fractional
-    s: Int[Array, "R"] | Float[Array, "R"]  # the step that the row ends at; -1 is x_0
+    t: Int[Array, "R"] | Float[Array, "R"]  # the step for the network call; float if any is fractional
+    s: Int[Array, "R"] | Float[Array, "R"]  # the step at the end of the row; -1 is x_0
     c_x_0: Float[Array, "R"]
     c_x_t: Float[Array, "R"]
     sigma: Float[Array, "R"]
-    # Where the variance is learned: sigma is times exp((log_var_shift + log_var_scale * var_values) / 2).
+    # If the variance is learned, sigma is multiplied by exp((log_var_shift + log_var_scale * var_values) / 2).
     log_var_shift: Float[Array, "R"] | None = None
     log_var_scale: Float[Array, "R"] | None = None
-    # Solvers of higher order: the weights of what the last K rows remembered, newest first, and what this row
+    # Solvers of higher order: the weights of the values of the last K rows, newest first, and what this row
     # remembers, r_x_0 * x_0_hat + r_x_t * x_t.
     c_history: Float[Array, "R K"] | None = None
     r_x_0: Float[Array, "R"] | None = None
@@ -48,11 +48,11 @@ class SamplerTable:
 
     @property
     def num_remembered(self) -> int:
-        """K, how many earlier rows a row may look back to."""
+        """K, the number of earlier rows that a row may use."""
         return 0 if self.c_history is None else self.c_history.shape[1]
 
     def rows(self, start: int, stop: int) -> "SamplerTable":
-        """The rows start..stop-1 as a table: walking the parts one after another is walking the whole."""
+        """The rows start..stop-1 as a table: running the parts one after another is the same as running the whole."""
         return jax.tree.map(lambda column: column[start:stop], self)
 
     def rows_at(self, t: int | float) -> "SamplerTable":
@@ -67,22 +67,22 @@ class SamplerTable:
         return jax.tree.map(lambda column: column[steps == t], self)
 
     def padded(self, num_rows: int, *, learns_variance: bool) -> "SamplerTable":
-        """The table in NumPy with more rows, of zeros, and with all columns, so that all samplers and numbers of steps
-        have tables of one shape: `sampling_loop.walk_rows` takes them with one compiled program.
+        """The table in NumPy, padded with rows of zeros and with all columns, so that all samplers and numbers of steps
+        have tables of equal shape: `sampling_loop.walk_rows` runs them with one compiled program.
 
-        What is added changes no result: weights of 0 on what is remembered, a variance that is times 1. Two types of t
-        stay two: whole steps and fractional ones.
+        The padding changes no result: remembered values have weight 0, and the variance is multiplied by 1. Two types
+        of t remain: whole steps and fractional ones.
 
         Args:
-          num_rows: at least as many as there are.
-          learns_variance: whether the network gives values for it.
+          num_rows: at least the present number of rows.
+          learns_variance: whether the network outputs values for the variance.
 
         Raises:
-          ValueError: fewer rows than there are, more that is remembered than MAX_REMEMBERED, or a table with a learned
-            variance for a network that gives none.
+          ValueError: fewer rows than present, more history than MAX_REMEMBERED, or a table with a learned variance for
+            a network that does not output one.
         """
         if self.log_var_shift is not None and not learns_variance:
-            raise ValueError("the table is of a process that learns the variance, and the network gives none")
+            raise ValueError("the table is for a learned variance, but the network outputs none")
         if num_rows < self.num_calls or self.num_remembered > MAX_REMEMBERED:
             raise ValueError(
                 f"{self.num_calls} rows that look back {self.num_remembered} do not fit in {num_rows} that look back "

@@ -11,22 +11,22 @@ from ddpm_jax.runtime.errors import UserError, arg
 def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: float = 0.0) -> SamplerTable:
     """x_s = sqrt(abar_s) x_0_hat + sqrt(1 - abar_s - sigma^2) eps_hat + sigma z (Song et al. 2021, eq. 12).
 
-    sigma is eta times the posterior's deviation (eq. 16); eps_hat is the one that belongs to x_0_hat, so a
+    sigma is eta times the posterior's deviation (eq. 16); eps_hat is the one that corresponds to x_0_hat, so a
     clipped x_0_hat changes both. eta = 0 is deterministic: Euler's method for the probability flow in
     sqrt(1 - abar)/sqrt(abar), and DPM-Solver++ of order 1. eta = 1 equals `ancestral_table`, "fixed_small".
 
     Args:
-      steps: the t to visit, falling; None for all T.
-      eta: >= 0; above 1 it may ask for more noise than x_s holds, which is refused.
+      steps: the t to visit, decreasing; None for all T.
+      eta: >= 0; above 1, more noise than x_s can contain may be needed, which is an error.
 
     Raises:
-      UserError: steps that do not fall or leave 0..T-1; eta negative or too large.
+      UserError: the steps do not decrease or are outside 0..T-1; eta is negative or too large.
     """
     grid = time_grid(schedule, steps)
     abar_t, abar_s, alpha, beta = grid.transitions()
-    asked, eta = eta, min(eta, 1e6)  # the square of what is beyond all sense would overflow
+    asked, eta = eta, min(eta, 1e6)  # the square of an absurdly large eta would overflow
     sigma = eta * np.sqrt((1 - abar_s) / (1 - abar_t) * beta)
-    # 1 - abar_s - sigma^2, in a form that does not cancel at eta = 1. At the last row it and sigma are exactly 0.
+    # 1 - abar_s - sigma^2, in a form without cancellation at eta = 1. In the last row it and sigma are exactly 0.
     kept = alpha * (1 - abar_s) / (1 - abar_t)
     direction_var = (1 - abar_s) * ((1 - eta**2) + eta**2 * kept)
     if eta < 0 or np.any(direction_var < -1e-12):

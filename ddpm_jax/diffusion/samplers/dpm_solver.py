@@ -1,4 +1,4 @@
-"""DPM-Solver++ (Lu et al. 2022), multistep: the flow and its stochastic form."""
+"""DPM-Solver++ (Lu et al. 2022), multistep: for the probability flow ODE and in its stochastic form."""
 
 import numpy as np
 
@@ -22,17 +22,17 @@ def dpmpp_table(
     With r_0 = h_(i-1)/h_i, D_0 = x_0_hat, D_1 = (x_0_hat - the one before)/r_0 and e = exp(-h):
     x_s = sigma_s/sigma_t x_t + alpha_s (1 - e) (D_0 + D_1/2) (Lu et al. 2022b, algorithm 2), and as SDE:
     x_s = sigma_s/sigma_t e x_t + alpha_s (1 - e^2) (D_0 + D_1/2) + sigma_s sqrt(1 - e^2) z. Order 3 adds the
-    second difference, as the authors' code has it. The first rows are of lower order, for want of a past, and so is
-    the last, which goes to sigma = 0; with fewer than 15 steps order 3 lowers the last but one as well.
+    second difference, as in the authors' code. The first rows have a lower order, for lack of a history, and so has
+    the last, which goes to sigma = 0; with fewer than 15 steps order 3 also lowers the last but one.
 
     Args:
-      steps: the t to visit, falling; None for all T.
-      order: 1 (DDIM, eta = 0, where not `sde`), 2 or 3.
+      steps: the t to visit, decreasing; None for all T.
+      order: 1 (equal to DDIM with eta = 0, unless `sde`), 2 or 3.
       full_order: for order 3. The authors' code gives the second difference half the weight of Taylor's series,
-        which leaves a step of it with an error of h^3, as order 2; True gives it the whole weight, h^4.
+        so that the error of a step is h^3, as for order 2; True gives it the full weight, with an error of h^4.
 
     Raises:
-      UserError: steps that do not fall or leave 0..T-1, or another order.
+      UserError: the steps do not decrease or are outside 0..T-1, or another order.
     """
     if order not in ((1, 2) if sde else (1, 2, 3)):
         raise UserError(f"the order of DPM-Solver++ must be 1, 2 or, without sde, 3; got {order}")

@@ -18,21 +18,21 @@ def heun_table(
     churn_max: float = np.inf,
     churn_noise: float = 1.0,
 ) -> SamplerTable:
-    """Heun's second-order method in sigma/alpha, with churn the stochastic sampler of EDM.
+    """Heun's second-order method in sigma/alpha; with churn, the stochastic sampler of EDM.
 
-    Euler to the next point, then again with the mean of both slopes; the last step, to sigma = 0, is Euler's. S
-    steps take 2S - 1 network calls (Karras et al. 2022, algorithms 1 and 2, whose x and sigma are x_t/alpha and
-    sigma/alpha here). churn is S_churn: before the step from a noise level sigma, noise is added up to
-    sigma (1 + gamma), gamma = min(churn/S, sqrt(2) - 1), where sigma is in churn_min..churn_max; churn_noise
-    is S_noise. Differs: no noise is added before the first step, which starts with the most noise there is; a step from
-    alpha < 0.001 is Euler's alone.
+    An Euler step to the next point, then the step again with the mean of both slopes; the last step, to sigma = 0, is
+    Euler's. S steps take 2S - 1 network calls (Karras et al. 2022, algorithms 1 and 2, whose x and sigma are x_t/alpha
+    and sigma/alpha here). churn is S_churn: before the step from a noise level sigma, noise is added up to
+    sigma (1 + gamma), gamma = min(churn/S, sqrt(2) - 1), if sigma is in churn_min..churn_max; churn_noise
+    is S_noise. Differs: no noise is added before the first step, which starts at the highest noise level; a step from
+    alpha < 0.001 is an Euler step only.
 
     Args:
-      steps: the t to visit, falling, as of `spaced_steps(..., "karras")`; None for all T.
+      steps: the t to visit, decreasing, such as `spaced_steps(..., "karras")`; None for all T.
       churn: >= 0.
 
     Raises:
-      UserError: steps that do not fall or leave 0..T-1; a start at alpha-bar = 0; a negative churn.
+      UserError: the steps do not decrease, are outside 0..T-1, or start at alpha-bar = 0; churn is negative.
     """
     if not (churn >= 0 and churn_noise >= 0):
         names = f"{arg('churn')} and {arg('churn_noise')}"
@@ -46,7 +46,7 @@ def heun_table(
         raised[inside] *= 1 + min(churn / num_rows, np.sqrt(2) - 1)
         raised = np.minimum(raised, level[0])
         start[inside] = step_at_half_log_snr(schedule, -np.log(raised[inside]))
-    alphas = (1 + raised**2) ** -0.5  # where a step starts, noise added
+    alphas = (1 + raised**2) ** -0.5  # at the start of a step, after noise was added
     starts = TimeGrid(start, alphas, raised * alphas)
     x_t, x_0, z, past = basis(1)
     t, s, rows, remembers = [], [], [], []
@@ -58,7 +58,7 @@ def heun_table(
         if i < num_rows - 1 and starts.alphas[i] >= LEAST_ALPHA:
             eps_there = eps_of(grid, i + 1, x_t, x_0)
             steps_of_row.append((grid.t[i + 1], x_t + b / 2 * (eps_there - past[0]), eps_there))
-        # The noise before the next step is added at the end of this one.
+        # The noise for the next step is added at the end of this one.
         t_of_last, last, eps_of_last = steps_of_row[-1]
         up = np.sqrt(max(raised[i + 1] ** 2 - level[i + 1] ** 2, 0.0)) * churn_noise
         scale = starts.alphas[i + 1] / grid.alphas[i + 1]

@@ -25,15 +25,15 @@ ADAMS_BASHFORTH = {
 def plms_table(schedule: Schedule, *, steps: np.ndarray | None = None) -> SamplerTable:
     """PLMS: the fourth-order Adams-Bashforth combination of the last eps_hat in DDIM's step (Liu et al. 2022).
 
-    The first step is Heun's, for want of a past: S steps take S + 1 network calls. The three after it are of order
+    The first step is Heun's, for lack of a history, so S steps take S + 1 network calls. The next three have order
     2, 3 and 4. Differs: the paper starts with Runge-Kutta steps; this is the start of latent diffusion's PLMS. Steps
-    from alpha < 0.001 come before it and are DDIM's.
+    from alpha < 0.001 come before it and are those of DDIM.
 
     Args:
-      steps: the t to visit, falling; None for all T.
+      steps: the t to visit, decreasing; None for all T.
 
     Raises:
-      UserError: steps that do not fall or leave 0..T-1; a start at alpha-bar = 0.
+      UserError: the steps do not decrease, are outside 0..T-1, or start at alpha-bar = 0.
     """
     grid = grid_with_signal(schedule, steps, "plms")
     x_t, x_0, _, past = basis(4)
@@ -57,6 +57,6 @@ def plms_table(schedule: Schedule, *, steps: np.ndarray | None = None) -> Sample
         eps = [eps_of(grid, i, x_t, x_0), *eps_then]
         seen.insert(0, len(rows))
         add(i, i + 1, a * x_t + b * sum(w * e for w, e in zip(weights, eps, strict=True)))
-        if i == first and i + 1 < grid.num_steps:  # x_s again, with the mean of the slopes at both ends
+        if i == first and i + 1 < grid.num_steps:  # computes x_s again, with the mean of the slopes at both ends
             add(i + 1, i + 1, x_t + b / 2 * (eps_of(grid, i + 1, x_t, x_0) - past[0]))
     return table_of(np.array(t), np.array(s), rows, remembers)

@@ -25,18 +25,18 @@ EditFn = Callable[[Float[Array, "B *D"], Denoised, SamplerTable, Key[Array, "B"]
 
 
 def edit_noise(keys: Key[Array, "B"], row: SamplerTable, shape: tuple[int, ...]) -> Float[Array, "B *D"]:
-    """N(0, I) for an edit after a row, [B, *shape]; of no sampler's draws."""
+    """N(0, I) for an edit after a row, [B, *shape]; independent of the sampler's own noise."""
     of_edit = jax.vmap(lambda key: purpose_key(key, Purpose.EDIT, row.row))(keys)
     return jax.vmap(lambda key: jax.random.normal(key, shape))(of_edit)
 
 
 def watching(callback: Callable[..., None], edit_fn: EditFn | None = None) -> EditFn:
-    """An edit that changes nothing and shows the host each row, after `edit_fn` where there is one.
+    """An edit that changes nothing but passes each row to the host, after `edit_fn` if there is one.
 
     Args:
       callback: called with NumPy arrays: the number of the row, its t and s, x_s [B, *D], and x_0_hat [B, *D] as it was
-        at t. Rows come in their order on one device; on several they may overtake each other. What it raises ends the
-        loop as an error of JAX.
+        at t. On one device rows come in order; on several devices they may overtake each other. An exception in it ends
+        the loop as an error of JAX.
     """
 
     def edit(
@@ -54,10 +54,10 @@ def watching(callback: Callable[..., None], edit_fn: EditFn | None = None) -> Ed
 @no_type_check
 @flax.struct.dataclass
 class SamplerState:
-    """What the sampler carries from row to row."""
+    """The state of the sampler between rows."""
 
     x_t: Float[Array, "B *D"]
-    history: tuple[Float[Array, "B *D"], ...]  # what the last K rows remembered, newest first
+    history: tuple[Float[Array, "B *D"], ...]  # the values remembered by the last K rows, newest first
 
 
 def init_sampler_state(table: SamplerTable, x_t: Float[Array, "B *D"]) -> SamplerState:
@@ -75,10 +75,10 @@ def scan_rows(
     frame_ends: np.ndarray | None = None,
     noises: Float[Array, "R B *D"] | None = None,
 ) -> SamplerState | tuple[SamplerState, Float[Array, "K B *D"]]:
-    """Takes x_t through the next rows; see `sample_loop`. For tables that are cut into chunks."""
+    """Applies the next rows to x_t; see `sample_loop`. For tables that are split into chunks."""
     slots, frames = None, None
     if frame_ends is not None:
-        # A row that is no frame writes to slot K, past the end: dropped.
+        # A row that is not a frame writes to slot K, past the end, which is dropped.
         slots = np.full(table.num_calls, len(frame_ends), np.int32)
         slots[frame_ends] = np.arange(len(frame_ends))
         frames = jnp.zeros((len(frame_ends), *state.x_t.shape), state.x_t.dtype)
@@ -102,10 +102,10 @@ def walk_rows(
     *,
     edit_fn: EditFn | None = None,
 ) -> SamplerState:
-    """Takes x_t through the first `num_rows` rows: `scan_rows` where the number is known on the device alone.
+    """Applies the first `num_rows` rows to x_t: like `scan_rows`, but the number is known only on the device.
 
     Args:
-      table: of `SamplerTable.padded`, as that which `state` was made for.
+      table: from `SamplerTable.padded`, like the one that `state` was made for.
     """
 
     def one_row(i: Int[Array, ""], state: SamplerState) -> SamplerState:
@@ -151,17 +151,17 @@ def sample_loop(
     frame_ends: np.ndarray | None = None,
     noises: Float[Array, "R B *D"] | None = None,
 ) -> Float[Array, "B *D"] | tuple[Float[Array, "B *D"], Float[Array, "K B *D"]]:
-    """Takes x_t through all rows of the table with one `lax.scan`; jit-compatible.
+    """Applies all rows of the table to x_t with one `lax.scan`; jit-compatible.
 
     Args:
-      denoise_fn: (x_t [B, *D], t [B]) -> Denoised; t is int32, or float32 where the table's is.
+      denoise_fn: (x_t [B, *D], t [B]) -> Denoised; t is int32, or float32 if the table's t is.
       x_t: at the step of the first row; N(0, I) at T-1.
-      keys: one a sample, of `sample_keys`.
-      edit_fn: (x_s, denoised, row, keys) -> x_s after each row: what is known of the result is put back. `row` is the
-        row of the table, whose levels at both ends are `Process.levels(row.t)` and `Process.levels(row.s)`; noise is
-        drawn from `edit_noise(keys, row, shape)`.
-      frame_ends: [K] distinct row numbers of this table, or None. With them also returns the x_s that these
-        rows end with, [K, B, *D]; only those K are kept in memory.
+      keys: one per sample, from `sample_keys`.
+      edit_fn: (x_s, denoised, row, keys) -> x_s after each row, to put back known parts of the result. `row` is the
+        row of the table. The noise levels at its ends are `Process.levels(row.t)` and `Process.levels(row.s)`; noise is
+        drawn with `edit_noise(keys, row, shape)`.
+      frame_ends: [K] distinct row numbers of this table, or None. If given, the x_s after these rows are returned as
+        well, [K, B, *D]; only those K are kept in memory.
       noises: z of each row, in place of what is drawn from the keys: to compare with another code on its noise.
     """
     state = init_sampler_state(table, x_t)
@@ -182,10 +182,10 @@ def p_sample_loop(
     """Samples 0..num_samples-1 of the model, float32 [B, *shape]; jit-compatible.
 
     Args:
-      key: the seed; sample n and its noise depend on it and n alone.
+      key: the seed; sample n and its noise depend only on the seed and on n.
       shape: of one sample, such as (H, W, C).
       edit_fn: see `sample_loop`.
-      num_frames: if > 0, returns [num_frames + 1, B, *shape]: x_T, then the x_s of evenly spaced rows; the
+      num_frames: if > 0, returns [num_frames + 1, B, *shape]: x_T, then x_s after evenly spaced rows; the
         last is x_0. Only these are kept in memory.
 
     Raises:
@@ -201,7 +201,7 @@ def p_sample_loop(
 
 
 def frame_ends(num_rows: int, num_frames: int) -> np.ndarray:
-    """`num_frames` evenly spaced row numbers in 0..num_rows-1, the last row always among them, int64."""
+    """`num_frames` evenly spaced row numbers in 0..num_rows-1, always including the last row, int64."""
     if not 1 <= num_frames <= num_rows:
         raise UserError(
             f"the number of frames must be in 1..{num_rows} (the sampler's network calls); got {num_frames}"

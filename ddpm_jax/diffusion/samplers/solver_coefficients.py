@@ -1,8 +1,8 @@
 """From the formulas of a solver's paper to the coefficients of a sampler's table.
 
-All solvers are linear in x_t, x_0_hat, noise and what earlier rows remembered. So each quantity is a vector of weights
-on these (`basis`), and a formula of a paper, written with such vectors, gives the row of the table. On the host, in
-float64. lambda = log(alpha / sigma) is half the log SNR, h the step in lambda.
+All solvers are linear in x_t, x_0_hat, noise and the values that earlier rows remembered. So each quantity is a vector
+of weights on these (`basis`), and a formula of a paper, written with such vectors, gives the row of the table. Computed
+on the host in float64. lambda = log(alpha / sigma) is half the log SNR, h is the step in lambda.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from ddpm_jax.runtime.errors import UserError, arg
 
 Weights = np.ndarray  # [3 + K], float64
 
-# PLMS and Heun combine slopes of the flow of x/alpha in sigma/alpha, which falls by thousands in the first step of a
-# cosine schedule: a difference of two slopes would be multiplied by as much. Steps that start at a lower alpha than
-# this, where x_t holds no image to speak of, are DDIM's.
+# PLMS and Heun combine slopes of the flow of x/alpha with respect to sigma/alpha, which falls by thousands in the first
+# step of a cosine schedule; a difference of two slopes would be multiplied by as much. Steps that start at a lower
+# alpha than this, where x_t contains almost no image, are DDIM steps.
 LEAST_ALPHA = 1e-3
 
 
 def basis(num_remembered: int) -> tuple[Weights, Weights, Weights, list[Weights]]:
-    """x_t, x_0_hat, z, and what the last rows remembered, newest first."""
+    """x_t, x_0_hat, z, and the values that the last rows remembered, newest first."""
     x_t, x_0, z, *remembered = np.eye(3 + num_remembered)
     return x_t, x_0, z, remembered
 
@@ -44,7 +44,7 @@ def half_log_snr_of(grid: TimeGrid) -> np.ndarray:
 
 
 def grid_with_signal(schedule: Schedule, steps: np.ndarray | None, sampler: str) -> TimeGrid:
-    """The grid; refused where it starts at alpha-bar = 0, at which these formulas have no value."""
+    """The grid; raises UserError if it starts at alpha-bar = 0, where these formulas are undefined."""
     grid = time_grid(schedule, steps)
     if grid.alphas[0] == 0:
         raise UserError(

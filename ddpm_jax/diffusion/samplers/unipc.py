@@ -13,15 +13,15 @@ from ddpm_jax.runtime.errors import UserError
 def unipc_table(schedule: Schedule, *, steps: np.ndarray | None = None, order: int = 2) -> SamplerTable:
     """UniPC, the variant B_2 with a predictor and a corrector of the same order (Zhao et al. 2023, algorithms 5, 6).
 
-    The corrector costs no network call: what a row sees at its x_t, which the row before predicted, first mends that
-    x_t. The last rows are of lower order, the last one, which goes to sigma = 0, of order 1.
+    The corrector costs no network call: the prediction at a row's x_t, which the previous row estimated, first corrects
+    that x_t. The last rows have lower order; the last one, which goes to sigma = 0, has order 1.
 
     Args:
-      steps: the t to visit, falling; None for all T.
+      steps: the t to visit, decreasing; None for all T.
       order: 1, 2 or 3.
 
     Raises:
-      UserError: steps that do not fall or leave 0..T-1, a start at alpha-bar = 0, or another order.
+      UserError: the steps do not decrease, are outside 0..T-1, or start at alpha-bar = 0; or another order.
     """
     if order not in (1, 2, 3):
         raise UserError(f"the order of UniPC must be 1, 2 or 3; got {order}")
@@ -32,7 +32,7 @@ def unipc_table(schedule: Schedule, *, steps: np.ndarray | None = None, order: i
     orders = [min(order, num_rows - i, i + 1) for i in range(num_rows)]
     for i in range(num_rows):
         corrected, data = x_t, [x_0, *past]
-        if i > 0:  # replaces the predictor's part of the row before by the corrector's
+        if i > 0:  # replaces the predictor part of the previous row by the corrector
             change = -grid.alphas[i] * np.expm1(-(half_log_snr[i] - half_log_snr[i - 1]))
             corrected = x_t + change * (
                 _unipc_slope(half_log_snr, i - 1, orders[i - 1], past, x_0)
@@ -63,7 +63,7 @@ def _unipc_slope(
         r, slopes = [*r, 1.0], [*slopes, arrived - data[0]]
     if not slopes:
         return np.zeros_like(data[0])
-    # For one unknown the papers' code takes 1/2, the limit h -> 0, in place of the solution.
+    # For one unknown the authors' code uses 1/2, the limit h -> 0, instead of the solution.
     a = np.array([0.5])
     if len(r) > 1:
         right, phi, factorial = [], np.expm1(-h) / -h - 1, 1
