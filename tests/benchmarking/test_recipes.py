@@ -55,7 +55,7 @@ def test_a_folder_of_other_settings_is_refused(recipes, tmp_path):
     "flag,message",
     [
         ("--recipes=w", "--recipes must be from v; eps; "),
-        ("--samplers=ddim", "--samplers must be of ddim, eta 1, 50 calls; "),
+        ("--samplers=ddim", "--samplers must be from ddim, eta 1, 50 calls; "),
         ("--num_images=10", "--num_images must be 0 or at least 128, the largest batch; got 10"),
         ("--seeds=a", "argument --seeds: invalid int value: 'a'"),
         ("--steps=3", "unknown flag --steps=3"),

@@ -229,7 +229,7 @@ def test_inceptions_numbers_have_the_papers_names():
     few = entry_of("inception")
     few["numbers"]["kernel"]["subset_size"] = 500
     few["protocol"]["samples"]["num_images"] = few["protocol"]["reference"]["num_images"] = 500
-    assert "| KID | 0.25 | on all pairs: 500 images are too few for subsets |" in numbers_table(few)
+    assert "| KID | 0.25 | on all pairs, because 500 images are too few for subsets |" in numbers_table(few)
     for other in ("classifier", "pixels"):
         assert "FID |" not in numbers_table(entry_of(other)) and "KID |" not in numbers_table(entry_of(other))
 
