@@ -99,6 +99,9 @@ def main(argv: list[str] | None = None) -> int:
 def _convert(args: argparse.Namespace) -> None:
     if (args.source is None) == (args.to is None):
         raise UserError("give one of --from=PATH, to import into --workdir, and --to=PATH, to write its weights")
+    for name, path in (("from", args.source), ("to", args.to)):
+        if path == "":
+            raise UserError(f"--{name} must name a file or a folder; got ''")
     formats = _formats()
     if args.format is not None:
         check_one_of("--format", args.format, formats)
@@ -115,14 +118,25 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     from ddpm_jax.experiment.config_changes import changed_import
+    from ddpm_jax.experiment.config_files import changed
+    from ddpm_jax.experiment.packaged_configs import base_config
     from ddpm_jax.experiment.trained_run import TrainedRun
     from ddpm_jax.interchange.hub import download, is_hub_name
     from ddpm_jax.interchange.imported_workdir import write_workdir
+    from ddpm_jax.runtime.atomic_files import check_new_folder
+    from ddpm_jax.workdir.workdir_path import check_workdir
 
+    check_workdir(args.workdir)
+    check_new_folder("--workdir", args.workdir)
+    changed(base_config(), args.overrides)  # before a download; once more with the config of the weights
     path = Path(args.source).expanduser()
     if not path.exists() and not Path(f"{path}.index").exists():  # the prefix of a TensorFlow checkpoint is not a file
         if not is_hub_name(args.source) or path.parent.exists():
-            raise UserError(f"--from must be a folder or a file that exists; there is no {args.source!r}")
+            hidden = f"; for a model of the Hub run it where there is no folder {str(path.parent)!r}"
+            hidden = hidden if is_hub_name(args.source) else ""
+            raise UserError(f"--from must be a folder or a file that exists; there is no {args.source!r}{hidden}")
+        if args.model is not None or args.format not in (None, "diffusers"):
+            raise UserError(f"--from={args.source} is a model of the Hub for diffusers: leave out --format, --model")
         path = download(args.source)
     name = args.format or next((name for name, kind in formats.items() if kind.recognises(path)), None)
     if name is None:
@@ -132,8 +146,10 @@ def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
         )
     imported = formats[name].read(path, *_model(args.model, formats[name], name, path))
     imported = dataclasses.replace(imported, config=changed_import(imported.config, args.overrides))
+    run = TrainedRun(0, imported.config, imported.params)
+    run.check_params()
     write_workdir(imported, args.workdir)
-    for line in _description(name, TrainedRun(0, imported.config, imported.params), imported.notes):
+    for line in _description(name, run, imported.notes):
         print(line)
     print(f"wrote {os.path.abspath(args.workdir)}")
     out = shlex.quote(f"{args.workdir}/samples/first")
@@ -180,11 +196,13 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
         raise UserError("--model is only for --from: a run already has its network")
     weights = "ema" if args.weights is None else args.weights
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=weights)
+    trained.check_params()
+    replaced = ", in place of what was there" if path.is_file() else ""
     formats[name].write(path, trained.config, trained.params)
-    print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}")
+    print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}{replaced}")
     if name == "diffusers" and not trained.condition:  # their pipeline passes no classes
         T = trained.process.num_steps
-        print(f'next: diffusers.DDPMPipeline.from_pretrained("{path}")(num_inference_steps={T}).images[0]')
+        print(f'next: diffusers.DDPMPipeline.from_pretrained({str(path)!r})(num_inference_steps={T}).images[0]')
 
 
 if __name__ == "__main__":

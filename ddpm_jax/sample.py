@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--weights", default="ema", metavar="ema|ema/DECAY|raw",
         help="ema is the first average (default), ema/0.9999 that of this decay, raw the parameters",
     )  # fmt: skip
+    steps = "--num_sampler_steps=N is the number of sampler steps; --step=N is a checkpoint"
+    parser.hints = dict.fromkeys(("steps", "num_steps", "ddim_steps", "num_inference_steps", "timesteps"), steps)
+    parser.hints |= dict.fromkeys(("cfg", "cfg_scale", "scale", "w"), "--guidance_scale=S, the papers' 1 + w")
+    parser.hints |= dict.fromkeys(("n", "num", "num_images"), "--num_samples=N")
     add_sampler_flags(parser)
     parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; no influence on them")
     return run(_sample, parser, argv)
@@ -127,6 +131,9 @@ def _check_out(out: str) -> None:
     if not name:
         raise UserError(f"--out must be a path such as samples/new, for samples/new.png and .npz; got {out!r}")
     check_folder("--out", folder)
+    for ending in (".npz", ".png"):
+        if os.path.isdir(out + ending) or len(os.fsencode(name + ending)) > 255:
+            raise UserError(f"--out={out}: {out}{ending} cannot be written: it is a folder, or its name is too long")
 
 
 if __name__ == "__main__":

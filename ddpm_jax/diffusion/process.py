@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ddpm_jax.diffusion.forward_process import at_step, signal_and_noise
 from ddpm_jax.diffusion.parameterisations import PARAMETERISATIONS, PREDICTIONS, Parameterisation, Steps
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.diffusion.timestep_spacing import respaced
+from ddpm_jax.diffusion.timestep_spacing import kept_steps, respaced
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 FIXED_VARIANCES = ("fixed_small", "fixed_large")
@@ -97,7 +97,7 @@ class Process:
                 f"prediction={self.parameterisation.name!r} refers to the previous of all T steps; a process of fewer "
                 "steps has other steps: leave the respacing out"
             )
-        steps = np.sort(np.asarray(steps).reshape(-1))
+        steps = kept_steps(self.num_steps, steps)
         of_network = steps if self.network_steps is None else self.network_steps[steps]
         schedule = respaced(self.schedule, steps)
         return dataclasses.replace(self, schedule=schedule, network_steps=np.asarray(of_network, np.int32))

@@ -140,10 +140,18 @@ def respaced(schedule: Schedule, steps: np.ndarray) -> Schedule:
     Raises:
       UserError: the steps are not of this kind.
     """
-    steps = np.asarray(steps)
-    _check_whole(np.sort(steps.reshape(-1))[::-1], schedule.num_steps)
-    kept = schedule.host_alphas_bar[np.sort(steps.reshape(-1))]
+    kept = schedule.host_alphas_bar[kept_steps(schedule.num_steps, steps)]
     return schedule_from_betas(1 - kept / np.append(1.0, kept[:-1]))
+
+
+def kept_steps(num_steps: int, steps: np.ndarray) -> np.ndarray:
+    """Distinct whole numbers in 0..T-1, sorted, int64; see `respaced`."""
+    given = np.asarray(steps)
+    if given.ndim == 1 and given.size and given.dtype.kind in "iuf":
+        kept = np.unique(given)
+        if kept.size == given.size and np.all(kept == np.rint(kept)) and 0 <= kept[0] and kept[-1] < num_steps:
+            return kept.astype(np.int64)
+    raise UserError(f"the steps to keep must be distinct whole numbers in 0..{num_steps - 1}; got {given.tolist()}")
 
 
 def host_half_log_snr(schedule: Schedule) -> np.ndarray:
@@ -201,8 +209,8 @@ def time_grid(schedule: Schedule, steps: np.ndarray | None = None) -> TimeGrid:
 
 
 def _check_whole(steps: np.ndarray, num_steps: int) -> None:
-    whole = steps.ndim == 1 and steps.size >= 1 and np.all(steps == np.rint(steps))
-    if not whole or np.any(np.diff(steps) >= 0) or steps[0] >= num_steps or steps[-1] < 0:
+    whole = steps.ndim == 1 and steps.size >= 1 and steps.dtype.kind in "iuf" and np.all(steps == np.rint(steps))
+    if not whole or np.any(steps[1:] >= steps[:-1]) or steps[0] >= num_steps or steps[-1] < 0:
         raise UserError(
             f"the sampler's steps must be decreasing whole numbers in 0..{num_steps - 1}; got {steps.tolist()}"
         )

@@ -16,6 +16,7 @@ from ddpm_jax.diffusion.forward_process import at_step, eps_from_x_0, q_posterio
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys, sample_noise
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.runtime.errors import UserError, arg
 
 PIXEL_BIN = 2.0 / 255.0  # the distance of two adjacent pixel values (of 256) on the scale [-1, 1]
 HALF_BIN = PIXEL_BIN / 2
@@ -167,6 +168,8 @@ def vlb_terms(
       terms, x_0_mse and eps_mse, each [S, B].
     """
 
+    if noises is not None and noises.shape != (len(steps), *x_0.shape):
+        raise UserError(f"{arg('noises')} must be {[len(steps), *x_0.shape]}; got {list(noises.shape)}")
     schedule = process.schedule
 
     def one_step(_, step_and_noise: tuple[Int[Array, ""], Float[Array, "B *D"] | None]):

@@ -53,6 +53,8 @@ def given_condition(config: ConfigDict, condition: Mapping[str, ArrayLike], num_
       UserError: an entry that the network lacks or that is missing, another shape, or values that it does not know.
     """
     spec = condition_spec(config)
+    if not isinstance(condition, Mapping):
+        raise UserError(f"condition must be arrays by name, such as {{'label': [3]}}; got {condition!r}")
     if set(condition) != set(spec):
         wanted = f"the entries {sorted(spec)}" if spec else "no condition"
         raise UserError(f"the network takes {wanted}; got {sorted(condition)}")
@@ -66,6 +68,8 @@ def given_condition(config: ConfigDict, condition: Mapping[str, ArrayLike], num_
             )
         if not np.can_cast(given.dtype, entry.dtype, casting="same_kind"):
             raise UserError(f"the condition {name!r} must be {entry.dtype}; got {given.dtype}")
+        if given.dtype.kind in "iu" and np.any(given.astype(entry.dtype) != given):
+            raise UserError(f"the condition {name!r} must fit {entry.dtype}; got {given.min()}..{given.max()}")
         rows[name] = np.broadcast_to(given.astype(entry.dtype), (num_samples, *entry.shape))
     for kind in _used(config):
         kind.check_values(config, rows)

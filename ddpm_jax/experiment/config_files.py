@@ -77,7 +77,11 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Example: `load_config("digits", ["train.batch_size=64", "unet.channel_mults=1,2,4"])`
     """
     if Path(name_or_path).suffix == ".json" and Path(name_or_path).is_file():
-        return _with_overrides(whole_config_from_json(Path(name_or_path).read_text("utf-8"), name_or_path), overrides)
+        try:
+            text = Path(name_or_path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"config file {name_or_path!r} cannot be read: {error}; correct the file") from error
+        return _with_overrides(whole_config_from_json(text, name_or_path), overrides)
     module = _experiment_module(name_or_path)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(
@@ -105,6 +109,8 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _with_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+        raise UserError(f"overrides must be a list such as ['train.batch_size=64']; got {overrides!r}")
     for override in overrides:
         apply_override(config, override)
     return config.lock()

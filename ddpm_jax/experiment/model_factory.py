@@ -6,6 +6,7 @@ User input is checked here, outside jit, and named by its config field.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
@@ -54,7 +55,7 @@ def build_model(config: ConfigDict) -> nn.Module:
 
 
 def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
-    """Raises UserError unless the weights of a checkpoint fit the network of its config."""
+    """Raises UserError unless the weights of a checkpoint are finite and fit the network of its config."""
     example = example_condition(condition_spec(config))
     wanted = jax.eval_shape(lambda key: init_params(model, key, x_0_shape_of(config), example), jax.random.key(0))
     shapes = [{keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(tree)} for tree in (wanted, params)]
@@ -64,6 +65,9 @@ def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
                 f"the checkpoint does not fit the network of its config: {name} is {shapes[1].get(name, 'missing')} "
                 f"and must be {shapes[0].get(name, 'absent')}; use the version of ddpm_jax that trained it"
             )
+    for path, leaf in tree_leaves_with_path(params):
+        if not np.all(np.isfinite(leaf)):
+            raise UserError(f"the weights {keystr(path)} have NaN or infinite values: take another checkpoint")
 
 
 def check_limit_of_x_0(config: ConfigDict) -> None:

@@ -9,13 +9,15 @@ from ddpm_jax.experiment.objective_factory import draws_images
 from ddpm_jax.experiment.packaged_configs import base_config, with_defaults
 from ddpm_jax.experiment.packaged_runs import is_packaged, open_packaged_run, packaged_runs
 from ddpm_jax.experiment.trained_run import TrainedRun
-from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of, whole_number
 from ddpm_jax.training.optimizer import ema_name
 from ddpm_jax.training.train_state import ema_item
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
-def open_run(workdir: str, *, step: int | None = None, best: bool = False, weights: str = "ema") -> TrainedRun:
+def open_run(
+    workdir: str | os.PathLike, *, step: int | None = None, best: bool = False, weights: str = "ema"
+) -> TrainedRun:
     """The config and the weights of a checkpoint.
 
     A config from before a field was added has the field at its default.
@@ -34,6 +36,8 @@ def open_run(workdir: str, *, step: int | None = None, best: bool = False, weigh
       >>> open_run("digits").image_shape
       (8, 8, 1)
     """
+    workdir = os.fspath(workdir)
+    step = None if step is None else whole_number("step", step)
     if best and step is not None:
         raise UserError(f"{arg('best')} and {arg(f'step={step}')} both choose a checkpoint: give one of them")
     if is_packaged(workdir):

@@ -73,7 +73,7 @@ def build_table(config: ConfigDict, process: Process) -> SamplerTable:
     for name in ("eta", "churn", "churn_min", "churn_max", "churn_noise"):  # also if the sampler does not use them
         if not math.isfinite(fields[name]) or fields[name] < 0:
             hint = ": 0 is deterministic, 1 has full noise" if name == "eta" else ""
-            raise UserError(f"sample.{name} must be at least 0; got {fields[name]}{hint}")
+            raise UserError(f"sample.{name} must be finite and at least 0; got {fields[name]}{hint}")
     if not 0 <= fields.dynamic_threshold <= 1:
         raise UserError(f"sample.dynamic_threshold must be in [0, 1], 0 for none; got {fields.dynamic_threshold}")
     schedule = process.schedule

@@ -26,14 +26,15 @@ from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
 from ddpm_jax.experiment.run_samples import RunSamples
 from ddpm_jax.experiment.sampler_settings import with_sampler_settings
-from ddpm_jax.runtime.errors import UserError, check_between, check_one_of
+from ddpm_jax.models.parameters import num_params
+from ddpm_jax.runtime.errors import UserError, check_between, check_one_of, whole_number
 
 # What may be said anew of a run: how it is sampled, and where it is measured, which images, and where they are.
 SAMPLE_FIELDS = ("sample.*",)
 DATA_FIELDS = ("data.name", "data.path", "data.data_dir", "data.split", "data.eval_split")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedRun:
     """One checkpoint of a run, as NumPy arrays: nothing in it depends on the devices it was trained on.
 
@@ -43,6 +44,13 @@ class TrainedRun:
     step: int
     config: ConfigDict
     params: dict
+
+    def __repr__(self) -> str:
+        return f"TrainedRun(step={self.step}, data={self.config.data.name!r}, {num_params(self.params):,} parameters)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: not the compiled programs and the arrays on devices."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
     def process(self) -> Process:
@@ -190,6 +198,8 @@ class TrainedRun:
           run = dj.open_run("runs/digits")
           dj.save_grid("digits.png", run.sample(64, seed=1, sampler="dpmpp_2m", num_sampler_steps=20))
         """
+        num_samples, seed = whole_number("num_samples", num_samples), whole_number("seed", seed)
+        batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
         check_between("num_samples", num_samples, 1)
         check_seed("seed", seed)
         if condition is not None and "classes" in sampler_settings:

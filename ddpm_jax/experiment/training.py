@@ -105,7 +105,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         checkpoints.close()
 
 
-def train_model(config: ConfigDict, workdir: str) -> TrainedRun:
+def train_model(config: ConfigDict, workdir: str | os.PathLike) -> TrainedRun:
     """Trains as `config` says, or resumes the run in `workdir`, and opens it at its newest checkpoint.
 
     The same as `python -m ddpm_jax.train`, as a function: it prints the same lines and writes the same files.
@@ -125,11 +125,14 @@ def train_model(config: ConfigDict, workdir: str) -> TrainedRun:
       run = dj.train_model(dj.load_config("digits", ["train.num_steps=300"]), "runs/short")
       dj.save_grid("digits.png", run.sample(64))
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config must be a config of load_config; got {config!r}")
     if not draws_images(config):
         raise UserError(
             f"train_model opens the run to sample it, and objective.name={config.objective.name!r} draws no images: "
             "train it with ddpm_jax.experiment.training.train"
         )
+    workdir = os.fspath(workdir)
     stopped_by = train(config, workdir)
     if stopped_by is not None:
         raise KeyboardInterrupt(f"stopped by {signal.Signals(stopped_by).name}; the run is saved in {workdir}")

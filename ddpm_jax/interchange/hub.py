@@ -1,6 +1,7 @@
 """Models of the Hugging Face Hub, through the package huggingface_hub where it is installed."""
 
 import re
+import textwrap
 from pathlib import Path
 
 from ddpm_jax.runtime.errors import UserError
@@ -28,11 +29,12 @@ def download(name: str) -> Path:
             f"'pip install huggingface_hub' first, or {by_hand}"
         ) from None
     try:
-        files = huggingface_hub.list_repo_files(name)
-        weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", weights]))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(folder.rglob("*.safetensors")):  # older models
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
+        return folder
     except Exception as error:  # each version of it raises others, down to those of its HTTP library
-        what = " ".join(str(error).split())[:200]
+        what = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise UserError(
             f"--from={name}: there is no such folder, and the Hugging Face Hub did not give it "
             f"({type(error).__name__}: {what}): check the name and the connection, or {by_hand}"

@@ -39,6 +39,15 @@ def check_folder(flag: str, folder: str) -> None:
         raise UserError(f"{flag}: the folder {folder} cannot be written ({error.strerror}); give another") from error
 
 
+def check_new_folder(flag: str, path: str | os.PathLike) -> None:
+    """Raises UserError if `path` exists and is not an empty folder, or is the current folder."""
+    path = Path(os.path.abspath(path))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{flag} must be a new or empty folder; {path} is not empty")
+    if path.exists() and path.samefile(os.curdir):  # it is replaced: a shell in it would be nowhere
+        raise UserError(f"{flag} must be a new or empty folder; {path} is the current one: give one inside it")
+
+
 @contextmanager
 def new_folder(flag: str, path: str | os.PathLike) -> Iterator[Path]:
     """A folder to fill, which becomes `path`, complete, when the block ends without an exception.
@@ -46,9 +55,8 @@ def new_folder(flag: str, path: str | os.PathLike) -> Iterator[Path]:
     Raises:
       UserError: `path` exists and is not empty, or it cannot be created; the message names the flag.
     """
+    check_new_folder(flag, path)
     path = Path(os.path.abspath(path))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{flag} must be a new or empty folder; {path} is not empty")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)

@@ -1,6 +1,7 @@
 """Errors in user input: one line that says what is wrong, what was given, what is allowed, and the remedy."""
 
 import difflib
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -78,6 +79,14 @@ def check_one_of(name: str, got: object, allowed: Iterable[object]) -> None:
     allowed = sorted(allowed, key=str)
     if got not in allowed:
         raise UserError(f"{arg(name)} must be one of {allowed}; got {got!r}{did_you_mean(got, allowed)}")
+
+
+def whole_number(name: str, got: object) -> int:
+    """`got`, which is the argument `name`, as an int; raises UserError for what is no whole number."""
+    try:
+        return operator.index(got)
+    except TypeError:
+        raise UserError(f"{arg(name)} must be a whole number; got {got!r}") from None
 
 
 def check_between(name: str, got: int, least: int, most: int = MAX_INT) -> None:

@@ -304,6 +304,8 @@ def test_given_noises_take_the_place_of_drawn_ones():
     silent = sample_loop(wavy, table, x_T, keys, noises=jnp.zeros_like(drawn))
     without = sample_loop(wavy, table.replace(sigma=jnp.zeros(6)), x_T, keys)
     np.testing.assert_allclose(silent, without, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r"noises must be \[6, 3, 5\]; got \[6, 1, 5\]"):
+        sample_loop(wavy, table, x_T, keys, noises=drawn[:, :1])
     assert float(jnp.max(jnp.abs(silent - given))) > 1e-3
 
 
@@ -311,8 +313,10 @@ def test_rows_by_their_t():
     steps = spaced_steps(1000, 4)
     assert ddim_table(LINEAR, steps=steps).rows_at(333).s.tolist() == [0]
     assert heun_table(LINEAR, steps=steps).rows_at(666).num_calls == 2
+    steps = spaced_steps(1000, 4, "karras", schedule=LINEAR)
+    assert ddim_table(LINEAR, steps=steps).rows_at(steps[1]).num_calls == 1  # float32 in the table
     with pytest.raises(UserError, match=r"t must be a step that the sampler visits, of \[999, 666, 333, 0\]; got 5"):
-        ddim_table(LINEAR, steps=steps).rows_at(5)
+        ddim_table(LINEAR, steps=spaced_steps(1000, 4)).rows_at(5)
 
 
 def wavy(x_t, t):

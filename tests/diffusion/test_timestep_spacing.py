@@ -109,7 +109,7 @@ def test_the_kept_process_has_the_kept_alpha_bar():
     one = respaced(LINEAR, np.array([999]))
     assert one.num_steps == 1 and one.host_alphas_bar[0] == pytest.approx(LINEAR.host_alphas_bar[999])
     for bad in ([3, 3], [1000], [-1], [], [1.5]):
-        with pytest.raises(UserError, match="sampler's steps must be"):
+        with pytest.raises(UserError, match="the steps to keep must be distinct"):
             respaced(LINEAR, np.array(bad))
 
 

@@ -132,6 +132,7 @@ def test_the_condition_is_given_as_an_array(guided_run):
     for condition, message in (
         ({"label": [1, 2]}, r"the condition 'label' must be \[4\], a row for each sample, or \[\], one .* got \[2\]"),
         ({"label": 11}, "the condition 'label' must be in 0..10; got 11..11"),
+        ({"label": 2**32 + 3}, "the condition 'label' must fit int32; got 4294967299..4294967299"),
         ({"label": 0.5}, "the condition 'label' must be int32; got float64"),
         ({"text": [0] * 4}, r"the network takes the entries \['label'\]; got \['text'\]"),
     ):

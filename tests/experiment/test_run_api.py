@@ -1,5 +1,7 @@
 """`load_config`, `train_model`, `open_run` and `TrainedRun.sample`: whole runs as functions."""
 
+import dataclasses
+import pickle
 import re
 import signal
 from pathlib import Path
@@ -40,6 +42,27 @@ def test_few_programs_serve_all_samplers(straight_run, capfd):
     assert "sampling" not in capfd.readouterr().err
 
 
+def test_numpy_numbers_will_do(run):
+    settings = {"num_sampler_steps": np.int32(6), "batch_size": np.int64(8), "progress": False}
+    images = run.sample(np.int64(4), seed=np.uint8(3), **settings)
+    np.testing.assert_array_equal(images, run.sample(4, seed=3, num_sampler_steps=6, progress=False))
+
+
+def test_a_run_can_be_pickled_and_shown(run):
+    run.sample(4, num_sampler_steps=6, progress=False)
+    again = pickle.loads(pickle.dumps(run))
+    jax.tree.map(np.testing.assert_array_equal, again.params, run.params)
+    assert again.step == run.step and again.config == run.config
+    assert re.fullmatch(r"TrainedRun\(step=8, data='digits', [\d,]+ parameters\)", repr(run))
+
+
+def test_weights_that_are_not_finite_are_named(run):
+    bad = jax.tree.map(np.array, run.params)
+    bad["conv_in"]["bias"][2] = np.nan
+    with pytest.raises(dj.UserError, match=r"the weights \['conv_in'\]\['bias'\] have NaN or infinite values: take an"):
+        dataclasses.replace(run, params=bad).sample(4, progress=False)
+
+
 def test_an_x_0_that_is_not_clipped_is_another_program(run):
     kept, clipped = (run.sample(4, num_sampler_steps=6, progress=False, clip_x_0=clip) for clip in (False, True))
     assert np.any(kept != clipped)
@@ -57,6 +80,10 @@ def test_an_x_0_that_is_not_clipped_is_another_program(run):
         ({"num_sampler_steps": 5, "respacing": "ddim5"}, "respacing says which steps are visited: leave out num_sam"),
         ({"condition": {"label": [3]}}, r"the network takes no condition; got \['label'\]"),
         ({"condition": {}, "classes": (1,)}, "condition and classes both say what the samples are of: give one"),
+        ({"num_samples": 2.5}, "num_samples must be a whole number; got 2.5"),
+        ({"seed": None}, "seed must be a whole number; got None"),
+        ({"batch_size": "8"}, "batch_size must be a whole number; got '8'"),
+        ({"condition": 5}, "condition must be arrays by name, such as .*; got 5"),
         ({"batch_size": 3}, r"sample.batch_size must be a multiple of 8 \(8 devices\); got 3"),
     ],
 )
@@ -79,6 +106,13 @@ def test_a_stop_is_an_interrupt(monkeypatch, tiny_config):
 def test_what_is_refused_before_training(monkeypatch, tiny_config, tmp_path):
     with pytest.raises(dj.UserError, match="data.eval_split must .* to hold out none --config.data.eval_split=$"):
         dj.train_model(tiny_config("data.eval_split=none"), str(tmp_path))
+    for workdir, message in (("", "workdir must name a folder; got ''"), (Path("a*"), "workdir must not have any of")):
+        with pytest.raises(dj.UserError, match=message):
+            dj.train_model(tiny_config(), workdir)
+    with pytest.raises(dj.UserError, match="config must be a config of load_config; got 'digits'"):
+        dj.train_model("digits", str(tmp_path))
+    with pytest.raises(dj.UserError, match="overrides must be a list such as .*; got 'train.num_steps=4'"):
+        dj.load_config("digits", "train.num_steps=4")
     monkeypatch.setattr(training, "draws_images", lambda config: False)
     with pytest.raises(dj.UserError, match="objective.name='diffusion' draws no images: train it with ddpm_jax.exper"):
         dj.train_model(tiny_config(), str(tmp_path))

@@ -308,30 +308,38 @@ class TestHub:
         calls = []
 
         def snapshot_download(name, allow_patterns):
-            calls.append((name, allow_patterns))
+            calls.append((name, allow_patterns[1]))
             return str(folder)
 
-        stand_in = types.SimpleNamespace(
-            snapshot_download=snapshot_download, list_repo_files=lambda name: ["unet/model.safetensors", "README.md"]
-        )
+        stand_in = types.SimpleNamespace(snapshot_download=snapshot_download)
         monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
         return stand_in, calls
 
     def test_a_model_is_downloaded(self, hub):
         assert run_convert("--from=google/small", "--workdir=run") == 0
-        assert hub[1] == [("google/small", ["*.json", "*.safetensors"])]
         assert open_run("run").step == 0
+        # Not the pickles beside the safetensors.
+        assert hub[1] == [("google/small", "*.safetensors")]
 
-    def test_older_models_have_no_safetensors(self, hub):
-        hub[0].list_repo_files = lambda name: ["unet/model.bin"]
-        assert run_convert("--from=google/small", "--workdir=run") == 0
-        assert hub[1] == [("google/small", ["*.json", "*.bin"])]
+    def test_older_models_have_no_safetensors(self, hub, tmp_path):
+        (tmp_path / "cache").mkdir()
+        hub[0].snapshot_download = lambda name, allow_patterns: hub[1].append(allow_patterns[1]) or tmp_path / "cache"
+        assert run_convert("--from=google/small", "--workdir=run") == 2
+        assert hub[1] == ["*.safetensors", "*.bin"]
+
+    @pytest.mark.parametrize(
+        "flags", [["--config.train.nope=1"], ["--model=cifar10"], ["--format=npz"], ["--workdir=full"], ["--workdir=g://x"]]
+    )
+    def test_nothing_is_downloaded_for_what_must_fail(self, hub, flags, capsys):
+        os.makedirs("full/x")
+        assert run_convert("--from=google/small", "--workdir=run", *flags) == 2
+        assert not hub[1] and len(capsys.readouterr().err.splitlines()) == 1
 
     def test_a_failure_is_one_line(self, hub, capsys):
-        def fail(name):
+        def fail(name, allow_patterns):
             raise OSError("404 Client Error.\nRepository Not Found")
 
-        hub[0].list_repo_files = fail
+        hub[0].snapshot_download = fail
         assert run_convert("--from=google/smal", "--workdir=run") == 2
         err = capsys.readouterr().err
         assert "the Hugging Face Hub did not give it (OSError: 404 Client Error. Repository Not Found): check" in err
@@ -346,3 +354,5 @@ class TestHub:
         shutil.copytree(folder, "google/small")
         assert run_convert("--from=google/small", "--workdir=run") == 0 and not hub[1]
         assert run_convert("--from=google/other", "--workdir=run2") == 2 and not hub[1]
+        assert run_convert("--from=google/small", "--workdir=.") == 2 and os.path.exists(os.getcwd())
+        assert run_convert("--from=", "--workdir=run3") == 2

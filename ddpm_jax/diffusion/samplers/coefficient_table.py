@@ -62,9 +62,10 @@ class SamplerTable:
           UserError: no row calls the network at t.
         """
         steps = np.asarray(self.t)
-        if not np.any(steps == t):
-            raise UserError(f"{arg('t')} must be a step that the sampler visits, of {steps.tolist()}; got {t}")
-        return jax.tree.map(lambda column: column[steps == t], self)
+        found = steps == np.asarray(t, steps.dtype) if np.ndim(t) == 0 else np.zeros(steps.shape, bool)
+        if not np.any(found):
+            raise UserError(f"{arg('t')} must be a step that the sampler visits, of {steps.tolist()}; got {t!r}")
+        return jax.tree.map(lambda column: column[found], self)
 
     def padded(self, num_rows: int, *, learns_variance: bool) -> "SamplerTable":
         """The table in NumPy, padded with rows of zeros and with all columns, so that all samplers and numbers of steps

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddpm_jax.diffusion.denoiser import Denoised, DenoiseFn
 from ddpm_jax.diffusion.rng import Purpose, purpose_key, sample_keys, sample_noise
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 
 def initial_noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *D"]:
@@ -76,6 +76,8 @@ def scan_rows(
     noises: Float[Array, "R B *D"] | None = None,
 ) -> SamplerState | tuple[SamplerState, Float[Array, "K B *D"]]:
     """Applies the next rows to x_t; see `sample_loop`. For tables that are split into chunks."""
+    if noises is not None and noises.shape != (table.num_calls, *state.x_t.shape):
+        raise UserError(f"{arg('noises')} must be {[table.num_calls, *state.x_t.shape]}; got {list(noises.shape)}")
     slots, frames = None, None
     if frame_ends is not None:
         # A row that is not a frame writes to slot K, past the end, which is dropped.
