@@ -152,7 +152,7 @@ def vlb_terms(
     keys: Key[Array, "B"],
     steps: Int[Array, "S"],
     log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
-    noises: Float[Array, "S B *D"] | None = None,
+    noises: Float[Array, "..."] | None = None,  # [S, B, *D]
 ) -> dict[str, Array]:
     """L_t of the bound in bits/dim at the given steps, with one sample of x_t per step, in one `lax.scan`.
 
@@ -194,7 +194,7 @@ def bits_per_dim(
     x_0: Float[Array, "B *D"],
     key: Key[Array, ""],
     log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
-    noises: Float[Array, "T B *D"] | None = None,
+    noises: Float[Array, "..."] | None = None,  # [T, B, *D]
 ) -> dict[str, Array]:
     """The whole bound in bits/dim, one sample of x_t at each of the T steps (Ho et al. 2020, equation 5).
 

@@ -169,7 +169,7 @@ def test_a_respaced_process_calls_the_network_with_the_steps_that_it_knows():
     np.testing.assert_array_equal(unsigned, process.network_steps)
     for bad in ([0, 10, 10], [0.5, 3], [-1, 3], [50], [], "3", None):
         with pytest.raises(UserError, match="the steps to keep must be distinct whole numbers in 0..49; got"):
-            Process(SCHEDULE, "v").respaced(bad)
+            Process(SCHEDULE, "v").respaced(np.array(bad))
     falling = Process(SCHEDULE, "v").respaced(steps[::-1])  # as `named_steps` gives them
     np.testing.assert_array_equal(falling.network_steps, process.network_steps)
     np.testing.assert_array_equal(falling.schedule.betas, process.schedule.betas)

@@ -399,4 +399,4 @@ def test_refusals():
     with pytest.raises(UserError, match="num_fixed_point iterates towards eps_at='target'; got 3"):
         ddim_inversion_table(LINEAR, num_fixed_point=3, eps_at="source")
     with pytest.raises(UserError, match="eps_at='source' needs at least two steps; got 1"):
-        ddim_inversion_table(LINEAR, steps=[999], eps_at="source")
+        ddim_inversion_table(LINEAR, steps=np.array([999]), eps_at="source")

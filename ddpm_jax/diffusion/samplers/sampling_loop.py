@@ -73,7 +73,7 @@ def scan_rows(
     *,
     edit_fn: EditFn | None = None,
     frame_ends: np.ndarray | None = None,
-    noises: Float[Array, "R B *D"] | None = None,
+    noises: Float[Array, "..."] | None = None,  # [R, B, *D]
 ) -> SamplerState | tuple[SamplerState, Float[Array, "K B *D"]]:
     """Applies the next rows to x_t; see `sample_loop`. For tables that are split into chunks."""
     if noises is not None and noises.shape != (table.num_calls, *state.x_t.shape):
@@ -151,7 +151,7 @@ def sample_loop(
     *,
     edit_fn: EditFn | None = None,
     frame_ends: np.ndarray | None = None,
-    noises: Float[Array, "R B *D"] | None = None,
+    noises: Float[Array, "..."] | None = None,  # [R, B, *D]
 ) -> Float[Array, "B *D"] | tuple[Float[Array, "B *D"], Float[Array, "K B *D"]]:
     """Applies all rows of the table to x_t with one `lax.scan`; jit-compatible.
 
