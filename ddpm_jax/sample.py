@@ -1,6 +1,7 @@
 """`python -m ddpm_jax.sample`: new images from a trained run, as a PNG grid and an .npz."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -96,9 +97,18 @@ def _sample(args: argparse.Namespace) -> None:
         condition = generator.condition_of(np.arange(args.num_samples))
         replaced = ", in place of what was there" if os.path.exists(f"{out}.npz") else ""
         save_npz(f"{out}.npz", images, condition)
-        save_grid(f"{out}.png", images[:MAX_GRID])
+        shown = images[:MAX_GRID]
+        save_grid(f"{out}.png", shown, num_columns=_num_columns(len(shown), trained.num_sampled_classes))
         arrays = f"uint8 {list(images.shape)} as arr_0" + (", classes as arr_1" if "label" in condition else "")
         print(f"wrote {out}.npz ({arrays}) and {out}.png{replaced}")
+
+
+def _num_columns(num_images: int, num_classes: int) -> int | None:
+    """As many columns as classes that are drawn in turn, or a multiple of that, so that a column has one class."""
+    square = math.ceil(math.sqrt(num_images))
+    if not 1 < num_classes <= 2 * square:
+        return None
+    return num_classes * max(1, round(square / num_classes))
 
 
 def _guidance_line(settings: dict) -> str:

@@ -10,6 +10,8 @@ from ddpm_jax.experiment.training_factory import build_learning_rate, learning_r
 # x_0: an error of 0.002 in eps is then as large as x_0.
 HOPELESS_NOISE_LEVEL = 500.0
 MANY_UPDATES = 50_000  # after this many, a network has learnt to keep the error small
+MUCH_FOR_GRIDS = 20  # per cent of the network calls
+FEWER_CALLS = "--config.sample.sampler=euler_ancestral --config.sample.num_sampler_steps=50 --config.sample.num_grid=16"
 # Cost of one image in an update, in forward passes: the forward pass, and the backward pass, which costs two.
 CALLS_OF_A_TRAINED_IMAGE = 3
 
@@ -21,7 +23,10 @@ def notes_on(experiment: Experiment, resumed_from: int | None) -> list[str]:
         train, share = experiment.config.train, 100 * grids_share(experiment)
         when = f"every {train.sample_every_steps} steps and " if 0 < train.sample_every_steps < train.num_steps else ""
         percent = f"{share:.1f}" if share < 10 else f"{share:.0f}"
-        notes.append(f"grids of samples {when}at the end: {percent} % of the network calls")
+        line = f"grids of samples {when}at the end: {percent} % of the network calls"
+        if share > MUCH_FOR_GRIDS and experiment.sampler_table.num_calls > 50:
+            line += f"; fewer: {FEWER_CALLS}"
+        notes.append(line)
         if resumed_from is None and train.num_steps < MANY_UPDATES:
             notes += _prediction_notes(experiment.process)
     return notes

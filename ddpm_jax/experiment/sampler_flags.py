@@ -23,7 +23,8 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         help=f"of the visited steps: {_one_of(SPACINGS)}",
     )
     parser.add_argument(
-        "--respacing", metavar="TEXT", help="instead of both: such as 250, 10,15,20, ddim50, or t=999,500,0"
+        "--respacing", metavar="TEXT",
+        help="instead of --num_sampler_steps and --spacing: such as 250, 10,15,20, ddim50, or t=999,500,0",
     )
     parser.add_argument(
         "--classes", metavar="LIST", help="of a network with classes: which, in turn, such as 3 or 0,1,2; default all"
@@ -38,7 +39,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         "--guidance_rescale", type=float, metavar="PHI", help="0 to 1, against too much contrast, such as 0.7"
     )
     parser.add_argument(
-        "--negative_classes", metavar="LIST", help="guide away from these classes, in turn, and not from no class"
+        "--negative_classes", metavar="LIST", help="guide away from these classes, in turn, not from the null class"
     )
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
     parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")

@@ -99,7 +99,12 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             # All is saved: from here on a signal ends the process at once, and the next start draws.
             if draws:
                 num_grid = config.sample.num_grid
-                draw_final(training.generator, state, reporter, _samples(workdir), num_samples=num_grid)
+                try:
+                    draw_final(training.generator, state, reporter, _samples(workdir), num_samples=num_grid)
+                except KeyboardInterrupt:
+                    reporter.note("interrupted while drawing the final images: all training is saved; the same command")
+                    reporter.note("draws them, quicker with --config.sample.num_sampler_steps=50")
+                    raise
         return None
     finally:
         checkpoints.close()

@@ -21,6 +21,7 @@ COUNTS = {
     "digits_classes": 702_753,  # and 11 vectors of 128
     "fashion_mnist": 1_540_681,
     "image_folder": 49_641_699,
+    "image_folder_small": 1_541_547,
     "cifar10": 35_746_307,  # of the original code, as for 256x256
     "cifar10_paper": 35_746_307,
     "celeba_hq_256": 113_673_219,

@@ -140,3 +140,14 @@ def test_a_bad_sampler_of_previews_is_found_before_the_run_and_named(tiny_config
     with pytest.raises(UserError) as error:
         build_experiment(tiny_config(*overrides))
     assert message in str(error.value) and "sample.num_sampler_steps" not in str(error.value)
+
+
+def test_grids_that_take_most_of_a_run_come_with_a_remedy():
+    long = ["sample.sampler=ancestral", "sample.num_sampler_steps=0", "train.num_steps=30"]
+    (line,) = [note for note in notes_on(build_experiment(load_config("digits", long)), None) if "grids" in note]
+    flags = [flag.removeprefix("--config.") for flag in line.partition("; fewer: ")[2].split()]
+    assert len(flags) == 3
+    before, after = (grids_share(build_experiment(load_config("digits", given))) for given in (long, long + flags))
+    assert before > 0.9 and after < 0.25
+    (line,) = [note for note in notes_on(build_experiment(load_config("digits")), None) if "grids" in note]
+    assert "fewer" not in line

@@ -183,3 +183,13 @@ def test_a_config_of_a_later_version_or_with_whole_numbers(draw, own_run, sample
     capsys.readouterr()
     assert sample_main(line) == 2
     assert "has the field 'conv_net.later', which this ddpm_jax does not know: upgrade" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_classes", "columns"),
+    [(64, 0, None), (64, 1, None), (100, 10, 10), (40, 10, 10), (64, 2, 8), (16, 3, 3), (64, 99, None), (4, 10, None)],
+)
+def test_a_column_of_the_grid_has_one_class(num_images, num_classes, columns):
+    from ddpm_jax.sample import _num_columns
+
+    assert _num_columns(num_images, num_classes) == columns
