@@ -20,8 +20,10 @@ def get_config() -> ConfigDict:
     config.data.data_dir = ""  # folder of prepared TFDS data sets, or one such data set; empty: the default of TFDS
     config.data.split = "train"  # also slices, such as train[:95%]
     config.data.eval_split = "test"  # held out, for the eval loss; empty: no held-out images
-    config.data.image_size = (32, 32)  # height, width in pixels; images are resized and centre-cropped to it
-    config.data.num_channels = 3  # 1 grey, 3 RGB
+    # Height, width in pixels; images are resized and centre-cropped to it. Arrays of other data have any number of
+    # sizes, (length,) or (depth, height, width), and are read as they are.
+    config.data.image_size = (32, 32)
+    config.data.num_channels = 3  # 1 grey, 3 RGB; of other data the number of values at each position
     config.data.flip = True  # mirror each image left-right with probability 1/2
 
     config.schedule = ConfigDict()
@@ -49,8 +51,14 @@ def get_config() -> ConfigDict:
     config.diffusion.p2_k = 1.0
 
     config.codec = ConfigDict()
-    # How images become the x_0 that is diffused: pixels (uint8 scaled to [-1, 1]).
+    # How the data become the x_0 that is diffused: pixels (uint8 scaled to [-1, 1]), or floats (real numbers), whose
+    # fields are in the group of the same name.
     config.codec.name = "pixels"
+
+    # x_0 = (x - mean)/scale: take the mean and the standard deviation of the data.
+    config.floats = ConfigDict()
+    config.floats.mean = 0.0
+    config.floats.scale = 1.0
 
     config.condition = ConfigDict()
     # Share of the training images that are shown without their class, such as 0.1: for classifier-free guidance.

@@ -134,6 +134,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.workdir is not None:
         trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
         trained = trained.with_fields(args.overrides, (*DATA_FIELDS, *SAMPLE_FIELDS))
+        trained.check_measures_images()
     if "samples" in what:
         metrics = _build_sample_metrics(args, trained)  # for its checks, before hours of other measurements
     if set(what) != {"samples"}:

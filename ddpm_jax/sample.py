@@ -65,7 +65,7 @@ def _sample(args: argparse.Namespace) -> None:
     from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
-    from ddpm_jax.runtime.image_files import save_grid, save_npz
+    from ddpm_jax.runtime.image_files import can_be_drawn, save_grid, save_npz
     from ddpm_jax.runtime.progress import ProgressBar
 
     check_seed("--seed", args.seed)
@@ -97,10 +97,12 @@ def _sample(args: argparse.Namespace) -> None:
         condition = generator.condition_of(np.arange(args.num_samples))
         replaced = ", in place of what was there" if os.path.exists(f"{out}.npz") else ""
         save_npz(f"{out}.npz", images, condition)
-        shown = images[:MAX_GRID]
-        save_grid(f"{out}.png", shown, num_columns=_num_columns(len(shown), trained.num_sampled_classes))
-        arrays = f"uint8 {list(images.shape)} as arr_0" + (", classes as arr_1" if "label" in condition else "")
-        print(f"wrote {out}.npz ({arrays}) and {out}.png{replaced}")
+        classes = ", classes as arr_1" if "label" in condition else ""
+        arrays, grid = f"{images.dtype} {list(images.shape)} as arr_0{classes}", ""
+        if can_be_drawn(images):
+            shown, grid = images[:MAX_GRID], f" and {out}.png"
+            save_grid(f"{out}.png", shown, num_columns=_num_columns(len(shown), trained.num_sampled_classes))
+        print(f"wrote {out}.npz ({arrays}){grid}{replaced}")
 
 
 def _num_columns(num_images: int, num_classes: int) -> int | None:

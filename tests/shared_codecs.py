@@ -21,6 +21,7 @@ class LinearCodec:
     std: float = flax.struct.field(pytree_node=False, default=0.05)  # of q(x_0 | image)
     decoder_std: float = flax.struct.field(pytree_node=False, default=0.1)
 
+    dtype = "uint8"
     x_0_limit = None
     bin_width = None
 

@@ -21,6 +21,7 @@ def to_uint8(x_0: Float[Array, "..."]) -> UInt8[Array, "..."]:
 class PixelCodec:
     """uint8 0..255 <-> [-1, 1], without parameters, lossless. See `codecs.codec.Codec`."""
 
+    dtype = "uint8"
     x_0_limit = 1.0
     bin_width = PIXEL_BIN
 

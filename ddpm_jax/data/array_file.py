@@ -1,5 +1,6 @@
-"""One array file, `.npz` or `.npy`, of uint8 images."""
+"""One array file, `.npz` or `.npy`, of uint8 images, or of other data."""
 
+import math
 import os
 import tokenize
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data.image_source import ImageSource, fit_images
+from ddpm_jax.data.image_source import ArraySource, ImageSource, fit_images
 from ddpm_jax.data.ragged import OFFSETS, VALUES, Ragged, column_names
 from ddpm_jax.data.splits import check_split, split_rows
 from ddpm_jax.runtime.errors import UserError, arg
@@ -18,6 +19,9 @@ from ddpm_jax.runtime.errors import UserError, arg
 _IMAGE_KEYS = {"train": ("arr_0", "images", "x_train"), "test": ("x_test",)}
 _LABEL_KEYS = {"train": ("labels", "arr_1", "y_train"), "test": ("y_test",)}
 _ALL_KEYS = {key for keys in (*_IMAGE_KEYS.values(), *_LABEL_KEYS.values()) for key in keys}
+
+_PIXELS, _VALUES = "dtype='uint8'", "dtype='float32'"  # settings, as `arg` names them
+_CHECKED_VALUES = 2**22  # values that are checked at a time, so that a file larger than memory can be
 
 # NumPy parses the header of an array as Python source, so a damaged one fails in the tokenizer or the parser; an
 # archive with a password raises RuntimeError.
@@ -28,19 +32,27 @@ _READ_ERRORS = (
 
 
 def make_array(
-    *, split: str, image_size: tuple[int, int] | None, num_channels: int | None, path: str
+    *,
+    split: str,
+    image_size: tuple[int, ...] | None,
+    num_channels: int | None,
+    path: str,
+    dtype: str = "uint8",
 ) -> ImageSource:
     """The images of a `.npy` file (memory-mapped, so larger than memory is fine) or of one array of a `.npz`.
 
+    Arrays of real numbers, and arrays whose rows have another number of sizes than two, are read as they are.
+
     Args:
         split: `train` or `all`: everything; `test`: `x_test`, if the file has it; slices of them.
-        image_size: (H, W) in pixels; None for the array's own size.
+        image_size: (H, W) in pixels; None for the array's own size; or the sizes of other data, such as (length,).
         num_channels: 1 or 3, or as many as the array has; None for the array's own number.
         path: file with uint8 [N, H, W] or [N, H, W, C]. In a `.npz` the array is `arr_0`, `images`, `x_train` or the
             only one, and its labels, integers [N], are `labels`, `arr_1` or `y_train`. The other arrays are `columns`,
             by name (NAME.values and NAME.offsets are the ragged column NAME), unless there is an `x_test`; each is read
             at its first access. Suspicious contents that may be intended (labels of another kind, pixels that are all
             0 or 1) are reported in `notes`.
+        dtype: "uint8", or "float32" for real numbers, which the file may hold in any type.
 
     Raises:
         UserError: the file is missing or damaged, or its array has another type or layout.
@@ -56,16 +68,20 @@ def make_array(
             + (f"; to read a folder of images take {arg('name')}=image_folder" if kind == "a folder" else "")
         )
     images, labels, others = _read(file, key)
-    images = _checked(images, file)
     labels, notes = _class_numbers(labels, file)
-    notes += _range_note(images, file)
-    image_size = image_size or images.shape[1:3]
-    num_channels = num_channels or images.shape[-1]
-    if num_channels != images.shape[-1] and not {num_channels, images.shape[-1]} <= {1, 3}:
-        raise UserError(
-            f"{arg('num_channels')} must be {images.shape[-1]}, as in {str(file)!r}; got {num_channels} "
-            "(only 1 and 3 are converted into each other)"
-        )
+    as_it_is = dtype != "uint8" or (image_size is not None and len(image_size) != 2)
+    if as_it_is:
+        images = _other_data(images, (*image_size, num_channels), np.dtype(dtype), file)
+    else:
+        images = _checked(images, num_channels, file)
+        notes += _range_note(images, file)
+        image_size = image_size or images.shape[1:3]
+        num_channels = num_channels or images.shape[-1]
+        if num_channels != images.shape[-1] and not {num_channels, images.shape[-1]} <= {1, 3}:
+            raise UserError(
+                f"{arg('num_channels')} must be {images.shape[-1]}, as in {str(file)!r}; got {num_channels} "
+                "(only 1 and 3 are converted into each other)"
+            )
     if labels is not None and len(labels) != len(images):
         raise UserError(f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one label per image")
     num_images = len(images)
@@ -73,7 +89,10 @@ def make_array(
     if len(rows) < len(images):
         # Indexing copies a part of a memory-mapped file into memory.
         images, labels = images[rows], None if labels is None else labels[rows]
-    source = fit_images(images, labels, image_size=image_size, num_channels=num_channels)
+    if as_it_is:
+        source = ArraySource(images, labels, dtype=dtype)
+    else:
+        source = fit_images(images, labels, image_size=image_size, num_channels=num_channels)
     source.notes += notes
     source.columns = NpzColumns(file, others, num_images, rows)
     return source
@@ -233,19 +252,55 @@ def _range_note(images: np.ndarray, file: Path) -> tuple[str, ...]:
     return (f"the pixels in {str(file)!r} are all 0 or 1 of 255, nearly black; save 255 * x if they mean 0..1",)
 
 
-def _checked(images: np.ndarray, file: Path) -> np.ndarray:
-    """uint8 [N, H, W, C]; raises a UserError that says how to convert anything else."""
+def _other_data(values: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, file: Path) -> np.ndarray:
+    """[N, *shape], as the file holds it; raises a UserError for another shape, another type, or NaN."""
+    if values.ndim == len(shape) and shape[-1] == 1:
+        values = values[..., None]
+    got = f"{values.dtype} {list(values.shape)}"
+    if values.shape[1:] != shape:
+        raise UserError(
+            f"{str(file)!r} must hold rows of shape {list(shape)}, {arg('image_size')} and {arg('num_channels')}; "
+            f"got {got}"
+        )
+    if not len(values):
+        raise UserError(f"{str(file)!r} has no rows: {got}")
+    if dtype == np.uint8:
+        if values.dtype != np.uint8:
+            raise UserError(
+                f"{str(file)!r} must hold uint8 for {arg(_PIXELS)}; got {got}: for real numbers give {arg(_VALUES)}"
+            )
+        return values
+    if values.dtype.kind not in "fiu":
+        raise UserError(f"{str(file)!r} must hold real numbers; got {got}")
+    most, num_rows = np.finfo(np.float32).max, max(1, _CHECKED_VALUES // math.prod(shape))
+    for first in range(0, len(values), num_rows):
+        part = values[first : first + num_rows]
+        wrong = ~(np.abs(part.astype(np.float64)) <= most)
+        if wrong.any():
+            row = first + int(np.argmax(wrong.reshape(len(part), -1).any(1)))
+            what = f"NaN, infinite or too large values, first in row {row}"
+            raise UserError(f"{str(file)!r} has {what}; leave such rows out")
+    return values
+
+
+def _checked(images: np.ndarray, num_channels: int | None, file: Path) -> np.ndarray:
+    """uint8 [N, H, W, C]; raises a UserError that says how to convert anything else.
+
+    Where the axes can be read in two ways, the number of channels that is asked for decides.
+    """
     got = f"{images.dtype} {list(images.shape)}"
     want = f"{str(file)!r} must hold uint8 images [N, H, W] or [N, H, W, C]; got {got}"
     if images.ndim == 3:
+        if images.shape[-1] == num_channels:
+            raise UserError(f"{want}, which looks like one image [H, W, C]; save x[None]")
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise UserError(f"{want}; reshape it")
     channels_first = images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4)
-    if channels_first:
+    if channels_first and images.shape[3] != num_channels:
         raise UserError(f"{want}, which looks like [N, C, H, W]; save x.transpose(0, 2, 3, 1)")
     if images.dtype != np.uint8:
-        raise UserError(f"{want}{_to_uint8_remedy(images)}")
+        raise UserError(f"{want}{_to_uint8_remedy(images)}; for real numbers that are not pixels: {arg(_VALUES)}")
     if not len(images):
         raise UserError(f"{want}: no images")
     return images

@@ -19,13 +19,13 @@ MEMORY_BUDGET_BYTES = 2 * 2**30
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Random access to uint8 images of one shape.
+    """Random access to uint8 images of one shape, or to other arrays (`codecs.codec.Codec.dtype`).
 
     A source may also have `columns`, further data of each image besides its label, by name, [N, ...] or `Ragged` each;
     and `taken(indices)`, if it replaces damaged images by others: the numbers of the images that `load` returned.
     """
 
-    image_shape: tuple[int, int, int]  # (H, W, C)
+    image_shape: tuple[int, ...]  # (H, W, C); (*sizes, C) of other data
     labels: np.ndarray | None  # int64 [N], or None
     notes: tuple[str, ...]  # lines to show to the user once; usually ()
 
@@ -123,7 +123,7 @@ class RenamingSource:
         return len(self._source)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """That of the source."""
         return self._source.image_shape
 
@@ -153,10 +153,21 @@ class RenamingSource:
 
 
 class ArraySource:
-    """Images in memory (or in a memory-mapped file) in their final shape."""
+    """Images in memory (or in a memory-mapped file) in their final shape, [N, H, W, C], or other arrays [N, *sizes, C].
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, notes: tuple[str, ...] = ()):
-        self._images = images  # [N, H, W, C]
+    Args:
+        dtype: that batches have.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        notes: tuple[str, ...] = (),
+        *,
+        dtype: str = "uint8",
+    ):
+        self._images, self._dtype = images, np.dtype(dtype)
         self.image_shape = tuple(int(n) for n in images.shape[1:])
         self.labels = labels
         self.notes = notes
@@ -165,8 +176,8 @@ class ArraySource:
         return len(self._images)
 
     def load(self, indices: np.ndarray) -> np.ndarray:
-        """images[indices]; uint8 [B, H, W, C]."""
-        return np.ascontiguousarray(self._images[np.asarray(indices)])
+        """images[indices]; [B, H, W, C]."""
+        return np.ascontiguousarray(self._images[np.asarray(indices)], self._dtype)
 
 
 class RowsSource(ArraySource):

@@ -63,7 +63,7 @@ class Experiment:
         return self.objective.model
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """(H, W, C)."""
         return config_checks.image_shape_of(self.config)
 

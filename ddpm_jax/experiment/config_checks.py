@@ -71,11 +71,16 @@ def num_devices_of(config: ConfigDict) -> int:
     return config.train.num_devices
 
 
-def image_shape_of(config: ConfigDict) -> tuple[int, int, int]:
-    """(H, W, C) of the images."""
+def image_shape_of(config: ConfigDict) -> tuple[int, ...]:
+    """(H, W, C) of the images, or (*sizes, C) of other arrays."""
     size = tuple(config.data.image_size)
-    if len(size) != 2 or min(size) < 1:
+    if not size or min(size) < 1:
         raise UserError(f"data.image_size must be (height, width) in pixels; got {size}")
     if config.data.num_channels < 1:
         raise UserError(f"data.num_channels must be at least 1; got {config.data.num_channels}")
     return (*size, config.data.num_channels)
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether `image_shape_of` is one of images, (H, W, C)."""
+    return len(shape) == 3

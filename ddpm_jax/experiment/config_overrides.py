@@ -114,7 +114,8 @@ def _parse(field: str, text: str, default: Any, kind: type) -> Any:
             return _guess(text)
         if kind is tuple:
             values = _tuple_from_text(text, default or ())
-            return values * 2 if field in _SQUARE and len(values) == 1 else values
+            # "64" is a square, "64," one size.
+            return values * 2 if field in _SQUARE and len(values) == 1 and "," not in text else values
         return _scalar_from_text(text, kind)
     except ValueError:
         example = _EXAMPLES[kind] if default is None else default

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource, make_source
 from ddpm_jax.data.image_source import RenamingSource
+from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.experiment.conditions import check_source
 from ddpm_jax.experiment.config_checks import field_names, image_shape_of
 from ddpm_jax.runtime.errors import arguments_named
@@ -13,13 +14,16 @@ def build_source(config: ConfigDict, split: str, field: str = "data.split") -> I
     """The images of one split; `field` is the config field that named it, for error messages."""
     data = config.data
     shape = image_shape_of(config)
-    names = field_names("data", {"split": field, "path=DIR": "--config.data.path=DIR"})
+    renamed = {"split": field, "path=DIR": "--config.data.path=DIR", "dtype": "codec.name"}
+    renamed |= {"dtype='uint8'": "codec.name='pixels'", "dtype='float32'": "codec.name='floats'"}
+    names = field_names("data", renamed)
     with arguments_named(names):
         source = make_source(
             name=data.name,
             split=split,
-            image_size=shape[:2],
-            num_channels=shape[2],
+            image_size=shape[:-1],
+            num_channels=shape[-1],
+            dtype=build_codec(config).dtype,
             path=data.path,
             data_dir=data.data_dir,
         )

@@ -62,7 +62,7 @@ def _chunks_of(table: SamplerTable, learns_variance: bool) -> list[Chunk]:
 
 
 class Generator:
-    """Samples 0..N-1 of a network as uint8 images; sample n depends on the seed and n alone.
+    """Samples 0..N-1 of a network as images or other arrays; sample n depends on the seed and n alone.
 
     The table is processed in chunks (`runtime.chunked_loop`), between which the host can look at x_t. All tables with
     chunks of a similar length share the same programs (one for whole steps, one for fractional): see `with_table`.
@@ -70,7 +70,7 @@ class Generator:
     Args:
       denoiser_of: (params, condition) -> denoise_fn; with guidance (params, condition, guidance).
       table: from `ddpm_jax.diffusion.samplers.coefficient_table`.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C), or (*sizes, C) of other data.
       mesh: the batch is spread over its devices.
       batch_size: images per batch, a multiple of the number of devices.
       codec: converts x_0 to images.
@@ -85,7 +85,7 @@ class Generator:
         denoiser_of: GuidedDenoiserOf,
         table: SamplerTable,
         *,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         mesh: Mesh,
         batch_size: int,
         codec: Codec = PIXELS,
@@ -161,11 +161,11 @@ class Generator:
         on_chunk: Callable[[int], None] = lambda num_new: None,
         watch: Callable[[int, int, np.ndarray], None] | None = None,
     ) -> np.ndarray:
-        """uint8 [num_samples, H, W, C].
+        """uint8 [num_samples, H, W, C]; of other data [num_samples, *image_shape] in the dtype of the codec.
 
         Args:
           on_chunk: called after each chunk of a batch with the number of sampler steps in it.
-          watch: called with (first sample of the batch, t, x_t as uint8 [B, H, W, C]) at the start of each
+          watch: called with (first sample of the batch, t, decoded x_t, [B, H, W, C]) at the start of each
             batch and after each chunk; t = -1 means x_0.
 
         Raises:

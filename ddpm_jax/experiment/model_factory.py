@@ -50,7 +50,7 @@ def build_model(config: ConfigDict) -> nn.Module:
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
     shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):
-        NETWORKS[name].check(model, x_0_shape[:2])
+        NETWORKS[name].check(model, x_0_shape[:-1])
     return model
 
 

@@ -40,7 +40,7 @@ class RunSamples:
         condition: Mapping[str, ArrayLike] | None,
         progress: bool,
     ) -> np.ndarray:
-        """uint8 [num_samples, H, W, C]; see `TrainedRun.sample`."""
+        """[num_samples, *image_shape]; see `TrainedRun.sample`."""
         table = sampler_factory.build_table(config, process)
         guidance_of = sampler_factory.guidance_of(config)
         told = conditions.condition_of(config)

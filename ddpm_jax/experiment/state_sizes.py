@@ -13,6 +13,7 @@ from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.experiment import training_factory
 from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.runtime.devices import batch_sharded
 
 
@@ -30,7 +31,8 @@ def device_bytes(tree: PyTree) -> int:
 def abstract_batch(experiment: Experiment) -> Batch:
     """The shapes of a training batch over the mesh."""
     sharding, batch_size = batch_sharded(experiment.mesh), experiment.batch_size
-    images = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), jnp.uint8, sharding=sharding)
+    dtype = build_codec(experiment.config).dtype
+    images = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), dtype, sharding=sharding)
     return Batch(images, abstract_condition(experiment, batch_size))
 
 

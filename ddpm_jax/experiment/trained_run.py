@@ -74,8 +74,8 @@ class TrainedRun:
         return sampler_factory.build_table(self.config, self.process)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C); (*sizes, C) of other data."""
         return config_checks.image_shape_of(self.config)
 
     @property
@@ -148,6 +148,14 @@ class TrainedRun:
         """
         return data_factory.build_source(self.config, split or self.config.data.split, field)
 
+    def check_measures_images(self) -> None:
+        """Raises UserError unless its data are uint8 images, which is what evaluations measure."""
+        if not config_checks.is_image(self.image_shape) or self.codec.dtype != "uint8":
+            raise UserError(
+                f"evaluate measures images, and this run has {self.codec.dtype} arrays of shape "
+                f"{list(self.image_shape)}: for their bound take bits_per_dim in Python (docs/evaluate.md)"
+            )
+
     def check_params(self) -> None:
         """Raises UserError unless `params` are those of the config's network."""
         model_factory.check_params(self.config, self.model, self.params)
@@ -183,6 +191,8 @@ class TrainedRun:
         **sampler_settings: object,
     ) -> np.ndarray:
         """New images, uint8 [num_samples, H, W, C], those of `python -m ddpm_jax.sample` with the same settings.
+
+        Of other data than images the samples are [num_samples, *image_shape], float32 with codec.name="floats".
 
         Runs on all devices. Image n depends on the seed and n alone, whatever the batch size. The first call compiles;
         later ones with another sampler, other steps or classes do not, nor with another guidance scale but 1.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.data import ImageSource
 from ddpm_jax.experiment import data_factory, run_notes
 from ddpm_jax.experiment.build import Experiment, build_experiment
-from ddpm_jax.experiment.config_checks import fields_named
+from ddpm_jax.experiment.config_checks import fields_named, image_shape_of, is_image
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.objective_factory import draws_images
@@ -18,7 +18,7 @@ from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.resume import resumed_state
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.experiment.trainer import Trainer
-from ddpm_jax.experiment.training_samples import LAST_FILE, draw_final
+from ddpm_jax.experiment.training_samples import LAST_FILES, draw_final
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.atomic_files import replace_file
@@ -72,12 +72,13 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         if state is None:
             state = experiment.fresh_state()
         first_step = int(state.step)
-        drawn = _samples(workdir, LAST_FILE)
+        drawn = [path for name in LAST_FILES if os.path.exists(path := _samples(workdir, name))]
         draws = draws_images(config)
-        draws = draws and (first_step < config.train.num_steps or not os.path.exists(drawn))
+        draws = draws and (first_step < config.train.num_steps or not drawn)
         draws = bool(multi_host.broadcast_from_first(draws))  # as process 0 sees the file: all draw, or none
-        if multi_host.is_first() and draws and os.path.exists(drawn):
-            os.remove(drawn)  # of an earlier, shorter run: a stop below must not leave it as the final one
+        if multi_host.is_first() and draws:
+            for path in drawn:  # of an earlier, shorter run: a stop below must not leave them as the final ones
+                os.remove(path)
         with Reporter(
             workdir,
             multi_host.is_first(),
@@ -149,7 +150,7 @@ def last_lines(config: ConfigDict, workdir: str) -> list[str]:
     if not draws_images(config):
         return [f"done: checkpoints in {workdir}/checkpoints"]
     return [
-        f"done: images in {workdir}/samples",
+        f"done: {'images' if is_image(image_shape_of(config)) else 'samples'} in {workdir}/samples",
         f"next: python -m ddpm_jax.sample --workdir={shlex.quote(workdir)} --num_samples={config.sample.num_grid} "
         f"--seed=1 --out={shlex.quote(f'{workdir}/samples/new')}",
     ]
@@ -200,10 +201,11 @@ def _introduce(
     resumed_from: int | None,
 ) -> None:
     config, shape = experiment.config, "x".join(map(str, source.image_shape))
+    images = "images" if is_image(source.image_shape) else "arrays"
     device = experiment.mesh.devices.flat[0]
     reporter.note(f"workdir   {workdir}")
     held = f", {held_out.num_images} held out" if held_out else ""
-    reporter.note(f"data      {config.data.name}: {len(source)} images of {shape}{held}")
+    reporter.note(f"data      {config.data.name}: {len(source)} {images} of {shape}{held}")
     for note in dict.fromkeys((*source.notes, *(held_out.notes if held_out else ()))):
         reporter.note(f"          {note}")
     devices = f"{experiment.mesh.size} x {device.device_kind}"
@@ -213,7 +215,7 @@ def _introduce(
         start = "from the imported weights"
     if resumed_from is not None and resumed_from >= config.train.num_steps:
         start = f"already finished at step {resumed_from}"
-    reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} images, {start}")
+    reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} {images}, {start}")
     if (resumed_from or 0) < config.train.num_steps:
         for note in run_notes.notes_on(experiment, resumed_from):
             reporter.note(f"          {note}")

@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.loss_weights import loss_weights
 from ddpm_jax.diffusion.losses import BOUNDS, LossFn, make_loss_fn
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_sampler
-from ddpm_jax.experiment.config_checks import fields_named
+from ddpm_jax.experiment.config_checks import fields_named, image_shape_of, is_image
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.training.objective import Objective
@@ -132,6 +132,11 @@ def build_train_step(
         raise UserError(
             f"optim.clip_replicas={optim.clip_replicas} already splits the batch into parts; with it "
             f"train.grad_accum_steps must be 1; got {train.grad_accum_steps}"
+        )
+    if config.data.flip and not is_image(image_shape_of(config)):
+        raise UserError(
+            f"data.flip=True mirrors images, and data.image_size={tuple(config.data.image_size)} is of other data: "
+            "give --config.data.flip=false"
         )
     check_one_of("train.nonfinite", train.nonfinite, NONFINITE)
     num_parts = optim.clip_replicas or train.grad_accum_steps

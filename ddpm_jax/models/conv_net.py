@@ -1,5 +1,7 @@
 """The smallest network of the package: convolutions of equal width, without levels and attention.
 
+It takes arrays with any number of axes: signals [B, L, C], images [B, H, W, C], volumes [B, D, H, W, C].
+
 Use it for tests, for trying out everything around a network in seconds, and as a template for your own network.
 """
 
@@ -39,16 +41,16 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_t: Float[Array, "B H W C"],
+        x_t: Float[Array, "B *S C"],
         t: Int[Array, "B"] | Float[Array, "B"],
         condition: Mapping[str, Array] | None = None,
         *,
         train: bool = False,
-    ) -> Float[Array, "B H W C_out"]:
-        """The prediction, [B, H, W, C_out].
+    ) -> Float[Array, "B *S C_out"]:
+        """The prediction, [B, *S, C_out].
 
         Args:
-          x_t: images of any height and width.
+          x_t: images [B, H, W, C] of any height and width, or arrays with other axes between the first and the last.
           t: steps 0..T-1, whole or fractional.
           condition: {"label": int [B]} with labels 0..num_classes-1, or num_classes for none with `null_class`, if
             num_classes > 0 (labels out of range give NaN); else empty.
@@ -67,15 +69,16 @@ class ConvNet(nn.Module):
             num_vectors = self.num_classes + self.null_class
             vectors = class_embedding(self, condition["label"], num_vectors, self.channels)
             time = time + vectors.astype(self.dtype)
+        time = time.reshape(len(time), *(1,) * (x_t.ndim - 2), -1)
+        kernel_size = (3,) * (x_t.ndim - 2)
         layer = nn.remat(_Layer) if self.remat else _Layer
-        h = self._conv("conv_in")(x_t)  # [B, H, W, channels]
+        conv_in = nn.Conv(self.channels, kernel_size, kernel_init=INIT, dtype=self.dtype, name="conv_in")
+        h = conv_in(x_t)  # [B, *S, channels]
         for i in range(self.num_layers):
             h = layer(self.channels, self.dtype, name=f"layer_{i}")(h, time)
         out = self.out_channels or x_t.shape[-1]
-        return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(nn.swish(h))
-
-    def _conv(self, name: str) -> nn.Conv:
-        return nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name=name)
+        conv_out = nn.Conv(out, kernel_size, kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")
+        return conv_out(nn.swish(h))
 
 
 class _Layer(nn.Module):
@@ -86,11 +89,12 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, time: Array) -> Array:
-        conv = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv")
-        return h + conv(nn.swish(h + time[:, None, None, :]))
+        kernel_size = (3,) * (h.ndim - 2)
+        conv = nn.Conv(self.channels, kernel_size, kernel_init=INIT, dtype=self.dtype, name="conv")
+        return h + conv(nn.swish(h + time))
 
 
-def check_conv_net(network: ConvNet, image_size: tuple[int, int]) -> None:
+def check_conv_net(network: ConvNet, image_size: tuple[int, ...]) -> None:
     """Checks the settings of a network before it is built.
 
     Raises:

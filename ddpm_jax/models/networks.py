@@ -22,7 +22,7 @@ class Network(NamedTuple):
     """A kind of network."""
 
     module: type[nn.Module]
-    check: Callable[..., None]  # (network, (height, width)): raises UserError if it cannot be built
+    check: Callable[..., None]  # (network, (height, width) or other sizes): raises UserError if it cannot be built
 
 
 NETWORKS = {

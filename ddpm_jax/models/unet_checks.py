@@ -8,12 +8,17 @@ from ddpm_jax.models.unet import UNet, level_widths
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 
-def check_unet(unet: UNet, image_size: tuple[int, int]) -> None:
+def check_unet(unet: UNet, image_size: tuple[int, ...]) -> None:
     """Checks for settings that the network cannot be built with, or that would silently have no effect.
 
     Raises:
       UserError: names the attribute of the network, its value, and the allowed values.
     """
+    if len(image_size) != 2:
+        raise UserError(
+            f"{arg('image_size')} must be (height, width) for the U-Net; got {image_size}: take conv_net, or a network "
+            "of your own (docs/networks.md)"
+        )
     if not unet.channel_mults or min(unet.channel_mults) <= 0:
         raise UserError(f"{arg('channel_mults')} must be one or more numbers above 0; got {unet.channel_mults}")
     for mult in unet.channel_mults:

@@ -114,17 +114,21 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, duration_ms: int = 60,
         pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
 
 
+def can_be_drawn(images: np.ndarray) -> bool:
+    """Whether a batch is one of images that `image_grid` draws: uint8 [N, H, W, C], C not 2."""
+    return images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] != 2
+
+
 def save_npz(path: str | os.PathLike, images: np.ndarray, condition: Mapping[str, np.ndarray] | None = None) -> None:
-    """Writes uint8 [N, H, W, C] as `arr_0`, "label" [N] as `arr_1` (the names that common evaluation tools read), and
-    other entries of the condition, [N, ...] each, by their names.
+    """Writes images, uint8 [N, H, W, C], or other arrays [N, ...] as `arr_0`, "label" [N] as `arr_1` (the names that
+    common evaluation tools read), and other entries of the condition, [N, ...] each, by their names.
 
     Raises:
-      UserError: `images` is not uint8 [N, H, W, C], or the file name does not end in .npz.
+      UserError: the file name does not end in .npz.
     """
     if Path(path).suffix != ".npz":
         raise UserError(f"an array file must end in .npz; got {str(path)!r}")
     images = np.asarray(images)
-    _check_images(images)
     with replace_file(path) as file:
         others = dict(condition or {})
         labels = [np.asarray(others.pop("label"), np.int64)] if "label" in others else []

@@ -46,7 +46,6 @@ class DiffusionObjective(Objective):
       codec: converts between images and x_0.
 
     Raises:
-      UserError: a time sampler with another T.
       UserError: a time sampler of another T.
     """
 
@@ -71,7 +70,7 @@ class DiffusionObjective(Objective):
         return self.codec
 
     def init_params(
-        self, key: Key[Array, ""], image_shape: tuple[int, int, int], condition: Mapping[str, Array]
+        self, key: Key[Array, ""], image_shape: tuple[int, ...], condition: Mapping[str, Array]
     ) -> PyTree:
         """The parameters of the network, for x_0 of images of this shape."""
         return init_params(self.model, key, self.codec.x_0_shape(image_shape), condition)

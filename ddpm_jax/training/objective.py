@@ -31,7 +31,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def init_params(
-        self, key: Key[Array, ""], image_shape: tuple[int, int, int], condition: Mapping[str, Array]
+        self, key: Key[Array, ""], image_shape: tuple[int, ...], condition: Mapping[str, Array]
     ) -> PyTree:
         """The initial parameters; `condition` is that of one image, [1, ...] per entry."""
 

@@ -9,6 +9,7 @@ import pytest
 from shared_codecs import linear_codec
 
 from ddpm_jax.codecs.codec import PIXELS
+from ddpm_jax.codecs.floats import FloatCodec
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.diffusion.denoiser import make_denoiser
@@ -23,6 +24,7 @@ from ddpm_jax.evaluation.elbo_bits_per_dim import BitsPerDim
 from ddpm_jax.evaluation.ode_bits_per_dim import OdeBits
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.runtime.devices import make_mesh
+from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
 
 # Gaussian images: independent pixels N(0, S^2) rounded to the 256 values, 4 S within them.
@@ -79,6 +81,43 @@ def test_pixels_lose_nothing():
     assert np.array_equal(PIXELS.decode(x_0), images) and PIXELS.reconstruction_term(images, x_0) is None
     assert PIXELS.decode(jnp.array([-7.0, 7.0])).tolist() == [0, 255]
     assert not jax.tree.leaves(PIXELS)
+
+
+# Real numbers
+
+
+def test_values_are_shifted_and_scaled():
+    codec = FloatCodec(mean=5.0, scale=0.5)
+    values = np.linspace(-100, 100, 48, dtype=np.float32).reshape(2, 6, 4)  # signals of 6 positions
+    x_0 = codec.encode(values, key_of_images(jax.random.key(0), 2))
+    assert x_0.shape == (2, *codec.x_0_shape((6, 4))) and x_0.dtype == jnp.float32
+    np.testing.assert_allclose(x_0, (values - 5) / 0.5, rtol=1e-6)
+    decoded = codec.decode(x_0)
+    assert decoded.dtype == codec.dtype
+    np.testing.assert_allclose(decoded, values, rtol=1e-6, atol=1e-5)  # nothing is clipped
+    for name, value in (("scale", 0.0), ("scale", -1.0), ("scale", math.inf), ("mean", math.nan)):
+        with pytest.raises(UserError, match=f"{name} must be"):
+            FloatCodec(**{name: value})
+
+
+@pytest.mark.parametrize("cls, settings", [(BitsPerDim, {}), (OdeBits, dict(num_ode_steps=8, num_probes=0))])
+def test_bits_of_values_are_of_their_density(cls, settings):
+    """p(scale x + mean) = p(x)/scale: log2(scale) more bits per number, whatever the network."""
+    values = np.random.default_rng(0).normal(size=(16, 6, 2)).astype(np.float32)  # signals
+    process = PROCESS if cls is BitsPerDim else PROCESS.schedule
+    denoise_fn = make_denoiser(PROCESS, lambda x_t, t: 0.5 * x_t, x_0_limit=None)
+
+    def bits(values, codec):
+        measurement = cls(
+            lambda params, condition: denoise_fn, process, ArraySource(values, dtype="float32"),
+            key=seed_keys(0).eval, mesh=make_mesh(1), batch_size=16, codec=codec, **settings,
+        )  # fmt: skip
+        result = measurement.measure({})
+        return np.asarray(result.total if cls is BitsPerDim else result)
+
+    of_values, of_scaled = bits(values, FloatCodec()), bits(8 * values + 3, FloatCodec(mean=3.0, scale=8.0))
+    # x_0 differs in its last bit, and the bound's largest terms are some 10 bits.
+    np.testing.assert_allclose(of_scaled - of_values, 3, atol=1e-4)
 
 
 # The linear codec

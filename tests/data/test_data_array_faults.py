@@ -146,3 +146,28 @@ def test_labels_out_of_range(tmp_path, tiny_config):
     config = tiny_config("model.num_classes=10", "data.name=array", f"data.path={tmp_path / 'a.npz'}")
     with pytest.raises(UserError, match="got 10 for the labels -1..8 of array 'train'"):
         data_factory.build_source(config, "train")
+
+
+@pytest.mark.parametrize(
+    "shape, num_channels, message",
+    [
+        ((64, 64, 3), 3, "looks like one image [H, W, C]; save x[None]"),
+        ((8, 8, 1), 1, "looks like one image [H, W, C]; save x[None]"),
+        ((10, 3, 16, 16), 3, "looks like [N, C, H, W]; save x.transpose(0, 2, 3, 1)"),
+        ((10, 1, 64, 2), 1, "looks like [N, C, H, W]; save x.transpose(0, 2, 3, 1)"),
+    ],
+)
+def test_the_number_of_channels_decides_how_axes_are_read(shape, num_channels, message, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(UserError) as error:
+        array_lib.make_array(split="train", image_size=(4, 4), num_channels=num_channels, path=str(tmp_path / "x.npy"))
+    assert message in str(error.value)
+
+
+def test_arrays_whose_axes_look_odd_are_read_as_asked(tmp_path):
+    for shape, num_channels in (((10, 1, 64, 2), 2), ((5, 8, 3), 1), ((5, 3, 3), 1), ((10, 3, 16, 16), 16)):
+        images = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+        np.save(tmp_path / "x.npy", images)
+        source = array_lib.make_array(split="train", image_size=None, num_channels=num_channels, path=str(tmp_path / "x.npy"))
+        assert len(source) == shape[0] and source.image_shape == (*shape[1:3], num_channels)
+        assert np.array_equal(source.load(np.arange(shape[0])).ravel(), images.ravel())

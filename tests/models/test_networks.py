@@ -56,6 +56,32 @@ def inputs():
     return jnp.asarray(rng.standard_normal((BATCH, *SHAPE)), jnp.float32), jnp.arange(BATCH) * 100
 
 
+@pytest.mark.parametrize("sizes", [(), (6,), (4, 3, 2), (2, 2, 2, 2)])
+def test_conv_net_takes_any_number_of_axes(sizes):
+    """A pattern that is shifted in the input is shifted in the output, along every axis, away from the borders."""
+    network = NETWORKS["conv_net"].module(channels=8, num_layers=1, out_channels=5)
+    rng = np.random.default_rng(0)
+    # Receptive field 3 in every direction: the border is 3 wide.
+    shape = tuple(n + 8 for n in sizes)
+    x_t = np.zeros((1, *shape, 2), np.float32)
+    x_t[(0, *(4 for _ in sizes))] = 1.0
+    params = init_params(network, jax.random.key(0), (*shape, 2))
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), params)
+    apply = jax.jit(lambda x_t: network.apply({"params": params}, x_t, jnp.array([3])))
+    out = np.asarray(apply(x_t))
+    assert out.shape == (1, *shape, 5)
+    inside = (0, *(slice(4, n - 4) for n in shape))
+    for axis in range(1, len(shape) + 1):
+        shifted = np.asarray(apply(np.roll(x_t, 1, axis)))
+        np.testing.assert_allclose(np.roll(shifted, -1, axis)[inside], out[inside], rtol=TOLERANCE, atol=TOLERANCE)
+        assert not np.allclose(shifted, out)
+
+
+def test_the_unet_refuses_other_data_than_images():
+    with pytest.raises(UserError, match=r"image_size must be \(height, width\) for the U-Net; got \(8,\)"):
+        NETWORKS["unet"].check(NETWORKS["unet"].module(**SMALL["unet"]), (8,))
+
+
 def test_every_network_is_tested():
     assert sorted(SMALL) == sorted(NETWORKS)
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ddpm_jax.runtime import image_files
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.runtime.image_files import image_grid, save_gif, save_grid, save_npz, save_strip
+from ddpm_jax.runtime.image_files import can_be_drawn, image_grid, save_gif, save_grid, save_npz, save_strip
 
 GAP = image_files._GAP
 
@@ -172,4 +172,6 @@ def test_bad_arguments(tmp_path):
         "frames must be uint8 [K, N, H, W, C]; got uint8 [2, 4, 4, 1]"
     )
     assert error_of(save_npz, "a.npy", images) == "an array file must end in .npz; got 'a.npy'"
-    assert "images must be uint8" in error_of(save_npz, tmp_path / "a.npz", images / 2)
+    save_npz(tmp_path / "a.npz", images / 2)
+    assert can_be_drawn(images) and not can_be_drawn(images / 2) and not can_be_drawn(images[..., 0])
+    assert not can_be_drawn(np.zeros((2, 4, 4, 2), np.uint8))  # an image file has no 2 channels
