@@ -164,6 +164,7 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
     """The `SampleMetrics` of a `TrainedRun`, or of files if it is None."""
     from ddpm_jax.evaluation import sample_metrics
     from ddpm_jax.evaluation.metric_settings import SampleSettings
+    from ddpm_jax.experiment.sampler_settings import settings_named
     from ddpm_jax.runtime.devices import make_mesh
 
     names = ("extractor", "inception_weights", "resize", "reference", "num_reference", "num_samples", "data_path",
@@ -175,12 +176,12 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
     else:
         mesh = make_mesh()
         # Only for these metrics: the other measurements keep the run's own sampler.
-        trained = trained.with_sampler(
-            given_sampler_flags(args), batch_size=args.batch_size or None, num_devices=mesh.size
-        )
-        samples, reference = sample_metrics.sets_of_run(
-            settings, trained, weights=args.weights, mesh=mesh, folder=_sample_folder(args)
-        )
+        given = given_sampler_flags(args)
+        trained = trained.with_sampler(given, batch_size=args.batch_size or None, num_devices=mesh.size)
+        with settings_named(given):
+            samples, reference = sample_metrics.sets_of_run(
+                settings, trained, weights=args.weights, mesh=mesh, folder=_sample_folder(args)
+            )
     return sample_metrics.SampleMetrics(settings, samples, reference, out=_sample_folder(args))
 
 
@@ -202,13 +203,14 @@ def _measure_samples(metrics: Any, folder: str | None, report: Any, written: lis
     entry = metrics.measure()
     if entry is None:  # not the first process
         return None
+    printed = entry | {"warning": None}  # it was printed before the measurement
     if folder is None:
-        return numbers_table(entry)
+        return numbers_table(printed)
     alone = report is None
     report = report or Report(folder, None)
     report.add_samples(entry)
     written += [os.path.join(folder, name) for name in (JSON_NAME, TABLE_NAME)]
-    return numbers_table(entry) if alone else report.markdown()
+    return numbers_table(printed) if alone else report.markdown()
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def _sample(args: argparse.Namespace) -> None:
     from ddpm_jax.diffusion.rng import check_seed
     from ddpm_jax.experiment.open_run import open_run
     from ddpm_jax.experiment.packaged_runs import output_folder
+    from ddpm_jax.experiment.sampler_settings import settings_named
     from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
@@ -72,8 +73,10 @@ def _sample(args: argparse.Namespace) -> None:
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
     mesh = make_mesh()
     trained = trained.with_fields(args.overrides, SAMPLE_FIELDS)
-    trained = trained.with_sampler(given_sampler_flags(args), batch_size=args.batch_size, num_devices=mesh.size)
-    generator = trained.generator(mesh)
+    given = given_sampler_flags(args)
+    trained = trained.with_sampler(given, batch_size=args.batch_size, num_devices=mesh.size)
+    with settings_named([*given, *(["batch_size"] if args.batch_size is not None else [])]):
+        generator = trained.generator(mesh)
     if out is None:
         out = os.path.join(output_folder(args.workdir), "samples", f"step_{trained.step}_seed_{args.seed}")
         _check_out(out)

@@ -77,7 +77,22 @@ def dry_run(
     else:
         note = NOTE
     say("\n" + note)
+    say("\n" + _answer(variants[0].name, next(iter(rows.values())), experiment, compiles))
     return report | {"rows": rows, "left_out": left_out, "note": note}
+
+
+def _answer(name: str, row: dict[str, Any], experiment: Experiment, compiles: bool) -> str:
+    """The memory of the first row in one sentence."""
+    settings = "the given settings" if name == "given" else f"the settings of {name}"
+    if "does_not_fit" in row:
+        return f"A train step with {settings} does not fit."
+    if compiles:
+        size, how = row["total"], "the total above"
+    else:
+        size, how = sum(row[column] for column in STATE_COLUMNS), "without what the compiler saves or adds"
+    each = "" if experiment.mesh.size == 1 else " on each device"
+    unit, name_of_unit = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
+    return f"A train step with {settings} needs about {size / unit:.3g} {name_of_unit}{each} ({how})."
 
 
 def _introduce(experiment: Experiment, say: Callable[[str], None]) -> dict[str, Any]:

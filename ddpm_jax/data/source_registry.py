@@ -44,7 +44,7 @@ def make_source(
     image_size = tuple(image_size)
     fits = len(image_size) == 2 or (name == "array" and image_size)
     if not fits or not all(isinstance(n, int) and n >= 1 for n in image_size):
-        other = "" if name == "array" else f"; other sizes are those of the data {arg('name')}='array'"
+        other = "" if name == "array" else f"; only {arg('name')}='array' reads other data"
         raise UserError(f"{arg('image_size')} must be (H, W) in pixels, each 1 or more; got {image_size}{other}")
     if name != "array" and num_channels not in (1, 3):
         raise UserError(f"{arg('num_channels')} must be 1 (grey) or 3 (colour) for {name!r}; got {num_channels}")

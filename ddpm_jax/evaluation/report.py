@@ -63,7 +63,7 @@ class Report:
 def describe(facts: dict[str, Any]) -> str:
     """What was evaluated, in one line."""
     images = "image" if facts["num_images"] == 1 else "images"
-    respacing = f" (the bound over the steps {facts['bits_respacing']!r})" if "bits_respacing" in facts else ""
+    respacing = f" (bound with respacing {facts['bits_respacing']})" if "bits_respacing" in facts else ""
     return (
         f"{facts['num_images']} {images} of {facts['data']} {facts['split']!r}, step {facts['step']}, "
         f"{facts['weights']} weights, {facts['schedule']} schedule with T = {facts['num_steps']}{respacing}, predicts "

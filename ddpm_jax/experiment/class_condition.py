@@ -69,7 +69,8 @@ def _checked_classes(config: ConfigDict, name: str) -> tuple[int, ...]:
     classes, num_classes = tuple(config.sample[name]), config.model.num_classes
     if classes and not num_classes:
         raise UserError(
-            f"sample.{name}={classes} is for a network with classes; the run has model.num_classes=0: leave it empty"
+            f"sample.{name}={','.join(map(str, classes))} is for a network with classes; the run has "
+            "model.num_classes=0: leave it out"
         )
     for number in classes:
         if type(number) is not int or not 0 <= number < num_classes:

@@ -1,6 +1,7 @@
 """Another sampler for a trained run: which settings may be given, and the config with them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,7 +16,20 @@ SAMPLER_SETTINGS = (
     "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "guidance_scale",
     "guidance_rescale", "variance", "classes", "negative_classes", "guidance_interval", "clip_x_0",
 )  # fmt: skip
+_FIELDS = {name: f"sample.{name}" for name in SAMPLER_SETTINGS} | {
+    "variance": "diffusion.variance", "batch_size": "sample.batch_size"
+}  # fmt: skip
 _OF_GUIDANCE = ("guidance_interval", "guidance_rescale", "negative_classes")
+
+
+@contextmanager
+def settings_named(given: Iterable[str]) -> Iterator[None]:
+    """Errors in the block name these settings, and not the config fields that they changed."""
+    try:
+        yield
+    except UserError as error:
+        error.mark({_FIELDS[name]: name for name in given if name in _FIELDS})
+        raise
 
 
 def with_sampler_settings(
@@ -34,14 +48,15 @@ def with_sampler_settings(
     for name in given:
         check_one_of("a setting of the sampler", name, SAMPLER_SETTINGS)
     config = config.copy_and_resolve_references()
-    for name, value in given.items():
-        if name == "variance":
-            continue
-        if type(value) in (int, float) and type(value) is type(config.sample[name]):
-            with config.unlocked():
-                config.sample[name] = value
-        else:
-            apply_override(config, f"sample.{name}={_text_of(value)}")
+    with settings_named(given):
+        for name, value in given.items():
+            if name == "variance":
+                continue
+            if type(value) in (int, float) and type(value) is type(config.sample[name]):
+                with config.unlocked():
+                    config.sample[name] = value
+            else:
+                apply_override(config, f"sample.{name}={_text_of(value)}")
     sample = config.sample
     if "clip_x_0" in given and sample.dynamic_threshold:
         raise UserError(

@@ -26,7 +26,7 @@ from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
 from ddpm_jax.experiment.run_samples import RunSamples
-from ddpm_jax.experiment.sampler_settings import with_sampler_settings
+from ddpm_jax.experiment.sampler_settings import settings_named, with_sampler_settings
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.errors import UserError, check_between, check_one_of, whole_number
 
@@ -221,15 +221,16 @@ class TrainedRun:
         if condition is not None and "classes" in sampler_settings:
             raise UserError("condition and classes both say what the samples are of: give one of them")
         run = self.with_sampler(sampler_settings, batch_size=batch_size, num_devices=self._samples.mesh.size)
-        return self._samples.draw(
-            run.config,
-            run.process,
-            run.model,
-            num_samples=num_samples,
-            seed=seed,
-            condition=condition,
-            progress=progress,
-        )
+        with settings_named([*sampler_settings, *(["batch_size"] if batch_size is not None else [])]):
+            return self._samples.draw(
+                run.config,
+                run.process,
+                run.model,
+                num_samples=num_samples,
+                seed=seed,
+                condition=condition,
+                progress=progress,
+            )
 
     @functools.cached_property
     def _samples(self) -> RunSamples:

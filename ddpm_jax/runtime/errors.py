@@ -3,7 +3,7 @@
 import difflib
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
@@ -20,6 +20,25 @@ class UserError(ValueError):
     def rename(self, names: Callable[[str], str | None]) -> None:
         """Replaces the names that `arg` marked by the caller's names; None leaves a name unchanged and marked."""
         self._show(_MARKED.sub(lambda found: names(found[1]) or found[0], self._marked))
+
+    def mark(self, texts: Mapping[str, str]) -> None:
+        """Marks texts of the message, such as config fields, as the arguments that their values came from.
+
+        `config field 'TEXT'` and `--config.TEXT` become the bare argument, too.
+
+        Example:
+          >>> error = UserError("config field 'sample.eta' must be a number; an example: --config.sample.eta=0.5")
+          >>> error.mark({"sample.eta": "eta"})
+          >>> error.rename({"eta": "--eta"}.get)
+          >>> print(error)
+          --eta must be a number; an example: --eta=0.5
+        """
+        marked = self._marked
+        for text, name in texts.items():
+            found = re.escape(text)
+            pattern = rf"config field '{found}'|(?:--config\.|(?<![\w.])){found}(?!\w)"
+            marked = re.sub(pattern, arg(name), marked)
+        self._show(marked)
 
     def _show(self, marked: str) -> None:
         self._marked = marked

@@ -168,6 +168,7 @@ def test_arrays_whose_axes_look_odd_are_read_as_asked(tmp_path):
     for shape, num_channels in (((10, 1, 64, 2), 2), ((5, 8, 3), 1), ((5, 3, 3), 1), ((10, 3, 16, 16), 16)):
         images = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
         np.save(tmp_path / "x.npy", images)
-        source = array_lib.make_array(split="train", image_size=None, num_channels=num_channels, path=str(tmp_path / "x.npy"))
+        path = str(tmp_path / "x.npy")
+        source = array_lib.make_array(split="train", image_size=None, num_channels=num_channels, path=path)
         assert len(source) == shape[0] and source.image_shape == (*shape[1:3], num_channels)
         assert np.array_equal(source.load(np.arange(shape[0])).ravel(), images.ravel())

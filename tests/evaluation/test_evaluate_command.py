@@ -90,7 +90,7 @@ def test_the_bound_of_fewer_steps(trained, straight_run, tmp_path):
     found = read(tmp_path)
     assert found["bits_per_dim"]["total"]["mean"] == pytest.approx(bits.total.mean(), rel=1e-4)
     assert len(found["by_step"]["t"]) == 4
-    assert "(the bound over the steps 't=19,12,5,2')" in (tmp_path / "evaluation.md").read_text()
+    assert "(bound with respacing t=19,12,5,2)" in (tmp_path / "evaluation.md").read_text()
 
 
 def test_the_flow_in_batches_is_the_flow_at_once(trained):

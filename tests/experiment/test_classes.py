@@ -169,8 +169,8 @@ def test_a_whole_run(run_with_classes, tmp_path, sample_main, capsys):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ("10", "sample.classes must be in 0..9, the network's classes; got 10"),
-        ("cat", "sample.classes must be in 0..9, the network's classes; got 'cat'"),
+        ("10", "--classes must be in 0..9, the network's classes; got 10"),
+        ("cat", "--classes must be in 0..9, the network's classes; got 'cat'"),
     ],
 )
 def test_a_class_that_is_none(run_with_classes, tmp_path, sample_main, capsys, classes, message):
@@ -180,7 +180,7 @@ def test_a_class_that_is_none(run_with_classes, tmp_path, sample_main, capsys, c
 
 
 def test_errors(tiny_config, tmp_path):
-    with pytest.raises(UserError, match=r"sample.classes=\(3,\) is for a network with classes; the run has "):
+    with pytest.raises(UserError, match=r"sample.classes=3 is for a network with classes; the run has "):
         class_condition.sampled_classes(tiny_config("sample.classes=3"))
     with pytest.raises(UserError, match="num_classes must be above every label; got 5 for the labels 0..9 of digits"):
         data_factory.build_source(tiny_config("model.num_classes=5"), "train")

@@ -94,17 +94,17 @@ def test_a_config_may_have_it(guided_run, draw):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--guidance_scale=-1"], "sample.guidance_scale must be in 0..1e+06; got -1.0: "
+        (["--guidance_scale=-1"], "--guidance_scale must be in 0..1e+06; got -1.0: "
          "1 means no guidance, try 2 to 4"),
-        (["--guidance_scale=nan"], "sample.guidance_scale must be in 0..1e+06; got nan"),
-        (["--guidance_scale=2", "--guidance_interval=3,1"], "sample.guidance_interval must be LOW,HIGH of the log SNR, "
+        (["--guidance_scale=nan"], "--guidance_scale must be in 0..1e+06; got nan"),
+        (["--guidance_scale=2", "--guidance_interval=3,1"], "--guidance_interval must be LOW,HIGH of the log SNR, "
          "LOW below HIGH; got 3,1"),
         (["--guidance_scale=2", "--guidance_interval=3"],
-         "sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got (3,)"),
+         "--guidance_interval must be LOW,HIGH of the log SNR, or empty; got (3,)"),
         (["--guidance_scale=2", "--guidance_interval=a,b"],
-         "sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got ('a', "),
-        (["--guidance_scale=2", "--guidance_rescale=2"], "sample.guidance_rescale must be in [0, 1], 0 for none; got"),
-        (["--guidance_scale=2", "--negative_classes=10"], "sample.negative_classes must be in 0..9"),
+         "--guidance_interval must be LOW,HIGH of the log SNR, or empty; got ('a', "),
+        (["--guidance_scale=2", "--guidance_rescale=2"], "--guidance_rescale must be in [0, 1], 0 for none; got"),
+        (["--guidance_scale=2", "--negative_classes=10"], "--negative_classes must be in 0..9"),
     ],
 )  # fmt: skip
 def test_what_is_refused(guided_run, sample_main, tmp_path, capfd, flags, message):
@@ -117,7 +117,7 @@ def test_a_run_that_was_not_trained_for_it(straight_run, sample_main, tmp_path, 
     flags = [f"--workdir={straight_run}", f"--out={tmp_path}/x", "--nocompilation_cache", "--guidance_scale=3"]
     assert sample_main(flags) == 2
     assert capfd.readouterr().err == (
-        "error: sample.guidance_scale=3.0 needs a network that was also trained without the condition; the run has "
+        "error: --guidance_scale=3.0 needs a network that was also trained without the condition; the run has "
         "condition.drop_rate=0.0 and model.num_classes=0: take 1, or train with condition.drop_rate=0.1\n"
     )
 

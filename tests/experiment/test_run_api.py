@@ -76,7 +76,7 @@ def test_an_x_0_that_is_not_clipped_is_another_program(run):
         ({"steps": 5}, "a setting of the sampler must be one of ['churn', .*; got 'steps'"),
         ({"sampler": "ddmi"}, "sampler must be one of .*; got 'ddmi'; did you mean 'ddim'"),
         ({"eta": 1.0}, "eta is of sampler=ddim; got 'ancestral', which does not read it"),
-        ({"num_sampler_steps": "many"}, "'sample.num_sampler_steps' must be an int; got 'many'"),
+        ({"num_sampler_steps": "many"}, "^num_sampler_steps must be an int; got 'many'; an example: num_sampler"),
         ({"num_sampler_steps": 5, "respacing": "ddim5"}, "respacing says which steps are visited: leave out num_sam"),
         ({"condition": {"label": [3]}}, r"the network takes no condition; got \['label'\]"),
         ({"condition": {}, "classes": (1,)}, "condition and classes both say what the samples are of: give one"),
@@ -84,7 +84,7 @@ def test_an_x_0_that_is_not_clipped_is_another_program(run):
         ({"seed": None}, "seed must be a whole number; got None"),
         ({"batch_size": "8"}, "batch_size must be a whole number; got '8'"),
         ({"condition": 5}, "condition must be arrays by name, such as .*; got 5"),
-        ({"batch_size": 3}, r"sample.batch_size must be a multiple of 8 \(8 devices\); got 3"),
+        ({"batch_size": 3}, r"^batch_size must be a multiple of 8 \(8 devices\); got 3"),
     ],
 )
 def test_errors_name_the_arguments(run, arguments, message):
