@@ -7,7 +7,6 @@ H * W * C bytes in the order of the names (empty for a file that could not be re
 
 import bisect
 import importlib
-import json
 import os
 import sys
 import threading
@@ -26,6 +25,7 @@ from ddpm_jax.data.packed_columns import PackedColumns
 from ddpm_jax.data.splits import split_name, split_rows
 from ddpm_jax.data.unreadable_images import ReplacingSource
 from ddpm_jax.runtime.errors import UserError, arg, did_you_mean
+from ddpm_jax.runtime.json_files import is_count, parse_json
 
 ENDING = ".array_record"
 FORMAT = "pictures packed by ddpm_jax"
@@ -142,25 +142,32 @@ def open_pack(path: str) -> Pack:
         raise UserError(f"{arg('path')} {path!r} is damaged, truncated or not an array_record; pack the folder again")
     try:
         names, header = reader.read([num_records - 2, num_records - 1]) if num_records > 1 else (b"", b"")
-        facts = json.loads(header)
+        facts = parse_json(header, dict)
         if facts["format"] != FORMAT:
             raise ValueError("another format")
         names = os.fsdecode(zlib.decompress(names)).split("\0")
+        version = facts["version"]
+        is_later = is_count(version) and version > VERSION
+        if not is_later:
+            shape = tuple(facts["image_shape"])
+            unreadable = {index: (kind, reason) for index, kind, reason in facts["unreadable"]}
+            if len(shape) != 3 or not all(is_count(number, least=1) for number in (version, *shape)):
+                raise ValueError("another header")
     except (RuntimeError, ValueError, KeyError, TypeError, zlib.error):
         raise UserError(
             f"{arg('path')} {path!r} is an array_record file with other contents, or damaged; "
             "give a file that python -m ddpm_jax.data pack wrote"
         ) from None
-    if facts["version"] not in range(1, VERSION + 1):
+    if is_later:
         raise UserError(
-            f"{arg('path')} {path!r} has version {facts['version']}, and this ddpm_jax reads versions 1 to {VERSION}; "
+            f"{arg('path')} {path!r} has version {version}, and this ddpm_jax reads versions 1 to {VERSION}; "
             "pack it again, or upgrade ddpm_jax"
         )
     return Pack(
         file,
-        tuple(facts["image_shape"]),
+        shape,
         names,
-        {index: (kind, reason) for index, kind, reason in facts["unreadable"]},
+        unreadable,
         facts.get("columns", []),
         reader,
         threading.Lock(),

@@ -10,6 +10,7 @@ import numpy as np
 from ddpm_jax.evaluation.metrics_from_features import numbers_table
 from ddpm_jax.evaluation.rate_distortion import table_steps
 from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.json_files import read_json
 
 JSON_NAME, TABLE_NAME = "evaluation.json", "evaluation.md"
 
@@ -126,8 +127,10 @@ def _plain(value: Any) -> Any:
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+        found = read_json(path, dict)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    samples = found.get("samples", [])
+    entries = samples if isinstance(samples, list) else [None]
+    known = all(isinstance(entry, dict) and {"protocol", "numbers"} <= entry.keys() for entry in entries)
+    return found if known else {name: found[name] for name in found if name != "samples"}

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from ddpm_jax.evaluation.resume_file import KEEP_EVERY_SECONDS, fingerprint
 from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.json_files import is_count, read_json
 
 _PROGRESS = "progress.json"
 
@@ -92,11 +93,11 @@ class ResumableArrays:
 
     def _done_before(self) -> int:
         try:
-            with open(os.path.join(self.folder, _PROGRESS), encoding="utf-8") as file:
-                found = json.load(file)
-            return int(found["num_done"]) if found["facts"] == self._facts else 0
-        except (OSError, ValueError, KeyError):
+            found = read_json(os.path.join(self.folder, _PROGRESS), dict)
+        except (OSError, ValueError):
             return 0  # a new folder, or one in which nothing was stored yet
+        done = found.get("num_done")
+        return done if is_count(done) and found.get("facts") == self._facts else 0
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         for ending in (".npy", ".partial.npy"):

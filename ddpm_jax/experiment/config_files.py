@@ -1,6 +1,7 @@
 """Loads experiments as ConfigDicts, by name or path, and applies overrides."""
 
 import linecache
+import os
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from ddpm_jax.experiment.config_overrides import apply_override, flatten
 from ddpm_jax.experiment.moved_fields import MOVED, moved_fields_in, new_form
 from ddpm_jax.experiment.packaged_configs import base_config, experiments_folder, packaged_experiments, packaged_module
 from ddpm_jax.runtime.errors import UserError, did_you_mean
+from ddpm_jax.runtime.json_files import read_limited
 
 Config = ConfigDict  # for other folders, which pass a config on and read none of its fields
 
@@ -22,7 +24,7 @@ Config = ConfigDict  # for other folders, which pass a config on and read none o
 def _experiment_module(name_or_path: str) -> types.ModuleType:
     """The module of an experiment: a file of the user, or a packaged one."""
     folder = experiments_folder()
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))  # that of Path raises for an unknown user
     is_name = len(path.parts) == 1 and path.suffix != ".py"
     if not is_name and path.is_file() and path.resolve().parent != folder:
         # Not through the import system: two files with the same name must not be confused.
@@ -55,6 +57,7 @@ def _failure_in_one_line(path: Path) -> Iterator[None]:
         line, said = (lines or [None])[-1], str(error)
         if isinstance(error, SyntaxError):
             line, said = error.lineno, error.msg
+        said = " ".join(said.split())
         where = f"{path}, line {line}" if line else str(path)
         moved = moved_fields_in(linecache.getline(str(path), line)) if line else []
         if moved:
@@ -76,11 +79,12 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Example: `load_config("digits", ["train.batch_size=64", "unet.channel_mults=1,2,4"])`
     """
-    if Path(name_or_path).suffix == ".json" and Path(name_or_path).is_file():
+    if Path(name_or_path).suffix == ".json" and os.path.exists(os.path.expanduser(name_or_path)):
         try:
-            text = Path(name_or_path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"config file {name_or_path!r} cannot be read: {error}; correct the file") from error
+            text = read_limited(os.path.expanduser(name_or_path)).decode("utf-8")
+        except (OSError, ValueError) as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"config file {name_or_path!r} cannot be read: {said}; correct the file") from error
         return _with_overrides(whole_config_from_json(text, name_or_path), overrides)
     module = _experiment_module(name_or_path)
     if not callable(getattr(module, "get_config", None)):

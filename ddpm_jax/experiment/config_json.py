@@ -9,7 +9,9 @@ from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.moved_fields import with_new_names
 from ddpm_jax.experiment.packaged_configs import base_config, with_defaults
 from ddpm_jax.runtime.errors import UserError, did_you_mean
+from ddpm_jax.runtime.json_files import parse_json
 
+_MAX_DEPTH = 10  # of groups in groups; those of configs/base.py are one deep
 _STORABLE = (bool, int, float, str, type(None))
 
 
@@ -44,14 +46,27 @@ def config_from_json(text: str) -> ConfigDict:
         return tuple(with_tuples(item) for item in value) if isinstance(value, list) else value
 
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse_json(text, dict)
+        for group, fields in values.items():
+            _check_group(group, fields)
+    except ValueError as error:
         raise UserError(
             f"the saved config is damaged: {error}; restore it or start in another workdir"
         ) from None
-    if not isinstance(values, dict):
-        raise UserError(f"the saved config must be a JSON object; got {type(values).__name__}")
     return ConfigDict(with_new_names(with_tuples(values))).lock()
+
+
+def _check_group(group: str, fields: Any) -> None:
+    """Raises ValueError unless this is a group of fields, or of further groups, with plain names."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{group[:100]!r} must be a group of fields; got {type(fields).__name__}")
+    for name, value in fields.items():
+        if not (group.replace(".", "").isidentifier() and name.isidentifier()):
+            raise ValueError(f"{f'{group}.{name}'[:100]!r} is no name of a field")
+        if group.count(".") > _MAX_DEPTH:
+            raise ValueError("nested too deeply")
+        if isinstance(value, dict):
+            _check_group(f"{group}.{name}", value)
 
 
 def whole_config_from_json(text: str, what: str) -> ConfigDict:

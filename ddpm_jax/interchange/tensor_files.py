@@ -11,6 +11,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from ddpm_jax.interchange.torch_files import read_torch_file
+from ddpm_jax.runtime import json_files
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
 
@@ -32,14 +33,11 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: no such file, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json_files.read_json(path, dict)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must contain a JSON object; it contains a {type(value).__name__}")
-    return value
+    except ValueError as error:
+        raise UserError(f"{path} is not a JSON object ({error})") from error
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[Tensors, dict[str, str]]:

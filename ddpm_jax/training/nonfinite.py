@@ -5,13 +5,14 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import jax
 import numpy as np
 
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.json_files import is_count, read_json
 
 REWINDS_FILE, RECORDS_FOLDER = "rewinds.json", "nonfinite"
 
@@ -44,6 +45,14 @@ class Rewind:
     batch: int
 
 
+def _rewind_of(entry: object) -> Rewind:
+    """One entry of the file; raises ValueError for anything else."""
+    names = [field.name for field in fields(Rewind)]
+    if not isinstance(entry, dict) or set(entry) != set(names) or not all(map(is_count, entry.values())):
+        raise ValueError(f"an entry must have the whole numbers {names}; got {entry!r:.100}")
+    return Rewind(**entry)
+
+
 class Rewinds:
     """The rewinds of a run, oldest first.
 
@@ -56,13 +65,11 @@ class Rewinds:
         self._rewinds: list[Rewind] = []
         if os.path.exists(self._path):
             try:
-                with open(self._path, encoding="utf-8") as file:
-                    entries = json.load(file)
-                self._rewinds = [Rewind(int(entry["at"]), int(entry["to"]), int(entry["batch"])) for entry in entries]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._rewinds = [_rewind_of(entry) for entry in read_json(self._path, list)]
+            except (OSError, ValueError) as error:
                 raise UserError(
-                    f"{self._path} is damaged ({type(error).__name__}: {error}): it lists the batches that the run "
-                    "left out; restore it from a copy, or train in another --workdir"
+                    f"{self._path} is damaged ({error}): it lists the batches that the run left out; restore it from a "
+                    "copy, or train in another --workdir"
                 ) from error
 
     def __len__(self) -> int:

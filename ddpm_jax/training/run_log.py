@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.json_files import is_count, parse_json
 from ddpm_jax.runtime.progress import format_duration, format_rate
 from ddpm_jax.training.jsonl_writer import JsonlWriter
 from ddpm_jax.training.log_sinks import open_sinks
@@ -36,18 +37,45 @@ LEAST_SHOWN_WAIT = 0.05  # share of the time spent waiting for data; less is not
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, int | float]]:
     """The lines of a run's `metrics.jsonl`, with NaN in place of null; empty if there is no such file.
 
-    A last line that is incomplete, because the process ended, is left out.
+    Damaged lines are left out, and so is a last line that is incomplete because the process ended.
     """
-    path = Path(workdir) / METRICS_FILE
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(values, dict) and "step" in values:
-            lines.append({name: math.nan if value is None else value for name, value in values.items()})
-    return lines
+    return _read_lines(Path(workdir) / METRICS_FILE)[0]
+
+
+def num_damaged_lines(workdir: str | os.PathLike) -> int:
+    """The number of lines of a run's `metrics.jsonl` that cannot be read, without an incomplete last line."""
+    return _read_lines(Path(workdir) / METRICS_FILE)[1]
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, int | float]], int]:
+    """The lines, and the number of damaged ones."""
+    if not path.is_file():
+        return [], 0
+    lines, num_damaged = [], 0
+    texts = path.read_bytes().split(b"\n")
+    for text in texts[:-1]:
+        values = _line_of(text)
+        if values is None:
+            num_damaged += 1
+        else:
+            lines.append(values)
+    last = _line_of(texts[-1])  # without its newline
+    return lines + ([] if last is None else [last]), num_damaged
+
+
+def _line_of(text: bytes) -> dict[str, int | float] | None:
+    """The numbers of a line, with NaN in place of null; None if it is not one that a run writes."""
+    try:
+        values = parse_json(text, dict)
+    except ValueError:
+        return None
+    if not is_count(values.get("step")) or not all(value is None or _is_number(value) for value in values.values()):
+        return None
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
 
 
 class Reporter:
@@ -90,6 +118,9 @@ class Reporter:
             self._open(start_step)
 
     def _open(self, start_step: int) -> None:
+        if num_damaged := num_damaged_lines(self._path.parent):
+            lines = "line is" if num_damaged == 1 else "lines are"
+            self.note(f"note: {self._path}: {num_damaged} damaged {lines} left out")
         kept = _forget_later_steps(self._path, start_step)
         self._start = self._clock() - kept  # training time continues from its earlier value
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
@@ -194,4 +225,5 @@ def _forget_later_steps(path: Path, step: int) -> int | float:
             for line in kept:
                 values = {name: None if value != value else value for name, value in line.items()}
                 file.write(json.dumps(values, allow_nan=False) + "\n")
-    return kept[-1].get("seconds", 0) if kept else 0
+    seconds = kept[-1].get("seconds", 0) if kept else 0
+    return seconds if seconds == seconds else 0

@@ -1,6 +1,5 @@
 """The status of a run, read from its workdir; changes nothing and uses no device."""
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -8,9 +7,10 @@ from datetime import datetime
 
 from ddpm_jax.runtime.disk_space import folder_bytes, size_text
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.json_files import is_count, read_json
 from ddpm_jax.runtime.progress import format_duration, format_rate
 from ddpm_jax.training.nonfinite import RECORDS_FOLDER, REWINDS_FILE
-from ddpm_jax.training.run_log import read_metrics
+from ddpm_jax.training.run_log import num_damaged_lines, read_metrics
 from ddpm_jax.workdir.lock import holder
 
 
@@ -20,7 +20,9 @@ def status_lines(workdir: str, clock: Callable[[], float] = time.time) -> list[s
     Raises:
       UserError: no such folder, or no run in it.
     """
-    train, lines = _train_fields(workdir), read_metrics(workdir)
+    # null, in place of NaN or infinite numbers, counts as missing here.
+    train = _train_fields(workdir)
+    lines = [{name: value for name, value in line.items() if value == value} for line in read_metrics(workdir)]
     names = [
         ("workdir", os.path.abspath(workdir)),
         ("state", _state(workdir, lines, train, clock)),
@@ -40,12 +42,14 @@ def _train_fields(workdir: str) -> dict:
         raise UserError(f"--workdir must be the folder of a training run; there is no {workdir!r}")
     path = os.path.join(workdir, "config.json")
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)["train"]
+        train = read_json(path, dict).get("train")
+        if not isinstance(train, dict) or not is_count(train.get("num_steps"), least=1):
+            raise ValueError("it has no train.num_steps above 0")
     except FileNotFoundError as error:
         raise UserError(f"--workdir {workdir} holds no training run: it has no config.json") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
+        raise UserError(f"{path} cannot be read ({error}): the next start of the run writes it anew") from error
+    return train
 
 
 def _state(workdir: str, lines: list[dict], train: dict, clock: Callable[[], float]) -> str:
@@ -85,7 +89,8 @@ def _speed(lines: list[dict]) -> str:
 def _time(lines: list[dict], train: dict) -> str:
     if not lines:
         return ""
-    last, parts = lines[-1], [f"{format_duration(lines[-1]['seconds'])} so far"]
+    last = lines[-1]
+    parts = [f"{format_duration(last['seconds'])} so far"] if "seconds" in last else []
     if "seconds_left" in last:
         parts.append(f"{format_duration(last['seconds_left'])} left")
     if "seconds_to_checkpoint" in last:
@@ -125,6 +130,8 @@ def _trouble(workdir: str) -> str:
         parts.append(f"steps with NaN or infinite values: {len(records)}, listed in {RECORDS_FOLDER}/")
     if REWINDS_FILE in _names(workdir):
         parts.append(f"rewinds, listed in {REWINDS_FILE}")
+    if num_damaged := num_damaged_lines(workdir):
+        parts.append(f"damaged lines in metrics.jsonl: {num_damaged}")
     if damaged := _names(os.path.join(workdir, "damaged_checkpoints")):
         parts.append(f"damaged checkpoints moved aside: {', '.join(sorted(damaged))}")
     return "; ".join(parts)

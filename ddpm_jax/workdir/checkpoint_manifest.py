@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm_jax.runtime.atomic_files import replace_file
+from ddpm_jax.runtime.json_files import is_count, read_json
 
 MANIFEST = "manifest.json"
 ALGORITHM = "blake2b-128"  # similar speed on all processors; SHA-256 needs instructions that some lack
@@ -38,6 +39,8 @@ def write_manifest(step_folder: str | os.PathLike) -> None:
 def verify(step_folder: str | os.PathLike, items: Sequence[str]) -> bool:
     """Checks the files of the given items, and those that belong to no item, against the manifest.
 
+    A file of these items that the manifest does not list is a difference, too.
+
     Returns:
       False if the step has no manifest, so that nothing was checked.
 
@@ -46,20 +49,49 @@ def verify(step_folder: str | os.PathLike, items: Sequence[str]) -> bool:
       OSError: a file that cannot be read.
     """
     root = Path(step_folder)
-    if not (root / MANIFEST).is_file():
+    if not os.path.lexists(root / MANIFEST):
         return False
-    for name, (size, digest) in _read(root / MANIFEST).items():
+    listed = _read(root / MANIFEST)
+    for item in items:
+        for path in (root / item).rglob("*"):
+            name = path.relative_to(root).as_posix()
+            if name not in listed and path.is_file() and not path.name.startswith("."):
+                raise DamagedError(f"{name} is not in {MANIFEST}")
+    for name in listed:
         folder, _, rest = name.partition("/")
-        if rest and folder not in items:
-            continue
-        path = root / name
-        if not path.is_file():
-            raise DamagedError(f"{name} is missing")
-        if path.stat().st_size != size:
-            raise DamagedError(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        if file_digest(path) != digest:
-            raise DamagedError(f"{name} has a different {ALGORITHM} digest than when it was saved")
+        if not rest or folder in items:
+            _compare(root, name, listed)
     return True
+
+
+def verify_item(step_folder: str | os.PathLike, item: str) -> None:
+    """Checks the files of one item alone; does nothing if the step has no manifest that can be read.
+
+    Raises:
+      DamagedError: the first difference.
+      OSError: a file that cannot be read.
+    """
+    root = Path(step_folder)
+    try:
+        listed = _read(root / MANIFEST)
+    except (OSError, DamagedError):
+        return
+    for path in sorted((root / item).rglob("[!.]*")):
+        if path.is_file():
+            _compare(root, path.relative_to(root).as_posix(), listed)
+
+
+def _compare(root: Path, name: str, listed: dict[str, tuple[int, str]]) -> None:
+    """Raises DamagedError unless the file is the one that the manifest lists."""
+    if name not in listed:
+        raise DamagedError(f"{name} is not in {MANIFEST}")
+    (size, digest), path = listed[name], root / name
+    if not path.is_file():
+        raise DamagedError(f"{name} is missing")
+    if path.stat().st_size != size:
+        raise DamagedError(f"{name} has {path.stat().st_size} bytes instead of {size}")
+    if file_digest(path) != digest:
+        raise DamagedError(f"{name} has a different {ALGORITHM} digest than when it was saved")
 
 
 def file_digest(path: str | os.PathLike) -> str:
@@ -74,12 +106,15 @@ def file_digest(path: str | os.PathLike) -> str:
 def _read(path: Path) -> dict[str, tuple[int, str]]:
     """name -> (bytes, digest)."""
     try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["algorithm"] != ALGORITHM:
-            raise DamagedError(f"its algorithm is {manifest['algorithm']!r}, not {ALGORITHM!r}")
-        files = {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
-        if not files:
-            raise DamagedError("it lists no file")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path.name} is damaged: {type(error).__name__}: {error}") from error
-    return files
+        manifest = read_json(path, dict)
+        if manifest.get("algorithm") != ALGORITHM:
+            raise ValueError(f"its algorithm is {manifest.get('algorithm')!r:.100}, not {ALGORITHM!r}")
+        files = manifest.get("files")
+        if not isinstance(files, dict) or not files:
+            raise ValueError("it lists no file")
+        for name, entry in files.items():
+            if not isinstance(entry, list) or len(entry) != 2 or not is_count(entry[0]) or type(entry[1]) is not str:
+                raise ValueError(f"it must list the size and the digest of {name!r:.100}; got {entry!r:.100}")
+    except ValueError as error:
+        raise DamagedError(f"{path.name} is damaged: {error}") from error
+    return {name: (size, digest) for name, (size, digest) in files.items()}

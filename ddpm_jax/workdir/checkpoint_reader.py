@@ -3,9 +3,6 @@
 Layout: see `ddpm_jax.workdir.checkpoints`.
 """
 
-import glob
-import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import MAX_INT, UserError
+from ddpm_jax.runtime.json_files import read_json
 from ddpm_jax.workdir.checkpoint_format import migrated
 from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, DamagedError, verify
 from ddpm_jax.workdir.orbax_side_effects import drop_late_callbacks
@@ -111,14 +109,16 @@ class CheckpointReader:
             used.
         """
         folder = Path(self.directory) / str(step)
+        if step > MAX_INT:
+            raise DamagedError(f"its step is beyond {MAX_INT}")
         compared = _on_the_first_process(lambda: verify(folder, (*items, "config")))
         try:
-            item = json.loads((folder / "config" / "metadata").read_bytes())
+            item = read_json(folder / "config" / "metadata", dict)
             has_version = "format_version" in item
             config = migrated(item, self._name(step))["config"]
         except UserError:
             raise
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise DamagedError(f"its config: {error}") from error
         if compared is False and has_version and step not in self._noted:  # earlier versions wrote no manifest
             print(f"note: {self._name(step)} has no {MANIFEST} to verify it by", file=sys.stderr, flush=True)
@@ -151,16 +151,3 @@ def _on_the_first_process(check: Callable[[], bool]) -> bool | None:
     if error is not None:
         raise error
     return result
-
-
-def check_metrics(directory: str) -> None:
-    """Raises UserError for metrics that are not JSON, because Orbax would then not open the folder at all."""
-    for path in sorted(glob.glob(os.path.join(directory, "*", "metrics", "metrics"))):
-        try:
-            with open(path, encoding="utf-8") as file:
-                json.load(file)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}): delete the folder {os.path.dirname(path)}, which only records "
-                "which checkpoint is best"
-            ) from error

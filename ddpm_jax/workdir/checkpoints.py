@@ -20,13 +20,12 @@ from ddpm_jax.runtime.disk_space import MARGIN_BYTES, check_room, folder_bytes, 
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoint_format import config_item
 from ddpm_jax.workdir.checkpoint_manifest import write_manifest
-from ddpm_jax.workdir.checkpoint_reader import CheckpointReader, check_metrics
+from ddpm_jax.workdir.checkpoint_metrics import BEST_METRIC, damaged_metrics, is_unreadable, move_metrics_aside
+from ddpm_jax.workdir.checkpoint_reader import CheckpointReader
 from ddpm_jax.workdir.cleanup import delete_unfinished, move_aside
 from ddpm_jax.workdir.lock import WorkdirLock
 from ddpm_jax.workdir.orbax_side_effects import quiet_orbax, wait_for_threads
 from ddpm_jax.workdir.workdir_path import check_workdir
-
-BEST_METRIC = "eval_loss"
 
 
 @runtime_checkable
@@ -52,8 +51,8 @@ class Checkpoints:
         unfinished files of an earlier process. False for reading, which changes nothing and needs no lock.
 
     Raises:
-      UserError: another run trains in the workdir, its path cannot be used, or the metrics of a checkpoint are
-        damaged.
+      UserError: another run trains in the workdir, its path cannot be used, or, for reading, the metrics of a
+        checkpoint are not JSON.
     """
 
     def __init__(self, workdir: str, *, keep: int = 2, create: bool = False):
@@ -79,8 +78,23 @@ class Checkpoints:
         if create:
             delete_unfinished(os.path.dirname(self.directory))
         if os.path.isdir(self.directory):
-            check_metrics(self.directory)
+            self._check_metrics(create)
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
+
+    def _check_metrics(self, create: bool) -> None:
+        """Moves damaged metrics aside if this process may write; else refuses those that Orbax could not read."""
+        if create:
+            if multi_host.is_first() and (damaged := damaged_metrics(self.directory)):
+                move_metrics_aside(self.directory, damaged)
+            multi_host.barrier("damaged metrics are moved aside")
+            return
+        for step, what in damaged_metrics(self.directory).items():
+            if is_unreadable(self.directory, step):
+                folder = os.path.join(self.directory, str(step), "metrics")
+                raise UserError(
+                    f"the eval loss of the checkpoint of step {step} is damaged ({what}): delete the folder {folder}, "
+                    "which only records which checkpoint is best"
+                )
 
     def steps(self) -> list[int]:
         """The steps that were saved completely, ascending."""
@@ -94,6 +108,13 @@ class Checkpoints:
         """
         if not self.steps():
             return None
+        damaged = damaged_metrics(self.directory)
+        if damaged:
+            step, what = next(iter(damaged.items()))
+            raise UserError(
+                f"the eval loss of the checkpoint of step {step} is damaged ({what}), so the best is unknown: take the "
+                f"newest, or one of {self.steps()}"
+            )
         step = self._manager.best_step()
         if step is None or not self._manager.metrics(step):
             raise UserError(

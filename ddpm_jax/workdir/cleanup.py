@@ -33,7 +33,14 @@ def move_aside(directory: str, steps: Sequence[int]) -> None:
     folder = os.path.join(os.path.dirname(directory), "damaged_checkpoints")
     os.makedirs(folder, exist_ok=True)
     for step in steps:
-        taken = sum(name.split("_")[0] == str(step) for name in os.listdir(folder))
-        name = f"{step}_{taken}" if taken else str(step)
-        shutil.move(os.path.join(directory, str(step)), os.path.join(folder, name))
+        shutil.move(os.path.join(directory, str(step)), os.path.join(folder, free_name(folder, str(step))))
     print(f"warning: moved the unreadable {steps} to {folder}", file=sys.stderr, flush=True)
+
+
+def free_name(folder: str | os.PathLike, name: str) -> str:
+    """NAME, or NAME_1, NAME_2, ...: the first that is not taken in the folder."""
+    taken, number, free = set(os.listdir(folder)), 0, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free

@@ -5,15 +5,18 @@ import errno
 import json
 import os
 import socket
+import stat
 import sys
 from pathlib import Path
 from typing import IO
 
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.json_files import is_count, parse_json, read_limited
 
 LOCK_FILE = "train.lock"
 _UNNAMED = "another run"  # a holder that has not written its name yet
+_MAX_BYTES = 10_000  # of the file
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 
 
@@ -32,15 +35,23 @@ class WorkdirLock:
       workdir: an existing folder.
 
     Raises:
-      UserError: another run trains in it.
+      UserError: another run trains in it, or its train.lock is no file that can be opened and locked.
     """
 
     def __init__(self, workdir: str | os.PathLike):
         self._path = os.path.join(workdir, LOCK_FILE)
         self._file: IO[bytes] | None = None
-        holder = self._acquire() if multi_host.is_first() else None
+        holder, fault = None, None
+        if multi_host.is_first():
+            try:
+                holder = self._acquire()
+            except _NoFile as error:
+                fault = error
         # All processes or none: one that continued would wait for ever for the others.
-        if multi_host.broadcast_from_first(holder is not None):
+        refused = multi_host.broadcast_from_first(2 if fault else int(holder is not None))
+        if refused == 2:
+            raise UserError(f"{self._path} cannot be opened ({fault or 'see process 0'}): delete it") from fault
+        if refused:
             raise UserError(
                 f"--workdir {os.fspath(workdir)} is in use: {holder or 'another run'} trains in it; wait until it "
                 "ends, stop it, or give another folder"
@@ -49,7 +60,7 @@ class WorkdirLock:
     def _acquire(self) -> str | None:
         """Takes the lock; returns the present holder if there is one, else None."""
         while True:
-            file = open(self._path, "ab+", buffering=0)
+            file = _opened(self._path)
             try:
                 _lock(file)
             except OSError as error:
@@ -73,6 +84,7 @@ class WorkdirLock:
         try:
             self._file.truncate(0)
             holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
+            holder["started"] = _started(os.getpid())
             self._file.write(json.dumps(holder).encode())
         except OSError as error:  # a full disk; the lock itself needs no space
             print(f"note: {self._path} does not name its holder ({error.strerror})", file=sys.stderr, flush=True)
@@ -93,18 +105,59 @@ def holder(workdir: str | os.PathLike) -> str | None:
     """
     path = os.path.join(workdir, LOCK_FILE)
     try:
-        with open(path, "rb") as file:
-            text = file.read()
-        found = json.loads(text)
-        if found["host"] == socket.gethostname():
-            os.kill(found["pid"], 0)  # sends no signal, only asks whether the process exists
-    except (FileNotFoundError, ProcessLookupError):
+        found = _holder_of(read_limited(path, _MAX_BYTES))
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError):
+        return _UNNAMED
+    if found["host"] == socket.gethostname() and not _is_alive(found["pid"], found.get("started")):
+        return None
+    return _described(found)
+
+
+def _is_alive(pid: int, started: object) -> bool:
+    """Whether the process runs, and is the one that started then: numbers of processes are used again."""
+    try:
+        os.kill(pid, 0)  # sends no signal, only asks whether the process exists
+    except (ProcessLookupError, OverflowError):
+        return False
     except PermissionError:
         pass  # a process of another user
-    except (ValueError, KeyError, TypeError):
-        return _UNNAMED
-    return _described(found)
+    now = _started(pid)
+    return started is None or now is None or now == started
+
+
+def _started(pid: int) -> int | None:
+    """The start of a process, in ticks since the boot; None if the system does not say."""
+    try:
+        # The name of the process, in brackets, may have spaces and brackets; the start is the 20th field after it.
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class _NoFile(OSError):
+    """train.lock is a link, a folder, or a file without permission."""
+
+
+def _opened(path: str) -> IO[bytes]:
+    """The file, made if it is missing; never what a link leads to, which would be overwritten.
+
+    Raises:
+      _NoFile: it is something else, or may not be opened.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENXIO):
+            what = "it is a link" if error.errno == errno.ELOOP else os.strerror(error.errno)
+            raise _NoFile(what) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _NoFile("it is no regular file")
+    return open(descriptor, "ab+", buffering=0)
 
 
 def _lock(file: IO[bytes]) -> None:
@@ -127,9 +180,20 @@ def _read(file: IO[bytes]) -> str:
     """The holder of a lock, as text."""
     file.seek(0)
     try:
-        return f"{_described(json.load(file))},"
-    except (ValueError, KeyError, TypeError):
+        return f"{_described(_holder_of(file.read(_MAX_BYTES)))},"
+    except ValueError:
         return _UNNAMED
+
+
+def _holder_of(text: bytes) -> dict:
+    """The content of a lock; raises ValueError for anything else, such as text that would upset a terminal."""
+    found = parse_json(text, dict)
+    texts = [found.get(name) for name in ("host", "since")]
+    if not all(isinstance(text, str) and text.isprintable() and len(text) < 300 for text in texts):
+        raise ValueError("not the content of a lock")
+    if not is_count(found.get("pid"), least=1):
+        raise ValueError("no number of a process")
+    return found
 
 
 def _described(holder: dict) -> str:

@@ -349,7 +349,7 @@ def test_nested_and_empty_json():
 
 
 @pytest.mark.parametrize(
-    ("text", "part"), [("{", "the saved config is damaged"), ("[1]", "JSON object; got list")]
+    ("text", "part"), [("{", "the saved config is damaged"), ("[1]", "must hold an object; got list")]
 )
 def test_damaged_json(text, part):
     assert part in error_of(config_from_json, text)

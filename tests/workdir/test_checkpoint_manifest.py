@@ -82,21 +82,41 @@ def change_config(step):
 
 def damage_manifest(step):
     (step / "manifest.json").write_text('{"algorithm": "blake2b-128", "files": {"par')
-    return "manifest.json is damaged: JSONDecodeError: "
+    return "manifest.json is damaged: Unterminated string"
 
 
 def empty_manifest(step):
     (step / "manifest.json").write_text("{}")
-    return "manifest.json is damaged: KeyError: 'algorithm'"
+    return "manifest.json is damaged: its algorithm is None, not 'blake2b-128'"
 
 
 def manifest_of_nothing(step):
     (step / "manifest.json").write_text('{"algorithm": "blake2b-128", "files": {}}')
-    return "manifest.json is damaged: DamagedError: it lists no file"
+    return "manifest.json is damaged: it lists no file"
+
+
+def manifest_of_huge_numbers(step):
+    path = step / "manifest.json"
+    found = json.loads(path.read_text())
+    name = sorted(found["files"])[0]
+    path.write_text(path.read_text().replace(f'"{name}": [', f'"{name}": [1e400, ', 1))
+    return "manifest.json is damaged: it must list the size and the digest of "
+
+
+def nested_manifest(step):
+    (step / "manifest.json").write_text("[" * 100_000)
+    return "manifest.json is damaged: nested too deeply"
+
+
+def manifest_of_other_files(step):
+    """The names of the parameters' files are changed, so that no digest is theirs."""
+    path = step / "manifest.json"
+    path.write_text(path.read_text().replace('"params/', '"paramq/'))
+    return "params/"
 
 
 DAMAGES = [flip_a_bit, truncate, delete, empty_orbax_manifest, change_config, damage_manifest, empty_manifest,
-           manifest_of_nothing]  # fmt: skip
+           manifest_of_nothing, manifest_of_huge_numbers, nested_manifest, manifest_of_other_files]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

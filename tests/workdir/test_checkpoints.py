@@ -13,6 +13,7 @@ from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.workdir.checkpoint_metrics import damaged_metrics
 from ddpm_jax.workdir.checkpoints import Checkpoints
 from ddpm_jax.workdir.orbax_side_effects import quiet_orbax
 
@@ -109,14 +110,47 @@ def test_all_damaged(own_run, sample_main, tiny_flags, tmp_path, capfd):
     assert capfd.readouterr().err.splitlines()[-1] == message
 
 
-def test_damaged_metrics(own_run, tiny_flags, capfd):
+def flip(text, number):
+    """The text with one bit of its `number`-th byte changed."""
+    data = bytearray(text)
+    data[number] ^= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("damage", [lambda text: b'{"eval', lambda text: text.replace(b"eval_loss", b"eval_lost"),
+                                    lambda text: b"[]", lambda text: flip(text, -3)])  # fmt: skip
+def test_damaged_metrics(damage, own_run, tiny_flags, sample_main, tmp_path, capfd):
+    """Training moves them aside, and the arrays of the step stay; sampling the best one is refused before that."""
     path = own_run / "checkpoints" / "8" / "metrics" / "metrics"
-    path.write_text('{"eval')
-    assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 2
+    path.write_bytes(damage(path.read_bytes()))
+    sample = [f"--workdir={own_run}", f"--out={tmp_path}/x", "--nocompilation_cache", "--num_samples=1"]
+    assert sample_main([*sample, "--best"]) == 2
     err = capfd.readouterr().err
-    assert err.startswith(f"error: {path} is damaged (") and len(err.splitlines()) == 1
-    shutil.rmtree(path.parent)  # as it says
+    assert err.startswith("error: the eval loss of the checkpoint of step 8 is damaged (")
+    assert len(err.splitlines()) == 1
     assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 0
+    aside = own_run / "damaged_checkpoints" / "8_metrics"
+    err = capfd.readouterr().err
+    assert "warning: the eval loss of the checkpoint of step 8 is damaged (" in err
+    assert (aside / "metrics").exists() and (own_run / "checkpoints" / "8" / "params").is_dir()
+    reading = Checkpoints(str(own_run))
+    assert reading.steps()[-1] == 8 and reading.best_step() in (2, 4, 6)
+
+
+def test_every_bit_of_the_metrics_is_under_the_digest(own_run):
+    path = own_run / "checkpoints" / "8" / "metrics" / "metrics"
+    text, directory = path.read_bytes(), str(own_run / "checkpoints")
+    assert damaged_metrics(directory) == {}
+    for number in range(len(text)):
+        path.write_bytes(flip(text, number))
+        assert list(damaged_metrics(directory)) == [8], number
+
+
+def test_a_step_that_no_run_can_have(own_run, tiny_config, capfd):
+    shutil.copytree(own_run / "checkpoints" / "8", own_run / "checkpoints" / "99999999999")
+    assert train(tiny_config(), str(own_run)) is None
+    assert "its step is beyond 2147483647" in capfd.readouterr().err
+    assert (own_run / "damaged_checkpoints" / "99999999999").is_dir()
 
 
 def test_newest_and_best_stay(tiny_config, sample_main, tmp_path, monkeypatch, capsys):

@@ -117,7 +117,57 @@ def test_a_holder_that_has_not_said_who_it_is(tmp_path):
 
 
 def test_a_run_that_cannot_be_opened_leaves_no_lock(own_run):
+    (own_run / "damaged_checkpoints").write_text("")  # a file where a folder is needed
     (own_run / "checkpoints" / "8" / "metrics" / "metrics").write_text('{"eval')
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(OSError):
         Checkpoints(str(own_run), create=True)
     assert not (own_run / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "make, what",
+    [
+        (lambda path, target: path.symlink_to(target), "it is a link"),
+        (lambda path, target: path.mkdir(), "Is a directory"),
+        (lambda path, target: os.mkfifo(path), "it is no regular file"),
+    ],
+    ids=["link", "folder", "pipe"],
+)
+def test_a_lock_that_is_no_file_is_refused_and_nothing_is_written(make, what, tmp_path):
+    target = tmp_path / "others"
+    target.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    make(run / LOCK_FILE, target)
+    with pytest.raises(UserError) as error:
+        WorkdirLock(run)
+    assert str(error.value) == f"{run / LOCK_FILE} cannot be opened ({what}): delete it"
+    assert target.read_text() == "mine"
+    assert workdir_lock.holder(run) in (None, "another run")  # --status reads it without hanging
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"host": "evil\x1b[2J\nhost"}, "another run"),
+        ({"pid": 10**20}, "another run"),
+        ({"pid": -1}, "another run"),
+        ({"pid": 2**40}, None),  # no process has such a number
+        ({"since": 5}, "another run"),
+        ({"started": 1}, None),  # another process has the number now
+        ({"host": "another"}, "process {pid} on another, since now"),
+        ({}, "process {pid} on {host}, since now"),
+    ],
+)
+def test_what_the_file_may_say(changes, expected, tmp_path):
+    pid, host = os.getpid(), socket.gethostname()
+    text = {"host": host, "pid": pid, "since": "now", "started": workdir_lock._started(pid)} | changes
+    (tmp_path / LOCK_FILE).write_text(json.dumps(text))
+    found = workdir_lock.holder(tmp_path)
+    assert found == (expected and expected.format(pid=pid, host=host))
+
+
+@pytest.mark.parametrize("text", [b"", b"[" * 5000, b"\xff", b"{}", b"[1]", b"x" * 20_000])
+def test_a_damaged_lock(text, tmp_path):
+    (tmp_path / LOCK_FILE).write_bytes(text)
+    assert workdir_lock.holder(tmp_path) == "another run"
