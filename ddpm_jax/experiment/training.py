@@ -52,6 +52,9 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     check_workdir(workdir)
     workdir = os.path.abspath(workdir)
     experiment = build_experiment(config)
+    # Where the images are may differ between the hosts.
+    same = {name: repr(value) for name, value in flatten(config).items() if name not in ("data.path", "data.data_dir")}
+    multi_host.check_same(same, "config")
     with fields_named("train", {"project": "train.wandb_project"}):
         check_wandb(config.train.wandb_project)
     profiler = StepProfiler(profile_steps, workdir)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from ddpm_jax.runtime.compilation import enable_compilation_cache
 from ddpm_jax.runtime.errors import UserError, out_of_memory
 from ddpm_jax.runtime.multi_host_flags import add_host_flags, joined
+from ddpm_jax.runtime.output import tolerant_output
 
-EXIT_OK, EXIT_INTERRUPTED = 0, 130  # 130 = 128 + SIGINT, as shells count
+EXIT_OK, EXIT_LOST_OUTPUT, EXIT_INTERRUPTED = 0, 74, 130  # 74 is EX_IOERR; 130 = 128 + SIGINT, as shells count
 
 _LESS_MEMORY = (
     "remedies: a smaller batch (train.batch_size, sample.batch_size, --batch_size); in training also "
@@ -112,12 +113,21 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: CommandParser,
 
     A UserError becomes one line on stderr and its exit code (2, or 74 if the disk is full), a device out of memory one
     line and code 2, Ctrl-C one line and code 130. Any other exception is a bug in ddpm_jax and keeps its traceback.
+    Output that cannot be written stops nothing; unless its reader left, as in `| head`, the exit code is then 74.
 
     Args:
       main: the command; returns an exit code, None for 0.
       parser: its flags.
       argv: the command line without the program's name; None: that of the process.
     """
+    with tolerant_output() as output:
+        code = _exit_code_of(main, parser, argv)
+    lost = output.error is not None and not isinstance(output.error, BrokenPipeError)
+    return EXIT_LOST_OUTPUT if lost and code == EXIT_OK else code
+
+
+def _exit_code_of(main: Callable[[argparse.Namespace], int | None], parser: CommandParser,
+                  argv: Sequence[str] | None) -> int:
     try:
         args = parser.parse(list(sys.argv[1:] if argv is None else argv))
         if "nocompilation_cache" in args:

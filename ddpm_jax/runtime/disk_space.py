@@ -51,10 +51,14 @@ def check_room(folder: str | os.PathLike, num_bytes: int, purpose: str) -> None:
 
 def full_error(folder: str | os.PathLike, what: str) -> DiskFullError:
     """The error: what happened, how much space is free, and the remedy."""
-    free = size_text(shutil.disk_usage(folder).free)
+    if hasattr(os, "statvfs") and (found := os.statvfs(folder)).f_files and not found.f_favail:
+        state, remedy = "the disk of {} has no inode left for another file", "delete some files"
+    else:
+        free = size_text(shutil.disk_usage(folder).free)
+        state, remedy = f"{{}} has {free} free (a quota may allow less)", "free some space"
     return DiskFullError(
-        f"no room on the disk: {what}, and {folder} has {free} free (a quota may allow less); free some space, "
-        "then the same command resumes from the last checkpoint"
+        f"no room on the disk: {what}, and {state.format(folder)}; {remedy}, then the same command resumes from the "
+        "last checkpoint"
     )
 
 

@@ -4,7 +4,9 @@ This uses JAX's own `jax.distributed` (set up by `multi_host_flags`). Every proc
 workdir, and owns some of the devices. Only process 0 writes logs, images and tables.
 """
 
+import zlib
 from collections import deque
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ddpm_jax.runtime.devices import batch_sharded, local_mesh, put_batch, replicated
+from ddpm_jax.runtime.errors import UserError
 
 # Steps that the host may be ahead of the device: enough to hide the host's time, few enough for memory and Ctrl-C.
 MAX_AHEAD = 2
@@ -34,6 +37,28 @@ def max_over_hosts(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def check_same(texts: Mapping[str, str], what: str) -> None:
+    """Raises UserError, on every process, unless all processes have the same texts.
+
+    Args:
+      texts: by name; the names that differ are in the message.
+      what: names the texts, such as "config".
+    """
+    if jax.process_count() == 1:
+        return
+    names = sorted(texts)
+    sums = np.array([zlib.crc32(f"{name}={texts[name]}".encode()) for name in names], np.uint32)
+    whole = np.array([len(names), zlib.crc32("".join(names).encode()), zlib.crc32(sums.tobytes())], np.uint32)
+    everywhere = multihost_utils.process_allgather(whole)
+    if np.all(everywhere == everywhere[:1]):
+        return
+    which = ""
+    if np.all(everywhere[:, :2] == everywhere[:1, :2]):  # the same names, so that arrays of one shape are compared
+        sums = multihost_utils.process_allgather(sums)
+        which = f": {', '.join(name for name, found in zip(names, sums.T, strict=True) if len(set(found)) > 1)}"
+    raise UserError(f"the processes of the run differ in their {what}{which}; start all of them with the same flags")
 
 
 def barrier(name: str) -> None:

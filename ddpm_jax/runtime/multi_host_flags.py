@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from ddpm_jax.runtime.errors import UserError, check_between
+from ddpm_jax.runtime.rendezvous import meet
 
 _TIMEOUT_SECONDS = 300
 
@@ -30,12 +31,14 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
     """While open, this process is connected to the other processes of the run; does nothing for a single process.
 
     Raises:
-      UserError: inconsistent flags, or no answer from the coordinator.
+      UserError: inconsistent flags, missing processes, or no answer from the coordinator.
     """
     how = _how_to_join(args, os.environ)
     if how is None:
         yield
         return
+    if how:
+        meet(how["coordinator_address"], how["num_processes"], how["process_id"], _TIMEOUT_SECONDS)
     import jax  # imported here, so that --help need not wait for it
 
     try:

@@ -1,6 +1,6 @@
 """The host loop: takes batches, runs steps, reports numbers, and hands out states for saving and sampling.
 
-Ctrl-C and SIGTERM are requests: the loop finishes its step, saves and returns.
+Ctrl-C, SIGTERM and SIGHUP are requests: the loop finishes its step, saves and returns.
 """
 
 import signal
@@ -26,12 +26,14 @@ from ddpm_jax.training.train_step import TrainStep
 
 
 class StopRequest:
-    """While open, the first SIGINT or SIGTERM is recorded in `signal_number`; the second has its usual effect.
+    """While open, the first SIGINT, SIGTERM or SIGHUP is recorded in `signal_number`; the second has its usual effect.
+
+    A closed terminal sends SIGHUP; a program that was started to ignore it, as by nohup, still does.
 
     Outside the main thread (in some notebooks) signals cannot be caught, and this does nothing.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
     def __init__(self):
         self.signal_number: int | None = None
@@ -39,7 +41,10 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            hangup = getattr(signal, "SIGHUP", None)
+            ignored = hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN
+            caught = [number for number in self.SIGNALS if number != hangup or not ignored]
+            self._previous = {number: signal.signal(number, self._note) for number in caught}
         return self
 
     def _note(self, number: int, frame: object) -> None:

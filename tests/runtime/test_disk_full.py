@@ -264,3 +264,13 @@ def test_the_bytes_of_a_folder_that_is_being_deleted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert folder_bytes(tmp_path) == 5
+
+
+def test_a_disk_without_inodes_is_said(monkeypatch, tmp_path):
+    found = os.statvfs(tmp_path)
+    fake = type("Found", (), {"f_files": 1000, "f_favail": 0})
+    monkeypatch.setattr(disk_space.os, "statvfs", lambda folder: fake)
+    message = str(disk_space.full_error(tmp_path, "the first checkpoint could not be saved"))
+    assert f"the disk of {tmp_path} has no inode left for another file; delete some files, then" in message
+    monkeypatch.setattr(disk_space.os, "statvfs", lambda folder: found)
+    assert "free (a quota may allow less)" in str(disk_space.full_error(tmp_path, "it"))

@@ -101,6 +101,19 @@ def test_not_finite_names_its_own_step(tmp_path, name, value):
     assert [line["step"] for line in read_metrics(tmp_path)] == [4]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_closed_terminal_is_a_request_unless_it_is_ignored():
+    for handler, noted in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with StopRequest() as stop:
+                signal.raise_signal(signal.SIGHUP)
+                assert stop.signal_number == noted
+            assert signal.getsignal(signal.SIGHUP) == handler
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
 def test_first_signal_is_noted_and_the_second_acts(tmp_path):
     # Set here: a shell starts its background jobs with SIGINT ignored.
     before, started_with = signal.default_int_handler, signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,7 @@ import pytest
 from ddpm_jax.runtime import progress
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.progress import ProgressBar, format_duration
-from ddpm_jax.training.run_log import Reporter, read_metrics
+from ddpm_jax.training.run_log import Reporter, num_damaged_lines, read_metrics
 
 
 class Clock:
@@ -210,3 +210,34 @@ def test_progress_bar_on_a_terminal(capsys, monkeypatch):
         bar.write("a line")
     err = capsys.readouterr().err
     assert "sampling: 100%" in err and "4/4" in err and "a line\n" in err
+
+
+DAMAGED_LINES = [
+    b'{"step": "x"}', b'{"step": 1, "loss": Infinity}', b'{"step": -1}', b"[" * 5000, b"\x80", b"5", b'{"a": 1}',
+    b'{"step": 2, "loss": "0.5"}', b'{"step": true}', b'{"step": 1e400}', b"",
+]  # fmt: skip
+
+
+def test_damaged_lines_are_left_out_with_a_note(tmp_path):
+    good = [b'{"step": 1, "loss": 0.5, "seconds": 3}', b'{"step": 2, "loss": null, "seconds": 4}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good[0], *DAMAGED_LINES, good[1]]) + b"\n")
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert num_damaged_lines(tmp_path) == len(DAMAGED_LINES)
+    printed = []
+    with Reporter(tmp_path, start_step=2, print_line=printed.append):
+        pass
+    assert printed == [f"note: {tmp_path}/metrics.jsonl: {len(DAMAGED_LINES)} damaged lines are left out"]
+    assert num_damaged_lines(tmp_path) == 0 and [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_no_flipped_bit_stops_a_log(tmp_path):
+    """Each line but the one with the bit is read as before."""
+    text = b"".join(b'{"step": %d, "loss": 0.%d, "seconds": 3.5}\n' % (step, step) for step in range(1, 4))
+    for byte in range(len(text)):
+        for bit in range(8):
+            damaged = bytearray(text)
+            damaged[byte] ^= 1 << bit
+            (tmp_path / "metrics.jsonl").write_bytes(damaged)
+            others = {step for step in range(1, 4) if step != text[:byte].count(b"\n") + 1}
+            read = {line["step"] for line in read_metrics(tmp_path)}
+            assert others <= read or text[byte : byte + 1] == b"\n"  # a line end that is lost joins two lines

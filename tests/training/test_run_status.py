@@ -94,3 +94,20 @@ def test_a_run_that_has_just_begun(own_run):
 def test_what_is_no_run(flags, message, capsys):
     assert train_command.main(["--status", *flags]) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"train": 3}', '{"train": {"num_steps": 0}}', "[" * 5000,
+                                  '{"train": {"num_steps": 1e400}}'])  # fmt: skip
+def test_a_damaged_config_is_one_line(text, own_run, capsys):
+    (own_run / "config.json").write_text(text)
+    assert train_command.main(["--status", f"--workdir={own_run}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {own_run}/config.json cannot be read (") and err.count("\n") == 1
+
+
+def test_numbers_that_are_null_or_missing(own_run):
+    nulls = {"loss": None, "seconds_left": None, "images_per_second": None}
+    lines = [{"step": 4} | nulls, {"step": "damaged"}, {"step": 6} | nulls]
+    (own_run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = said(own_run)
+    assert found["step"].startswith("6 of 8") and "damaged lines in metrics.jsonl: 1" in found["trouble"]
