@@ -5,10 +5,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 from ddpm_jax.diffusion.variational_bound import PIXEL_BIN, discretised_gaussian_log_likelihood
+from ddpm_jax.runtime.errors import UserError, arg
 
 
 def to_model_scale(images: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    """x/127.5 - 1: uint8 0..255 -> float32 [-1, 1]."""
+    """x/127.5 - 1: uint8 0..255 -> float32 [-1, 1].
+
+    Raises:
+      UserError: images of another type, which may be scaled already.
+    """
+    if images.dtype != jnp.uint8:
+        raise UserError(
+            f"{arg('images')} must be uint8, 0..255; got {images.dtype}: give (255 * x).round().astype('uint8') "
+            "of images in 0..1, or x_0 itself where a function takes x_0"
+        )
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 

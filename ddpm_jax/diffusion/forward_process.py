@@ -10,11 +10,20 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.diffusion.schedules import Schedule
 
+ROUNDING = 1e-2  # of a fractional t, in steps: float32 keeps T = 100,000 to 0.008
+
 
 def at_step(table: Float[Array, "T"], t: Int[Array, "B"], ndim: int) -> Float[Array, "B ..."]:
-    """table[t], shaped [B, 1, ..., 1] with `ndim` axes; NaN for t >= T."""
+    """table[t], shaped [B, 1, ..., 1] with `ndim` axes; NaN for t outside 0..T-1."""
     # Not table[t], which silently clamps an index past the end.
-    return jnp.take(table, t, mode="fill").reshape((-1,) + (1,) * (ndim - 1))
+    return jnp.take(table, unsigned(t), mode="fill").reshape((-1,) + (1,) * (ndim - 1))
+
+
+def unsigned(t: Int[Array, "B"]) -> Int[Array, "B"]:
+    """t as an index that never counts from the end: -1 is beyond the last step."""
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        raise TypeError(f"t must be whole steps here; got {t.dtype}")
+    return t.astype(jnp.uint32)
 
 
 def q_sample(
@@ -44,7 +53,7 @@ def q_posterior_mean(
 def signal_and_noise(
     schedule: Schedule, t: Int[Array, "B"] | Float[Array, "B"], ndim: int
 ) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
-    """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t), each [B, 1, ..., 1]; t may be fractional.
+    """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t), each [B, 1, ..., 1]; t may be fractional. NaN for t outside 0..T-1.
 
     Between two whole steps the log SNR is linear in t, as in the time grids of `ddpm_jax.diffusion.timestep_spacing`.
     """
@@ -57,6 +66,8 @@ def signal_and_noise(
     part = (t - below).reshape(low.shape)
     # Not low + part * (high - low): at part = 0 that is NaN where alpha-bar falls to 0 at the next step.
     half_log_snr = jnp.where(part == 0, low, jnp.where(part == 1, high, (1 - part) * low + part * high))
+    # Outside 0..T-1, but for rounding, there is no step.
+    half_log_snr = jnp.where((part > -ROUNDING) & (part < 1 + ROUNDING), half_log_snr, jnp.nan)
     return jnp.sqrt(jax.nn.sigmoid(2 * half_log_snr)), jnp.sqrt(jax.nn.sigmoid(-2 * half_log_snr))
 
 

@@ -64,7 +64,7 @@ def ode_grid(schedule: Schedule, num_ode_steps: int) -> np.ndarray:
 def basis_directions(shape: tuple[int, ...]) -> DirectionFn:
     """k -> the k-th unit vector, [1, *shape]; all D of them together give the exact divergence."""
     size = math.prod(shape)
-    return lambda k: jax.nn.one_hot(k, size).reshape(1, *shape)
+    return lambda k: jax.nn.one_hot(k, size, dtype=jnp.float32).reshape(1, *shape)
 
 
 def random_directions(keys: Key[Array, "B"], shape: tuple[int, ...], num_probes: int) -> DirectionFn:
@@ -72,9 +72,13 @@ def random_directions(keys: Key[Array, "B"], shape: tuple[int, ...], num_probes:
     estimate of the divergence, unbiased (Hutchinson 1990; Song et al. 2021, appendix D.2).
     """
 
+    def signs_of(key: Key[Array, ""], k: Int[Array, ""]) -> Float[Array, "*D"]:
+        # As jax.random.rademacher, whose draw depends on JAX_ENABLE_X64.
+        up = jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, 1), k), jnp.float32(0.5), shape)
+        return jnp.where(up, jnp.float32(1), jnp.float32(-1))
+
     def direction_fn(k: Int[Array, ""]) -> Float[Array, "B *D"]:
-        signs = jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(jax.random.fold_in(key, 1), k), shape))
-        return signs(keys).astype(jnp.float32) / math.sqrt(num_probes)
+        return jax.vmap(lambda key: signs_of(key, k))(keys) / math.sqrt(num_probes)
 
     return direction_fn
 
@@ -86,8 +90,9 @@ def dequantise(
     if bin_width is None:
         return x_0
     half = bin_width / 2
+    shape = x_0.shape[1:]
     uniform = jax.vmap(
-        lambda key: jax.random.uniform(jax.random.fold_in(key, 0), x_0.shape[1:], minval=-half, maxval=half)
+        lambda key: jax.random.uniform(jax.random.fold_in(key, 0), shape, jnp.float32, minval=-half, maxval=half)
     )
     return x_0 + uniform(keys)
 
@@ -150,7 +155,7 @@ def flow_on(
 
         # A scan over the four stages, so that the network is traced and compiled once.
         times = jnp.stack([start, middle, middle, end])
-        stages = times, jnp.array([0.0, 0.5, 0.5, 1.0]), jnp.array([1.0, 2.0, 2.0, 1.0])
+        stages = times, *(jnp.array(row, jnp.float32) for row in ((0.0, 0.5, 0.5, 1.0), (1.0, 2.0, 2.0, 1.0)))
         nothing = jnp.zeros_like(state.x_t), jnp.zeros_like(state.x_t), jnp.zeros_like(state.log_det)
         (_, total, total_div), _ = jax.lax.scan(stage, nothing, stages)
         return FlowState(state.x_t + step / 6 * total, state.log_det + step / 6 * total_div), None

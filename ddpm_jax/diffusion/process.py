@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.diffusion.forward_process import at_step, signal_and_noise
+from ddpm_jax.diffusion.forward_process import at_step, signal_and_noise, unsigned
 from ddpm_jax.diffusion.parameterisations import PARAMETERISATIONS, PREDICTIONS, Parameterisation, Steps
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import kept_steps, respaced
@@ -108,7 +108,7 @@ class Process:
         Raises:
           ValueError: the number of output channels does not fit the variance.
         """
-        network_t = t if self.network_steps is None else jnp.take(jnp.asarray(self.network_steps), t)
+        network_t = t if self.network_steps is None else jnp.take(jnp.asarray(self.network_steps), unsigned(t))
         inputs = self.parameterisation.inputs(self.schedule, x_t=x_t, t=t, network_t=network_t)
         return self.split(model_fn(*inputs), num_channels=x_t.shape[-1])
 

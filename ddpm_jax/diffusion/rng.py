@@ -4,6 +4,7 @@ import enum
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ddpm_jax.runtime.errors import UserError, arg
@@ -57,4 +58,4 @@ def sample_noise(
     keys: Key[Array, "B"], step: Int[Array, ""] | int, shape: tuple[int, ...]
 ) -> Float[Array, "B *D"]:
     """N(0, I) for every sample, [B, *shape], from fold_in(its key, step)."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape, jnp.float32))(keys)

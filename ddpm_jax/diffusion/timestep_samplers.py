@@ -56,18 +56,18 @@ def make_timestep_sampler(name: str, num_steps: int) -> TimestepSampler:
 
     def sample(history: None, key: Key[Array, ""], batch_size: int) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
         if name == "uniform":
-            t = jax.random.randint(key, (batch_size,), 0, num_steps)
+            t = jax.random.randint(key, (batch_size,), 0, num_steps, jnp.int32)
         else:
-            part = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
+            part = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,), jnp.float32)) / batch_size
             t = jnp.minimum((part * num_steps).astype(jnp.int32), num_steps - 1)
-        return t, jnp.ones((batch_size,))
+        return t, jnp.ones((batch_size,), jnp.float32)
 
     return TimestepSampler(lambda: None, sample, lambda history, t, losses: history, num_steps)
 
 
 def _loss_second_moment(num_steps: int) -> TimestepSampler:
     def init() -> LossHistory:
-        return LossHistory(jnp.zeros((num_steps, HISTORY)), jnp.zeros((num_steps,), jnp.int32))
+        return LossHistory(jnp.zeros((num_steps, HISTORY), jnp.float32), jnp.zeros((num_steps,), jnp.int32))
 
     def sample(history: LossHistory, key: Key[Array, ""], batch_size: int):
         size = jnp.sqrt(jnp.mean(history.losses**2, axis=1))

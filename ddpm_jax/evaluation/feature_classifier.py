@@ -101,7 +101,7 @@ def train_classifier(
         return optax.apply_updates(params, updates), state
 
     jitted = jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options())
-    params = jax.jit(model.init)(jax.random.key(SEED), jnp.zeros((1, *source.image_shape)))["params"]
+    params = jax.jit(model.init)(jax.random.key(SEED), jnp.zeros((1, *source.image_shape), jnp.float32))["params"]
     state = optimizer.init(params)
     for index in range(num_steps):
         picked = batch_indices(seed=SEED, step=index, batch_size=BATCH_SIZE, num_examples=len(training))

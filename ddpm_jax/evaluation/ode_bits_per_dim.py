@@ -75,7 +75,7 @@ class OdeBits:
             keys = sample_keys(key, ids)
             x_0 = codec.encode(data.image, encoding_keys(keys))
             lost = codec.reconstruction_term(data.image, x_0)
-            lost = jnp.zeros(len(x_0)) if lost is None else lost / (num_dims * math.log(2))
+            lost = jnp.zeros(len(x_0), jnp.float32) if lost is None else lost / (num_dims * math.log(2))
             return begin_flow(schedule, dequantise(x_0, keys, codec.bin_width)), lost
 
         def advance(
@@ -130,7 +130,8 @@ class OdeBits:
             data, ids = self.batches.load(index)
             state, lost = self._begin(self._codec, data, ids, self._key)
             for t in self._chunks:
-                state = jax.block_until_ready(self._advance(params, state, data, ids, self._key, jnp.asarray(t)))
+                t_of_chunk = jnp.asarray(t, jnp.float32)
+                state = jax.block_until_ready(self._advance(params, state, data, ids, self._key, t_of_chunk))
                 on_chunk(len(t) // 2)
             point.arrays["bits"][self.batches.rows(index)] = self.batches.gather(index, self._end(state, lost))
             point.advance()

@@ -24,7 +24,7 @@ class _RandomStream:
 
     def __init__(self, key: Key[Array, ""]):
         self._key, self._num_draws = key, 0
-        self._numbers, self._taken = jnp.zeros(0), 0
+        self._numbers, self._taken = jnp.zeros(0, jnp.float32), 0
 
     def take(self, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """The next numbers; the rest of a draw that is too short is discarded."""
@@ -32,7 +32,7 @@ class _RandomStream:
         if self._taken + size > self._numbers.size:
             length = max(size, min(_FIRST_DRAW * 2**self._num_draws, _LONGEST_DRAW))
             key = jax.random.fold_in(self._key, self._num_draws)
-            self._numbers, self._taken = jax.random.uniform(key, (length,), minval=-1.0), 0
+            self._numbers, self._taken = jax.random.uniform(key, (length,), jnp.float32, minval=-1.0), 0
             self._num_draws += 1
         self._taken += size
         return self._numbers[self._taken - size : self._taken].reshape(shape)
@@ -62,7 +62,7 @@ def fan_avg_uniform(scale: float) -> nn.initializers.Initializer:
         *kernel, fan_in, fan_out = shape
         limit = math.sqrt(3 * scale / (math.prod(kernel) * (fan_in + fan_out) / 2))
         reel = _stream.get()
-        numbers = jax.random.uniform(key, shape, minval=-1.0) if reel is None else reel.take(shape)
+        numbers = jax.random.uniform(key, shape, jnp.float32, minval=-1.0) if reel is None else reel.take(shape)
         return (limit * numbers).astype(dtype)
 
     return init

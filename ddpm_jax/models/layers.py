@@ -60,7 +60,7 @@ def check_condition(condition: Mapping[str, Array], names: Sequence[str]) -> Non
 
 def class_embedding(module: nn.Module, labels: Int[Array, "B"], num_classes: int, dim: int) -> Float[Array, "B dim"]:
     """A learned vector per class, the parameter "label_embedding" of `module`; NaN for a label out of range."""
-    vectors = module.param("label_embedding", nn.initializers.normal(1.0), (num_classes, dim))
+    vectors = module.param("label_embedding", nn.initializers.normal(1.0, jnp.float32), (num_classes, dim))
     # Unsigned, because a negative index would count from the last label.
     return jnp.take(vectors, labels.astype(jnp.uint32), axis=0, mode="fill")
 

@@ -36,7 +36,7 @@ def init_params(
     def draw(key: Key[Array, ""]) -> dict:
         key_together, key_apart = jax.random.split(key)
         with shared_draws(key_together):
-            return network.init(key_apart, jnp.zeros((1, *image_shape)), t, condition)["params"]
+            return network.init(key_apart, jnp.zeros((1, *image_shape), jnp.float32), t, condition)["params"]
 
     return draw(key)
 

@@ -88,7 +88,7 @@ class DiffusionObjective(Objective):
         of_codec = sample_keys(purpose_key(key, Purpose.ENCODE, 0), jnp.arange(len(batch.image)))
         x_0 = frozen.encode(batch.image, of_codec)
         t, weights = self.time_sampler.sample(extra.get("t_history"), key_t, x_0.shape[0])
-        return Drawn(x_0, t, jax.random.normal(key_eps, x_0.shape), batch.condition), weights
+        return Drawn(x_0, t, jax.random.normal(key_eps, x_0.shape, jnp.float32), batch.condition), weights
 
     def losses(
         self, params: PyTree, frozen: Codec, drawn: Drawn, key: Key[Array, ""], extra: PyTree
@@ -129,7 +129,7 @@ class DiffusionObjective(Objective):
         t = jnp.minimum((golden.astype(jnp.float32) * 2.0**-32 * num_steps).astype(jnp.int32), num_steps - 1)
         keys = sample_keys(key, ids)
         x_0 = frozen.encode(batch.image, encoding_keys(keys))
-        eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys)
+        eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], jnp.float32))(keys)
 
         def model_fn(x_t: Array, t: Array) -> Array:
             return self.model.apply({"params": params}, x_t, t, batch.condition)

@@ -53,6 +53,7 @@ def make_learning_rate(
     offset = 0 if first_step_zero else 1
 
     def schedule(n: Int[Array, ""] | int) -> Float[Array, ""]:
+        n = jnp.asarray(n, jnp.float32)
         warmup = jnp.minimum((n + offset) / max(warmup_steps, 1), 1.0)
         decay = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(n / decay_steps, 1.0))) if decay_steps else 1.0
         return learning_rate * warmup * decay
@@ -85,9 +86,10 @@ def make_ema_decay(decay: float, *, start: str = "warmup") -> StepFn:
         raise UserError(f"{arg('decay')} must be in [0, 1); got {decay}")
 
     def ema_decay(n: Int[Array, ""]) -> Float[Array, ""]:
+        n = jnp.asarray(n, jnp.float32)
         if start == "warmup":
             return jnp.minimum(decay, (1.0 + n) / (10.0 + n))
-        return jnp.where((start == "copy_first") & (n == 0), 0.0, decay)
+        return jnp.where((start == "copy_first") & (n == 0), jnp.float32(0.0), jnp.float32(decay))
 
     return ema_decay
 

@@ -58,6 +58,12 @@ def _is_one_array(tree: PyTree) -> bool:
     return jax.tree.structure(tree).num_nodes == 1 and jax.tree.structure(tree).num_leaves == 1
 
 
+def average_of(leaf: Array) -> Array:
+    """A copy of a parameter to start an average from: float32, unless it is no float or has more digits."""
+    leaf = jnp.copy(leaf)
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
 def init_state(
     params: PyTree,
     optimizer: optax.GradientTransformation,
@@ -84,8 +90,9 @@ def init_state(
         raise ValueError(f"extra must not have the names {[*RESERVED_ITEMS, 'ema_*']}; got {taken}")
     if not names:
         raise UserError(f"{arg('ema_names')} must name at least one average; got none")
-    # Copies, so that a step may donate the whole state without donating one buffer twice.
-    ema = {name: jax.tree.map(jnp.copy, params) for name in names}
+    # Copies, so that a step may donate the whole state without donating one buffer twice. In float32, because a step of
+    # an average is smaller than what bfloat16 resolves.
+    ema = {name: jax.tree.map(average_of, params) for name in names}
     return TrainState(
         jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), dict(extra or {}), primary=names[0]
     )

@@ -24,7 +24,7 @@ def _random_flip(
     key: Key[Array, ""], image: UInt8[Array, "B H W C"], spec: ConditionSpec, condition: Condition
 ) -> tuple[UInt8[Array, "B H W C"], Condition]:
     """Mirrors each image left-right with probability 1/2, together with the spatial entries of its condition."""
-    flip = jax.random.bernoulli(key, 0.5, (image.shape[0], 1, 1, 1))
+    flip = jax.random.bernoulli(key, jnp.float32(0.5), (image.shape[0], 1, 1, 1))
     return jnp.where(flip, image[:, :, ::-1, :], image), mirror(spec, condition, flip)
 
 
@@ -151,7 +151,7 @@ def make_train_step(
         if flip:
             image, condition = _random_flip(key, image, spec, condition)
         if drop_rate:
-            condition = drop(spec, condition, jax.random.bernoulli(key_drop, drop_rate, (len(image),)))
+            condition = drop(spec, condition, jax.random.bernoulli(key_drop, jnp.float32(drop_rate), (len(image),)))
         return Batch(image, condition)
 
     def train_step(

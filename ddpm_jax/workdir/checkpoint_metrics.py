@@ -28,7 +28,7 @@ def damaged_metrics(directory: str) -> dict[int, str]:
         if folder.parent.name.isdecimal():
             try:
                 _check(folder)
-            except FileNotFoundError:  # deleted meanwhile by the run that trains here, or never complete: there are none
+            except FileNotFoundError:  # deleted meanwhile by the run that trains here
                 continue
             except (OSError, ValueError) as error:  # a DamagedError is a ValueError
                 found[int(folder.parent.name)] = str(error)

@@ -10,6 +10,7 @@ from shared_codecs import linear_codec
 
 from ddpm_jax.codecs.codec import PIXELS
 from ddpm_jax.codecs.floats import FloatCodec
+from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.diffusion.denoiser import make_denoiser
@@ -72,6 +73,18 @@ def test_the_last_step_is_a_distribution(codec):
         values, width = np.linspace(-codec.x_0_limit, codec.x_0_limit, num), 1.0
     log_p = codec.log_likelihood(jnp.asarray(values[:, None], jnp.float32), mean=mean, log_var=log_var)
     np.testing.assert_allclose(np.exp(np.asarray(log_p, np.float64)).sum() * width, 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int8, bool])
+def test_pixels_of_another_type_are_refused(dtype):
+    """Images in 0..1 or -1..1 would be scaled a second time, without a word."""
+    images = np.zeros((2, 4, 4, 1), dtype)
+    for call in (lambda: PIXELS.encode(images, None), lambda: jax.jit(to_model_scale)(images)):
+        with pytest.raises(UserError, match="images must be uint8, 0..255; got"):
+            call()
+    objective = DiffusionObjective(None, make_loss_fn(PROCESS))
+    with pytest.raises(UserError, match="images must be uint8"):
+        objective.draw(PIXELS, Batch(images), jax.random.key(0), {})
 
 
 def test_pixels_lose_nothing():

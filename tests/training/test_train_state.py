@@ -146,3 +146,19 @@ def test_init_state_shares_no_buffer():
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     assert int(step(state).step) == 1
     assert all(tree["w"].is_deleted() for tree in (state.params, *state.ema.values()))
+
+
+def test_averages_of_bfloat16_move():
+    """A step of 1e-4 is below what bfloat16 resolves near 1; float32 follows the recursion."""
+    params = {"w": jnp.ones(3, jnp.bfloat16), "n": jnp.arange(3)}
+    state = init_state(params, make_optimizer(make_learning_rate(0.1)), ["0.9999"])
+    ema, expected = state.ema, 1.0
+    assert ema["0.9999"]["w"].dtype == jnp.float32 and ema["0.9999"]["n"].dtype == params["n"].dtype
+    params, decays = {"w": jnp.zeros(3, jnp.bfloat16), "n": params["n"]}, make_ema_decays([0.9999], start="constant")
+    update = jax.jit(lambda ema, n: update_averages({"0.9999": {"w": ema}}, {"w": params["w"]}, n, decays))
+    average = ema["0.9999"]["w"]
+    for n in range(1000):
+        average = update(average, jnp.int32(n))["0.9999"]["w"]
+        expected *= 0.9999
+    np.testing.assert_allclose(average, expected, rtol=1000 * 2.0**-24)
+    assert average.dtype == jnp.float32

@@ -27,7 +27,7 @@ EditFn = Callable[[Float[Array, "B *D"], Denoised, SamplerTable, Key[Array, "B"]
 def edit_noise(keys: Key[Array, "B"], row: SamplerTable, shape: tuple[int, ...]) -> Float[Array, "B *D"]:
     """N(0, I) for an edit after a row, [B, *shape]; independent of the sampler's own noise."""
     of_edit = jax.vmap(lambda key: purpose_key(key, Purpose.EDIT, row.row))(keys)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(of_edit)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(of_edit)
 
 
 def watching(callback: Callable[..., None], edit_fn: EditFn | None = None) -> EditFn:
