@@ -22,11 +22,12 @@ from ddpm_jax.runtime.devices import local_mesh
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.timing import product_peak
 from ddpm_jax.training.eval_loss import EvalLoss
-from ddpm_jax.training.loop import LoopSettings, StopRequest, run_loop
+from ddpm_jax.training.loop import LoopSettings, run_loop
 from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError, Rewinds, write_record
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter
+from ddpm_jax.training.stop_request import StopRequest
 from ddpm_jax.training.throughput import Throughput
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import BEST_METRIC, Checkpoints

@@ -25,10 +25,10 @@ from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.eval_loss import EvalLoss
 from ddpm_jax.training.log_sinks import check_wandb
-from ddpm_jax.training.loop import StopRequest
 from ddpm_jax.training.nonfinite import Rewinds
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter
+from ddpm_jax.training.stop_request import StopRequest
 from ddpm_jax.workdir.checkpoints import Checkpoints
 from ddpm_jax.workdir.workdir_path import check_workdir
 

@@ -1,10 +1,8 @@
 """The host loop: takes batches, runs steps, reports numbers, and hands out states for saving and sampling.
 
-Ctrl-C, SIGTERM and SIGHUP are requests: the loop finishes its step, saves and returns.
+After a `StopRequest` it finishes its step, saves and returns.
 """
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,47 +15,14 @@ from jaxtyping import Array, PyTree
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.multi_host import MAX_AHEAD, HostMax
+from ddpm_jax.runtime.progress import format_duration, format_rate
 from ddpm_jax.training.metrics_window import MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter
+from ddpm_jax.training.stop_request import StopRequest
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.training.train_step import TrainStep
-
-
-class StopRequest:
-    """While open, the first SIGINT, SIGTERM or SIGHUP is recorded in `signal_number`; the second has its usual effect.
-
-    A closed terminal sends SIGHUP; a program that was started to ignore it, as by nohup, still does.
-
-    Outside the main thread (in some notebooks) signals cannot be caught, and this does nothing.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-
-    def __init__(self):
-        self.signal_number: int | None = None
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            hangup = getattr(signal, "SIGHUP", None)
-            ignored = hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN
-            caught = [number for number in self.SIGNALS if number != hangup or not ignored]
-            self._previous = {number: signal.signal(number, self._note) for number in caught}
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        self.signal_number = number
-        self._give_back()
-
-    def _give_back(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def __exit__(self, *exception: object) -> None:
-        self._give_back()
 
 
 @dataclass(frozen=True)
@@ -69,6 +34,46 @@ class LoopSettings:
     log_every_steps: int
     checkpoint_every_steps: int
     sample_every_steps: int
+
+
+class EarlySpeed:
+    """Says how long the run will take, some seconds after the compilation, so that nobody waits for the first report.
+
+    Args:
+      note: prints a line.
+      clock: seconds as a function, for tests.
+    """
+
+    AFTER_SECONDS = 10
+
+    def __init__(
+        self,
+        note: Callable[[str], None],
+        settings: LoopSettings,
+        first_step: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._note, self._settings, self._clock = note, settings, clock
+        # The host is MAX_AHEAD steps ahead of the devices, and the first step includes its compilation.
+        self._first, self._since, self._over = first_step + 1 + MAX_AHEAD, 0.0, False
+
+    def after(self, step: int) -> None:
+        """To be called after each step."""
+        if self._over or step < self._first:
+            return
+        if step == self._first:
+            self._since = self._clock()
+        elif (seconds := self._clock() - self._since) >= self.AFTER_SECONDS:
+            self._over = True
+            a_step, left = seconds / (step - self._first), self._settings.num_steps - step
+            self._note(
+                f"          about {format_rate(a_step)} s per step, {format_rate(self._settings.batch_size / a_step)} "
+                f"images/s: {format_duration(left * a_step)} for the other {left} steps"
+            )
+
+    def cancel(self) -> None:
+        """The first report says it."""
+        self._over = True
 
 
 def run_loop(
@@ -103,6 +108,7 @@ def run_loop(
     """
     step = first_step = int(state.step)
     since, signal_of_all = time.monotonic(), HostMax(mesh)
+    early_speed = EarlySpeed(reporter.note, settings, first_step)
     ending = step >= settings.num_steps
     while not ending:
         profiler.before(step)
@@ -113,6 +119,7 @@ def run_loop(
         profiler.after(step, metrics)
         window.add(metrics)
         window.wait(MAX_AHEAD)
+        early_speed.after(step)
         # Read once per step: a signal after this line ends the loop after a later step, which is saved as well.
         ending = step >= settings.num_steps or signal_of_all.ask(stop.signal_number or 0) > 0
         saving = ending or _due(step, settings.checkpoint_every_steps)
@@ -130,6 +137,7 @@ def run_loop(
             if previewing:
                 numbers |= preview(state)
             reporter.log(step, numbers)
+            early_speed.cancel()
             since = time.monotonic()
     return state
 

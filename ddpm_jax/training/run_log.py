@@ -123,7 +123,9 @@ class Reporter:
             self.note(f"note: {self._path}: {num_damaged} damaged {lines} left out")
         kept = _forget_later_steps(self._path, start_step)
         self._start = self._clock() - kept  # training time continues from its earlier value
-        self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (step, time) of the last reports
+        self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (steps, seconds of their updates) of reports
+        self._pauses: deque[float] = deque(maxlen=20)  # seconds at checkpoints
+        self._last = (start_step, self._clock())
         self._file = JsonlWriter(self._path)
         self._sinks = open_sinks(
             str(self._path.parent),
@@ -149,7 +151,7 @@ class Reporter:
             return
         numbers = {name: float(value) for name, value in values.items()}
         now = self._clock()
-        numbers |= self._times_left(int(step), now)
+        numbers |= self._times_left(int(step), now, numbers.get("seconds_per_step"))
         line = {"step": int(step), "seconds": round(now - self._start, 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.append(json.dumps(line, allow_nan=False))
@@ -157,17 +159,27 @@ class Reporter:
             sink.numbers(int(step), numbers)
         self._print_line(self._screen_line(int(step), numbers))
 
-    def _times_left(self, step: int, now: int | float) -> dict[str, float]:
-        """Seconds to the end and to the next checkpoint, at the recent speed."""
-        times = {}
-        # From two reports on, if there are two: the first steps include compilation.
-        if self._num_steps and self._recent and self._recent[0][0] < step < self._num_steps:
-            first_step, first_time = self._recent[0]
-            a_step = (now - first_time) / (step - first_step)
-            times["seconds_left"] = (self._num_steps - step) * a_step
-            if every := self._checkpoint_every_steps:
-                times["seconds_to_checkpoint"] = (min(every - step % every, self._num_steps - step)) * a_step
-        self._recent.append((step, now))
+    def _times_left(self, step: int, now: int | float, seconds_per_step: float | None) -> dict[str, float]:
+        """Seconds to the end and to the next checkpoint, at the recent speed of the updates.
+
+        Seconds between the updates, such as those of the held-out loss, are added once per checkpoint to come. Nothing
+        is known after the first report, whose steps include the compilation: it has no seconds_per_step.
+        """
+        (last_step, last_time), self._last = self._last, (step, now)
+        if seconds_per_step is None or not self._num_steps or step <= last_step:
+            return {}
+        num_steps, every = step - last_step, self._checkpoint_every_steps
+        self._recent.append((num_steps, num_steps * seconds_per_step))
+        if every and step % every == 0:
+            self._pauses.append(max(now - last_time - num_steps * seconds_per_step, 0.0))
+        left = self._num_steps - step
+        if left <= 0:
+            return {}
+        a_step = sum(seconds for _, seconds in self._recent) / sum(number for number, _ in self._recent)
+        pauses = sum(self._pauses) / len(self._pauses) * (left // every) if self._pauses else 0.0
+        times = {"seconds_left": left * a_step + pauses}
+        if every:
+            times["seconds_to_checkpoint"] = min(every - step % every, left) * a_step
         return times
 
     def _screen_line(self, step: int, numbers: Mapping[str, int | float]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.runtime.devices import make_mesh
-from ddpm_jax.training.loop import LoopSettings, StopRequest, run_loop
+from ddpm_jax.training.loop import EarlySpeed, LoopSettings, StopRequest, run_loop
 from ddpm_jax.training.metrics_window import Binned, MetricsWindow
 from ddpm_jax.training.nonfinite import NonFiniteError
 from ddpm_jax.training.profiler import StepProfiler
@@ -101,28 +101,15 @@ def test_not_finite_names_its_own_step(tmp_path, name, value):
     assert [line["step"] for line in read_metrics(tmp_path)] == [4]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
-def test_a_closed_terminal_is_a_request_unless_it_is_ignored():
-    for handler, noted in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
-        before = signal.signal(signal.SIGHUP, handler)
-        try:
-            with StopRequest() as stop:
-                signal.raise_signal(signal.SIGHUP)
-                assert stop.signal_number == noted
-            assert signal.getsignal(signal.SIGHUP) == handler
-        finally:
-            signal.signal(signal.SIGHUP, before)
-
-
-def test_first_signal_is_noted_and_the_second_acts(tmp_path):
-    # Set here: a shell starts its background jobs with SIGINT ignored.
-    before, started_with = signal.default_int_handler, signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with StopRequest() as stop:
-            signal.raise_signal(signal.SIGINT)
-            assert stop.signal_number == signal.SIGINT and signal.getsignal(signal.SIGINT) is before
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is before
-    finally:
-        signal.signal(signal.SIGINT, started_with)
+def test_the_speed_is_said_before_the_first_report():
+    times, said = iter([100.0, 104.0, 111.0]), []
+    settings = LoopSettings(1003, 32, log_every_steps=100, checkpoint_every_steps=0, sample_every_steps=0)
+    speed = EarlySpeed(said.append, settings, 0, clock=lambda: next(times))
+    for step in range(1, 10):
+        speed.after(step)  # the clock is read after steps 3, 4 and 5
+    assert said == ["          about 5.5 s per step, 5.82 images/s: 1 h 31 min for the other 998 steps"]
+    quick = EarlySpeed(said.append, settings, 0, clock=lambda: 0.0)
+    quick.after(3)
+    quick.cancel()
+    quick.after(4)
+    assert len(said) == 1

@@ -118,7 +118,7 @@ def test_screen_lines(tmp_path):
         values = {"grad_norm": 0.51234, "loss": 1.03, "learning_rate": 2e-4, "images_per_second": 1834.2}
         reporter.log(100, values)
         clock.now += 10
-        reporter.log(200, {"loss": 0.0312, "eval_loss": 0.5, "loss_t1of4": 0.1})
+        reporter.log(200, {"loss": 0.0312, "eval_loss": 0.5, "loss_t1of4": 0.1, "seconds_per_step": 0.1})
         clock.now += 10
         reporter.log(1000, {"loss": math.nan})
         reporter.note("done")
@@ -136,8 +136,29 @@ def test_time_left_counts_from_the_resumed_step(tmp_path):
         clock.now += 30  # compiles
         reporter.log(600, {})
         clock.now += 10
-        reporter.log(700, {})
+        reporter.log(700, {"seconds_per_step": 0.1})
     assert lines == ["step  600/1000", "step  700/1000  30 s left"]
+
+
+def test_time_left_is_that_of_updates_and_of_the_checkpoints_to_come(tmp_path):
+    """A report after a stop, with few steps and a long pause, does not count the pause for every step."""
+    clock, lines = Clock(), []
+    settings = dict(num_steps=6000, checkpoint_every_steps=1000, clock=clock, print_line=lines.append)
+    with Reporter(tmp_path, **settings) as reporter:
+        clock.now += 60
+        reporter.log(100, {})
+        clock.now += 3 * 0.7 + 23  # a stop: 3 steps, then the held-out loss
+        reporter.log(103, {"seconds_per_step": 0.7})
+        clock.now += 897 * 0.7
+        reporter.log(1000, {"seconds_per_step": 0.7})
+        clock.now += 1000 * 0.7 + 30
+        reporter.log(2000, {"seconds_per_step": 0.7})
+    found = read_metrics(tmp_path)
+    assert "seconds_left" not in found[0]
+    assert found[1]["seconds_left"] == pytest.approx(5897 * 0.7)
+    assert found[2]["seconds_left"] == pytest.approx(5000 * 0.7)  # no pause at that checkpoint
+    assert found[3]["seconds_left"] == pytest.approx(4000 * 0.7 + 4 * (0 + 30) / 2)
+    assert found[3]["seconds_to_checkpoint"] == pytest.approx(1000 * 0.7)
 
 
 def test_disabled_does_nothing(tmp_path, capsys):
