@@ -1,7 +1,6 @@
 """`python -m ddpm_jax.sample`: new images from a trained run, as a PNG grid and an .npz."""
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", metavar="PATH", help="writes PATH.png and PATH.npz; by default DIR/samples/step_N_seed_S"
     )
     parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="images (default 64)")
+    parser.add_argument("--columns", type=int, metavar="N", help="of the PNG; by default one class in each")
     parser.add_argument("--seed", type=int, default=0, help="sample n depends on it and n alone (default 0)")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sample(args: argparse.Namespace) -> None:
     check_between("--num_samples", args.num_samples, 1)
+    if args.columns is not None:
+        check_between("--columns", args.columns, 1, MAX_GRID)
     out = None if args.out is None else _path_without_ending(args.out)
     if out is not None:
         _check_out(out)
@@ -66,7 +68,7 @@ def _sample(args: argparse.Namespace) -> None:
     from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
-    from ddpm_jax.runtime.image_files import can_be_drawn, save_grid, save_npz
+    from ddpm_jax.runtime.image_files import can_be_drawn, class_columns, save_grid, save_npz
     from ddpm_jax.runtime.progress import ProgressBar
 
     check_seed("--seed", args.seed)
@@ -104,16 +106,9 @@ def _sample(args: argparse.Namespace) -> None:
         arrays, grid = f"{images.dtype} {list(images.shape)} as arr_0{classes}", ""
         if can_be_drawn(images):
             shown, grid = images[:MAX_GRID], f" and {out}.png"
-            save_grid(f"{out}.png", shown, num_columns=_num_columns(len(shown), trained.num_sampled_classes))
+            columns = args.columns or class_columns(len(shown), trained.num_sampled_classes)
+            save_grid(f"{out}.png", shown, num_columns=columns)
         print(f"wrote {out}.npz ({arrays}){grid}{replaced}")
-
-
-def _num_columns(num_images: int, num_classes: int) -> int | None:
-    """As many columns as classes that are drawn in turn, or a multiple of that, so that a column has one class."""
-    square = math.ceil(math.sqrt(num_images))
-    if not 1 < num_classes <= 2 * square:
-        return None
-    return num_classes * max(1, round(square / num_classes))
 
 
 def _guidance_line(settings: dict) -> str:

@@ -51,7 +51,7 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
     """
     listing = list_images(_split_folder(checked_folder(path), split))
     rows = split_rows(split, num_examples=len(listing.files))
-    labels = class_labels(listing.files)
+    labels, class_names = class_labels(listing.files)
     shape = (*image_size, num_channels)
 
     in_memory = source_lib.fits_in_memory(len(listing.files), shape)
@@ -68,9 +68,9 @@ def make_folder(*, split: str, image_size: tuple[int, int], num_channels: int, p
     if not len(good):
         raise UserError(f"{arg('path')} {listing.root!r}: no image could be read; {notes[-1]}")
     labels = None if labels is None else labels[good]
-    if in_memory:
-        return _SharedSource(store, good, labels, notes)
-    return _OnDemand(listing, good, shape, labels, notes)
+    source = _SharedSource(store, good, labels, notes) if in_memory else _OnDemand(listing, good, shape, labels, notes)
+    source.class_names = class_names
+    return source
 
 
 def first_image_shape(path: str) -> tuple[int, int, int]:

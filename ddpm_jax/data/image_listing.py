@@ -164,14 +164,17 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def class_labels(files: list[str]) -> np.ndarray | None:
-    """Rank of each file's first folder, int64 [N]; None if a file is in no sub-folder, or all are in the same one."""
+def class_labels(files: list[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The rank of each file's first folder, int64 [N], and the names of these folders.
+
+    None and () if a file is in no sub-folder, or all are in the same one.
+    """
     folders = [name.split("/", 1)[0] if "/" in name else None for name in files]
     classes = sorted({folder for folder in folders if folder is not None})
     if None in folders or len(classes) < 2:
-        return None
+        return None, ()
     rank = {folder: i for i, folder in enumerate(classes)}
-    return np.array([rank[folder] for folder in folders], np.int64)
+    return np.array([rank[folder] for folder in folders], np.int64), tuple(map(printable, classes))
 
 
 def skipped_note(reasons: list[tuple[str, str]], num_files: int, split: str = "") -> str:

@@ -22,7 +22,8 @@ class ImageSource(Protocol):
     """Random access to uint8 images of one shape, or to other arrays (`codecs.codec.Codec.dtype`).
 
     A source may also have `columns`, further data of each image besides its label, by name, [N, ...] or `Ragged` each;
-    and `taken(indices)`, if it replaces damaged images by others: the numbers of the images that `load` returned.
+    `taken(indices)`, if it replaces damaged images by others: the numbers of the images that `load` returned; and
+    `class_names`, one per label, such as the names of sub-folders.
     """
 
     image_shape: tuple[int, ...]  # (H, W, C); (*sizes, C) of other data
@@ -136,6 +137,11 @@ class RenamingSource:
     def columns(self) -> Mapping[str, np.ndarray]:
         """That of the source."""
         return getattr(self._source, "columns", {})
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the source; () if its labels have no names."""
+        return getattr(self._source, "class_names", ())
 
     @property
     def notes(self) -> tuple[str, ...]:

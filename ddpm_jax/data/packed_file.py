@@ -47,7 +47,7 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
     pack = open_pack(path)
     start, files = _part(pack, split)
     rows = split_rows(split, num_examples=len(files))
-    labels = class_labels(files)
+    labels, class_names = class_labels(files)
     shape = (*image_size, num_channels)
     # As for the folder: a data set that fits in memory was read completely, so it lacks every damaged file. Of a larger
     # one only the headers were checked, and an image that is damaged further on is replaced by another.
@@ -69,7 +69,7 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
     def attempt_many(indices: list[int]) -> list[np.ndarray | Exception]:
         return [fit(image) for image in pack.read([start + int(good[index]) for index in indices])]
 
-    return ReplacingSource(
+    source = ReplacingSource(
         attempt_many,
         lambda index: printable(files[good[index]]),
         place=pack.path,
@@ -79,6 +79,8 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
         notes=notes,
         columns=pack.columns(start + good),
     )
+    source.class_names = class_names
+    return source
 
 
 def is_packed(path: str) -> bool:

@@ -33,6 +33,7 @@ class ClassCondition(ConditionKind):
             raise UserError(
                 f"model.num_classes must be above every label; got {num_classes} for the labels "
                 f"{lowest}..{highest} of {what}"
+                + (f": take {highest + 1}" if lowest >= 0 else ": labels start at 0")
             )
 
     def check_values(self, config: ConfigDict, rows: Mapping[str, np.ndarray]) -> None:
@@ -70,7 +71,7 @@ def _checked_classes(config: ConfigDict, name: str) -> tuple[int, ...]:
     if classes and not num_classes:
         raise UserError(
             f"sample.{name}={','.join(map(str, classes))} is for a network with classes; the run has "
-            "model.num_classes=0: leave it out"
+            "model.num_classes=0: leave it out, or train a run with model.num_classes"
         )
     for number in classes:
         if type(number) is not int or not 0 <= number < num_classes:

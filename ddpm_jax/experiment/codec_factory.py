@@ -21,7 +21,8 @@ CODECS: dict[str, Callable[[ConfigDict], Codec]] = {
 
 def build_codec(config: ConfigDict) -> Codec:
     """The codec of a config, the same object for the same config; raises UserError for an unknown name."""
-    check_one_of("codec.name", config.codec.name, CODECS)
+    own = "; a codec of your own must be in CODECS of this process (docs/extending.md)"
+    check_one_of("codec.name", config.codec.name, CODECS, own)
     with fields_named(config.codec.name):
         return _built(CODECS[config.codec.name], config_to_json(config))
 

@@ -23,6 +23,7 @@ from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
+OWN_NETWORK = "; a network of your own must be in NETWORKS of this process (docs/extending.md)"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -40,7 +41,7 @@ def build_process(config: ConfigDict) -> Process:
 def build_model(config: ConfigDict) -> nn.Module:
     """The network; raises UserError if its settings do not fit each other or the images."""
     x_0_shape, name = x_0_shape_of(config), config.model.name
-    check_one_of("model.name", name, NETWORKS)
+    check_one_of("model.name", name, NETWORKS, OWN_NETWORK)
     check_one_of("model.dtype", config.model.dtype, DTYPES)
     out_channels = 2 * x_0_shape[-1] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}

@@ -2,14 +2,19 @@
 
 import numpy as np
 
+from ddpm_jax.data import ImageSource
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.training_factory import build_learning_rate, learning_rate_steps
+from ddpm_jax.models.parameters import num_params
+from ddpm_jax.runtime.devices import platform_of
 
 # If the noise level sqrt(1 - alpha-bar)/sqrt(alpha-bar) of the last step is above this, eps there says nothing about
 # x_0: an error of 0.002 in eps is then as large as x_0.
 HOPELESS_NOISE_LEVEL = 500.0
 MANY_UPDATES = 50_000  # after this many, a network has learnt to keep the error small
+MOST_PARAMS_ON_CPU = 10_000_000  # those of the configs for CPUs have at most 2 million
+MOST_CLASSES = 12  # that are listed
 MUCH_FOR_GRIDS = 20  # per cent of the network calls
 FEWER_CALLS = "--config.sample.sampler=euler_ancestral --config.sample.num_sampler_steps=50 --config.sample.num_grid=16"
 # Cost of one image in an update, in forward passes: the forward pass, and the backward pass, which costs two.
@@ -18,7 +23,12 @@ CALLS_OF_A_TRAINED_IMAGE = 3
 
 def notes_on(experiment: Experiment, resumed_from: int | None) -> list[str]:
     """The notes; `resumed_from` is the step that a run resumes from (0: imported weights), None for a fresh run."""
-    notes = _learning_rate_notes(experiment, resumed_from)
+    notes = _size_notes(experiment) + _learning_rate_notes(experiment, resumed_from)
+    train = experiment.config.train
+    if not 0 < train.checkpoint_every_steps < train.num_steps:
+        notes.append(
+            "one checkpoint, at the end; more, in case the process is killed: --config.train.checkpoint_every_steps=N"
+        )
     if experiment.sampler_table is not None:
         train, share = experiment.config.train, 100 * grids_share(experiment)
         when = f"every {train.sample_every_steps} steps and " if 0 < train.sample_every_steps < train.num_steps else ""
@@ -29,6 +39,28 @@ def notes_on(experiment: Experiment, resumed_from: int | None) -> list[str]:
         notes.append(line)
         if resumed_from is None and train.num_steps < MANY_UPDATES:
             notes += _prediction_notes(experiment.process)
+    return notes
+
+
+def class_line(source: ImageSource, num_classes: int) -> str:
+    """The classes of a source with their numbers, names and counts: "0 hat (123), 1 pants (468)"."""
+    counts = np.bincount(source.labels, minlength=num_classes)
+    names = dict(enumerate(source.class_names))
+    shown = [f"{i} {names[i]} ({n})" if i in names else f"{i} ({n})" for i, n in enumerate(counts[:MOST_CLASSES])]
+    return ", ".join(shown) + (f", ... {len(counts) - 1}" if len(counts) > MOST_CLASSES else "")
+
+
+def _size_notes(experiment: Experiment) -> list[str]:
+    """For a network that is too large for a CPU, and for images that are mirrored although nobody may have asked."""
+    notes, config = [], experiment.config
+    size = num_params(experiment.abstract_state.params)
+    if platform_of(experiment.mesh) == "cpu" and size > MOST_PARAMS_ON_CPU:
+        notes.append(
+            f"a network of {size / 1e6:.0f} M parameters is for a GPU or TPU: a step on a CPU takes seconds to "
+            "minutes, and Ctrl-C waits for it; for a CPU there is --config=image_folder_small"
+        )
+    if config.data.flip and config.data.name in ("image_folder", "array"):
+        notes.append("half of the images are mirrored left-right at random; none: --config.data.flip=false")
     return notes
 
 

@@ -162,6 +162,7 @@ def guidance_of(config: ConfigDict) -> GuidanceOf:
             f"sample.guidance_scale={sample.guidance_scale} needs a network that was also trained without the "
             f"condition; the run has condition.drop_rate={config.condition.drop_rate} and "
             f"model.num_classes={config.model.num_classes}: take 1, or train with condition.drop_rate=0.1"
+            + ("" if config.model.num_classes else " and model.num_classes=N")
         )
     if negative is not None:
         return lambda ids: settings(negative(ids))

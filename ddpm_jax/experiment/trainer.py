@@ -11,6 +11,7 @@ from ddpm_jax.data import ImageSource
 from ddpm_jax.data.shuffling import batch_indices
 from ddpm_jax.experiment import sampler_factory, training_factory
 from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.class_condition import sampled_classes
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.model_factory import DTYPES
@@ -154,7 +155,10 @@ class Trainer:
             return {}
         name, num_samples = f"step_{int(state.step):08d}", self._config.sample.num_grid
         path = os.path.join(self._workdir, "samples", name)
-        return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
+        num_classes = len(sampled_classes(self._config))
+        return draw_samples(
+            self._previewer, state, self._reporter, path, num_samples=num_samples, num_classes=num_classes
+        )
 
     # Non-finite values
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.data import ImageSource
 from ddpm_jax.experiment import data_factory, run_notes
 from ddpm_jax.experiment.build import Experiment, build_experiment
+from ddpm_jax.experiment.class_condition import sampled_classes
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of, is_image
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
@@ -104,7 +105,14 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             if draws:
                 num_grid = config.sample.num_grid
                 try:
-                    draw_final(training.generator, state, reporter, _samples(workdir), num_samples=num_grid)
+                    draw_final(
+                        training.generator,
+                        state,
+                        reporter,
+                        _samples(workdir),
+                        num_samples=num_grid,
+                        num_classes=len(sampled_classes(config)),
+                    )
                 except KeyboardInterrupt:
                     reporter.note("interrupted while drawing the final images: all training is saved; the same command")
                     reporter.note("draws them, quicker with --config.sample.num_sampler_steps=50")
@@ -152,10 +160,13 @@ def last_lines(config: ConfigDict, workdir: str) -> list[str]:
     """What is said when the training is done, such as the command that draws as many samples as the grids have."""
     if not draws_images(config):
         return [f"done: checkpoints in {workdir}/checkpoints"]
+    guided = ""
+    if config.model.num_classes:
+        guided = "--classes=0,1 " + ("--guidance_scale=2 " if config.condition.drop_rate else "")
     return [
         f"done: {'images' if is_image(image_shape_of(config)) else 'samples'} in {workdir}/samples",
         f"next: python -m ddpm_jax.sample --workdir={shlex.quote(workdir)} --num_samples={config.sample.num_grid} "
-        f"--seed=1 --out={shlex.quote(f'{workdir}/samples/new')}",
+        f"--seed=1 {guided}--out={shlex.quote(f'{workdir}/samples/new')}",
     ]
 
 
@@ -211,6 +222,8 @@ def _introduce(
     reporter.note(f"data      {config.data.name}: {len(source)} {images} of {shape}{held}")
     for note in dict.fromkeys((*source.notes, *(held_out.notes if held_out else ()))):
         reporter.note(f"          {note}")
+    if config.model.num_classes:
+        reporter.note(f"classes   {run_notes.class_line(source, config.model.num_classes)}")
     devices = f"{experiment.mesh.size} x {device.device_kind}"
     reporter.note(f"model     {num_params(experiment.abstract_state.params):,} parameters on {devices}")
     start = "from the start" if resumed_from is None else f"resuming from step {resumed_from}"

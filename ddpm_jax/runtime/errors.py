@@ -93,11 +93,15 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
-def check_one_of(name: str, got: object, allowed: Iterable[object]) -> None:
-    """Raises UserError unless `got`, which is the argument `name`, is one of `allowed`."""
+def check_one_of(name: str, got: object, allowed: Iterable[object], remedy: str = "") -> None:
+    """Raises UserError unless `got`, which is the argument `name`, is one of `allowed`.
+
+    Args:
+      remedy: follows if no name is close.
+    """
     allowed = sorted(allowed, key=str)
     if got not in allowed:
-        raise UserError(f"{arg(name)} must be one of {allowed}; got {got!r}{did_you_mean(got, allowed)}")
+        raise UserError(f"{arg(name)} must be one of {allowed}; got {got!r}{did_you_mean(got, allowed) or remedy}")
 
 
 def whole_number(name: str, got: object) -> int:

@@ -53,6 +53,17 @@ def image_grid(images: np.ndarray, num_columns: int | None = None, scale: int | 
     return np.concatenate([_text_row(picture, [title], picture.shape[1]), picture])
 
 
+def class_columns(num_images: int, num_classes: int) -> int | None:
+    """Columns of a grid of classes that are drawn in turn, such that each column has one class; None: as usual.
+
+    As many columns as classes, or a multiple of that which makes the grid about as high as wide.
+    """
+    square = math.ceil(math.sqrt(num_images))
+    if not 1 < num_classes <= min(2 * square, num_images):
+        return None
+    return num_classes * max(1, round(square / num_classes))
+
+
 def save_grid(path: str | os.PathLike, images: np.ndarray, num_columns: int | None = None,
               scale: int | None = None, title: str | None = None) -> None:
     """Writes `image_grid(images, ...)` to `path`; the file extension decides the format.

@@ -44,7 +44,7 @@ def _train_fields(workdir: str) -> dict:
     try:
         train = read_json(path, dict).get("train")
         if not isinstance(train, dict) or not is_count(train.get("num_steps"), least=1):
-            raise ValueError("it has no train.num_steps above 0")
+            raise ValueError("the number of steps is missing or not above 0")
     except FileNotFoundError as error:
         raise UserError(f"--workdir {workdir} holds no training run: it has no config.json") from error
     except (OSError, ValueError) as error:
@@ -62,7 +62,9 @@ def _state(workdir: str, lines: list[dict], train: dict, clock: Callable[[], flo
     if by is not None:
         return f"running: {by}{said}"
     done = bool(lines) and lines[-1]["step"] >= train["num_steps"]
-    return f"{'finished' if done else 'not running; the same command resumes it'}{said}"
+    saved = any(name.isdecimal() for name in _names(os.path.join(workdir, "checkpoints")))
+    again = "the same command resumes it" if saved else "nothing was saved, so that the same command starts anew"
+    return f"{'finished' if done else f'not running; {again}'}{said}"
 
 
 def _step(lines: list[dict], train: dict) -> str:

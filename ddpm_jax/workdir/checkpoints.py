@@ -23,7 +23,7 @@ from ddpm_jax.workdir.checkpoint_manifest import write_manifest
 from ddpm_jax.workdir.checkpoint_metrics import BEST_METRIC, damaged_metrics, is_unreadable, move_metrics_aside
 from ddpm_jax.workdir.checkpoint_reader import CheckpointReader
 from ddpm_jax.workdir.cleanup import delete_unfinished, move_aside
-from ddpm_jax.workdir.lock import WorkdirLock
+from ddpm_jax.workdir.lock import WorkdirLock, holder
 from ddpm_jax.workdir.orbax_side_effects import quiet_orbax, wait_for_threads
 from ddpm_jax.workdir.workdir_path import check_workdir
 
@@ -255,6 +255,8 @@ class Checkpoints:
     def _read(self, step: int | None, read: Callable[[int], Any]) -> tuple[int, Any]:
         steps = self.steps()
         if not steps:
+            if by := holder(os.path.dirname(self.directory)):
+                raise UserError(f"no checkpoint in {self.directory} yet: {by} trains here; wait for its first one")
             raise UserError(f"no checkpoint in {self.directory}: train first, or give another --workdir")
         if step is None:
             return self._reader.newest(steps, read)

@@ -118,7 +118,8 @@ def test_a_run_that_was_not_trained_for_it(straight_run, sample_main, tmp_path, 
     assert sample_main(flags) == 2
     assert capfd.readouterr().err == (
         "error: --guidance_scale=3.0 needs a network that was also trained without the condition; the run has "
-        "condition.drop_rate=0.0 and model.num_classes=0: take 1, or train with condition.drop_rate=0.1\n"
+        "condition.drop_rate=0.0 and model.num_classes=0: take 1, or train with condition.drop_rate=0.1 and "
+        "model.num_classes=N\n"
     )
 
 

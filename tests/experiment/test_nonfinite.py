@@ -242,8 +242,16 @@ class TestRewinds:
 
     def test_a_damaged_file(self, tmp_path):
         (tmp_path / "rewinds.json").write_text('[{"at": 3}]')
-        with pytest.raises(UserError, match="rewinds.json is damaged .KeyError: 'to'.*restore it from a copy"):
+        with pytest.raises(UserError, match="rewinds.json is damaged .an entry must have .*restore it from a copy"):
             Rewinds(str(tmp_path))
+
+    @pytest.mark.parametrize("text", ["{}", "[" * 5000, "[1]", '[{"at": 1e400, "to": 1, "batch": 2}]', "\x80", "[[]]",
+                                      '[{"at": -1, "to": 1, "batch": 2}]', '[{"at": 1, "to": 1, "batch": 2, "x": 3}]'])
+    def test_damage_of_any_kind_is_one_line(self, text, tmp_path):
+        (tmp_path / "rewinds.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match="rewinds.json is damaged .*restore it from a copy") as error:
+            Rewinds(str(tmp_path))
+        assert "\n" not in str(error.value)
 
     def test_equal(self):
         assert Rewind(at=3, to=2, batch=3) == Rewind(3, 2, 3)

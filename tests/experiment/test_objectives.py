@@ -250,5 +250,5 @@ def test_a_codec_without_limits_is_sampled_without_a_clip(linear, tiny_config):
     message = "codec.name='linear' has an unbounded x_0: sample.clip_x_0 must be False and"
     with pytest.raises(UserError, match=message):
         build_experiment(tiny_config("codec.name=linear"))
-    with pytest.raises(UserError, match=r"codec.name must be one of \['linear', 'pixels'\]; got 'latent'"):
+    with pytest.raises(UserError, match=r"codec.name must be one of \['floats', 'linear', 'pixels'\]; got 'latent'"):
         build_experiment(tiny_config("codec.name=latent"))

@@ -156,7 +156,7 @@ def test_settings_that_do_not_fit(overrides, message, config_of):
 
 def test_only_an_array_has_other_sizes_and_types(tiny_config):
     for overrides, message in (
-        (["data.image_size=8,"], "other sizes are those of the data data.name='array'"),
+        (["data.image_size=8,"], "got (8,); only data.name='array' reads other data"),
         (VALUES, "'digits' has images of pixels, which need codec.name='pixels'; got codec.name for float32 values"),
     ):
         experiment = build_experiment(tiny_config(*overrides))

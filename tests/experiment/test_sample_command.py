@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax.runtime.image_files import class_columns
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
@@ -190,6 +191,10 @@ def test_a_config_of_a_later_version_or_with_whole_numbers(draw, own_run, sample
     [(64, 0, None), (64, 1, None), (100, 10, 10), (40, 10, 10), (64, 2, 8), (16, 3, 3), (64, 99, None), (4, 10, None)],
 )
 def test_a_column_of_the_grid_has_one_class(num_images, num_classes, columns):
-    from ddpm_jax.sample import _num_columns
+    assert class_columns(num_images, num_classes) == columns
 
-    assert _num_columns(num_images, num_classes) == columns
+
+def test_columns_may_be_given(draw, tmp_path):
+    draw("--num_samples=6", "--columns=2")
+    with Image.open(tmp_path / "x.png") as grid:
+        assert 1.4 < grid.height / grid.width < 1.6  # three rows, two columns
