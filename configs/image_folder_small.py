@@ -19,4 +19,7 @@ def get_config() -> ConfigDict:
     config.data.num_channels = 3
     config.data.flip = True
     config.unet.attention_resolutions = (8,)
+    # An update takes about a second.
+    config.train.log_every_steps = 20
+    config.train.checkpoint_every_steps = 250
     return config

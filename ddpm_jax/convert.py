@@ -129,7 +129,7 @@ def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     check_workdir(args.workdir)
     check_new_folder("--workdir", args.workdir)
     changed(base_config(), args.overrides)  # before a download; once more with the config of the weights
-    path = Path(args.source).expanduser()
+    path = Path(os.path.expanduser(args.source))
     if not path.exists() and not Path(f"{path}.index").exists():  # the prefix of a TensorFlow checkpoint is not a file
         if not is_hub_name(args.source) or path.parent.exists():
             hidden = f"; for a model of the Hub run it where there is no folder {str(path.parent)!r}"
@@ -186,7 +186,7 @@ def _description(name: str, run: Any, notes: Sequence[str]) -> list[str]:
 def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     from ddpm_jax.experiment.open_run import open_run
 
-    path = Path(args.to).expanduser()
+    path = Path(os.path.expanduser(args.to))
     name = args.format or {".npz": "npz", ".safetensors": "safetensors", "": "diffusers"}.get(path.suffix)
     if name is None:
         raise UserError(f"--to must be a folder, FILE.safetensors or FILE.npz; got {args.to!r}: or give --format")

@@ -59,7 +59,7 @@ def make_array(
     """
     name = check_split(split, ("train", "test", "all"))
     key = "test" if name == "test" else "train"
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not path or not file.is_file() or file.suffix.lower() not in (".npz", ".npy"):
         kind = "a folder" if path and file.is_dir() else "" if file.is_file() else "no such file"
         raise UserError(

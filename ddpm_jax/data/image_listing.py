@@ -146,7 +146,7 @@ class Listing:
 
 def checked_folder(path: str) -> Path:
     """The folder that the user named; UserError if it is not a folder."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if path and folder.is_dir():
         return folder
     wanted = f"{arg('path')} must name a folder of images or a packed file; got {path!r}"

@@ -1,5 +1,6 @@
 """MNIST, Fashion-MNIST and CIFAR-10 from the files that their authors published, placed in a folder by the user."""
 
+import os
 from pathlib import Path
 
 from ddpm_jax.data.cifar10_files import read_cifar10
@@ -26,7 +27,7 @@ def make_originals(*, name: str, split: str, image_size: tuple[int, int], num_ch
         UserError: the folder, a file in it or the split is missing or wrong.
     """
     split_part = check_split(split, SPLITS)
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "no such folder"
         raise UserError(

@@ -61,7 +61,7 @@ def pack_folder(
         UserError: no image can be read, `columns` does not fit the images, `out` exists or cannot be written, or the
             disk is too small.
     """
-    path = Path(os.path.abspath(Path(out).expanduser()))
+    path = Path(os.path.abspath(Path(os.path.expanduser(out))))
     if path.suffix != ENDING:
         path = path.with_name(path.name + ENDING)
     if path.exists() and not overwrite:

@@ -27,7 +27,7 @@ def columns_for(path: str, files: list[str]) -> dict[str, np.ndarray | Ragged]:
     Raises:
         UserError: it cannot be read, lacks `names`, a file or a row, or a column is not numeric.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file() or file.suffix.lower() != ".npz":
         why = "" if file.is_file() else " (no such file)"
         raise UserError(f"{arg('columns')} must name a .npz file; got {path!r}{why}")

@@ -85,7 +85,7 @@ def make_packed(*, split: str, image_size: tuple[int, int], num_channels: int, p
 
 def is_packed(path: str) -> bool:
     """Whether `path` is a packed file, not a folder."""
-    return path.endswith(ENDING) and not Path(path).expanduser().is_dir()
+    return path.endswith(ENDING) and not Path(os.path.expanduser(path)).is_dir()
 
 
 @dataclass
@@ -135,7 +135,7 @@ def open_pack(path: str) -> Pack:
     Raises:
         UserError: it is damaged, truncated, or another kind of file.
     """
-    file = str(Path(path).expanduser())
+    file = str(Path(os.path.expanduser(path)))
     if not os.path.isfile(file):
         raise UserError(f"{arg('path')} must name a folder of images or a packed file; got {path!r} (no such file)")
     reader = array_record_module().ArrayRecordReader(file)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def _builder(name: str, data_dir: str, built_in: tuple[str, ...]):
     """The builder of `name`: from a prepared folder, or from TFDS's code."""
     import tensorflow_datasets as tfds
 
-    folder = Path(data_dir).expanduser() if data_dir else None
+    folder = Path(os.path.expanduser(data_dir)) if data_dir else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"{arg('data_dir')} must be an existing folder; got {data_dir!r}; create it")
     if folder is not None and (folder / "dataset_info.json").is_file():

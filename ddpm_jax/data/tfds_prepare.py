@@ -1,6 +1,7 @@
 """Downloads and prepares a TFDS data set, or says at once why that is not possible here."""
 
 import importlib.util
+import os
 import socket
 import threading
 from pathlib import Path
@@ -48,7 +49,7 @@ def prepare(builder, *, name: str, data_dir: str):
 
 def _download_host(builder) -> tuple[str, int] | None:
     """Host and port of the data set's first file; None if possibly nothing has to be downloaded."""
-    downloads = Path(builder._data_dir_root).expanduser() / "downloads"
+    downloads = Path(os.path.expanduser(builder._data_dir_root)) / "downloads"
     if downloads.is_dir() and any(downloads.iterdir()):
         return None  # files of an earlier attempt, or placed in downloads/manual by hand
     for url in builder.url_infos or {}:

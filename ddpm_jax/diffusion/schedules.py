@@ -83,6 +83,8 @@ SCHEDULES: dict[str, Callable[[int, float, float], Float64Table]] = {
     "sigmoid": _sigmoid,
     "geometric": _geometric,
 }
+_ENDS = ("beta_start", "beta_end")
+UNREAD = {"jsd": _ENDS, "cosine": _ENDS, "sigmoid": _ENDS, "constant": _ENDS[:1]}  # arguments without effect, by name
 
 
 # A pytree's leaves may be shardings, shapes or scalars of a scan, so its fields are not checked in tests.
@@ -163,7 +165,7 @@ def schedule_from_betas(betas: np.ndarray) -> Schedule:
     posterior_var = betas * one_minus_prev / one_minus
     # With T=1 there is no t=1 to copy from: beta_0 is the only variance.
     var_at_0 = posterior_var[1] if betas.size > 1 else betas[0]
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):  # an alpha-bar of 0, or below the range of 1/x
         tables = dict(
             betas=betas,
             alphas=alphas,

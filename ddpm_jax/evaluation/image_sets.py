@@ -86,10 +86,10 @@ def open_images(
             source = make_folder(
                 split="all", image_size=image_size or shape[:2], num_channels=shape[2], path=given
             )
-            identity = {"name": given, "files": _files_fingerprint(Path(given).expanduser())}
+            identity = {"name": given, "files": _files_fingerprint(Path(os.path.expanduser(given)))}
         elif os.path.isfile(os.path.expanduser(given)):
             source = make_array(split="all", image_size=image_size, num_channels=None, path=given)
-            identity = {"name": given, "files": _files_fingerprint(Path(given).expanduser())}
+            identity = {"name": given, "files": _files_fingerprint(Path(os.path.expanduser(given)))}
         elif ":" in given:
             name, _, split = given.partition(":")
             if not (shape or image_size or name in _NATIVE):

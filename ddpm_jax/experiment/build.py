@@ -18,7 +18,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
-from ddpm_jax.experiment.conditions import condition_spec
+from ddpm_jax.experiment.conditions import condition_of, condition_spec
 from ddpm_jax.experiment.objective_factory import build_objective, draws_images
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
 from ddpm_jax.runtime.devices import (
@@ -181,6 +181,7 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
       devices: for the mesh to choose from; None: all devices of JAX.
     """
     config_checks.check_numbers(config)
+    config_checks.check_batch_memory(config)
     with config_checks.fields_named("train", {"fsdp": "mesh.fsdp"}):
         mesh = make_mesh(config.train.num_devices, config.mesh.fsdp, devices)
     objective = build_objective(config)
@@ -207,5 +208,6 @@ def _sampler_tables(
     tables = sampler_factory.build_table(config, process), sampler_factory.build_preview_table(config, process)
     model_factory.check_limit_of_x_0(config)
     sampler_factory.check_sample_batch(config, mesh)
+    condition_of(config)
     sampler_factory.guidance_of(config)
     return tables

@@ -25,6 +25,8 @@ _LEAST = {
     "eval.max_images": 0,
 }
 
+_LEAST_FLOAT, _MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal float32 numbers, in which all is computed
+_MOST_BATCH_BYTES = 2**38
 _MAX_T = 1_000_000  # tables are [T]; beyond this, a mistyped number would exhaust the memory
 
 
@@ -58,12 +60,27 @@ def check_numbers(config: ConfigDict) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{field} must be finite; got {number}")
+            if isinstance(number, float) and number and not _LEAST_FLOAT <= abs(number) <= _MOST_FLOAT:
+                raise UserError(f"{field} must be 0 or a float32, {_LEAST_FLOAT:.1g}..{_MOST_FLOAT:.1g}; got {number}")
             if isinstance(number, int) and number > MAX_INT:
                 raise UserError(f"{field} must be at most {MAX_INT}; got {number}")
         if field in _LEAST and value < _LEAST[field]:
             raise UserError(f"{field} must be at least {_LEAST[field]}; got {value}")
     if config.schedule.num_steps > _MAX_T:
         raise UserError(f"schedule.num_steps must be in 1..{_MAX_T}; got {config.schedule.num_steps}")
+
+
+def check_batch_memory(config: ConfigDict) -> None:
+    """Raises UserError for a batch that no machine has the memory for."""
+    values = math.prod(image_shape_of(config))
+    for field in ("train.batch_size", "sample.batch_size", "eval.batch_size"):
+        group, name = field.split(".")
+        size = 4 * values * config[group][name]
+        if size > _MOST_BATCH_BYTES:
+            raise UserError(
+                f"{field} must leave a batch of at most {_MOST_BATCH_BYTES / 1e12:.2g} TB; got {config[group][name]} "
+                f"times {values} values of 4 bytes, {size / 1e12:.3g} TB"
+            )
 
 
 def num_devices_of(config: ConfigDict) -> int:

@@ -23,6 +23,7 @@ from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
+MOST_CLASSES = 1_000_000  # each has a vector in the network; the largest labelled sets have some 20,000
 OWN_NETWORK = "; a network of your own must be in NETWORKS of this process (docs/extending.md)"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -43,6 +44,8 @@ def build_model(config: ConfigDict) -> nn.Module:
     x_0_shape, name = x_0_shape_of(config), config.model.name
     check_one_of("model.name", name, NETWORKS, OWN_NETWORK)
     check_one_of("model.dtype", config.model.dtype, DTYPES)
+    if config.model.num_classes > MOST_CLASSES:
+        raise UserError(f"model.num_classes must be at most {MOST_CLASSES}; got {config.model.num_classes}")
     out_channels = 2 * x_0_shape[-1] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     shared["null_class"] = config.condition.drop_rate > 0

@@ -1,10 +1,13 @@
 """Notes for the user when a run starts: learning rate, sample grids and prediction."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.schedules import UNREAD
 from ddpm_jax.experiment.build import Experiment
+from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.experiment.training_factory import build_learning_rate, learning_rate_steps
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.devices import platform_of
@@ -23,7 +26,8 @@ CALLS_OF_A_TRAINED_IMAGE = 3
 
 def notes_on(experiment: Experiment, resumed_from: int | None) -> list[str]:
     """The notes; `resumed_from` is the step that a run resumes from (0: imported weights), None for a fresh run."""
-    notes = _size_notes(experiment) + _learning_rate_notes(experiment, resumed_from)
+    notes = _size_notes(experiment) + _schedule_notes(experiment.config.schedule)
+    notes += _learning_rate_notes(experiment, resumed_from)
     train = experiment.config.train
     if not 0 < train.checkpoint_every_steps < train.num_steps:
         notes.append(
@@ -48,6 +52,14 @@ def class_line(source: ImageSource, num_classes: int) -> str:
     names = dict(enumerate(source.class_names))
     shown = [f"{i} {names[i]} ({n})" if i in names else f"{i} ({n})" for i, n in enumerate(counts[:MOST_CLASSES])]
     return ", ".join(shown) + (f", ... {len(counts) - 1}" if len(counts) > MOST_CLASSES else "")
+
+
+def _schedule_notes(schedule: ConfigDict) -> list[str]:
+    """For fields that were set although the named schedule does not read them."""
+    defaults = base_config().schedule
+    unread = [field for field in UNREAD.get(schedule.name, ()) if schedule[field] != defaults[field]]
+    names = " and ".join(f"schedule.{field}" for field in unread)
+    return [f"{names} {'has' if len(unread) == 1 else 'have'} no effect on {schedule.name!r}"] if unread else []
 
 
 def _size_notes(experiment: Experiment) -> list[str]:

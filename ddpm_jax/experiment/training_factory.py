@@ -6,6 +6,7 @@ Like `model_factory`, this reads a ConfigDict and checks user input, outside jit
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -94,7 +95,7 @@ def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
         if optim[field] < 0:
             raise UserError(f"optim.{field} must be at least 0; got {optim[field]}")
     for field in ("b1", "b2"):
-        if not 0 <= optim[field] < 1:
+        if not 0 <= np.float32(optim[field]) < 1:
             raise UserError(f"optim.{field} must be in [0, 1); got {optim[field]}")
     return make_learning_rate(
         optim.learning_rate,

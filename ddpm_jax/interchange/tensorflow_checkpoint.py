@@ -5,6 +5,7 @@ PREFIX.data-00000-of-0000N are the shards: the concatenated bytes of the tensors
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ def read_tensorflow_checkpoint(
       UserError: no such checkpoint, one that is damaged or truncated (checksums are verified), or a wanted tensor that
         is stored in slices or has a type that NumPy lacks.
     """
-    prefix = _prefix(Path(path).expanduser())
+    prefix = _prefix(Path(os.path.expanduser(path)))
     index = Path(f"{prefix}.index")
     try:
         num_shards, entries = _read_index(index.read_bytes())

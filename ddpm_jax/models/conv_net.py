@@ -103,6 +103,11 @@ def check_conv_net(network: ConvNet, image_size: tuple[int, ...]) -> None:
     del image_size  # any size works
     if network.channels % 2 or network.channels < 4:
         raise UserError(f"{arg('channels')} must be even and at least 4; got {network.channels}")
+    if network.num_layers > 1000 or network.channels > 2**16:
+        raise UserError(
+            f"{arg('num_layers')} and {arg('channels')} must be at most 1000 and 65536; got {network.num_layers} and "
+            f"{network.channels}"
+        )
     for field, least in (("num_layers", 1), ("num_classes", 0)):
         if getattr(network, field) < least:
             raise UserError(f"{arg(field)} must be at least {least}; got {getattr(network, field)}")

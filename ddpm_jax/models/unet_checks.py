@@ -7,6 +7,8 @@ from ddpm_jax.models.layers import DOWN_PADDINGS, EMBEDDING_ORDERS, EMBEDDING_SP
 from ddpm_jax.models.unet import UNet, level_widths
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
+MOST_BLOCKS, MOST_CHANNELS = 500, 2**16  # beyond any published one; tracing more takes hours
+
 
 def check_unet(unet: UNet, image_size: tuple[int, ...]) -> None:
     """Checks for settings that the network cannot be built with, or that would silently have no effect.
@@ -29,6 +31,12 @@ def check_unet(unet: UNet, image_size: tuple[int, ...]) -> None:
     for field in ("num_res_blocks", "num_groups", "num_heads"):
         if getattr(unet, field) < 1:
             raise UserError(f"{arg(field)} must be at least 1; got {getattr(unet, field)}")
+    num_blocks = unet.num_res_blocks * len(unet.channel_mults)
+    if num_blocks > MOST_BLOCKS or unet.channels > MOST_CHANNELS:
+        raise UserError(
+            f"the network must have at most {MOST_BLOCKS} blocks ({arg('num_res_blocks')} times levels) and "
+            f"{MOST_CHANNELS} {arg('channels')}; got {num_blocks} and {unet.channels}"
+        )
     factor = 2 ** (len(unet.channel_mults) - 1)
     for side in image_size:
         if side % factor or side < 1:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,8 @@ from ddpm_jax.runtime.multi_host_flags import add_host_flags, joined
 from ddpm_jax.runtime.output import tolerant_output
 
 EXIT_OK, EXIT_LOST_OUTPUT, EXIT_INTERRUPTED = 0, 74, 130  # 74 is EX_IOERR; 130 = 128 + SIGINT, as shells count
+
+MAX_NAME = 300  # characters of a file's name in a message
 
 _LESS_MEMORY = (
     "remedies: a smaller batch (train.batch_size, sample.batch_size, --batch_size); in training also "
@@ -112,7 +115,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: CommandParser,
     """Parses `argv`, calls `main(args)`, and returns the exit code for `sys.exit`.
 
     A UserError becomes one line on stderr and its exit code (2, or 74 if the disk is full), a device out of memory one
-    line and code 2, Ctrl-C one line and code 130. Any other exception is a bug in ddpm_jax and keeps its traceback.
+    line and code 2, a file that the system refuses one line and code 2, Ctrl-C one line and code 130. Any other
+    exception is a bug in ddpm_jax and keeps its traceback.
     Output that cannot be written stops nothing; unless its reader left, as in `| head`, the exit code is then 74.
 
     Args:
@@ -143,6 +147,13 @@ def _exit_code_of(main: Callable[[argparse.Namespace], int | None], parser: Comm
         if what is None:
             raise
         print(f"error: the device is out of memory: {what}; {_LESS_MEMORY}", file=sys.stderr, flush=True)
+        return UserError.exit_code
+    except OSError as error:
+        # Of a file of the user's, or of the current folder that was deleted (without a name); else it is a bug.
+        if error.filename is None and error.errno != errno.ENOENT:
+            raise
+        name = "the current folder" if error.filename is None else f"{error.filename!r:.{MAX_NAME}}"
+        print(f"error: {name} cannot be used: {error.strerror}", file=sys.stderr, flush=True)
         return UserError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

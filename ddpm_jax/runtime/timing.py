@@ -1,6 +1,5 @@
 """Times a program over many repeats, and derives rates."""
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -67,6 +66,8 @@ def product_peak(mesh: Mesh, dtype: DTypeLike) -> dict[str, float]:
 def peak_memory(mesh: Mesh) -> dict[str, int]:
     """Peak bytes in use: "host", of this process, and "device", of its first device, if the device counts them."""
     per_unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, elsewhere in KiB
+    import resource  # which Windows lacks
+
     peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per_unit}
     stats = local_mesh(mesh).devices.flat[0].memory_stats() or {}  # None on CPU
     if "peak_bytes_in_use" in stats:

@@ -4,6 +4,7 @@ import os
 
 from ddpm_jax.runtime.errors import UserError, arg
 
+_LONGEST_NAME, _LONGEST_PATH = 200, 3500  # of 255 and 4,096 bytes; Orbax appends to the names, and adds files below
 _PATTERN = set("*?[")  # Orbax's merge of a checkpoint's files takes its path for a pattern
 
 
@@ -20,7 +21,15 @@ def check_workdir(workdir: str | os.PathLike) -> None:
             f"{arg('workdir')} must be a folder of this machine, or a mounted one; got {workdir!r}: write the run to a "
             "disk and copy the folder afterwards"
         )
+    if "\0" in workdir:
+        raise UserError(f"{arg('workdir')} must be printable text; got {workdir!r}: give another folder")
     path = os.path.abspath(workdir)
+    longest = max(len(os.fsencode(part)) for part in path.split(os.sep))
+    if longest > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise UserError(
+            f"{arg('workdir')} must be a path of at most {_LONGEST_PATH} bytes, {_LONGEST_NAME} in each name; got "
+            f"{len(os.fsencode(path))} and {longest}: give a shorter one"
+        )
     found = sorted(_PATTERN & set(path))
     if found:
         raise UserError(

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.experiment import resume, training_factory
+from ddpm_jax.data.image_source import ArraySource, RenamingSource
+from ddpm_jax.diffusion.schedules import SCHEDULES, UNREAD, make_schedule
+from ddpm_jax.experiment import resume, run_notes, training_factory
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_changes import CHANGEABLE, CHANGEABLE_AT_THE_END, check_same_run
 from ddpm_jax.experiment.config_files import load_config
@@ -151,3 +153,36 @@ def test_grids_that_take_most_of_a_run_come_with_a_remedy():
     assert before > 0.9 and after < 0.25
     (line,) = [note for note in notes_on(build_experiment(load_config("digits")), None) if "grids" in note]
     assert "fewer" not in line
+
+
+def test_fields_that_the_schedule_does_not_read_are_noted(tiny_config):
+    """Exactly those that change no beta."""
+    given = {"beta_start": 2e-4, "beta_end": 0.03}
+    for name in SCHEDULES:
+        for field, value in given.items():
+            same = np.array_equal(make_schedule(name).betas, make_schedule(name, **{field: value}).betas)
+            assert same == (field in UNREAD.get(name, ()))
+    notes = notes_on(build_experiment(tiny_config("schedule.beta_end=0.03", "schedule.beta_start=1e-5")), None)
+    assert "schedule.beta_start and schedule.beta_end have no effect on 'cosine'" in notes
+    assert not any("no effect" in note for note in notes_on(build_experiment(tiny_config()), None))
+
+
+def test_notes_about_size_images_and_checkpoints(tiny_config, monkeypatch):
+    noted = notes_on(build_experiment(tiny_config("data.name=image_folder", "data.flip=true")), None)
+    assert "half of the images are mirrored left-right at random; none: --config.data.flip=false" in noted
+    assert not any("checkpoint" in note for note in noted)
+    for every in (0, 8, 9):
+        notes = notes_on(build_experiment(tiny_config(f"train.checkpoint_every_steps={every}")), None)
+        assert any(note.startswith("one checkpoint, at the end; more") for note in notes)
+    monkeypatch.setattr(run_notes, "MOST_PARAMS_ON_CPU", 1000)
+    notes = notes_on(build_experiment(tiny_config()), None)
+    assert notes[0].startswith("a network of 0 M parameters is for a GPU or TPU: a step on a CPU takes seconds to")
+
+
+def test_classes_are_listed_with_names_and_counts():
+    source = ArraySource(np.zeros((5, 4, 4, 1), np.uint8), np.array([0, 2, 2, 1, 2]))
+    source = RenamingSource(source, lambda name: None)
+    assert run_notes.class_line(source, 4) == "0 (1), 1 (1), 2 (3), 3 (0)"
+    source._source.class_names = ("hat", "pants", "shoes")
+    assert run_notes.class_line(source, 3) == "0 hat (1), 1 pants (1), 2 shoes (3)"
+    assert run_notes.class_line(source, 20).endswith("11 (0), ... 19")

@@ -1,10 +1,12 @@
 """The commands take ml_collections' syntax in any order, and answer mistakes in one line with exit code 2."""
 
+import errno
+
 import jax
 import pytest
 
 from ddpm_jax.experiment.config_flags import ConfigParser, OverridesParser, split_config_flags
-from ddpm_jax.runtime.command_line import run
+from ddpm_jax.runtime.command_line import CommandParser, run
 from ddpm_jax.runtime.compilation import enable_compilation_cache
 from ddpm_jax.runtime.errors import UserError, out_of_memory
 
@@ -201,3 +203,27 @@ def test_cache_folder_that_cannot_be_written(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("warning: no compilation cache, because ")
     assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENAMETOOLONG, "Too long", "a" * 5000), f"'{'a' * 299} cannot be used: Too long"),
+        (FileExistsError(errno.EEXIST, "File exists", "/etc/passwd"), "'/etc/passwd' cannot be used: File exists"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "the current folder cannot be used: No such file"),
+    ],
+)
+def test_a_file_that_the_system_refuses_is_one_line(error, line, capsys):
+    def main(args):
+        raise error
+
+    assert run(main, CommandParser("sample", "Tests.", "none", compiles=False), []) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_other_errors_of_the_system_are_bugs():
+    def main(args):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with pytest.raises(OSError, match="Bad file"):
+        run(main, CommandParser("sample", "Tests.", "none", compiles=False), [])
