@@ -98,7 +98,7 @@ def write_diffusers(path: str | os.PathLike, config: Config, params: dict) -> No
 def _read_config(path: Path, wanted: str) -> dict[str, Any]:
     given = read_json(path)
     if given.get("_class_name") != wanted:
-        raise UserError(f"{path} is the config of a {given.get('_class_name')}; only a {wanted} can be imported")
+        raise UserError(f"{path} is the config of a {given.get('_class_name')!s:.100}; only a {wanted} can be imported")
     return given
 
 
@@ -113,7 +113,8 @@ def _pipeline_of(folder: Path) -> str | None:
             f"{folder / PIPELINE} is a {index.get('_class_name')} of {sorted(parts)}; only pipelines of a unet "
             "and a scheduler that work on pixels can be imported"
         )
-    return index.get("_class_name")
+    name = index.get("_class_name")
+    return name if isinstance(name, str) else None
 
 
 def _scheduler_of(folder: Path) -> Path:

@@ -21,7 +21,7 @@ _SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"
 SAMPLERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim", "PNDMScheduler": "plms"}
 _PIPELINE_STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50, "PNDMPipeline": 50}
 _SCHEDULER_STEPS = {"DDPMScheduler": 1000}  # without a pipeline: the number of the pipeline of that name
-_MOST_T = 1_000_000
+_MOST_T, _LEAST_BETA = 1_000_000, 1e-30
 _SAME = {"rtol": 1e-5, "atol": 1e-8}  # for betas: theirs may be float32 numbers
 
 
@@ -72,7 +72,8 @@ def _check_kinds(given: dict[str, Any], what: str) -> None:
     for name, kind in kinds.items():
         value = given.get(name)
         wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-        if (name in given and wrong) or (name == "steps_offset" and (value or 0) < 0):
+        wrong = wrong or (kind is int and not 0 <= value <= _MOST_T) or (kind == (int, float) and abs(value) > 1e30)
+        if name in given and wrong:
             raise UserError(f"{what} has {name}={str(value)[:40]!r}, which is not a valid value")
 
 
@@ -82,8 +83,10 @@ def _schedule_of(given: dict[str, Any], what: str) -> tuple[dict[str, Any], np.n
     start, end = given.get("beta_start", 1e-4), given.get("beta_end", 0.02)
     if not 0 < num_steps <= _MOST_T:
         raise UserError(f"{what} has num_train_timesteps={num_steps}: it must be in 1..{_MOST_T}")
-    if not (0 < start < 1 and 0 < end < 1):
-        raise UserError(f"{what} has beta_start={start} and beta_end={end}: they must be above 0 and below 1")
+    if not (_LEAST_BETA <= start < 1 and _LEAST_BETA <= end < 1):
+        raise UserError(
+            f"{what} has beta_start={start} and beta_end={end}: they must be at least {_LEAST_BETA} and below 1"
+        )
     zero = bool(given.get("rescale_betas_zero_snr", False))
     betas = _their_betas(given, num_steps, start, end, what)
     found = _named(betas, start, end)

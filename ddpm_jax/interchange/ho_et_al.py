@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.experiment.config_files import Config, load_config
 from ddpm_jax.interchange.imported_model import Imported, shapes_of
 from ddpm_jax.interchange.tensor_mapping import Match, Path, params_from
-from ddpm_jax.runtime.errors import check_one_of
+from ddpm_jax.runtime.errors import UserError, check_one_of
 
 # The experiment of each of their models, and the settings that differ from it.
 MODELS = {
@@ -77,7 +77,10 @@ def read_original_as(tensors: dict[str, np.ndarray], config: Config, *, what: st
     for name, tensor in tensors.items():
         if is_wanted(name) and name != _STEP:
             (averages if name.endswith(_AVERAGE) else weights)[name.removesuffix(_AVERAGE)] = tensor
-    notes = [f"it was trained for {int(tensors[_STEP]):,} updates"] if _STEP in tensors else []
+    step = tensors.get(_STEP)
+    if step is not None and (step.size != 1 or step.dtype.kind not in "fiu" or not np.all(np.isfinite(step))):
+        raise UserError(f"{what} has no number of updates in {_STEP}: it is damaged, or of another code")
+    notes = [] if step is None else [f"it was trained for {int(step.reshape(())):,} updates"]
     if not averages or not weights:
         notes.append("the file has one set of weights, used for both raw and averaged weights")
     shapes = shapes_of(config)

@@ -6,6 +6,7 @@ from ddpm_jax.interchange.crc32c import crc32c, unmasked
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
+_MOST_KEY_BYTES = 4096  # of the name of a tensor; names share prefixes, and could unfold to any size
 _TRAILER_BYTES = 5  # of a block: the kind of compression, and a checksum of the block and that kind
 
 
@@ -24,8 +25,12 @@ def table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = data[-_FOOTER_BYTES:]
     _, at = _handle(footer, 0)  # the block with metadata
     index, _ = _handle(footer, at)
+    left = len(data)  # each block is listed once, so that all of them together are smaller than the file
     for _, value in _entries(_block(data, *index)):
         handle, _ = _handle(value, 0)
+        left -= handle[1]
+        if left < 0:
+            raise DamagedFile("its blocks are larger than the whole")
         yield from _entries(_block(data, *handle))
 
 
@@ -78,6 +83,8 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         if shared > len(key) or at + unshared + size > end:
             raise DamagedFile("an entry is outside its block")
         key = key[:shared] + block[at : at + unshared]
+        if len(key) > _MOST_KEY_BYTES:
+            raise DamagedFile(f"a name has {len(key)} bytes")
         at += unshared
         yield key, block[at : at + size]
         at += size

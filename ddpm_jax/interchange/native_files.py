@@ -1,7 +1,9 @@
 """Our own weights as plain files, .safetensors and .npz: arrays by path, together with the config."""
 
 import os
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,13 @@ from ddpm_jax.interchange.tensor_mapping import Match, leaf_shapes, params_from,
 from ddpm_jax.interchange.tensor_mapping import Path as LeafPath
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
+
+_MOST_COMPRESSED, _SPARE_BYTES = 20, 2**28  # weights hardly compress: to a twentieth of their size, and 256 MB more
+# NumPy parses headers as Python, and allocates what they claim; an archive with a password raises RuntimeError.
+_DAMAGE = (
+    ValueError, TypeError, EOFError, KeyError, AttributeError, MemoryError, OverflowError, RuntimeError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def is_own_safetensors(path: Path) -> bool:
@@ -36,10 +45,16 @@ def read_npz(path: str | os.PathLike) -> Imported:
     """The network in an .npz file of ours; raises UserError for anything else. Pickled arrays are not read."""
     try:
         with np.load(path, allow_pickle=False) as file:
+            unpacked = sum(entry.file_size for entry in file.zip.infolist())
+            if unpacked > _MOST_COMPRESSED * os.path.getsize(path) + _SPARE_BYTES:
+                raise ValueError(f"it unpacks to {unpacked / 1e9:.3g} GB")
             arrays = {name: file[name] for name in file.files}
+        for name, array in arrays.items():
+            if name != OWN_CONFIG and array.dtype.kind not in "fiu":
+                raise ValueError(f"{name[:100]!r} is no array of numbers but of {array.dtype}")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is truncated, damaged or not a numeric .npz file ({said}): copy it again") from error
     config = arrays.pop(OWN_CONFIG, None)

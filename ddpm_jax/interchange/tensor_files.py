@@ -80,7 +80,10 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
             raise UserError(f"{name} of {path} has the type {entry['dtype']}; allowed are {sorted(_DTYPES)}")
-        tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        try:
+            tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        except (ValueError, OverflowError) as error:  # more axes than NumPy has, or a size beyond its numbers
+            raise UserError(f"{name:.100} of {path} has a shape that cannot be read ({error})") from None
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__") or {}
 

@@ -159,6 +159,7 @@ def _read_tensor(name: str, entry: _Entry, shards: list[Path]) -> np.ndarray:
         raise UserError(f"{name} has TensorFlow's type number {entry.dtype}; only {sorted(_DTYPES)} can be read")
     dtype = np.dtype(_DTYPES[entry.dtype])
     fits = entry.size == math.prod(entry.shape) * dtype.itemsize and len(entry.shape) <= _MOST_DIMENSIONS
+    fits &= math.prod(max(size, 1) for size in entry.shape) < 2**48  # NumPy checks the product without zeros
     if not fits or entry.shard >= len(shards):
         raise UserError(f"the checkpoint is damaged: the entry of {name} contradicts itself; copy it again")
     shard = shards[entry.shard]

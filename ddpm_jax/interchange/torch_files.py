@@ -15,6 +15,8 @@ from ddpm_jax.runtime.errors import UserError
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file by PyTorch before 1.6
 _LEGACY_START = b"\x80"
+_SHARED, _SPARE_BYTES = 4, 64 * 2**20  # tensors may take 4 times the bytes of the file, and 64 MB
+_MOST_OBJECTS = 10**6  # when all references are followed
 _LEGACY_VERSION = 1001
 
 
@@ -42,7 +44,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, Any]:
                 loaded = _read_legacy(file, path)
             else:
                 raise UserError(f"{path} was not written by torch.save: it starts with {start!r}")
-        loaded = _plain(loaded, {})
+        loaded = _Plain(os.path.getsize(path)).of(loaded)
     except UserError:
         raise
     except OSError as error:
@@ -138,27 +140,52 @@ def _numbers(data: bytes, byteorder: str, storage: Storage) -> np.ndarray:
     return raw.astype(raw.dtype.newbyteorder("="), copy=False).view(storage.dtype)
 
 
-def _plain(value: Any, done: dict[int, Any]) -> Any:
-    """Dicts by name, arrays, numbers, strings and lists; objects that are referenced twice are converted once.
+class _Plain:
+    """Converts what a pickle held to dicts by name, arrays, numbers, strings and lists.
 
-    Raises:
-      ValueError: it contains itself, or an object of another kind.
+    Args:
+      file_bytes: size of the file, which bounds the memory: tensors may share storages, but not without end.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if id(value) in done:
-        if done[id(value)] is value:  # conversion started but not finished
-            raise ValueError("a container that contains itself")
-        return done[id(value)]
-    done[id(value)] = value
-    if isinstance(value, Tensor):
-        plain: Any = value.array()
-    elif isinstance(value, dict):
-        plain = {str(key): _plain(item, done) for key, item in value.items()}
-    elif isinstance(value, (list, tuple)):
-        plain = [_plain(item, done) for item in value]
-    else:
-        raise ValueError(f"it contains a {type(value).__name__}")
-    done[id(value)] = plain
-    return plain
+
+    def __init__(self, file_bytes: int):
+        self._bytes_left = _SHARED * file_bytes + _SPARE_BYTES
+        self._done: dict[int, tuple[Any, Any, int]] = {}  # id -> (value, converted, objects when unfolded)
+
+    def of(self, value: Any) -> Any:
+        """The converted value; objects that are referenced twice are converted once.
+
+        Raises:
+          ValueError: it contains itself, or an object of another kind, or is beyond a bound.
+        """
+        return self._converted(value)[0]
+
+    def _converted(self, value: Any) -> tuple[Any, int]:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value, 1
+        if id(value) in self._done:
+            _, plain, unfolded = self._done[id(value)]
+            if not unfolded:  # conversion started but not finished
+                raise ValueError("a container that contains itself")
+            return plain, unfolded
+        self._done[id(value)] = value, None, 0
+        unfolded = 1
+        if isinstance(value, Tensor):
+            self._bytes_left -= value.num_bytes
+            if self._bytes_left < 0:
+                raise ValueError("its tensors take far more memory than the file has bytes")
+            plain: Any = value.array()
+        elif isinstance(value, (dict, list, tuple)):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pairs = []
+            for key, item in items:
+                converted, number = self._converted(item)
+                pairs.append((str(key), converted))
+                unfolded += number
+            plain = dict(pairs) if isinstance(value, dict) else [item for _, item in pairs]
+        else:
+            raise ValueError(f"it contains a {type(value).__name__}")
+        if unfolded > _MOST_OBJECTS:
+            raise ValueError("its objects refer to each other too often")
+        self._done[id(value)] = value, plain, unfolded
+        return plain, unfolded
 

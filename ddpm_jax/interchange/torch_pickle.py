@@ -7,7 +7,6 @@ of tensors need; every other name is refused before anything happens.
 import io
 import math
 import pickle
-import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ddpm_jax.interchange.pickle_limits import check_pickle
 from ddpm_jax.runtime.errors import UserError
 
 # torch's name of a storage and of a dtype -> NumPy's dtype.
@@ -30,14 +30,12 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-# For these, Python allocates memory before it checks that the file has the data; torch.save writes none of them.
-_REFUSED_OPCODES = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4", "INST", "OBJ"}
 _SMALL = 2**20  # elements: an expanded tensor (stride 0) may have this many more than its storage
 
 # Exceptions of reading a damaged or hostile pickle, found by truncating and changing files.
 DAMAGE = (
     pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
-    MemoryError, RecursionError, UnicodeDecodeError,
+    MemoryError, RecursionError, RuntimeError, UnicodeDecodeError,
 )  # fmt: skip
 
 
@@ -66,6 +64,12 @@ class Tensor:
 
     def __setstate__(self, state: Any) -> None:
         raise ValueError("a tensor has no state")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the array; 0 for a shape that `array` refuses."""
+        sizes = [size for size in self.shape if isinstance(size, int) and size >= 0]
+        return math.prod(sizes[:64]) * self.storage.dtype.itemsize if len(sizes) == len(self.shape) else 0
 
     def array(self) -> np.ndarray:
         """A copy, C-contiguous.
@@ -203,11 +207,7 @@ def load_pickle(
     start = file.tell()
     size = file.seek(0, io.SEEK_END)
     file.seek(start)
-    for opcode, argument, _ in pickletools.genops(file):
-        # Python allocates the memo by its largest index.
-        beyond = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > size
-        if opcode.name in _REFUSED_OPCODES or beyond:
-            raise pickle.UnpicklingError(f"the opcode {opcode.name}, which torch.save does not write")
+    check_pickle(file, size)
     end = file.tell()
     file.seek(start)
     return _Unpickler(file.read(end - start), what, load_storage or no_storage, torch_script).load()
