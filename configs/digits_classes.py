@@ -1,8 +1,8 @@
 """The digits with classes and classifier-free guidance: you choose which digit to draw; 0.7 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/digits_classes.py --workdir=runs/digits_classes
-Then: python -m ddpm_jax.sample --workdir=runs/digits_classes --num_samples=100 --guidance_scale=3 --out=guided
-Hardware and time: 2 CPU cores, about 7 minutes.
+Then: python -m ddpm_jax.sample --workdir=runs/digits_classes --num_samples=100 --guidance_scale=2 --out=guided
+Hardware and time: 2 CPU cores, about 8 minutes.
 Expected results: docs/guidance.md.
 
 A tenth of the training images are shown without their class, so that the network also learns the distribution of all

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,18 +70,44 @@ def _wandb_id(workdir: str) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def open_sinks(
-    workdir: str, start_step: int, *, wandb_project: str, config: Mapping[str, Any], note: Callable[[str], None]
-) -> list[Sink]:
-    """TensorBoard if tensorboardX is installed (else a `note` says so); wandb if a project is named."""
-    sinks: list[Sink] = []
+@dataclass(frozen=True)
+class RunFacts:
+    """What a sink may need to know of a run when it is opened.
+
+    Attributes:
+      workdir: folder of the run.
+      start_step: the step that the run continues from.
+      wandb_project: the project of Weights & Biases; empty: none.
+      config: the fields of the config by name.
+      note: prints a line.
+    """
+
+    workdir: str
+    start_step: int
+    wandb_project: str
+    config: Mapping[str, Any]
+    note: Callable[[str], None]
+
+
+def _tensorboard(facts: RunFacts) -> Sink | None:
     try:
-        sinks.append(TensorboardEvents(workdir, start_step))
+        return TensorboardEvents(facts.workdir, facts.start_step)
     except ImportError:
-        note("no TensorBoard events, because tensorboardX is not installed: pip install tensorboardX")
-    if wandb_project:
-        sinks.append(WandbSink(wandb_project, workdir, config))
-    return sinks
+        facts.note("no TensorBoard events, because tensorboardX is not installed: pip install tensorboardX")
+        return None
+
+
+def _wandb(facts: RunFacts) -> Sink | None:
+    return WandbSink(facts.wandb_project, facts.workdir, facts.config) if facts.wandb_project else None
+
+
+# Each opens a sink for a run, or returns None; called on the first process, at the start and after a rewind.
+SINKS: list[Callable[[RunFacts], Sink | None]] = [_tensorboard, _wandb]
+
+
+def open_sinks(facts: RunFacts) -> list[Sink]:
+    """All sinks of the table that a run has."""
+    return [sink for open_sink in SINKS if (sink := open_sink(facts)) is not None]
 
 
 def check_wandb(project: str) -> None:

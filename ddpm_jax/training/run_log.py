@@ -15,7 +15,7 @@ from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.json_files import is_count, parse_json
 from ddpm_jax.runtime.progress import format_duration, format_rate
 from ddpm_jax.training.jsonl_writer import JsonlWriter
-from ddpm_jax.training.log_sinks import open_sinks
+from ddpm_jax.training.log_sinks import RunFacts, open_sinks
 
 METRICS_FILE = "metrics.jsonl"
 # The first columns of a line on the screen: name in the file -> name and format on the screen.
@@ -127,13 +127,8 @@ class Reporter:
         self._pauses: deque[float] = deque(maxlen=20)  # seconds at checkpoints
         self._last = (start_step, self._clock())
         self._file = JsonlWriter(self._path)
-        self._sinks = open_sinks(
-            str(self._path.parent),
-            start_step,
-            wandb_project=self._wandb_project,
-            config=self._config,
-            note=self.note,
-        )
+        facts = RunFacts(str(self._path.parent), start_step, self._wandb_project, self._config, self.note)
+        self._sinks = open_sinks(facts)
 
     def rewind(self, step: int) -> None:
         """Removes what was reported about later steps, which are about to be taken again."""

@@ -11,6 +11,7 @@ import pytest
 from ddpm_jax import train as train_command
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.training import log_sinks
 from ddpm_jax.training.log_sinks import check_wandb
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter
@@ -118,3 +119,28 @@ def test_tensorboard_does_not_import_pytorch(tmp_path):
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout) == (0, "written\nimported\n"), run.stderr
+
+
+def test_a_sink_of_your_own_gets_numbers_and_images(tmp_path, monkeypatch):
+    class Own:
+        def __init__(self, facts):
+            self.seen = [(facts.workdir, facts.start_step, dict(facts.config))]
+            opened.append(self)
+
+        def numbers(self, step, numbers):
+            self.seen.append((step, dict(numbers)))
+
+        def image(self, name, image, step):
+            self.seen.append((name, image.shape, step))
+
+        def close(self):
+            self.seen.append("closed")
+
+    opened = []
+    monkeypatch.setattr(log_sinks, "SINKS", [*log_sinks.SINKS, lambda facts: None, Own])
+    with Reporter(tmp_path, start_step=3, config={"a.b": 1}, print_line=lambda line: None) as reporter:
+        reporter.log(4, {"loss": 0.5})
+        reporter.image("samples", np.zeros((2, 2, 3), np.uint8), 4)
+    assert opened[0].seen == [
+        (str(tmp_path), 3, {"a.b": 1}), (4, {"loss": 0.5}), ("samples", (2, 2, 3), 4), "closed"
+    ]  # fmt: skip
