@@ -48,7 +48,8 @@ def config_from_json(text: str) -> ConfigDict:
     try:
         values = parse_json(text, dict)
         for group, fields in values.items():
-            _check_group(group, fields)
+            if isinstance(fields, dict):  # anything else is no field of any experiment, which a caller says
+                _check_group(group, fields)
     except ValueError as error:
         raise UserError(
             f"the saved config is damaged: {error}; restore it or start in another workdir"
@@ -56,10 +57,8 @@ def config_from_json(text: str) -> ConfigDict:
     return ConfigDict(with_new_names(with_tuples(values))).lock()
 
 
-def _check_group(group: str, fields: Any) -> None:
-    """Raises ValueError unless this is a group of fields, or of further groups, with plain names."""
-    if not isinstance(fields, dict):
-        raise ValueError(f"{group[:100]!r} must be a group of fields; got {type(fields).__name__}")
+def _check_group(group: str, fields: dict) -> None:
+    """Raises ValueError unless the names of the group's fields, and of further groups in it, are plain."""
     for name, value in fields.items():
         if not (group.replace(".", "").isidentifier() and name.isidentifier()):
             raise ValueError(f"{f'{group}.{name}'[:100]!r} is no name of a field")

@@ -21,7 +21,7 @@ _SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"
 SAMPLERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim", "PNDMScheduler": "plms"}
 _PIPELINE_STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50, "PNDMPipeline": 50}
 _SCHEDULER_STEPS = {"DDPMScheduler": 1000}  # without a pipeline: the number of the pipeline of that name
-_MOST_T, _LEAST_BETA = 1_000_000, 1e-30
+_MOST_T, _LEAST_BETA, _MOST_NUMBER = 1_000_000, 1e-30, 1e30
 _SAME = {"rtol": 1e-5, "atol": 1e-8}  # for betas: theirs may be float32 numbers
 
 
@@ -72,7 +72,10 @@ def _check_kinds(given: dict[str, Any], what: str) -> None:
     for name, kind in kinds.items():
         value = given.get(name)
         wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-        wrong = wrong or (kind is int and not 0 <= value <= _MOST_T) or (kind == (int, float) and abs(value) > 1e30)
+        if not wrong and name == "steps_offset":
+            wrong = not 0 <= value <= _MOST_T
+        elif not wrong and kind == (int, float):
+            wrong = not abs(value) < _MOST_NUMBER
         if name in given and wrong:
             raise UserError(f"{what} has {name}={str(value)[:40]!r}, which is not a valid value")
 

@@ -54,6 +54,9 @@ class _Echo:
 
     def __init__(self, numbers: list[int], reading: int, writing: int):
         self._numbers, self._reading, self._writing = set(numbers), reading, writing
+        self._forced_end: threading.Timer | None = None
+        self._closed = False
+        self._lock = threading.Lock()
         threading.Thread(target=self._listen, name="ddpm_jax-signals", daemon=True).start()
 
     @classmethod
@@ -84,12 +87,24 @@ class _Echo:
                     )
                 else:
                     self._say(f"{name} again: ending without saving")
-                    threading.Timer(_AT_ONCE_SECONDS, os._exit, [128 + number[0]]).start()
+                    self._end_by_force(128 + number[0])
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    def _end_by_force(self, exit_code: int) -> None:
+        """Ends the process, unless the main thread comes back in time: it may belong to more than this run."""
+        with self._lock:
+            if not self._closed and self._forced_end is None:
+                self._forced_end = threading.Timer(_AT_ONCE_SECONDS, os._exit, [exit_code])
+                self._forced_end.daemon = True
+                self._forced_end.start()
+
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and a forced end that has not come yet."""
+        with self._lock:
+            self._closed = True
+            if self._forced_end is not None:
+                self._forced_end.cancel()
         signal.set_wakeup_fd(-1)
         os.close(self._writing)

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from ddpm_jax.training import stop_request
 from ddpm_jax.training.stop_request import StopRequest
 
 
@@ -60,6 +62,25 @@ def test_signals_are_answered_while_the_main_thread_waits():
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "SIGINT again: ending without saving\n"
     assert process.wait(timeout=15) == 130
+
+
+def test_a_program_that_goes_on_after_two_signals_is_not_ended(monkeypatch):
+    """As in an interactive session: the second signal is a KeyboardInterrupt, and the session stays."""
+    ended = []
+    monkeypatch.setattr(stop_request, "_AT_ONCE_SECONDS", 0.2)
+    monkeypatch.setattr(stop_request.os, "_exit", ended.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stop.signal_number == signal.SIGINT
+    for thread in threading.enumerate():  # a timer that were still alive would have acted by the end of this
+        if isinstance(thread, threading.Timer):
+            thread.join()
+    assert ended == []
 
 
 def test_another_listener_stays(capfd):
