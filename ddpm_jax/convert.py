@@ -21,8 +21,9 @@ EXAMPLE = (
 PURPOSE = """\
 Imports (--from) and exports (--to) weights. --from makes a workdir from a trained network, for sample, evaluate, train:
   diffusers    a folder of DDPMPipeline or UNet2DModel (google/ddpm-*), or its .safetensors or .bin file
-  openai       FILE.pt of improved-diffusion or guided-diffusion, under its published name or with --model
-  original     PREFIX of a TensorFlow checkpoint of the code of Ho et al. (PREFIX.index), with --model
+  openai       FILE.pt of improved-diffusion or guided-diffusion, under its published name, with --model, or, if you
+               trained it, with --architecture
+  original     PREFIX of a TensorFlow checkpoint of the code of Ho et al. (PREFIX.index), with --model or --architecture
   safetensors, npz   files written by --to
 --to writes the weights of a workdir: a folder for DDPMPipeline.from_pretrained, or a .safetensors or .npz file.
 No code in a file is executed. Supported models and settings: docs/weights.md."""
@@ -35,6 +36,7 @@ class Format:
     Attributes:
       recognises: whether a path to import from has this format.
       read: path -> Imported; (path, model) -> Imported if the file does not say which network it belongs to.
+      read_as: (path, config, qkv_order) -> Imported, the network of a config; None if the file says which it is.
       write: (path, config, params) -> None; None if the format cannot be written.
       models: the networks that a file may belong to, if it does not say so itself.
       named: whether a recognised file says by its name which network it belongs to.
@@ -42,6 +44,7 @@ class Format:
 
     recognises: Callable[[Path], bool]
     read: Callable[..., Any]
+    read_as: Callable[[Path, Any, str], Any] | None = None
     write: Callable[[Path, Any, dict], None] | None = None
     models: Sequence[str] = ()
     named: bool = False
@@ -58,22 +61,33 @@ def _formats() -> dict[str, Format]:
     def read_openai(path: Path, model: str) -> Any:
         return openai.read_openai(tensor_files.read_tensors(path)[0], model)
 
+    def read_openai_as(path: Path, config: Any, qkv_order: str) -> Any:
+        return openai.read_openai_as(
+            tensor_files.read_tensors(path)[0], config, qkv_order=qkv_order, what=str(path)
+        )
+
     def is_original(path: Path) -> bool:
         return Path(f"{path}.index").is_file() or path.suffix == ".index"
 
     def read_original(path: Path, model: str) -> Any:
-        prefix = str(path).removesuffix(".index")
-        tensors = tensorflow_checkpoint.read_tensorflow_checkpoint(prefix, ho_et_al.is_wanted)
-        return ho_et_al.read_original(tensors, model)
+        return ho_et_al.read_original(tensors_of_original(path), model)
 
+    def read_original_as(path: Path, config: Any, qkv_order: str) -> Any:
+        if qkv_order != "heads_first":
+            raise UserError("--qkv_order is only for openai: leave it out")
+        return ho_et_al.read_original_as(tensors_of_original(path), config, what=str(path))
+
+    def tensors_of_original(path: Path) -> dict:
+        prefix = str(path).removesuffix(".index")
+        return tensorflow_checkpoint.read_tensorflow_checkpoint(prefix, ho_et_al.is_wanted)
+
+    own = native_files
     return {
-        "npz": Format(native_files.is_npz, native_files.read_npz, native_files.write_npz),
-        "diffusers": Format(diffusers.is_diffusers, diffusers.read_diffusers, diffusers.write_diffusers),
-        "safetensors": Format(
-            native_files.is_own_safetensors, native_files.read_own_safetensors, native_files.write_own_safetensors
-        ),
-        "openai": Format(is_openai, read_openai, models=sorted(openai.MODELS), named=True),
-        "original": Format(is_original, read_original, models=sorted(ho_et_al.MODELS)),
+        "npz": Format(own.is_npz, own.read_npz, write=own.write_npz),
+        "diffusers": Format(diffusers.is_diffusers, diffusers.read_diffusers, write=diffusers.write_diffusers),
+        "safetensors": Format(own.is_own_safetensors, own.read_own_safetensors, write=own.write_own_safetensors),
+        "openai": Format(is_openai, read_openai, read_openai_as, models=sorted(openai.MODELS), named=True),
+        "original": Format(is_original, read_original, read_original_as, models=sorted(ho_et_al.MODELS)),
     }
 
 
@@ -87,6 +101,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", metavar="PATH", help="export to a new folder, FILE.safetensors or FILE.npz")
     parser.add_argument("--format", metavar="NAME", help="one of the formats above; by default guessed from PATH")
     parser.add_argument("--model", metavar="NAME", help="for openai and original: a name in docs/published_models.md")
+    parser.add_argument(
+        "--architecture", metavar="CONFIG",
+        help="for openai and original, in place of --model: the config of the network that you trained there, such as\n"
+             "improved_cifar10, a file, and --config.GROUP.FIELD=VALUE",
+    )  # fmt: skip
+    parser.add_argument(
+        "--qkv_order", metavar="NAME",
+        help="with --architecture: heads_first (default), or qkv_first for --use_new_attention_order True",
+    )
     parser.add_argument(
         "--weights", metavar="ema|ema/DECAY|raw",
         help="with --to: ema, the first average (default); ema/0.9999, the one with this decay; raw, not averaged",
@@ -106,6 +129,8 @@ def _convert(args: argparse.Namespace) -> None:
     if args.format is not None:
         check_one_of("--format", args.format, formats)
     if args.to is not None:
+        if args.architecture is not None or args.qkv_order is not None:
+            raise UserError("--architecture is only for --from: a run already has its network")
         if args.overrides:
             raise UserError(f"--config.{args.overrides[0]} is only for --from: a run already has its config")
         _export(args, formats)
@@ -113,12 +138,18 @@ def _convert(args: argparse.Namespace) -> None:
     for name in ("weights", "step", "best"):
         if getattr(args, name) not in (None, False):
             raise UserError(f"--{name} is only for --to: an import takes the weights that the file holds")
+    if args.architecture is not None and args.model is not None:
+        raise UserError("--model names a published network, and --architecture describes another: give one of them")
+    if args.qkv_order is not None:
+        if args.architecture is None:
+            raise UserError("--qkv_order is only for --architecture: a published network has its own")
+        check_one_of("--qkv_order", args.qkv_order, ("heads_first", "qkv_first"))
     _import(args, formats)
 
 
 def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     from ddpm_jax.experiment.config_changes import changed_import
-    from ddpm_jax.experiment.config_files import changed
+    from ddpm_jax.experiment.config_files import changed, load_config
     from ddpm_jax.experiment.packaged_configs import base_config
     from ddpm_jax.experiment.trained_run import TrainedRun
     from ddpm_jax.interchange.hub import download, is_hub_name
@@ -135,17 +166,32 @@ def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
             hidden = f"; for a model of the Hub run it where there is no folder {str(path.parent)!r}"
             hidden = hidden if is_hub_name(args.source) else ""
             raise UserError(f"--from must be a folder or a file that exists; there is no {args.source!r}{hidden}")
-        if args.model is not None or args.format not in (None, "diffusers"):
-            raise UserError(f"--from={args.source} is a model of the Hub for diffusers: leave out --format, --model")
+        if args.model is not None or args.architecture is not None or args.format not in (None, "diffusers"):
+            raise UserError(
+                f"--from={args.source} is a model of the Hub for diffusers: leave out --format, --model, --architecture"
+            )
         path = download(args.source)
     name = args.format or next((name for name, kind in formats.items() if kind.recognises(path)), None)
+    if name is None and args.architecture is not None and path.suffix == ".pt":
+        name = "openai"
     if name is None:
+        own = (
+            "; one that you trained with improved-diffusion or guided-diffusion needs --architecture=CONFIG"
+            if path.suffix == ".pt"
+            else ""
+        )
         raise UserError(
             f"--from={args.source}: its format is not recognised; a file of weights needs its config.json and "
-            f"scheduler_config.json in the same folder; or give --format, one of {sorted(formats)}"
+            f"scheduler_config.json in the same folder; or give --format, one of {sorted(formats)}{own}"
         )
-    imported = formats[name].read(path, *_model(args.model, formats[name], name, path))
-    imported = dataclasses.replace(imported, config=changed_import(imported.config, args.overrides))
+    if args.architecture is not None:
+        if formats[name].read_as is None:
+            raise UserError(f"--architecture is not for {name}: its files say which network they belong to")
+        config = load_config(args.architecture, args.overrides)
+        imported = formats[name].read_as(path, config, args.qkv_order or "heads_first")
+    else:
+        imported = formats[name].read(path, *_model(args.model, formats[name], name, path))
+        imported = dataclasses.replace(imported, config=changed_import(imported.config, args.overrides))
     run = TrainedRun(0, imported.config, imported.params)
     run.check_params()
     write_workdir(imported, args.workdir)
@@ -163,7 +209,9 @@ def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str,
             raise UserError(f"--model={given} is not for {name}: its files say which network they belong to")
         return ()
     if given is None and not (kind.named and kind.recognises(path)):
-        raise UserError(f"{path} does not say which network it belongs to: give --model, one of {kind.models}")
+        raise UserError(
+            f"{path} does not say which network it belongs to: give --model, one of {kind.models}, or --architecture"
+        )
     return (given or path.stem,)
 
 

@@ -123,8 +123,11 @@ def read_openai_as(
     Raises:
       UserError: the tensors do not fit the config's network.
     """
+    network = build_model(config)
+    if not isinstance(network, UNet):
+        raise UserError(f"{what} is of a U-Net, and the config has model.name={type(network).__name__!r}: take 'unet'")
     shapes = shapes_of(config)
-    params = params_from(openai_matches(build_model(config), shapes, qkv_order), tensors, shapes, what)
+    params = params_from(openai_matches(network, shapes, qkv_order), tensors, shapes, what)
     return Imported(
         config, params, params, ("the file has one set of weights, used for both raw and averaged weights",)
     )

@@ -38,7 +38,7 @@ def train():
     optimizer, decays = optax.adam(1e-3), make_ema_decays([0.9])
     state = init_state(params, optimizer, decays)
     objective = DiffusionObjective(model, make_loss_fn(process), make_timestep_sampler("stratified", 10))
-    step = make_train_step(objective, optimizer, ema_decays=decays, spec=SPEC, drop_rate=0.5, flip=True)
+    step = jax.jit(make_train_step(objective, optimizer, ema_decays=decays, spec=SPEC, drop_rate=0.5, flip=True))
     images = np.arange(8 * 16, dtype=np.uint8).reshape(8, *SHAPE)
     labels = np.arange(8, dtype=np.int32) % 3
     losses = []
@@ -60,9 +60,13 @@ def likelihood():
     denoise_fn = make_denoiser(process, lambda x_t, t: 0.5 * x_t, x_0_limit=None)
     keys = sample_keys(jax.random.key(0), jnp.arange(2))
     x_0 = jnp.asarray(np.linspace(-1, 1, 32).reshape(2, *SHAPE), jnp.float32)
-    probes = {f"ode {n}": ode_bits_per_dim(process, denoise_fn, x_0=x_0, keys=keys, num_ode_steps=2, num_probes=n)
-              for n in (0, 1)}  # fmt: skip
-    return probes | bits_per_dim(process, denoise_fn, x_0=x_0, key=jax.random.key(1))
+
+    def compute(x_0, keys):
+        flow = {f"ode {n}": ode_bits_per_dim(process, denoise_fn, x_0=x_0, keys=keys, num_ode_steps=2, num_probes=n)
+                for n in (0, 1)}  # fmt: skip
+        return flow | bits_per_dim(process, denoise_fn, x_0=x_0, key=jax.random.key(1))
+
+    return jax.jit(compute)(x_0, keys)
 
 
 def draws():

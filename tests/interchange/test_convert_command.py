@@ -188,17 +188,28 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
         (["--from={classifier}"], "64x64_classifier is a classifier"),
         (["--to=x", "--format=openai"], "--format=openai can only be imported"),
         (["--to=x", "--model=cifar10"], "--model is only for --from"),
+        (["--from={mine}"], "trained with improved-diffusion or guided-diffusion needs --architecture=CONFIG"),
+        (["--from={mine}", "--architecture=improved_cifar10"], "lacks conv_in|has, but the network|lacks input_blocks"),
+        (["--from={mine}", "--architecture=nothing"], "no experiment 'nothing'"),
+        (["--from={mine}", "--architecture=digits", "--config.model.name=conv_net"], "is of a U-Net"),
+        (["--from={mine}", "--architecture=digits", "--model=lsun_cat"], "describes another: give one of them"),
+        (["--from={mine}", "--qkv_order=qkv_first"], "--qkv_order is only for --architecture"),
+        (["--from={mine}", "--architecture=digits", "--qkv_order=x"], "--qkv_order must be one of"),
+        (["--from={folder}", "--architecture=digits"], "--architecture is not for diffusers"),
+        (["--from={tensorflow}", "--architecture=digits", "--qkv_order=qkv_first"], "--qkv_order is only for openai"),
+        (["--to=x", "--architecture=digits"], "--architecture is only for --from"),
         (["--to=x.pt"], "--to must be a folder, FILE.safetensors or FILE.npz"),
         (["--to=x.npz", "--config.data.path=x"], "is only for --from"),
         (["--frm=x"], "unknown flag '--frm'; did you mean '--from'"),
     ],
 )
 def test_mistakes_are_one_line(folder, pictures, tmp_path, capsys, argv, match):
-    classifier = tmp_path / "64x64_classifier.pt"
-    with zipfile.ZipFile(classifier, "w") as archive:  # an empty dict, as torch.save writes it
-        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+    classifier, mine = tmp_path / "64x64_classifier.pt", tmp_path / "ema_0.9999_050000.pt"
+    for path in (classifier, mine):
+        with zipfile.ZipFile(path, "w") as archive:  # an empty dict, as torch.save writes it
+            archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
     tensorflow = Path(__file__).parent / "tensorflow_files" / "model.ckpt-3"
-    paths = {"folder": folder, "pictures": pictures, "classifier": classifier, "tensorflow": tensorflow}
+    paths = {"folder": folder, "pictures": pictures, "classifier": classifier, "mine": mine, "tensorflow": tensorflow}
     argv = [argument.format(**paths) for argument in argv]
     assert run_convert(*argv, f"--workdir={tmp_path / 'run'}") == 2
     err = capsys.readouterr().err.splitlines()

@@ -6,10 +6,13 @@ That the weights give the same output, and the counts, is tests/parity/test_pari
 import jax
 import numpy as np
 import pytest
+from test_torch_files import Stored, tensor, zip_file
 
+from ddpm_jax import convert
 from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.model_factory import build_model
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.interchange.openai import MODELS, REFUSED, openai_matches, read_openai, read_openai_as
 from ddpm_jax.interchange.tensor_mapping import leaf_shapes, tensors_from
 from ddpm_jax.models.parameters import init_params
@@ -125,3 +128,21 @@ def test_what_a_published_config_says(name):
     assert unet.dropout == (0.0 if name.endswith("nodropout") else dropout)
     labelled = name == "imagenet64_cond_270M_250K" or name.endswith("_diffusion")
     assert config.model.num_classes == (1000 if labelled else 0)
+
+
+@pytest.mark.parametrize("order", ["heads_first", "qkv_first"])
+def test_a_file_of_their_trainer_by_the_command(order, tensors, tmp_path):
+    """ema_0.9999_050000.pt does not say which network it is of: --architecture does."""
+    storages, value = {}, {}
+    for number, (name, array) in enumerate(tensors.items()):
+        storages[str(number)] = array.tobytes()
+        strides = tuple(np.array(array.strides) // 4)
+        value[name] = tensor(Stored("FloatStorage", str(number), array.size), array.shape, tuple(map(int, strides)))
+    path = zip_file(tmp_path / "ema_0.9999_050000.pt", value, storages)
+    flags = [f"--config.{field}" for field in SMALL] + [f"--qkv_order={order}"] * (order != "heads_first")
+    argv = [f"--from={path}", "--architecture=improved_cifar10", f"--workdir={tmp_path / 'run'}", *flags]
+    assert convert.main(argv) == 0
+    run = open_run(str(tmp_path / "run"))
+    expected = read_openai_as(tensors, CONFIG, qkv_order=order)
+    assert jax.tree.all(jax.tree.map(np.array_equal, run.params, expected.params))
+    assert run.config == expected.config

@@ -56,7 +56,7 @@ def inputs():
     return jnp.asarray(rng.standard_normal((BATCH, *SHAPE)), jnp.float32), jnp.arange(BATCH) * 100
 
 
-@pytest.mark.parametrize("sizes", [(), (6,), (4, 3, 2), (2, 2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(), (6,), (4, 3, 2)])
 def test_conv_net_takes_any_number_of_axes(sizes):
     """A pattern that is shifted in the input is shifted in the output, along every axis, away from the borders."""
     network = NETWORKS["conv_net"].module(channels=8, num_layers=1, out_channels=5)
