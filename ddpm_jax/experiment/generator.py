@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -20,7 +21,7 @@ from ddpm_jax.diffusion.samplers.sampling_loop import EditFn, SamplerState, init
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
-from ddpm_jax.runtime.errors import check_between
+from ddpm_jax.runtime.errors import UserError, check_between
 
 GuidanceOf = Callable[[np.ndarray], Guidance | None]  # numbers of samples, int [N] -> their guidance
 ConditionOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> their condition
@@ -33,6 +34,11 @@ def no_condition(ids: np.ndarray) -> dict[str, np.ndarray]:
     """The condition of an unconditional network."""
     del ids
     return {}
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(x))
 
 
 class Edit(NamedTuple):
@@ -94,6 +100,7 @@ class Generator:
         condition_of: ConditionOf = no_condition,
         guidance_of: GuidanceOf = lambda ids: None,
     ):
+        self._allow_nonfinite = False
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
         self._guidance_of = guidance_of
         self._learns_variance, self._edit = learns_variance, edit
@@ -148,6 +155,12 @@ class Generator:
         other.condition_of, other._guidance_of = condition_of, guidance_of
         return other
 
+    def allowing_nonfinite(self) -> "Generator":
+        """A generator that shares the programs and decodes NaN, too: for previews, which must not end a run."""
+        other = copy.copy(self)
+        other._allow_nonfinite = True
+        return other
+
     def num_batches(self, num_samples: int) -> int:
         """The number of batches for `num_samples` images."""
         return -(-num_samples // self.batch_of(num_samples))
@@ -169,7 +182,7 @@ class Generator:
             batch and after each chunk; t = -1 means x_0.
 
         Raises:
-          UserError: num_samples below 1.
+          UserError: num_samples below 1, or samples that are not finite.
         """
         check_between("num_samples", num_samples, 1)
         firsts = range(0, num_samples, self.batch_of(num_samples))
@@ -208,6 +221,12 @@ class Generator:
             if watch:
                 watch(first, int(rows.s[num_rows - 1]), np.asarray(self._images_of(state.x_t)))
             on_chunk(num_rows)
+        if not self._allow_nonfinite and not bool(_all_finite(state.x_t)):
+            last = min(first + batch_size, num_samples) - 1
+            raise UserError(
+                f"samples {first} to {last} became NaN or infinite: take more sampler steps, another sampler, "
+                "sample.clip_x_0=true, or a smaller guidance scale"
+            )
         return np.asarray(self._images_of(state.x_t))[: num_samples - first]
 
     def batch_of(self, num_samples: int) -> int:

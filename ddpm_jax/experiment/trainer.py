@@ -142,9 +142,10 @@ class Trainer:
     def generator(self) -> Generator:
         """The generator of the final images, with the config's sampler; that of the previews shares its programs."""
         experiment = self._experiment
-        return sampler_factory.build_generator(
+        generator = sampler_factory.build_generator(
             self._config, experiment.process, experiment.sampler_table, experiment.model, experiment.mesh
         )
+        return generator.allowing_nonfinite()
 
     @functools.cached_property
     def _previewer(self) -> Generator:

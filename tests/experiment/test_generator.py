@@ -17,6 +17,7 @@ from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.experiment.generator import Edit, Generator
 from ddpm_jax.runtime.devices import make_mesh
+from ddpm_jax.runtime.errors import UserError
 
 SHAPE = (2, 3, 1)
 
@@ -30,6 +31,14 @@ def generator(num_steps, batch_size=8, num_devices=8):
         lambda params, labels: make_denoiser(process, lambda x_t, t: params["w"] * x_t), ancestral_table(process),
         image_shape=SHAPE, mesh=make_mesh(num_devices), batch_size=batch_size,
     )  # fmt: skip
+
+
+def test_samples_that_are_not_finite_are_an_error_and_no_black_images():
+    params = {"w": jnp.float32(np.nan)}
+    with pytest.raises(UserError, match="^samples 0 to 7 became NaN or infinite: take more sampler steps, another"):
+        generator(3).generate(params, seed=0, num_samples=11)
+    images = generator(3).allowing_nonfinite().generate(params, seed=0, num_samples=11)
+    assert images.shape == (11, *SHAPE) and images.dtype == np.uint8
 
 
 @pytest.mark.parametrize("num_steps", [1, 20, 53, 120])  # one step; a chunk a step; a prime; chunks of 3
