@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data.image_source import ArraySource, ImageSource, fit_images
+from ddpm_jax.data.image_source import MEMORY_BUDGET_BYTES, ImageSource, RowsSource, fit_images
 from ddpm_jax.data.ragged import OFFSETS, VALUES, Ragged, column_names
 from ddpm_jax.data.splits import check_split, split_rows
 from ddpm_jax.runtime.errors import UserError, arg
@@ -86,13 +86,15 @@ def make_array(
         raise UserError(f"{str(file)!r} holds {len(images)} images but {len(labels)} labels; give one label per image")
     num_images = len(images)
     rows = split_rows(split, num_examples=num_images)
+    if as_it_is:
+        labels = None if labels is None else labels[rows]
+        source = RowsSource(images, rows, labels, notes, dtype=dtype)
+        source.columns = NpzColumns(file, others, num_images, rows)
+        return source
     if len(rows) < len(images):
         # Indexing copies a part of a memory-mapped file into memory.
         images, labels = images[rows], None if labels is None else labels[rows]
-    if as_it_is:
-        source = ArraySource(images, labels, dtype=dtype)
-    else:
-        source = fit_images(images, labels, image_size=image_size, num_channels=num_channels)
+    source = fit_images(images, labels, image_size=image_size, num_channels=num_channels)
     source.notes += notes
     source.columns = NpzColumns(file, others, num_images, rows)
     return source
@@ -272,6 +274,8 @@ def _other_data(values: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, fil
         return values
     if values.dtype.kind not in "fiu":
         raise UserError(f"{str(file)!r} must hold real numbers; got {got}")
+    if values.nbytes > MEMORY_BUDGET_BYTES:
+        return values  # reading it all would take too long: NaN shows in the loss
     most, num_rows = np.finfo(np.float32).max, max(1, _CHECKED_VALUES // math.prod(shape))
     for first in range(0, len(values), num_rows):
         part = values[first : first + num_rows]
@@ -291,7 +295,7 @@ def _checked(images: np.ndarray, num_channels: int | None, file: Path) -> np.nda
     got = f"{images.dtype} {list(images.shape)}"
     want = f"{str(file)!r} must hold uint8 images [N, H, W] or [N, H, W, C]; got {got}"
     if images.ndim == 3:
-        if images.shape[-1] == num_channels:
+        if images.shape[-1] == num_channels and num_channels in (3, 4):
             raise UserError(f"{want}, which looks like one image [H, W, C]; save x[None]")
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape[1:]:

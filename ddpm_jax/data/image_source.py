@@ -189,8 +189,16 @@ class ArraySource:
 class RowsSource(ArraySource):
     """Some rows of an image array that several splits share."""
 
-    def __init__(self, images: np.ndarray, rows: np.ndarray, labels: np.ndarray | None, notes: tuple[str, ...] = ()):
-        super().__init__(images, labels, notes)
+    def __init__(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        labels: np.ndarray | None,
+        notes: tuple[str, ...] = (),
+        *,
+        dtype: str = "uint8",
+    ):
+        super().__init__(images, labels, notes, dtype=dtype)
         self._rows = rows  # int64 [n]
 
     def __len__(self) -> int:

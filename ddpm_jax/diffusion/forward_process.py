@@ -6,7 +6,7 @@ Data may have any rank: x is [B, *D] and t is int32 [B]. Notation and equations:
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
 from ddpm_jax.diffusion.schedules import Schedule
 
@@ -19,7 +19,7 @@ def at_step(table: Float[Array, "T"], t: Int[Array, "B"], ndim: int) -> Float[Ar
     return jnp.take(table, unsigned(t), mode="fill").reshape((-1,) + (1,) * (ndim - 1))
 
 
-def unsigned(t: Int[Array, "B"]) -> Int[Array, "B"]:
+def unsigned(t: Int[Array, "B"]) -> UInt[Array, "B"]:
     """t as an index that never counts from the end: -1 is beyond the last step."""
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(f"t must be whole steps here; got {t.dtype}")

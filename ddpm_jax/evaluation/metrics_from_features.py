@@ -70,7 +70,9 @@ def sample_numbers(
         numbers["spatial_frechet"] = _frechet(samples["spatial"], reference["spatial"])
     if "logits" in samples:
         mean, deviation = inception_score(softmax(samples["logits"]))
-        of_reference = inception_score(softmax(reference["logits"]))[0]
+        # In a fixed shuffled order: the images of a folder come class by class, and a split would hold one class.
+        order = np.random.default_rng(0).permutation(len(reference["logits"]))
+        of_reference = inception_score(softmax(reference["logits"][order]))[0]
         numbers["score"] = {
             "mean": mean,
             "standard_deviation": deviation,

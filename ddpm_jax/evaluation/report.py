@@ -132,5 +132,7 @@ def _read_json(path: str) -> dict[str, Any]:
         return {}
     samples = found.get("samples", [])
     entries = samples if isinstance(samples, list) else [None]
-    known = all(isinstance(entry, dict) and {"protocol", "numbers"} <= entry.keys() for entry in entries)
-    return found if known else {name: found[name] for name in found if name != "samples"}
+    known = [entry for entry in entries if isinstance(entry, dict) and {"protocol", "numbers"} <= entry.keys()]
+    if len(known) < len(entries):  # kept, but not shown
+        found["other_samples"] = [*found.get("other_samples", []), *(entry for entry in entries if entry not in known)]
+    return found | ({"samples": known} if known or "samples" in found else {})

@@ -32,6 +32,11 @@ def _built(build: Callable[[ConfigDict], Codec], config_json: str) -> Codec:
     return build(config_from_json(config_json))
 
 
+def data_dtype_of(config: ConfigDict) -> str:
+    """The dtype of the data that the codec encodes; uint8 for a codec without the attribute."""
+    return getattr(build_codec(config), "dtype", "uint8")
+
+
 def x_0_shape_of(config: ConfigDict) -> tuple[int, ...]:
     """The shape of one x_0: that of the image for pixels."""
     return build_codec(config).x_0_shape(image_shape_of(config))

@@ -56,7 +56,7 @@ class OverridesParser(CommandParser):
 
     def __init__(self, verb: str, purpose: str, example: str, **flags: bool):
         super().__init__(verb, purpose, example, **flags)
-        _add_field_flags(self.add_argument_group("experiment"))
+        _add_field_flags(self.add_argument_group("experiment"), "sample.churn_noise=1.003")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Like `CommandParser.parse`, after taking out the flags of the config."""
@@ -71,10 +71,10 @@ class OverridesParser(CommandParser):
         return args
 
 
-def _add_field_flags(group: argparse._ArgumentGroup) -> None:
+def _add_field_flags(group: argparse._ArgumentGroup, example: str = "train.batch_size=64") -> None:
     """Only for --help: `parse` takes these out of the command line before argparse sees it."""
     group.add_argument("--config.GROUP.FIELD", metavar="VALUE", dest="_",
-                       help="change one field, such as --config.train.batch_size=64")  # fmt: skip
+                       help=f"change one field, such as --config.{example}")  # fmt: skip
     group.add_argument("--noconfig.GROUP.FIELD", action="store_true", dest="_", help="set a field to false")
 
 

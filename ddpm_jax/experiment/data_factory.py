@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource, make_source
 from ddpm_jax.data.image_source import RenamingSource
-from ddpm_jax.experiment.codec_factory import build_codec
+from ddpm_jax.experiment.codec_factory import data_dtype_of
 from ddpm_jax.experiment.conditions import check_source
 from ddpm_jax.experiment.config_checks import field_names, image_shape_of
 from ddpm_jax.runtime.errors import arguments_named
@@ -23,7 +23,7 @@ def build_source(config: ConfigDict, split: str, field: str = "data.split") -> I
             split=split,
             image_size=shape[:-1],
             num_channels=shape[-1],
-            dtype=build_codec(config).dtype,
+            dtype=data_dtype_of(config),
             path=data.path,
             data_dir=data.data_dir,
         )

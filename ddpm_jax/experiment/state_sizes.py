@@ -13,7 +13,7 @@ from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.experiment import training_factory
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.codec_factory import build_codec
+from ddpm_jax.experiment.codec_factory import data_dtype_of
 from ddpm_jax.runtime.devices import batch_sharded
 
 
@@ -31,7 +31,7 @@ def device_bytes(tree: PyTree) -> int:
 def abstract_batch(experiment: Experiment) -> Batch:
     """The shapes of a training batch over the mesh."""
     sharding, batch_size = batch_sharded(experiment.mesh), experiment.batch_size
-    dtype = build_codec(experiment.config).dtype
+    dtype = data_dtype_of(experiment.config)
     images = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), dtype, sharding=sharding)
     return Batch(images, abstract_condition(experiment, batch_size))
 

@@ -22,7 +22,7 @@ from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import conditions, config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.class_condition import sampled_classes
-from ddpm_jax.experiment.codec_factory import build_codec
+from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
 from ddpm_jax.experiment.run_samples import RunSamples
@@ -150,9 +150,10 @@ class TrainedRun:
 
     def check_measures_images(self) -> None:
         """Raises UserError unless its data are uint8 images, which is what evaluations measure."""
-        if not config_checks.is_image(self.image_shape) or self.codec.dtype != "uint8":
+        dtype = data_dtype_of(self.config)
+        if not config_checks.is_image(self.image_shape) or dtype != "uint8":
             raise UserError(
-                f"evaluate measures images, and this run has {self.codec.dtype} arrays of shape "
+                f"evaluate measures images, and this run has {dtype} arrays of shape "
                 f"{list(self.image_shape)}: for their bound take bits_per_dim in Python (docs/evaluate.md)"
             )
 

@@ -11,6 +11,7 @@ from ddpm_jax.data import ImageSource
 from ddpm_jax.experiment import data_factory, run_notes
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.class_condition import sampled_classes
+from ddpm_jax.experiment.codec_factory import data_dtype_of
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of, is_image
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
@@ -19,7 +20,7 @@ from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.resume import resumed_state
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.experiment.trainer import Trainer
-from ddpm_jax.experiment.training_samples import LAST_FILES, draw_final
+from ddpm_jax.experiment.training_samples import draw_final, last_file
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.atomic_files import replace_file
@@ -52,10 +53,10 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     """
     check_workdir(workdir)
     workdir = os.path.abspath(workdir)
-    experiment = build_experiment(config)
     # Where the images are may differ between the hosts.
     same = {name: repr(value) for name, value in flatten(config).items() if name not in ("data.path", "data.data_dir")}
     multi_host.check_same(same, "config")
+    experiment = build_experiment(config)
     with fields_named("train", {"project": "train.wandb_project"}):
         check_wandb(config.train.wandb_project)
     profiler = StepProfiler(profile_steps, workdir)
@@ -76,13 +77,12 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         if state is None:
             state = experiment.fresh_state()
         first_step = int(state.step)
-        drawn = [path for name in LAST_FILES if os.path.exists(path := _samples(workdir, name))]
+        drawn = _samples(workdir, last_file(image_shape_of(config), data_dtype_of(config)))
         draws = draws_images(config)
-        draws = draws and (first_step < config.train.num_steps or not drawn)
+        draws = draws and (first_step < config.train.num_steps or not os.path.exists(drawn))
         draws = bool(multi_host.broadcast_from_first(draws))  # as process 0 sees the file: all draw, or none
-        if multi_host.is_first() and draws:
-            for path in drawn:  # of an earlier, shorter run: a stop below must not leave them as the final ones
-                os.remove(path)
+        if multi_host.is_first() and draws and os.path.exists(drawn):
+            os.remove(drawn)  # of an earlier, shorter run: a stop below must not leave it as the final one
         with Reporter(
             workdir,
             multi_host.is_first(),
@@ -162,7 +162,7 @@ def last_lines(config: ConfigDict, workdir: str) -> list[str]:
         return [f"done: checkpoints in {workdir}/checkpoints"]
     guided = ""
     if config.model.num_classes:
-        guided = "--classes=0,1 " + ("--guidance_scale=2 " if config.condition.drop_rate else "")
+        guided = "--guidance_scale=2 " if config.condition.drop_rate else ""
     return [
         f"done: {'images' if is_image(image_shape_of(config)) else 'samples'} in {workdir}/samples",
         f"next: python -m ddpm_jax.sample --workdir={shlex.quote(workdir)} --num_samples={config.sample.num_grid} "

@@ -23,12 +23,17 @@ from ddpm_jax.training.run_log import Reporter
 from ddpm_jax.training.train_state import TrainState
 
 SEED = 0  # all grids of a run start from the same noise, so that they can be compared
-# Written last by draw_final: if it exists, the others do too. The second is that of data that cannot be drawn.
-LAST_FILES = ("denoising.gif", "final_ema.npz")
+# Written last by draw_final: if it exists, the others do too.
+LAST_FILE, LAST_FILE_OF_ARRAYS = "denoising.gif", "final_ema.npz"
 NUM_STRIP_ROWS = 6
 NUM_STRIP_COLUMNS = 11
 NUM_GIF_IMAGES = 25
 GIF_FRAME_MS, GIF_HOLD_MS = 80, 2000
+
+
+def last_file(image_shape: tuple[int, ...], dtype: str) -> str:
+    """The name of the file that is written last, for images or for data that cannot be drawn."""
+    return LAST_FILE if can_be_drawn(np.empty((0, *image_shape), dtype)) else LAST_FILE_OF_ARRAYS
 
 
 def draw_samples(
@@ -72,7 +77,7 @@ def draw_final(
         columns = np.unique(np.rint(np.linspace(0, len(steps) - 1, NUM_STRIP_COLUMNS)).astype(int))
         labels = ["x_0" if steps[i] < 0 else f"t={steps[i]}" for i in columns]
         save_strip(os.path.join(folder, "denoising.png"), np.stack(frames)[columns, :NUM_STRIP_ROWS], labels)
-        save_gif(os.path.join(folder, LAST_FILES[0]), np.stack(frames), GIF_FRAME_MS, GIF_HOLD_MS)
+        save_gif(os.path.join(folder, LAST_FILE), np.stack(frames), GIF_FRAME_MS, GIF_HOLD_MS)
 
 
 def _generate(

@@ -1,5 +1,7 @@
 """Standard output and error that may go away: a closed pipe, a closed terminal, a full disk. Work goes on without."""
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -42,13 +44,11 @@ class TolerantStream:
 
     def _fail(self, error: OSError) -> None:
         self.error = error
-        # What is still in the buffer would raise at the end of the program.
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
+        # What is still in the buffer would raise at the end of the program; a stream without a file has none.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            number, null = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
             os.close(null)
-        except (OSError, ValueError, AttributeError):  # a stream without a file, as in a notebook
-            self._stream = None
         if self._note_on is not None:
             print(f"note: {self._name} cannot be written ({error.strerror}); nothing more is printed there",
                   file=self._note_on, flush=True)  # fmt: skip
@@ -61,11 +61,13 @@ class TolerantStream:
 def tolerant_output() -> Iterator[TolerantStream]:
     """While open, sys.stdout and sys.stderr are TolerantStreams; the value is that of stdout."""
     out, err = sys.stdout, sys.stderr
-    sys.stderr = TolerantStream(err, "standard error")
-    sys.stdout = TolerantStream(out, "standard output", note_on=sys.stderr)
+    # Python has None for a stream that was closed when it started, and prints nothing there.
+    tolerant_err = TolerantStream(err if err is not None else io.StringIO(), "standard error")
+    tolerant_out = TolerantStream(out if out is not None else io.StringIO(), "standard output", note_on=tolerant_err)
+    sys.stdout, sys.stderr = tolerant_out, tolerant_err
     try:
-        yield sys.stdout
+        yield tolerant_out
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        tolerant_out.flush()
+        tolerant_err.flush()
         sys.stdout, sys.stderr = out, err

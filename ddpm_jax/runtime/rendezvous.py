@@ -31,6 +31,7 @@ def meet(
       UserError: the port is taken, processes are missing, or they do not agree about their number and indices.
     """
     host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")  # of an IPv6 address
     deadline = clock() + timeout
     if index == 0:
         _wait_for_all(int(port), count, deadline, timeout, clock)
@@ -65,6 +66,9 @@ def _wait_for_all(port: int, count: int, deadline: float, timeout: float, clock:
                 other, other_count = greeted
                 waiting_before = waiting.pop(other, None)
                 waiting[other] = peer
+                if waiting_before is not None and _has_left(waiting_before):  # it was started again
+                    waiting_before.close()
+                    waiting_before = None
                 if other_count != count:
                     refused = f"process {other} has --num_processes={other_count}, process 0 has {count}"
                     raise UserError(f"{refused}: give all processes the same")
@@ -87,23 +91,43 @@ def _report_to_first(
 ) -> None:
     while True:
         try:
-            peer = socket.create_connection((host, port), timeout=max(deadline - clock(), 0.001))
-            break
-        except OSError as error:  # process 0 does not listen yet, or its name is not known yet
-            if clock() + _RETRY_SECONDS > deadline:
-                raise UserError(
-                    f"process 0 did not answer at --coordinator={host}:{port} within {timeout:.0f} s ({error}): start "
-                    "all processes with the same --coordinator"
-                ) from error
-            time.sleep(_RETRY_SECONDS)
-    with peer:
-        _send(peer, f"{_GREETING} {index} {count}\n".encode())
-        peer.settimeout(max(deadline - clock(), 0) + 10)  # process 0 may have started later
-        answer = _line_of(peer)
+            answer = _answer_of(host, port, f"{_GREETING} {index} {count}\n".encode(), deadline - clock(), timeout)
+            if answer:
+                break
+            error: OSError | str = "the connection was closed"  # by a proxy, or by a process 0 that has just ended
+        except OSError as raised:  # process 0 does not listen yet, or its name is not known yet
+            error = raised
+        if clock() + _RETRY_SECONDS > deadline:
+            raise UserError(
+                f"process 0 did not answer at --coordinator={host}:{port} within {timeout:.0f} s ({error}): start all "
+                "processes with the same --coordinator"
+            )
+        time.sleep(_RETRY_SECONDS)
     if answer != _GO:
         said = answer.decode("utf-8", "replace").strip()
         why = said if said.isprintable() and said else "process 0 ended, or another program listens there"
         raise UserError(f"the run did not start at --coordinator={host}:{port}: {why}")
+
+
+def _answer_of(host: str, port: int, greeting: bytes, seconds: float, timeout: float) -> bytes:
+    """What process 0 answers; b"" where the connection ends. Raises OSError where there is none."""
+    with socket.create_connection((host, port), timeout=max(seconds, 0.001)) as peer:
+        if peer.getsockname() == peer.getpeername():  # the system may connect a socket on this machine to itself
+            return b""
+        _send(peer, greeting)
+        peer.settimeout(timeout + 10)  # process 0 may have started later, and waits as long for the others
+        return _line_of(peer)
+
+
+def _has_left(peer: socket.socket) -> bool:
+    """Whether the other side has closed the connection."""
+    peer.settimeout(0.01)
+    try:
+        return peer.recv(1, socket.MSG_PEEK) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
 
 
 def _family() -> socket.AddressFamily:

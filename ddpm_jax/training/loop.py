@@ -66,6 +66,8 @@ class EarlySpeed:
         elif (seconds := self._clock() - self._since) >= self.AFTER_SECONDS:
             self._over = True
             a_step, left = seconds / (step - self._first), self._settings.num_steps - step
+            if left <= 0:
+                return
             self._note(
                 f"          about {format_rate(a_step)} s per step, {format_rate(self._settings.batch_size / a_step)} "
                 f"images/s: {format_duration(left * a_step)} for the other {left} steps"

@@ -69,9 +69,12 @@ def _line_of(text: bytes) -> dict[str, int | float] | None:
         values = parse_json(text, dict)
     except ValueError:
         return None
-    if not is_count(values.get("step")) or not all(value is None or _is_number(value) for value in values.values()):
+    if not is_count(values.get("step")):
         return None
-    return {name: math.nan if value is None else value for name, value in values.items()}
+    numbers = {name: value for name, value in values.items() if value is None or type(value) in (int, float)}
+    if not all(value is None or _is_number(value) for value in numbers.values()):
+        return None
+    return {name: math.nan if value is None else value for name, value in numbers.items()}
 
 
 def _is_number(value: object) -> bool:
@@ -120,7 +123,7 @@ class Reporter:
     def _open(self, start_step: int) -> None:
         if num_damaged := num_damaged_lines(self._path.parent):
             lines = "line is" if num_damaged == 1 else "lines are"
-            self.note(f"note: {self._path}: {num_damaged} damaged {lines} left out")
+            self.note(f"note: {self._path}: {num_damaged} damaged {lines} left out, and kept in metrics.jsonl.damaged")
         kept = _forget_later_steps(self._path, start_step)
         self._start = self._clock() - kept  # training time continues from its earlier value
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # (steps, seconds of their updates) of reports
@@ -171,7 +174,8 @@ class Reporter:
         if left <= 0:
             return {}
         a_step = sum(seconds for _, seconds in self._recent) / sum(number for number, _ in self._recent)
-        pauses = sum(self._pauses) / len(self._pauses) * (left // every) if self._pauses else 0.0
+        to_come = self._num_steps // every - step // every if every else 0
+        pauses = sum(self._pauses) / len(self._pauses) * to_come if self._pauses else 0.0
         times = {"seconds_left": left * a_step + pauses}
         if every:
             times["seconds_to_checkpoint"] = min(every - step % every, left) * a_step
@@ -226,11 +230,22 @@ class Reporter:
 def _forget_later_steps(path: Path, step: int) -> int | float:
     """Drops the lines of `path` after `step` and incomplete lines; returns the seconds of the last line kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    if path.is_file():
-        with replace_file(path, "w") as file:
-            for line in kept:
-                values = {name: None if value != value else value for name, value in line.items()}
-                file.write(json.dumps(values, allow_nan=False) + "\n")
-    seconds = kept[-1].get("seconds", 0) if kept else 0
+    if not path.is_file():
+        return 0
+    text = path.read_bytes()
+    kept, damaged, seconds = [], [], 0
+    for line in text.split(b"\n"):
+        values = _line_of(line)
+        if values is None:
+            damaged += [line] if line else []
+        elif values["step"] <= step:
+            kept.append(line)
+            seconds = values.get("seconds", 0)
+    rest = b"".join(line + b"\n" for line in kept)
+    if rest != text:  # else the file keeps its date, which says when the run last reported
+        if damaged:
+            with open(path.with_name(f"{path.name}.damaged"), "ab") as file:
+                file.write(b"".join(line + b"\n" for line in damaged))
+        with replace_file(path) as file:
+            file.write(rest)
     return seconds if seconds == seconds else 0

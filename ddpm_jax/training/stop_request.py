@@ -5,6 +5,8 @@ import signal
 import sys
 import threading
 
+from ddpm_jax.runtime.progress import in_notebook
+
 _AT_ONCE_SECONDS = 5  # after a second signal, for the main thread to end by itself
 
 
@@ -36,6 +38,9 @@ class StopRequest:
     def _note(self, number: int, frame: object) -> None:
         self.signal_number = number
         self._give_back()
+        # Signals that came while the main thread was in C arrive as one: the second has its usual effect now.
+        if self._echo is not None and self._echo.came_back() > 1:
+            signal.raise_signal(number)
 
     def _give_back(self) -> None:
         for number, handler in self._previous.items():
@@ -56,12 +61,15 @@ class _Echo:
         self._numbers, self._reading, self._writing = set(numbers), reading, writing
         self._forced_end: threading.Timer | None = None
         self._closed = False
+        self._heard = 0
         self._lock = threading.Lock()
         threading.Thread(target=self._listen, name="ddpm_jax-signals", daemon=True).start()
 
     @classmethod
     def open(cls, numbers: list[int]) -> "_Echo | None":
         """None where another part of the program, such as the event loop of a notebook, hears the signals."""
+        if not hasattr(os, "set_blocking") or in_notebook():  # Windows; a notebook's kernel must not be ended
+            return None
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -73,12 +81,13 @@ class _Echo:
         return cls(numbers, reading, writing)
 
     def _listen(self) -> None:
-        heard = 0
         with open(self._reading, "rb", buffering=0) as file:
             while number := file.read(1):
                 if number[0] not in self._numbers:
                     continue
-                heard += 1
+                with self._lock:
+                    self._heard += 1
+                    heard = self._heard
                 name = signal.Signals(number[0]).name
                 if heard == 1:
                     self._say(
@@ -91,6 +100,13 @@ class _Echo:
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+    def came_back(self) -> int:
+        """To be called by the main thread, which is alive: no forced end. Returns how many signals were heard."""
+        with self._lock:
+            if self._forced_end is not None:
+                self._forced_end.cancel()
+            return self._heard
 
     def _end_by_force(self, exit_code: int) -> None:
         """Ends the process, unless the main thread comes back in time: it may belong to more than this run."""

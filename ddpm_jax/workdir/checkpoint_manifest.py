@@ -39,7 +39,7 @@ def write_manifest(step_folder: str | os.PathLike) -> None:
 def verify(step_folder: str | os.PathLike, items: Sequence[str]) -> bool:
     """Checks the files of the given items, and those that belong to no item, against the manifest.
 
-    A file of these items that the manifest does not list is a difference, too.
+    An item of which the manifest lists no file is a difference, too.
 
     Returns:
       False if the step has no manifest, so that nothing was checked.
@@ -53,10 +53,9 @@ def verify(step_folder: str | os.PathLike, items: Sequence[str]) -> bool:
         return False
     listed = _read(root / MANIFEST)
     for item in items:
-        for path in (root / item).rglob("*"):
-            name = path.relative_to(root).as_posix()
-            if name not in listed and path.is_file() and not path.name.startswith("."):
-                raise DamagedError(f"{name} is not in {MANIFEST}")
+        # Other files may be those of a file manager; but a manifest with other names would compare nothing.
+        if (root / item).is_dir() and not any(name.startswith(f"{item}/") for name in listed):
+            raise DamagedError(f"{MANIFEST} lists no file of {item}")
     for name in listed:
         folder, _, rest = name.partition("/")
         if not rest or folder in items:
@@ -76,15 +75,15 @@ def verify_item(step_folder: str | os.PathLike, item: str) -> None:
         listed = _read(root / MANIFEST)
     except (OSError, DamagedError):
         return
-    for path in sorted((root / item).rglob("[!.]*")):
-        if path.is_file():
-            _compare(root, path.relative_to(root).as_posix(), listed)
+    names = [name for name in listed if name.startswith(f"{item}/")]
+    if not names:
+        raise DamagedError(f"{MANIFEST} lists no file of {item}")
+    for name in names:
+        _compare(root, name, listed)
 
 
 def _compare(root: Path, name: str, listed: dict[str, tuple[int, str]]) -> None:
     """Raises DamagedError unless the file is the one that the manifest lists."""
-    if name not in listed:
-        raise DamagedError(f"{name} is not in {MANIFEST}")
     (size, digest), path = listed[name], root / name
     if not path.is_file():
         raise DamagedError(f"{name} is missing")

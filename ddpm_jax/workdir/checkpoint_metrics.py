@@ -28,9 +28,11 @@ def damaged_metrics(directory: str) -> dict[int, str]:
         if folder.parent.name.isdecimal():
             try:
                 _check(folder)
-            except FileNotFoundError:  # deleted meanwhile by the run that trains here
+            except OSError:  # deleted meanwhile by the run that trains here, or not to be read now: not damage
                 continue
-            except (OSError, ValueError) as error:  # a DamagedError is a ValueError
+            except ValueError as error:  # a DamagedError is one
+                if not folder.is_dir():
+                    continue
                 found[int(folder.parent.name)] = str(error)
     return dict(sorted(found.items()))
 
@@ -39,8 +41,10 @@ def is_unreadable(directory: str, step: int) -> bool:
     """Whether the metrics of a step are not JSON; Orbax then does not open the folder at all."""
     try:
         read_json(os.path.join(directory, str(step), ITEM, ITEM))
-    except (OSError, ValueError):
+    except ValueError:
         return True
+    except OSError:  # gone, or not to be read now
+        return False
     return False
 
 

@@ -50,7 +50,10 @@ class WorkdirLock:
         # All processes or none: one that continued would wait for ever for the others.
         refused = multi_host.broadcast_from_first(2 if fault else int(holder is not None))
         if refused == 2:
-            raise UserError(f"{self._path} cannot be opened ({fault or 'see process 0'}): delete it") from fault
+            raise UserError(
+                f"{self._path} cannot be opened ({fault or 'see process 0'}): make sure that no run trains there, and "
+                "delete it"
+            ) from fault
         if refused:
             raise UserError(
                 f"--workdir {os.fspath(workdir)} is in use: {holder or 'another run'} trains in it; wait until it "
@@ -86,8 +89,9 @@ class WorkdirLock:
             holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
             holder["started"] = _started(os.getpid())
             self._file.write(json.dumps(holder).encode())
-        except OSError as error:  # a full disk; the lock itself needs no space
-            print(f"note: {self._path} does not name its holder ({error.strerror})", file=sys.stderr, flush=True)
+        except (OSError, ValueError) as error:  # a full disk, or a file of another user; the lock needs neither
+            said = error.strerror if isinstance(error, OSError) and error.strerror else "it belongs to another user"
+            print(f"note: {self._path} does not name its holder ({said})", file=sys.stderr, flush=True)
 
     def release(self) -> None:
         """Releases the lock; a second call does nothing."""
@@ -146,9 +150,12 @@ def _opened(path: str) -> IO[bytes]:
     Raises:
       _NoFile: it is something else, or may not be opened.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(path, flags, 0o666)
+        try:
+            descriptor, mode = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | careful, 0o666), "ab+"
+        except PermissionError:  # of another user, who may train here: a lock needs no right to write
+            descriptor, mode = os.open(path, os.O_RDONLY | careful), "rb"
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENXIO):
             what = "it is a link" if error.errno == errno.ELOOP else os.strerror(error.errno)
@@ -157,7 +164,7 @@ def _opened(path: str) -> IO[bytes]:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _NoFile("it is no regular file")
-    return open(descriptor, "ab+", buffering=0)
+    return open(descriptor, mode, buffering=0)
 
 
 def _lock(file: IO[bytes]) -> None:

@@ -4,7 +4,7 @@ import os
 
 from ddpm_jax.runtime.errors import UserError, arg
 
-_LONGEST_NAME, _LONGEST_PATH = 200, 3500  # of 255 and 4,096 bytes; Orbax appends to the names, and adds files below
+_LONGEST_NAME, _LONGEST_PATH = 255, 3500  # the path of 4,096 bytes, of which files below need some
 _PATTERN = set("*?[")  # Orbax's merge of a checkpoint's files takes its path for a pattern
 
 

@@ -109,13 +109,13 @@ def test_any_rank_is_the_flat_one_reshaped(shape):
 def test_there_is_no_step_outside(t):
     """In every function that takes t, and for fractional t, too: never the last step for -1."""
     x, t = jnp.ones((1, 2)), jnp.array([t], jnp.int32)
-    given = dict(x_t=x, t=t)
+    given, respaced = dict(x_t=x, t=t), Process(LINEAR).respaced(np.array([0, 500]))
     for value in (
         q_sample(LINEAR, x_0=x, t=t, eps=x), q_posterior_mean(LINEAR, x_0=x, **given),
         x_0_from_eps(LINEAR, eps=x, **given), eps_from_x_0(LINEAR, x_0=x, **given), x_0_from_v(LINEAR, v=x, **given),
         x_0_from_mean(LINEAR, mean=x, **given), v_from_x_0(LINEAR, x_0=x, t=t, eps=x),
         *signal_and_noise(LINEAR, t, 2), *signal_and_noise(LINEAR, t.astype(jnp.float32), 2),
-        Process(LINEAR).respaced([0, 500]).predict(lambda x_t, t: jnp.where(t == 0, x_t, jnp.nan), x, t).value,
+        respaced.predict(lambda x_t, t: jnp.where(t == 0, x_t, jnp.nan), x, t).value,
     ):  # fmt: skip
         assert np.all(np.isnan(value))
     with pytest.raises(TypeError, match="t must be whole steps here; got float32"):

@@ -141,7 +141,8 @@ def test_a_lock_that_is_no_file_is_refused_and_nothing_is_written(make, what, tm
     make(run / LOCK_FILE, target)
     with pytest.raises(UserError) as error:
         WorkdirLock(run)
-    assert str(error.value) == f"{run / LOCK_FILE} cannot be opened ({what}): delete it"
+    remedy = "make sure that no run trains there, and delete it"
+    assert str(error.value) == f"{run / LOCK_FILE} cannot be opened ({what}): {remedy}"
     assert target.read_text() == "mine"
     assert workdir_lock.holder(run) in (None, "another run")  # --status reads it without hanging
 
