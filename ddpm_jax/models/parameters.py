@@ -14,7 +14,7 @@ from ddpm_jax.models.initialisers import shared_draws
 def init_params(
     network: nn.Module,
     key: Key[Array, ""],
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     condition: Mapping[str, Array | np.ndarray] | None = None,
 ) -> dict:
     """Initial float32 parameters for images (H, W, C); jit- and eval_shape-compatible.

@@ -34,7 +34,7 @@ def train():
     """Two updates with flips, dropped labels and every kind of draw."""
     process = Process(make_schedule("cosine", num_steps=10))
     model = ConvNet(channels=4, num_layers=1, num_classes=3, null_class=True)
-    params = init_params(model, jax.random.key(0), SHAPE, {"label": np.zeros(1, np.int32)})
+    params = init_params(model, jax.random.key(0), SHAPE, {"label": jnp.zeros(1, jnp.int32)})
     optimizer, decays = optax.adam(1e-3), make_ema_decays([0.9])
     state = init_state(params, optimizer, decays)
     objective = DiffusionObjective(model, make_loss_fn(process), make_timestep_sampler("stratified", 10))
