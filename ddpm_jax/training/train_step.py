@@ -25,7 +25,7 @@ def _random_flip(
 ) -> tuple[UInt8[Array, "B H W C"], Condition]:
     """Mirrors each image left-right with probability 1/2, together with the spatial entries of its condition."""
     flip = jax.random.bernoulli(key, jnp.float32(0.5), (image.shape[0], 1, 1, 1))
-    return jnp.where(flip, image[:, :, ::-1, :], image), mirror(spec, condition, flip)
+    return jnp.where(flip, image[:, :, ::-1, :], image), mirror(spec, condition, flip[:, 0, 0, 0])
 
 
 def _split_batch(array: Array, num_parts: int) -> Array:
