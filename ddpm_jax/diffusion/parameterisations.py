@@ -43,7 +43,7 @@ class Parameterisation:
         *,
         x_0: Float[Array, "B *D"],
         x_t: Float[Array, "B *D"],
-        t: Int[Array, "B"],
+        t: Steps,
         eps: Float[Array, "B *D"],
     ) -> Float[Array, "B *D"]:
         """The correct output, that is, the training target."""
@@ -115,7 +115,10 @@ class Velocity(Parameterisation):
 
     def target(self, schedule: Schedule, *, x_0: Array, x_t: Array, t: Array, eps: Array) -> Array:
         """v."""
-        return v_from_x_0(schedule, x_0=x_0, t=t, eps=eps)
+        if jnp.issubdtype(t.dtype, jnp.integer):
+            return v_from_x_0(schedule, x_0=x_0, t=t, eps=eps)
+        signal, noise = signal_and_noise(schedule, t, x_0.ndim)
+        return signal * eps - noise * x_0
 
     def x_0_hat(self, schedule: Schedule, *, x_t: Array, t: Array, output: Array) -> Array:
         """sqrt(alpha-bar_t) x_t - sqrt(1 - alpha-bar_t) v."""

@@ -133,7 +133,7 @@ class Process:
         *,
         x_0: Float[Array, "B *D"],
         x_t: Float[Array, "B *D"],
-        t: Int[Array, "B"],
+        t: Steps,
         eps: Float[Array, "B *D"],
     ) -> Float[Array, "B *D"]:
         """The correct prediction, that is, the training target."""
