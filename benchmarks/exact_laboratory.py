@@ -1,0 +1,303 @@
+"""What samplers, guidance and inpainting really draw, measured on data whose score is known exactly.
+
+    python benchmarks/exact_laboratory.py --out=docs/images/laboratory
+
+The network makes no error, so that every distance to the claimed law is that of the method. Prints four Markdown tables
+and writes OUT_samplers.png, OUT_guidance.png and OUT_inpainting.png (the last two in two dimensions only).
+
+--dims sets another number of dimensions, --schedule another noise schedule, --quick tries everything in a minute.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from laboratory import plots
+from laboratory.distances import Estimate, SlicedW2, estimate, gaussian_kl, gaussian_w2, two_sample_accuracy
+from laboratory.laws import gaussian, pinwheel
+from laboratory.methods import SAMPLERS, Drawer, process_of_steps, pushed_gaussian
+
+from ddpm_jax.diffusion.exact import GaussianMixture
+from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.samplers import SamplerTable, ancestral_table
+from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule
+
+LABEL = 0  # the class that guidance draws
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of the measurements."""
+
+    num_dims: int = 2
+    schedule: str = "cosine"
+    num_steps: int = 1000
+    calls: tuple[int, ...] = (5, 10, 20, 50, 250)
+    guided_calls: tuple[int, ...] = (25, 250)
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
+    interval: tuple[float, float] = (-2.0, 4.0)
+    inpainting_calls: tuple[int, ...] = (25, 100, 1000)
+    num_samples: int = 10_000
+    repetitions: int = 4
+    x_0_limit: float | None = None
+    reference_factor: int = 20  # exact samples of a law for each sample
+
+    def process(self, variance: str = "fixed_small") -> Process:
+        """The process of the laboratory."""
+        return Process(make_schedule(self.schedule, num_steps=self.num_steps), variance=variance)
+
+    def drawer(self, process: Process, law: GaussianMixture, max_calls: int) -> Drawer:
+        """A drawer of `num_samples` samples."""
+        return Drawer(process, law, num=self.num_samples, max_calls=max_calls, x_0_limit=self.x_0_limit)
+
+
+class Claim:
+    """A law that methods claim to draw, and the distances to it.
+
+    Args:
+      draw: (rng, num) -> exact samples [num, D].
+    """
+
+    def __init__(self, draw, settings: Settings):
+        self._draw, self._num = draw, settings.num_samples
+        self._distance = SlicedW2(draw(np.random.default_rng(100), settings.reference_factor * self._num))
+        self.exact = draw(np.random.default_rng(101), self._num)
+        seeds = range(200, 200 + max(8, settings.repetitions))
+        self.floor = [self._distance(draw(np.random.default_rng(seed), self._num)) for seed in seeds]
+
+    def distances(self, runs: list[np.ndarray]) -> Estimate:
+        """Sliced W2 of independent runs."""
+        return estimate([self._distance(samples) for samples in runs])
+
+    def accuracy(self, runs: list[np.ndarray]) -> Estimate:
+        """How well a classifier tells the samples from exact ones: 0.5 if it cannot."""
+        num = min(self._num, 5000)
+        exact = [self._draw(np.random.default_rng(300 + i), num) for i in range(len(runs))]
+        return estimate([two_sample_accuracy(run[:num], one) for run, one in zip(runs, exact, strict=True)])
+
+
+def gaussian_table(settings: Settings) -> list[list[str]]:
+    """W2 and KL of each sampler on one Gaussian, without sampling error."""
+    law = gaussian(settings.num_dims)
+    true = law.means[0], np.sqrt(law.variances[0])
+    rows = []
+    for name, kind in kinds(settings).items():
+        pushed = [pushed_gaussian(process, law, table) for process, table in map(kind, settings.calls)]
+        rows.append(
+            [name, *(f"{gaussian_w2(*one, *true):.2g}" for one in pushed), f"{gaussian_kl(*pushed[-1], *true):.1g}"]
+        )
+    return rows
+
+
+def kinds(settings: Settings) -> dict[str, Callable[[int], tuple[Process, SamplerTable]]]:
+    """Name -> number of network calls -> (process, table): the samplers, and ancestral with other variances."""
+
+    def of_sampler(name: str, variance: str = "fixed_small"):
+        return lambda calls: (settings.process(variance), SAMPLERS[name](settings.process(variance), calls))
+
+    def of_best_variance(calls: int) -> tuple[Process, SamplerTable]:
+        process = process_of_steps(settings.process(), calls, "learned")
+        return process, ancestral_table(process)
+
+    rows = {name: of_sampler(name) for name in SAMPLERS}
+    del rows["ancestral"]
+    return {
+        "ancestral, fixed_small": of_sampler("ancestral"),
+        "ancestral, fixed_large": of_sampler("ancestral", "fixed_large"),
+        "ancestral, best variance": of_best_variance,
+        **rows,
+    }
+
+
+def mixture_table(settings: Settings) -> tuple[Claim, list[list[str]], dict[str, list[Estimate]]]:
+    """Sliced W2 by sampler and number of calls, and the two-sample test at the most calls, on the mixture."""
+    law = pinwheel(settings.num_dims)
+    claim = Claim(lambda rng, num: law.sample(rng, num)[0], settings)
+    rows, curves, drawers = [], {}, {}
+    for name, kind in kinds(settings).items():
+        curves[name] = []
+        for calls in settings.calls:
+            process, table = kind(calls)
+            key = (process.variance, process.num_steps)
+            if key not in drawers:
+                drawers[key] = settings.drawer(process, law, max(settings.calls))
+            runs = [drawers[key](table, seed) for seed in range(settings.repetitions)]
+            curves[name].append(claim.distances(runs))
+        rows.append([name, *map(in_thousandths, curves[name]), in_percent(claim.accuracy(runs))])
+        progress(name)
+    return claim, rows, curves
+
+
+def guidance_table(settings: Settings) -> tuple[list[list[str]], dict[float, np.ndarray], dict[float, np.ndarray]]:
+    """Classifier-free guidance against p(x) p(class | x)^scale, the law that it is said to draw."""
+    law = pinwheel(settings.num_dims)
+    process = settings.process()
+    drawer = settings.drawer(process, law, max(settings.guided_calls))
+    rows, exact, drawn = [], {}, {}
+    for scale in settings.scales:
+        claim = Claim(
+            lambda rng, num, scale=scale: law.sample_sharpened(rng, num, label=LABEL, scale=scale)[0], settings
+        )
+        exact[scale] = claim.exact
+        rows.append(
+            [
+                f"{scale:g}",
+                "exact samples",
+                "",
+                in_thousandths(estimate(claim.floor)),
+                "50.0",
+                *of_class(law, claim.exact),
+            ]
+        )
+        intervals = [(-math.inf, math.inf)] + ([settings.interval] if scale != 1 else [])
+        for sampler in ("dpmpp_2m", "ancestral"):
+            for interval in intervals:
+                for calls in settings.guided_calls:
+                    table = SAMPLERS[sampler](process, calls)
+                    runs = [
+                        drawer(table, seed, label=LABEL, scale=scale, interval=interval)
+                        for seed in range(settings.repetitions)
+                    ]
+                    name = sampler if interval == intervals[0] else f"{sampler}, in {interval[0]:g},{interval[1]:g}"
+                    distance, accuracy = claim.distances(runs), claim.accuracy(runs)
+                    shown = [in_thousandths(distance), in_percent(accuracy)]
+                    rows.append([f"{scale:g}", name, str(calls), *shown, *of_class(law, runs[0])])
+                    if interval == intervals[0] and sampler == "ancestral":
+                        drawn[scale] = runs[0]
+        progress(f"guidance scale {scale:g}")
+    return rows, exact, drawn
+
+
+def inpainting_table(settings: Settings) -> tuple[list[list[str]], dict[str, np.ndarray]]:
+    """Inpainting by replacement against the law of the unknown half given the known one."""
+    law = pinwheel(settings.num_dims)
+    process = settings.process()
+    mask = np.arange(settings.num_dims) < (settings.num_dims + 1) // 2
+    images = law.sample(np.random.default_rng(7), settings.repetitions)[0]
+    images[0, :2] = 0.15, -0.1  # near the middle, where more than one arm fits
+    matrix = np.eye(settings.num_dims)[mask]
+    given = [law.given_observation(matrix, x_0[mask]) for x_0 in images]
+    claims = [Claim(lambda rng, num, one=one: one.sample(rng, num)[0], settings) for one in given]
+    drawer = settings.drawer(process, law, max(settings.inpainting_calls))
+    floor = estimate([np.mean(claim.floor) for claim in claims])
+    rows, shown = [["exact samples", "", in_thousandths(floor), "50.0"]], {"exact": claims[0].exact}
+
+    def row(name: str, calls: int, runs: list[np.ndarray]) -> None:
+        distances = [claim.distances([run] * 2).mean for claim, run in zip(claims, runs, strict=True)]
+        accuracies = [claim.accuracy([run] * 2).mean for claim, run in zip(claims, runs, strict=True)]
+        rows.append([name, str(calls), in_thousandths(estimate(distances)), in_percent(estimate(accuracies))])
+
+    for sampler in ("dpmpp_2m", "ddim", "ancestral"):
+        for calls in settings.inpainting_calls:
+            table = SAMPLERS[sampler](process, calls)
+            runs = [drawer(table, seed, known=(mask, x_0)) for seed, x_0 in enumerate(images)]
+            row(f"replacement, {sampler}", calls, runs)
+            if sampler == "ancestral":
+                shown[f"{calls} calls"] = runs[0]
+        progress(f"replacement, {sampler}")
+    of_known = [settings.drawer(process, one, 25) for one in given]
+    table = SAMPLERS["dpmpp_2m"](process, 25)
+    row("network of the conditional law, dpmpp_2m", 25, [draw(table, seed) for seed, draw in enumerate(of_known)])
+    return rows, shown
+
+
+def of_class(law, samples: np.ndarray) -> list[str]:
+    """p(class | x), the mean over the samples, and their standard deviation."""
+    probability = np.exp(law.class_log_probs(samples)[:, LABEL]).mean()
+    return [f"{100 * probability:.1f}", f"{np.sqrt(np.trace(np.cov(samples.T))):.3f}"]
+
+
+def in_thousandths(value: Estimate) -> str:
+    """1000 times a distance."""
+    digits = 0 if value.mean > 0.1 else 1
+    return f"{1000 * value.mean:.{digits}f} +- {1000 * value.half_width:.{digits}f}"
+
+
+def in_percent(value: Estimate) -> str:
+    """An accuracy."""
+    return f"{100 * value.mean:.1f} +- {100 * value.half_width:.1f}"
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A Markdown table."""
+    print(f"\n{title}\n\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def progress(name: str) -> None:
+    """One line on stderr."""
+    print(f"  {time.monotonic() - _START:5.0f} s  {name}", file=sys.stderr, flush=True)
+
+
+_START = time.monotonic()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dims", type=int, default=2, help="number of dimensions, at least 2 (default 2)")
+    parser.add_argument("--schedule", choices=tuple(SCHEDULES), default="cosine")
+    parser.add_argument("--x_0_limit", type=float, help="clip x_0_hat to this, as 1 for images; by default no clipping")
+    parser.add_argument("--out", help="write the plots OUT_samplers.png, OUT_guidance.png, OUT_inpainting.png")
+    parser.add_argument("--num_samples", type=int, help=f"per run (default {Settings.num_samples})")
+    parser.add_argument("--quick", action="store_true", help="few samples and settings, to try the program")
+    args = parser.parse_args(arguments)
+    if args.dims < 2:
+        parser.error(f"--dims must be at least 2; got {args.dims}")
+    if args.x_0_limit is not None and not 0 < args.x_0_limit < math.inf:
+        parser.error(f"--x_0_limit must be above 0 and finite; got {args.x_0_limit}")
+    if args.num_samples is not None and not 100 <= args.num_samples <= 1_000_000:
+        parser.error(f"--num_samples must be in 100..1000000; got {args.num_samples}")
+    settings = Settings(num_dims=args.dims, schedule=args.schedule, x_0_limit=args.x_0_limit)
+    if args.quick:
+        few = {"calls": (10,), "guided_calls": (10,), "scales": (1.0, 2.0), "inpainting_calls": (20,)}
+        settings = replace(settings, **few, num_samples=500, repetitions=2)
+    if args.num_samples is not None:
+        settings = replace(settings, num_samples=args.num_samples)
+    print(
+        f"{args.dims} dimensions, schedule {args.schedule!r}, T = {settings.num_steps}, x_0 limited to "
+        f"{args.x_0_limit or 'nothing'}; {settings.repetitions} x "
+        f"{settings.num_samples} samples per cell"
+    )
+    print_table(
+        "One Gaussian: W2 by number of network calls, and KL in nats at the most calls; no sampling error",
+        ["sampler", *map(str, settings.calls), f"KL at {settings.calls[-1]}"],
+        gaussian_table(settings),
+    )
+    claim, rows, curves = mixture_table(settings)
+    floor = estimate(claim.floor)
+    print_table(
+        f"Mixture: 1000 x sliced W2 by number of network calls (exact samples: {in_thousandths(floor)}), and the "
+        f"two-sample accuracy in percent at {settings.calls[-1]} calls (50: not told apart)",
+        ["sampler", *map(str, settings.calls), "told apart"],
+        rows,
+    )
+    rows, exact, drawn = guidance_table(settings)
+    print_table(
+        f"Classifier-free guidance of class {LABEL} against p(x) p(class | x)^scale: 1000 x sliced W2, two-sample "
+        "accuracy in percent, mean of p(class | x) in percent, standard deviation",
+        ["scale", "method", "calls", "sliced W2", "told apart", "p(class)", "deviation"],
+        rows,
+    )
+    rows, shown = inpainting_table(settings)
+    print_table(
+        "Inpainting of the second half of the coordinates against p(x | first half): 1000 x sliced W2, two-sample "
+        "accuracy in percent",
+        ["method", "calls", "sliced W2", "told apart"],
+        rows,
+    )
+    if args.out:
+        plots.save_samplers(f"{args.out}_samplers.png", settings.calls, curves, floor)
+        if args.dims == 2:
+            law = pinwheel(2)
+            plots.save_guidance(f"{args.out}_guidance.png", law, exact, drawn)
+            plots.save_inpainting(f"{args.out}_inpainting.png", law, shown)
+    print(f"\n{time.monotonic() - _START:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The samplers, guides and edits that the laboratory tries, run on a network without error."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.exact import GaussianMixture, exact_model_fn
+from ddpm_jax.diffusion.guidance import classifier_free_guidance, make_guidance
+from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.rng import sample_keys
+from ddpm_jax.diffusion.samplers import (
+    ancestral_table,
+    ddim_table,
+    dpmpp_table,
+    edit_noise,
+    heun_table,
+    initial_noise,
+    plms_table,
+    sample_loop,
+    unipc_table,
+)
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
+from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, walk_rows
+from ddpm_jax.diffusion.timestep_spacing import respaced, spaced_steps
+
+# Name -> (process, number of network calls) -> table. `dpmpp_1` and `euler` are `ddim`; `euler_ancestral`, `dpmpp_sde`
+# and `ddim` with eta = 1 are `ancestral` with the variance "fixed_small".
+SAMPLERS: dict[str, Callable[[Process, int], SamplerTable]] = {
+    "ancestral": lambda p, calls: ancestral_table(p, steps=steps_of(p, calls)),
+    "ddim": lambda p, calls: ddim_table(p.schedule, steps=steps_of(p, calls)),
+    "plms": lambda p, calls: plms_table(p.schedule, steps=steps_of(p, calls)),
+    "heun": lambda p, calls: heun_table(p.schedule, steps=steps_of(p, (calls + 1) // 2)),
+    "heun, karras": lambda p, calls: heun_table(p.schedule, steps=steps_of(p, (calls + 1) // 2, "karras")),
+    "dpmpp_2m": lambda p, calls: dpmpp_table(p.schedule, steps=steps_of(p, calls), order=2),
+    "dpmpp_2m, log_snr": lambda p, calls: dpmpp_table(p.schedule, steps=steps_of(p, calls, "log_snr"), order=2),
+    "dpmpp_3m": lambda p, calls: dpmpp_table(p.schedule, steps=steps_of(p, calls), order=3),
+    "dpmpp_3m, log_snr": lambda p, calls: dpmpp_table(p.schedule, steps=steps_of(p, calls, "log_snr"), order=3),
+    "dpmpp_3m_full": lambda p, calls: dpmpp_table(p.schedule, steps=steps_of(p, calls), order=3, full_order=True),
+    "dpmpp_2m_sde": lambda p, calls: dpmpp_table(p.schedule, steps=steps_of(p, calls), order=2, sde=True),
+    "unipc": lambda p, calls: unipc_table(p.schedule, steps=steps_of(p, calls), order=2),
+    "unipc_3": lambda p, calls: unipc_table(p.schedule, steps=steps_of(p, calls), order=3),
+    "unipc_3, log_snr": lambda p, calls: unipc_table(p.schedule, steps=steps_of(p, calls, "log_snr"), order=3),
+}
+
+
+def steps_of(process: Process, calls: int, spacing: str = "uniform") -> np.ndarray:
+    """The steps of a sampler with one network call each."""
+    return spaced_steps(process.num_steps, calls, spacing, schedule=process.schedule)
+
+
+def process_of_steps(process: Process, calls: int, variance: str) -> Process:
+    """The process of the visited steps alone: its exact network knows the best variance of each step that is taken.
+
+    A variance that was learned for all T steps is far from it when steps are left out.
+    """
+    return Process(respaced(process.schedule, steps_of(process, calls)), process.prediction, variance)
+
+
+class Drawer:
+    """Draws from one process and law; one compiled program serves all samplers, numbers of calls and scales.
+
+    Args:
+      num: of samples at a time.
+      max_calls: of all samplers.
+      x_0_limit: x_0_hat is clipped to this; None: no clipping.
+    """
+
+    def __init__(
+        self, process: Process, law: GaussianMixture, *, num: int, max_calls: int, x_0_limit: float | None = None
+    ):
+        self._process, self._law, self._num, self._x_0_limit = process, law, num, x_0_limit
+        self._max_rows = max_calls + 1  # plms makes one more
+        self._model_fn = exact_model_fn(process, law)
+
+    def __call__(
+        self,
+        table: SamplerTable,
+        seed: int,
+        *,
+        label: int | None = None,
+        scale: float = 1.0,
+        interval: tuple[float, float] = (-math.inf, math.inf),
+        known: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Samples [num, D], float64.
+
+        Args:
+          label: the class to draw, by default any.
+          scale, interval: of classifier-free guidance.
+          known: (mask [D], x_0 [D]): replace what is known after each row.
+        """
+        no_class = self._law.num_classes
+        labels = {"label": jnp.full(self._num, no_class if label is None else label)}
+        guidance = None
+        if scale != 1:
+            reference = {"label": jnp.full(self._num, no_class)}
+            guidance = make_guidance(reference, scale=scale, interval=interval)
+        padded = table.padded(self._max_rows, learns_variance=self._process.learns_variance)
+        known = None if known is None else tuple(jnp.asarray(part, jnp.float32) for part in known)
+        x_0 = self._draw(padded, table.num_calls, jax.random.key(seed), labels, guidance, known)
+        return np.asarray(x_0, np.float64)
+
+    @partial(jax.jit, static_argnums=0)
+    def _draw(self, table, num_calls, key, condition, guidance, known):
+        process, law = self._process, self._law
+        guide = None if guidance is None else classifier_free_guidance(process, guidance)
+        denoise_fn = make_denoiser(process, self._model_fn, condition=condition, guide=guide, x_0_limit=self._x_0_limit)
+        keys = sample_keys(key, jnp.arange(self._num))
+        state = init_sampler_state(table, initial_noise(keys, law.shape))
+        edit_fn = None if known is None else replacement(process, *known)
+        return walk_rows(denoise_fn, table, num_calls, state, keys, edit_fn=edit_fn).x_t
+
+
+def replacement(process: Process, mask, x_0):
+    """Inpainting by replacement (Song et al. 2021, appendix I.2): what is known, noised to the level of the row."""
+
+    def edit_fn(x_s, denoised, row, keys):
+        signal, noise = process.levels(row.s[None], ndim=2)
+        return jnp.where(mask[None], signal * x_0[None] + noise * edit_noise(keys, row, x_s.shape[1:]), x_s)
+
+    return edit_fn
+
+
+def pushed_gaussian(process: Process, law: GaussianMixture, table: SamplerTable) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [D] of what a sampler draws of one Gaussian with the axes as its axes, exactly.
+
+    The network is affine, so the result is x_0 = c + A x_T + sum_i B_i z_i in each coordinate. The loop is run once for
+    a batch of unit inputs, one for x_T and one for the noise of each row.
+    """
+    num_rows, num_dims = table.num_calls, law.num_dims
+    x_T = np.zeros((num_rows + 2, num_dims), np.float32)
+    x_T[1] = 1
+    noises = np.zeros((num_rows, num_rows + 2, num_dims), np.float32)
+    noises[np.arange(num_rows), np.arange(num_rows) + 2] = 1
+    denoise_fn = make_denoiser(process, exact_model_fn(process, law), x_0_limit=None)
+    keys = sample_keys(jax.random.key(0), jnp.arange(num_rows + 2))
+    loop = jax.jit(lambda x_T, noises: sample_loop(denoise_fn, table, x_T, keys, noises=noises))
+    out = np.asarray(loop(jnp.asarray(x_T), jnp.asarray(noises)), np.float64)
+    return out[0], np.sqrt(np.sum((out[1:] - out[0]) ** 2, axis=0))

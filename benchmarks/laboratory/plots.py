@@ -1,0 +1,75 @@
+"""The pictures of the exact laboratory."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ddpm_jax.diffusion.exact import GaussianMixture
+from laboratory.distances import Estimate
+
+_SIDE = np.linspace(-1.25, 1.25, 200)
+_SHOWN = 2000  # points per panel
+
+
+def save_samplers(path: str, calls: Sequence[int], curves: Mapping[str, list[Estimate]], floor: Estimate) -> None:
+    """Distance against network calls, one line per sampler, and the distance of exact samples."""
+    figure = Figure(figsize=(9, 5), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    colours = [f"C{i % 10}" for i in range(len(curves))]
+    for i, (name, estimates) in enumerate(curves.items()):
+        means = [1000 * one.mean for one in estimates]
+        axes.plot(
+            calls, means, marker="o", markersize=3, color=colours[i], label=name, linestyle="-" if i < 10 else "--"
+        )
+    axes.axhline(1000 * floor.mean, color="0.3", linestyle=":", label="exact samples")
+    axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel="1000 x sliced W2 to the data")
+    axes.set_xticks(calls, [str(n) for n in calls])
+    axes.minorticks_off()
+    axes.grid(True, linewidth=0.5, color="0.88")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path)
+
+
+def save_guidance(
+    path: str, law: GaussianMixture, exact: Mapping[float, np.ndarray], drawn: Mapping[float, np.ndarray]
+) -> None:
+    """One column per scale: exact samples of p(x) p(class | x)^scale above what guidance draws."""
+    figure = Figure(figsize=(2.6 * len(exact), 5.4), layout="constrained", dpi=120)
+    panels = figure.subplots(2, len(exact), squeeze=False)
+    for column, scale in enumerate(exact):
+        for axes, samples, name in zip(
+            panels[:, column], (exact[scale], drawn[scale]), ("exact", "guided"), strict=True
+        ):
+            _scatter(axes, law, samples, f"{name}, scale {scale:g}")
+    figure.savefig(path)
+
+
+def save_inpainting(path: str, law: GaussianMixture, shown: Mapping[str, np.ndarray]) -> None:
+    """The density of the unknown coordinate: exact, and by replacement with several numbers of calls."""
+    figure = Figure(figsize=(8.6, 3.8), layout="constrained", dpi=120)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
+    first = next(iter(shown.values()))
+    _scatter(left, law, law.sample(np.random.default_rng(0), _SHOWN)[0], "the data, and what is known")
+    left.axvline(first[0, 0], color="C3", linewidth=1)
+    bins = np.linspace(-1.25, 1.25, 90)
+    for name, samples in shown.items():
+        style = (
+            {"color": "0.75", "histtype": "stepfilled"} if name == "exact" else {"histtype": "step", "linewidth": 1.3}
+        )
+        right.hist(samples[:, 1], bins, density=True, label=name, **style)
+    right.set(xlabel="the unknown coordinate", ylabel="density", title="given the known one: replacement, ancestral")
+    right.title.set_fontsize(9)
+    right.legend(fontsize=8, frameon=False)
+    figure.savefig(path)
+
+
+def _scatter(axes, law: GaussianMixture, samples: np.ndarray, title: str) -> None:
+    grid = np.stack(np.meshgrid(_SIDE, _SIDE, indexing="ij"), axis=-1).reshape(-1, 2)
+    density = np.exp(law.log_prob(grid)).reshape(len(_SIDE), -1)
+    axes.contour(
+        _SIDE, _SIDE, density.T, levels=density.max() * np.array([0.02, 0.15, 0.5]), colors="0.8", linewidths=0.7
+    )
+    axes.scatter(*samples[:_SHOWN].T, s=2, color="#1f4e79", alpha=0.35, linewidths=0)
+    axes.set(xlim=(_SIDE[0], _SIDE[-1]), ylim=(_SIDE[0], _SIDE[-1]), xticks=[], yticks=[], aspect="equal")
+    axes.set_title(title, fontsize=9)
