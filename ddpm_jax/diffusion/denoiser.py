@@ -23,9 +23,12 @@ class Denoised:
     x_0_hat: Float[Array, "B *D"]
     # The second half of the network's output if the variance is learned; see `Process.log_var`.
     var_values: Float[Array, "B *D"] | None = None
+    # Added to the mean of p(x_s | x_t), times its variance; see `make_denoiser`.
+    shift: Float[Array, "B *D"] | None = None
 
 
 DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
+ShiftFn = Callable[[Float[Array, "B *D"], Steps], Float[Array, "B *D"]]
 # (params, condition of the batch, {} for none) -> its denoiser: for code that runs a network on all devices.
 DenoiserOf = Callable[[PyTree, Mapping[str, Array]], DenoiseFn]
 GuidedDenoiserOf = Callable[..., DenoiseFn]  # the same, or with a third argument, of type Guidance
@@ -39,6 +42,7 @@ def make_denoiser(
     guide: Guide | None = None,
     x_0_limit: float | None = 1.0,
     dynamic_threshold: float = 0.0,
+    mean_shift_fn: ShiftFn | None = None,
 ) -> DenoiseFn:
     """denoise_fn(x_t, t) -> Denoised, for a network that predicts what the process defines.
 
@@ -54,6 +58,9 @@ def make_denoiser(
       dynamic_threshold: a quantile in (0, 1], such as 0.995, or 0 for none. Instead of clipping, x_0_hat of an image is
         limited to [-s, s] and divided by s / x_0_limit, where s is that quantile of its |x_0_hat|, at least
         x_0_limit (Saharia et al. 2022, section 2.3).
+      mean_shift_fn: (x_t, t) -> [B, *D], such as scale * grad log p(label | x_t): times the variance of the step, it is
+        added to the mean of p(x_s | x_t), after x_0_hat was clipped (Dhariwal and Nichol 2021, algorithm 1). Only for
+        `ancestral_table`; other samplers take `gradient_guidance.gradient_guidance` as `guide`.
 
     Raises:
       UserError: x_0_limit is not above 0 or not finite; a quantile is outside [0, 1], or given without an x_0_limit.
@@ -85,7 +92,7 @@ def make_denoiser(
             x_0_hat = _limit_to_quantile(x_0_hat, float(dynamic_threshold), x_0_limit)
         elif x_0_limit is not None:
             x_0_hat = jnp.clip(x_0_hat, -x_0_limit, x_0_limit)
-        return Denoised(x_0_hat, var_values)
+        return Denoised(x_0_hat, var_values, None if mean_shift_fn is None else mean_shift_fn(x_t, t))
 
     return denoise_fn
 

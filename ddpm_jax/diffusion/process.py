@@ -102,14 +102,17 @@ class Process:
         schedule = respaced(self.schedule, steps)
         return dataclasses.replace(self, schedule=schedule, network_steps=np.asarray(of_network, np.int32))
 
+    def network_t(self, t: Steps) -> Steps:
+        """The t that a network is called with at step t; see `network_steps`."""
+        return t if self.network_steps is None else jnp.take(jnp.asarray(self.network_steps), unsigned(t))
+
     def predict(self, model_fn: ModelFn, x_t: Float[Array, "B *D C"], t: Steps) -> Prediction:
         """The network's output at x_t and t: int32 [B], or float32 [B] for fractional steps.
 
         Raises:
           ValueError: the number of output channels does not fit the variance.
         """
-        network_t = t if self.network_steps is None else jnp.take(jnp.asarray(self.network_steps), unsigned(t))
-        inputs = self.parameterisation.inputs(self.schedule, x_t=x_t, t=t, network_t=network_t)
+        inputs = self.parameterisation.inputs(self.schedule, x_t=x_t, t=t, network_t=self.network_t(t))
         return self.split(model_fn(*inputs), num_channels=x_t.shape[-1])
 
     def split(self, output: Float[Array, "B *D C_out"], *, num_channels: int) -> Prediction:

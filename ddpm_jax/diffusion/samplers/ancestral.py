@@ -30,16 +30,19 @@ def ancestral_table(process: Process, *, steps: np.ndarray | None = None) -> Sam
         )
     abar_t, abar_s, alpha, beta = grid.transitions()
     small, clean = beta * (1 - abar_s) / (1 - abar_t), grid.t[1:] < 0
+    # A gradient shifts the mean by this variance; in the last row it is that of the row before, as in the bound.
+    before_last = small[-2] if len(small) > 1 else beta[-1]
+    repaired = np.where(clean, before_last, small)
     columns = {
         "c_x_0": beta * np.sqrt(abar_s) / (1 - abar_t),
         "c_x_t": (1 - abar_s) * np.sqrt(alpha) / (1 - abar_t),
         "sigma": np.where(clean, 0.0, np.sqrt(beta if variance == "fixed_large" else small)),
+        "c_shift": np.where(clean, repaired, beta) if variance == "fixed_large" else repaired,
     }
     if process.learns_variance:
-        columns["sigma"] = np.where(clean, 0.0, 1.0)
+        columns["sigma"], columns["c_shift"] = np.where(clean, 0.0, 1.0), np.ones_like(beta)
         shift, scale = np.zeros_like(beta), np.ones_like(beta)
         if variance == "learned_range":
-            # The last row, which adds no noise, has beta-tilde = 0: any finite number works there.
-            shift, scale = learned_range(np.log(np.where(clean, beta, small)), np.log(beta))
+            shift, scale = learned_range(np.log(repaired), np.log(beta))
         columns |= {"log_var_shift": shift, "log_var_scale": scale}
     return make_table(grid.t[:-1], grid.t[1:], **columns)

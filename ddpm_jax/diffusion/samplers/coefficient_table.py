@@ -35,6 +35,9 @@ class SamplerTable:
     # If the variance is learned, sigma is multiplied by exp((log_var_shift + log_var_scale * var_values) / 2).
     log_var_shift: Float[Array, "R"] | None = None
     log_var_scale: Float[Array, "R"] | None = None
+    # The variance of the row, also of the last: the weight of `Denoised.shift`, times the same exp(...) squared if the
+    # variance is learned. None: the sampler has no mean to shift.
+    c_shift: Float[Array, "R"] | None = None
     # Solvers of higher order: the weights of the values of the last K rows, newest first, and what this row
     # remembers, r_x_0 * x_0_hat + r_x_t * x_t.
     c_history: Float[Array, "R K"] | None = None
@@ -67,7 +70,7 @@ class SamplerTable:
             raise UserError(f"{arg('t')} must be a step that the sampler visits, of {steps.tolist()}; got {t!r}")
         return jax.tree.map(lambda column: column[found], self)
 
-    def padded(self, num_rows: int, *, learns_variance: bool) -> "SamplerTable":
+    def padded(self, num_rows: int, *, learns_variance: bool, shifts_mean: bool = False) -> "SamplerTable":
         """The table in NumPy, padded with rows of zeros and with all columns, so that all samplers and numbers of steps
         have tables of equal shape: `sampling_loop.walk_rows` runs them with one compiled program.
 
@@ -77,11 +80,14 @@ class SamplerTable:
         Args:
           num_rows: at least the present number of rows.
           learns_variance: whether the network outputs values for the variance.
+          shifts_mean: whether the denoiser gives a `shift`; only tables with `c_shift` can apply it.
 
         Raises:
-          ValueError: fewer rows than present, more history than MAX_REMEMBERED, or a table with a learned variance for
-            a network that does not output one.
+          ValueError: fewer rows than present, more history than MAX_REMEMBERED, a table with a learned variance for
+            a network that does not output one, or a table that cannot apply a shift.
         """
+        if shifts_mean and self.c_shift is None:
+            raise ValueError("the table has no c_shift, so that the mean cannot be shifted")
         if self.log_var_shift is not None and not learns_variance:
             raise ValueError("the table is for a learned variance, but the network outputs none")
         if num_rows < self.num_calls or self.num_remembered > MAX_REMEMBERED:
@@ -103,6 +109,8 @@ class SamplerTable:
             for field in dataclasses.fields(self)
             if learns_variance or not field.name.startswith("log_var")
         }
+        if not shifts_mean:
+            columns["c_shift"] = None
         columns["c_history"] = np.pad(history, ((0, 0), (0, MAX_REMEMBERED - self.num_remembered)))
         return SamplerTable(**columns)
 

@@ -129,10 +129,13 @@ def _after_row(
     denoised = denoise_fn(x_t, jnp.full(x_t.shape[:1], row.t))
     sigma = row.sigma
     if row.log_var_shift is not None:
-        sigma = sigma * jnp.exp(0.5 * (row.log_var_shift + row.log_var_scale * denoised.var_values))
+        learned = jnp.exp(0.5 * (row.log_var_shift + row.log_var_scale * denoised.var_values))
+        sigma = jnp.where(sigma > 0, sigma * learned, 0.0)  # no noise in the last row, whatever the network says
     if z is None:
         z = sample_noise(keys, row.row + 1, x_t.shape[1:])
     x_s = row.c_x_0 * denoised.x_0_hat + row.c_x_t * x_t + sigma * z
+    if denoised.shift is not None:
+        x_s = x_s + _variance(row, denoised) * denoised.shift
     for k, remembered in enumerate(state.history):
         x_s = x_s + row.c_history[k] * remembered
     if edit_fn is not None:
@@ -141,6 +144,18 @@ def _after_row(
     if history:
         history = (row.r_x_0 * denoised.x_0_hat + row.r_x_t * x_t, *history[:-1])
     return SamplerState(x_s, history)
+
+
+def _variance(row: SamplerTable, denoised: Denoised) -> Float[Array, "..."]:
+    """The variance of p(x_s | x_t), by which a gradient shifts its mean."""
+    if row.c_shift is None:
+        raise UserError(
+            f"only `ancestral_table` can apply a {arg('mean_shift_fn')}; for other samplers give `gradient_guidance` "
+            f"as {arg('guide')}"
+        )
+    if row.log_var_shift is None:
+        return row.c_shift
+    return row.c_shift * jnp.exp(row.log_var_shift + row.log_var_scale * denoised.var_values)
 
 
 def sample_loop(

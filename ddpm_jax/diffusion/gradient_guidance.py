@@ -1,0 +1,119 @@
+"""Guidance by the gradient of a log-probability: of a classifier of noised images, or of any differentiable function.
+
+The score of p(x_t) p(y | x_t)^scale, normalised, is grad log p(x_t) + scale grad log p(y | x_t). There are two rules
+(Dhariwal and Nichol 2021, section 4):
+
+- eps - sqrt(1 - alpha-bar_t) scale grad log p(y | x_t), in place of eps, for DDIM and every other sampler (algorithm 2,
+  equation 14): `gradient_guidance`.
+- the mean of p(x_(t-1) | x_t) + its variance scale grad log p(y | x_t), for ancestral sampling (algorithm 1, equation
+  10): `gradient_shift`, as the `mean_shift_fn` of a denoiser.
+
+They differ by terms that vanish as the steps become small.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.diffusion.denoiser import ShiftFn
+from ddpm_jax.diffusion.guidance import Condition, Guide, PredictFn
+from ddpm_jax.diffusion.parameterisations import Steps
+from ddpm_jax.diffusion.process import Prediction, Process
+
+LogProbFn = Callable[[Float[Array, "B *D"], Steps], Float[Array, "B"]]
+Scale = float | Float[Array, ""] | Float[Array, "B"]
+
+
+def class_log_prob(
+    logits_fn: Callable[[Float[Array, "B *D"], Steps], Float[Array, "B C"]], label: Int[Array, "B"]
+) -> LogProbFn:
+    """(x_t, t) -> log p(label | x_t) of a classifier, [B]; NaN for a label out of range."""
+
+    def log_prob(x_t: Float[Array, "B *D"], t: Steps) -> Float[Array, "B"]:
+        log_probs = jax.nn.log_softmax(logits_fn(x_t, t).astype(jnp.float32))
+        known = (label >= 0) & (label < log_probs.shape[1])
+        of_label = jnp.take_along_axis(log_probs, jnp.where(known, label, 0)[:, None], axis=1)[:, 0]
+        return jnp.where(known, of_label, jnp.nan)
+
+    return log_prob
+
+
+def gradient_shift(process: Process, log_prob_fn: LogProbFn, *, scale: Scale = 1.0) -> ShiftFn:
+    """(x_t, t) -> scale grad log p(y | x_t), [B, *D], for the `mean_shift_fn` of `denoiser.make_denoiser`.
+
+    Args:
+      log_prob_fn: (x_t, t) -> log p(y | x_t), nats [B], which may lack a constant. Image i must not depend on others.
+        Called with the t of the network, 0..T-1 of the process that it was trained for.
+      scale: 0: no guidance; one number, or one per image.
+    """
+
+    def shift(x_t: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:
+        network_t = process.network_t(t)
+        # The gradient of the sum is that of each image, because images do not depend on each other.
+        gradient = jax.grad(lambda x_t: jnp.sum(log_prob_fn(x_t, network_t)))(x_t)
+        return _per_image(scale, x_t) * gradient
+
+    return shift
+
+
+def gradient_guidance(process: Process, log_prob_fn: LogProbFn, *, scale: Scale = 1.0) -> Guide:
+    """predict_fn -> predict_fn whose eps is eps - sqrt(1 - alpha-bar_t) scale grad log p(y | x_t), for any sampler.
+
+    The prediction is changed as this eps changes it; the variance values stay. Apply it after classifier-free guidance:
+    `lambda predict_fn: gradient_guidance(...)(classifier_free_guidance(...)(predict_fn))`.
+
+    Args: as for `gradient_shift`.
+    """
+    shift = gradient_shift(process, log_prob_fn, scale=scale)
+
+    def guide(predict_fn: PredictFn) -> PredictFn:
+        def predict(x_t: Float[Array, "B *D"], t: Steps, condition: Condition) -> Prediction:
+            predicted = predict_fn(x_t, t, condition)
+            return predicted._replace(value=predicted.value + _change_of_value(process, shift(x_t, t), t))
+
+        return predict
+
+    return guide
+
+
+def x_0_hat_guidance(
+    process: Process, log_prob_of_x_0_fn: Callable[[Float[Array, "B *D"]], Float[Array, "B"]], *, scale: Scale = 1.0
+) -> Guide:
+    """Like `gradient_guidance`, with grad log p(y | x_0_hat(x_t)), through the network.
+
+    The function need not know noised images: p(y | x_t) is approximated by p(y | x_0_hat) (Chung et al. 2023,
+    "Diffusion posterior sampling", equation 10). A call costs the network's forward and backward pass.
+
+    Args:
+      log_prob_of_x_0_fn: x_0 -> log p(y | x_0), nats [B]. It gets x_0_hat without clipping.
+      scale: as for `gradient_shift`. Differs: the paper divides it by the norm of the residual.
+    """
+
+    def guide(predict_fn: PredictFn) -> PredictFn:
+        def predict(x_t: Float[Array, "B *D"], t: Steps, condition: Condition) -> Prediction:
+            def log_prob(x_t: Array) -> tuple[Array, Prediction]:
+                predicted = predict_fn(x_t, t, condition)
+                x_0_hat = process.x_0_hat(predicted.value, x_t=x_t, t=t)
+                return jnp.sum(log_prob_of_x_0_fn(x_0_hat)), predicted
+
+            gradient, predicted = jax.grad(log_prob, has_aux=True)(x_t)
+            change = _change_of_value(process, _per_image(scale, x_t) * gradient, t)
+            return predicted._replace(value=predicted.value + change)
+
+        return predict
+
+    return guide
+
+
+def _change_of_value(process: Process, shift: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:
+    """By how much the prediction changes if eps changes by -sqrt(1 - alpha-bar_t) shift at the same x_t."""
+    signal, noise = process.levels(t, ndim=shift.ndim)
+    # A prediction is linear in (x_0, eps, x_t), and x_t stays.
+    return process.target(x_0=noise**2 / signal * shift, x_t=jnp.zeros_like(shift), t=t, eps=-noise * shift)
+
+
+def _per_image(scale: Scale, x: Float[Array, "B *D"]) -> Float[Array, "..."]:
+    scale = jnp.asarray(scale, x.dtype)
+    return scale if scale.ndim == 0 else scale.reshape(-1, *(1,) * (x.ndim - 1))
