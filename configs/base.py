@@ -35,7 +35,8 @@ def get_config() -> ConfigDict:
     config.schedule.zero_terminal_snr = False  # rescale so that alpha-bar is 0 at the last step; needs x_0 or v
 
     config.objective = ConfigDict()
-    config.objective.name = "diffusion"  # the training objective; its fields are in the group of the same name
+    # diffusion, or classifier: a classifier of noised images, for guidance.
+    config.objective.name = "diffusion"
 
     config.diffusion = ConfigDict()
     config.diffusion.prediction = "eps"  # what the network predicts: eps, x_0, v, mean (the mean of x_(t-1))
@@ -107,6 +108,7 @@ def get_config() -> ConfigDict:
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.0  # of all parameters, by AdamW: each update subtracts learning_rate * this * params
     config.optim.grad_clip = 1.0  # largest global norm of the gradient; 0: no clipping
     config.optim.clip_replicas = 0  # > 0: split the batch into this many parts, clip each part's gradient, average
     # Decay of each exponential moving average (EMA) of the parameters, such as (0.9999, 0.999). The first average is
@@ -158,7 +160,11 @@ def get_config() -> ConfigDict:
     config.sample.guidance_interval = ()  # LOW,HIGH: guidance only where the log SNR is between them; (): everywhere
     config.sample.guidance_rescale = 0.0  # 0..1: how far to restore the conditional prediction's deviation
     config.sample.negative_classes = ()  # classes to guide away from, used in turn; (): the null class
-    config.sample.classes = ()  # class-conditional networks: classes to draw, in turn; (): all
+    # Folder of the run of a classifier of noised images (objective.name = "classifier"): its gradient guides samples to
+    # their class; empty: none. The scale is that of the papers; 0: none.
+    config.sample.classifier = ""
+    config.sample.classifier_scale = 1.0
+    config.sample.classes = ()  # with a class-conditional network or a classifier: classes to draw, in turn; (): all
     config.sample.batch_size = 256
     config.sample.num_grid = 64  # images per grid in a training run
     # Sampler of the grids during training; the final grids use `sampler`. Networks that are not yet well trained often

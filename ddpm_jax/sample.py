@@ -99,22 +99,25 @@ def _sample(args: argparse.Namespace) -> None:
             on_chunk=bar.update,
         )
     if is_first:
-        condition = generator.condition_of(np.arange(args.num_samples))
+        condition = generator.labels_of(np.arange(args.num_samples))
         replaced = ", in place of what was there" if os.path.exists(f"{out}.npz") else ""
         save_npz(f"{out}.npz", images, condition)
         classes = ", classes as arr_1" if "label" in condition else ""
         arrays, grid = f"{images.dtype} {list(images.shape)} as arr_0{classes}", ""
         if can_be_drawn(images):
             shown, grid = images[:MAX_GRID], f" and {out}.png"
-            columns = args.columns or class_columns(len(shown), trained.num_sampled_classes)
+            columns = args.columns or class_columns(len(shown), generator.num_classes)
             save_grid(f"{out}.png", shown, num_columns=columns)
         print(f"wrote {out}.npz ({arrays}){grid}{replaced}")
 
 
 def _guidance_line(settings: dict) -> str:
     """What is said of the guidance: "guidance scale 3, interval -2,4, "; nothing where there is none."""
+    classifier = ""
+    if settings["classifier"] and settings["classifier_scale"]:
+        classifier = f"classifier {settings['classifier']} with scale {settings['classifier_scale']:g}, "
     if settings["guidance_scale"] == 1:
-        return ""
+        return classifier
     lists = {
         name: ",".join(f"{number:g}" for number in settings[name]) for name in ("guidance_interval", "negative_classes")
     }
@@ -124,7 +127,7 @@ def _guidance_line(settings: dict) -> str:
         f"rescale {settings['guidance_rescale']:g}" if settings["guidance_rescale"] else "",
         f"away from classes {lists['negative_classes']}" if lists["negative_classes"] else "",
     ]
-    return "".join(f"{part}, " for part in parts if part)
+    return "".join(f"{part}, " for part in parts if part) + classifier
 
 
 def _path_without_ending(out: str) -> str:

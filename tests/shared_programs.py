@@ -47,9 +47,9 @@ def share_programs(patch):
     build_generator, build_eval_loss = sampler_factory.build_generator, training.build_eval_loss
     flops, peak = trainer.train_step_flops, {"flops_per_second": 1e11}
 
-    def shared_generator(config, process, table, model, mesh, edit=None):
-        if edit is not None:
-            return build_generator(config, process, table, model, mesh, edit)
+    def shared_generator(config, process, table, model, mesh, edit=None, **others):
+        if edit is not None or config.sample.classifier:
+            return build_generator(config, process, table, model, mesh, edit, **others)
         key = ("generator", key_of(config, mesh, tuple(config.sample[name] for name in SAMPLE_FIELDS)))
         return once(key, lambda: build_generator(config, process, table, model, mesh)).with_table(table)
 

@@ -31,7 +31,8 @@ DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
 ShiftFn = Callable[[Float[Array, "B *D"], Steps], Float[Array, "B *D"]]
 # (params, condition of the batch, {} for none) -> its denoiser: for code that runs a network on all devices.
 DenoiserOf = Callable[[PyTree, Mapping[str, Array]], DenoiseFn]
-GuidedDenoiserOf = Callable[..., DenoiseFn]  # the same, or with a third argument, of type Guidance
+# The same, or with `guidance`, of type Guidance, and `classifier`, of type ClassifierGuidance.
+GuidedDenoiserOf = Callable[..., DenoiseFn]
 
 
 def make_denoiser(

@@ -12,15 +12,29 @@ They differ by terms that vanish as the steps become small.
 """
 
 from collections.abc import Callable
+from typing import no_type_check
 
+import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ddpm_jax.diffusion.denoiser import ShiftFn
 from ddpm_jax.diffusion.guidance import Condition, Guide, PredictFn
 from ddpm_jax.diffusion.parameterisations import Steps
 from ddpm_jax.diffusion.process import Prediction, Process
+
+
+# A pytree's leaves may be shardings or shapes, so its fields are not checked in tests.
+@no_type_check
+@flax.struct.dataclass
+class ClassifierGuidance:
+    """The arrays of a classifier's guidance for a batch, so that one compiled program serves all values."""
+
+    params: PyTree  # of the classifier
+    label: Int[Array, "B"]
+    scale: Float[Array, ""]
+
 
 LogProbFn = Callable[[Float[Array, "B *D"], Steps], Float[Array, "B"]]
 Scale = float | Float[Array, ""] | Float[Array, "B"]

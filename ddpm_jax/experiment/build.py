@@ -18,6 +18,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
+from ddpm_jax.experiment.classifier import classifier_of_samples
 from ddpm_jax.experiment.conditions import condition_of, condition_spec
 from ddpm_jax.experiment.objective_factory import build_objective, draws_images
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
@@ -50,7 +51,7 @@ class Experiment:
     @property
     def process(self) -> Process:
         """The diffusion process."""
-        return self.objective.loss_fn.process
+        return self.objective.process
 
     @property
     def codec(self) -> Codec:
@@ -204,10 +205,11 @@ def _sampler_tables(
     """The tables of the samples and of the previews; built here, so that errors appear before the training."""
     if not draws_images(config):
         return None, None
-    process = objective.loss_fn.process
+    process = objective.process
     tables = sampler_factory.build_table(config, process), sampler_factory.build_preview_table(config, process)
     model_factory.check_limit_of_x_0(config)
     sampler_factory.check_sample_batch(config, mesh)
     condition_of(config)
     sampler_factory.guidance_of(config)
+    classifier_of_samples(config)
     return tables

@@ -45,17 +45,20 @@ class ClassCondition(ConditionKind):
 
     def of_samples(self, config: ConfigDict) -> RowsOf:
         """Sample n has class classes[n mod len(classes)], from sample.classes; empty: from all classes."""
+        if not config.model.num_classes and config.sample.classifier:
+            return _in_turn(())  # the classes are those of the classifier
         return _in_turn(sampled_classes(config))
 
     def negative(self, config: ConfigDict) -> RowsOf | None:
         """Sample n is guided away from negative_classes[n mod len(negative_classes)]; empty: from the null class."""
-        classes = _checked_classes(config, "negative_classes")
+        classes = checked_classes(config, "negative_classes", config.model.num_classes)
         return _in_turn(classes) if classes else None
 
 
 def sampled_classes(config: ConfigDict) -> tuple[int, ...]:
     """The classes of samples, in turn: sample.classes, or all; () for a network without classes."""
-    return _checked_classes(config, "classes") or tuple(range(config.model.num_classes))
+    num_classes = config.model.num_classes
+    return checked_classes(config, "classes", num_classes) or tuple(range(num_classes))
 
 
 def _in_turn(classes: tuple[int, ...]) -> RowsOf:
@@ -65,9 +68,9 @@ def _in_turn(classes: tuple[int, ...]) -> RowsOf:
     return lambda ids: {"label": rows[ids % len(rows)]}
 
 
-def _checked_classes(config: ConfigDict, name: str) -> tuple[int, ...]:
-    """The classes in a field of `sample`; raises UserError for classes that the network does not have."""
-    classes, num_classes = tuple(config.sample[name]), config.model.num_classes
+def checked_classes(config: ConfigDict, name: str, num_classes: int) -> tuple[int, ...]:
+    """The classes in a field of `sample`; raises UserError for others than 0..num_classes-1."""
+    classes = tuple(config.sample[name])
     if classes and not num_classes:
         raise UserError(
             f"sample.{name}={','.join(map(str, classes))} is for a network with classes; the run has "

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from ddpm_jax.codecs.codec import PIXELS, Codec
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
+from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
 from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
@@ -24,6 +25,7 @@ from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
 from ddpm_jax.runtime.errors import UserError, check_between
 
 GuidanceOf = Callable[[np.ndarray], Guidance | None]  # numbers of samples, int [N] -> their guidance
+ClassifierOf = Callable[[np.ndarray], ClassifierGuidance | None]  # the same, of a classifier
 ConditionOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> their condition
 
 
@@ -57,14 +59,17 @@ class Chunk(NamedTuple):
     num_rows: int
 
 
-def _chunks_of(table: SamplerTable, learns_variance: bool) -> list[Chunk]:
+def _chunks_of(table: SamplerTable, learns_variance: bool, shifts_mean: bool) -> list[Chunk]:
     parts = chunks_of(table.num_calls)
     length = CHUNK_ROWS
     while length < max(map(len, parts)):
         length *= 2
     table = jax.tree.map(np.asarray, table)
     return [
-        Chunk(table.rows(part.start, part.stop).padded(length, learns_variance=learns_variance), len(part))
+        Chunk(
+            table.rows(part.start, part.stop).padded(length, learns_variance=learns_variance, shifts_mean=shifts_mean),
+            len(part),
+        )
         for part in parts
     ]
 
@@ -76,7 +81,8 @@ class Generator:
     chunks of a similar length share the same programs (one for whole steps, one for fractional): see `with_table`.
 
     Args:
-      denoiser_of: (params, condition) -> denoise_fn; with guidance (params, condition, guidance).
+      denoiser_of: (params, condition) -> denoise_fn; with guidance or a classifier (params, condition, guidance,
+        classifier), of which one may be None.
       table: from `ddpm_jax.diffusion.samplers.coefficient_table`.
       image_shape: (H, W, C), or (*sizes, C) of other data.
       mesh: the batch is spread over its devices.
@@ -86,6 +92,9 @@ class Generator:
       edit: edits samples, given by number; None for none.
       condition_of: numbers of samples -> their condition, [N, ...] each.
       guidance_of: numbers of samples -> their guidance; None for none.
+      classifier_of: numbers of samples -> the guidance of a classifier; None for none.
+      shifts_mean: whether the denoiser of a classifier shifts the mean of the steps, for tables with `c_shift`.
+      num_classes: how many classes the samples have, in turn; 0 for none.
     """
 
     def __init__(
@@ -101,11 +110,15 @@ class Generator:
         edit: Edit | None = None,
         condition_of: ConditionOf = no_condition,
         guidance_of: GuidanceOf = lambda ids: None,
+        classifier_of: ClassifierOf = lambda ids: None,
+        shifts_mean: bool = False,
+        num_classes: int = 0,
     ):
+        self.num_classes = num_classes
         self._allow_nonfinite = False
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
-        self._guidance_of = guidance_of
-        self._learns_variance, self._edit = learns_variance, edit
+        self._guidance_of, self._classifier_of = guidance_of, classifier_of
+        self._learns_variance, self._shifts_mean, self._edit = learns_variance, shifts_mean, edit
         self._take_table(table)
         batch, everywhere, x_0_shape = batch_sharded(mesh), replicated(mesh), codec.x_0_shape(image_shape)
 
@@ -121,9 +134,10 @@ class Generator:
             keys: jax.Array,
             condition: Condition,
             guidance: Guidance | None,
+            classifier: ClassifierGuidance | None,
             edited: PyTree,
         ) -> SamplerState:
-            guided = () if guidance is None else (guidance,)
+            guided = () if guidance is None and classifier is None else (guidance, classifier)
             denoise_fn = denoiser_of(params, condition, *guided)
             edit_fn = None if edit is None else edit.make(edited)
             return walk_rows(denoise_fn, rows, num_rows, state, keys, edit_fn=edit_fn)
@@ -131,8 +145,10 @@ class Generator:
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
         self._guidance_sharding = Guidance(batch, everywhere, everywhere, everywhere, everywhere)
         guided = None if guidance_of(np.arange(1)) is None else self._guidance_sharding
+        self._classifier_sharding = ClassifierGuidance(everywhere, batch, everywhere)
+        classified = None if classifier_of(np.arange(1)) is None else self._classifier_sharding
         self._advance = jit_chunk(
-            advance, mesh, (AS_GIVEN, everywhere, everywhere, batch, batch, batch, guided, batch), donate=3
+            advance, mesh, (AS_GIVEN, everywhere, everywhere, batch, batch, batch, guided, classified, batch), donate=3
         )
         # Images are replicated on a mesh of several hosts, so that each host can write them.
         decode = jax.jit(lambda codec, x_0: codec.decode(x_0), out_shardings=everywhere)
@@ -140,7 +156,7 @@ class Generator:
 
     def _take_table(self, table: SamplerTable) -> None:
         self.num_rows = table.num_calls
-        self._chunks = _chunks_of(table, self._learns_variance)
+        self._chunks = _chunks_of(table, self._learns_variance, self._shifts_mean)
 
     def with_table(self, table: SamplerTable) -> "Generator":
         """A generator with another sampler or number of steps, which shares the compiled programs."""
@@ -148,14 +164,21 @@ class Generator:
         other._take_table(table)
         return other
 
-    def with_samples(self, condition_of: ConditionOf, guidance_of: GuidanceOf) -> "Generator":
+    def with_samples(
+        self, condition_of: ConditionOf, guidance_of: GuidanceOf, classifier_of: ClassifierOf = lambda ids: None
+    ) -> "Generator":
         """A generator of samples with another condition or guidance, which shares the compiled programs.
 
-        Guidance needs a generator that was made with guidance, because it is another program.
+        Guidance needs a generator that was made with guidance, because it is another program; a classifier likewise.
         """
         other = copy.copy(self)
-        other.condition_of, other._guidance_of = condition_of, guidance_of
+        other.condition_of, other._guidance_of, other._classifier_of = condition_of, guidance_of, classifier_of
         return other
+
+    def labels_of(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """What samples were asked to be: their condition, or the label that a classifier guides them to."""
+        classifier = self._classifier_of(ids)
+        return ({} if classifier is None else {"label": np.asarray(classifier.label)}) | self.condition_of(ids)
 
     def allowing_nonfinite(self) -> "Generator":
         """A generator that shares the programs and decodes NaN, too: for previews, which must not end a run."""
@@ -211,12 +234,17 @@ class Generator:
         guidance = self._guidance_of(numbers)
         if guidance is not None:
             guidance = jax.device_put(guidance, self._guidance_sharding)
+        classifier = self._classifier_of(numbers)
+        if classifier is not None:
+            classifier = jax.device_put(classifier, self._classifier_sharding)
         edited = jax.device_put(self._edit.of_samples(numbers), batch_sharded(self._mesh)) if self._edit else ()
         state, keys = self._begin(seed_keys(seed).sample, ids)
         if watch:
             watch(first, int(self._chunks[0].rows.t[0]), np.asarray(self._images_of(state.x_t)))
         for number, (rows, num_rows) in enumerate(self._chunks):
-            state = self._advance(params, rows, np.int32(num_rows), state, keys, condition, guidance, edited)
+            state = self._advance(
+                params, rows, np.int32(num_rows), state, keys, condition, guidance, classifier, edited
+            )
             if first == number == 0:  # the first call includes compilation
                 release_unused_memory()
             state = jax.block_until_ready(state)

@@ -3,6 +3,8 @@
 User input is checked here, outside jit, and named by its config field.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,13 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data.condition import Condition, example_condition
 from ddpm_jax.diffusion.denoiser import DenoiseFn, GuidedDenoiserOf, make_denoiser
-from ddpm_jax.diffusion.guidance import Guidance, classifier_free_guidance
+from ddpm_jax.diffusion.gradient_guidance import (
+    ClassifierGuidance,
+    class_log_prob,
+    gradient_guidance,
+    gradient_shift,
+)
+from ddpm_jax.diffusion.guidance import Guidance, Guide, classifier_free_guidance
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
 from ddpm_jax.diffusion.schedules import make_schedule
@@ -21,6 +29,8 @@ from ddpm_jax.experiment.conditions import condition_spec
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
+from ddpm_jax.models.unet_checks import check_blocks
+from ddpm_jax.models.unet_classifier import UNetClassifier
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 MOST_CLASSES = 1_000_000  # each has a vector in the network; the largest labelled sets have some 20,000
@@ -56,6 +66,29 @@ def build_model(config: ConfigDict) -> nn.Module:
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):
         NETWORKS[name].check(model, x_0_shape[:-1])
     return model
+
+
+def build_classifier(config: ConfigDict) -> UNetClassifier:
+    """The classifier of noised images: the way down of the U-Net in the group `unet`, for model.num_classes classes.
+
+    Raises:
+      UserError: another network, fewer than 2 classes, or settings that do not fit each other or the images.
+    """
+    model, x_0_shape = config.model, x_0_shape_of(config)
+    if model.name != "unet":
+        raise UserError(
+            f"model.name must be 'unet' with objective.name='classifier', which is its way down; got {model.name!r}"
+        )
+    check_one_of("model.dtype", model.dtype, DTYPES)
+    if not 2 <= model.num_classes <= MOST_CLASSES:
+        raise UserError(
+            f"model.num_classes must be in 2..{MOST_CLASSES} with objective.name='classifier', the classes of "
+            f"the data; got {model.num_classes}"
+        )
+    network = UNetClassifier(**config.unet, dtype=DTYPES[model.dtype], remat=model.remat, num_outputs=model.num_classes)
+    with fields_named("unet", {"image_size": "data.image_size"}):
+        check_blocks(network, x_0_shape[:-1])
+    return network
 
 
 def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
@@ -98,26 +131,57 @@ def build_denoiser(
     *,
     clip_x_0: bool | None = None,
     dynamic_threshold: float | None = None,
+    classifier: nn.Module | None = None,
+    shifts_mean: bool = False,
 ) -> GuidedDenoiserOf:
-    """(params, condition, guidance = None) -> denoise_fn, as in the config except for the arguments given here."""
+    """(params, condition, guidance = None, classifier = None) -> denoise_fn, as in the config except for the arguments
+    given here.
+
+    Args:
+      classifier: the network that the arrays `ClassifierGuidance` are of.
+      shifts_mean: it shifts the mean of the step, for tables with `c_shift`, and not eps.
+    """
     if clip_x_0 is None:
         clip_x_0 = config.sample.clip_x_0
     if dynamic_threshold is None:
         dynamic_threshold = config.sample.dynamic_threshold
     limit = _limit_of_x_0(config, clip_x_0, dynamic_threshold)
 
-    def denoiser_of(params: dict, condition: Condition, guidance: Guidance | None = None) -> DenoiseFn:
+    def denoiser_of(
+        params: dict,
+        condition: Condition,
+        guidance: Guidance | None = None,
+        gradient: ClassifierGuidance | None = None,
+    ) -> DenoiseFn:
         def model_fn(x_t: jax.Array, t: jax.Array, condition: Condition | None = None) -> jax.Array:
             return model.apply({"params": params}, x_t, t, condition or {})
+
+        guides = [] if guidance is None else [classifier_free_guidance(process, guidance)]
+        mean_shift_fn = None
+        if gradient is not None:
+            logits_fn = lambda x_t, t: classifier.apply({"params": gradient.params}, x_t, t)  # noqa: E731
+            log_prob_fn = class_log_prob(logits_fn, gradient.label)
+            if shifts_mean:
+                mean_shift_fn = gradient_shift(process, log_prob_fn, scale=gradient.scale)
+            else:
+                guides.append(gradient_guidance(process, log_prob_fn, scale=gradient.scale))
 
         with fields_named("diffusion", {"dynamic_threshold": "sample.dynamic_threshold"}):
             return make_denoiser(
                 process,
                 model_fn,
                 condition=condition,
-                guide=None if guidance is None else classifier_free_guidance(process, guidance),
+                guide=_in_a_row(guides),
                 x_0_limit=limit,
                 dynamic_threshold=dynamic_threshold,
+                mean_shift_fn=mean_shift_fn,
             )
 
     return denoiser_of
+
+
+def _in_a_row(guides: list[Guide]) -> Guide | None:
+    """One guide that applies each to the result of the one before; None for none."""
+    if not guides:
+        return None
+    return lambda predict_fn: functools.reduce(lambda guided, guide: guide(guided), guides, predict_fn)

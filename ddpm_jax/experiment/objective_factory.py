@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.experiment import model_factory, training_factory
 from ddpm_jax.experiment.codec_factory import build_codec
-from ddpm_jax.runtime.errors import check_one_of
+from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.training.classifier_objective import ClassifierObjective
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.objective import Objective
 
@@ -23,8 +24,26 @@ def build_diffusion(config: ConfigDict) -> DiffusionObjective:
     )
 
 
+def build_classifier(config: ConfigDict) -> ClassifierObjective:
+    """A classifier of noised images, from the groups `schedule`, `model`, `unet`, `codec` and `train`."""
+    if config.condition.drop_rate:
+        raise UserError(
+            f"condition.drop_rate must be 0 with objective.name='classifier'; got {config.condition.drop_rate}: a "
+            "classifier learns from the class of every image"
+        )
+    return ClassifierObjective(
+        model_factory.build_classifier(config),
+        model_factory.build_process(config),
+        training_factory.build_timestep_sampler(config),
+        build_codec(config),
+    )
+
+
 # Name -> function that builds the objective.
-OBJECTIVES: dict[str, Callable[[ConfigDict], Objective]] = {"diffusion": build_diffusion}
+OBJECTIVES: dict[str, Callable[[ConfigDict], Objective]] = {
+    "diffusion": build_diffusion,
+    "classifier": build_classifier,
+}
 
 
 def draws_images(config: ConfigDict) -> bool:

@@ -78,6 +78,8 @@ def _size_notes(experiment: Experiment) -> list[str]:
 
 def grids_share(experiment: Experiment) -> float:
     """The share of the run's network calls, counted per image, that its grids of raw and EMA samples take."""
+    if experiment.sampler_table is None:
+        return 0.0
     train, sample = experiment.config.train, experiment.config.sample
     every = train.sample_every_steps
     num_previews = (train.num_steps - 1) // every if every else 0

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.experiment import conditions, sampler_factory
+from ddpm_jax.experiment.classifier import classifier_of, classifier_of_samples
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.devices import make_mesh, replicated
@@ -46,13 +47,19 @@ class RunSamples:
         told = conditions.condition_of(config)
         if condition is not None:
             told = conditions.given_condition(config, condition, num_samples)
+        classifier = classifier_of_samples(config)
+        shifts_mean = classifier is not None and table.c_shift is not None
         sample = config.sample
         # What the compiled programs depend on; everything else is an argument of theirs.
-        program = (sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, sample.guidance_scale == 1)
+        program = (
+            sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, sample.guidance_scale == 1,
+            None if classifier is None else classifier.network, shifts_mean,
+        )  # fmt: skip
         if program not in self._generators:
-            made = sampler_factory.build_generator(config, process, table, model, self._mesh)
+            made = sampler_factory.build_generator(config, process, table, model, self._mesh, classifier=classifier)
             self._generators[program] = made
-        generator = self._generators[program].with_table(table).with_samples(told, guidance_of)
+        of_classifier = classifier_of(config, classifier, self._mesh)
+        generator = self._generators[program].with_table(table).with_samples(told, guidance_of, of_classifier)
         total = generator.num_batches(num_samples) * generator.num_rows
         with ProgressBar(total, "sampling", enabled=progress and multi_host.is_first()) as bar:
             return generator.generate(self._params, seed=seed, num_samples=num_samples, on_chunk=bar.update)

@@ -17,6 +17,7 @@ from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
+from ddpm_jax.experiment.classifier import TrainedClassifier, classifier_of, classifier_of_samples, drawn_classes
 from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.experiment.conditions import condition_of, condition_spec, negative_of
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
@@ -116,11 +117,21 @@ def build_generator(
     model: nn.Module,
     mesh: Mesh,
     edit: Edit | None = None,
+    *,
+    classifier: TrainedClassifier | None = None,
 ) -> Generator:
-    """A generator of samples on the whole mesh; raises UserError if the devices do not divide the batch."""
+    """A generator of samples on the whole mesh; raises UserError if the devices do not divide the batch.
+
+    Args:
+      classifier: that of the config, if it was read before.
+    """
     check_sample_batch(config, mesh)
+    if classifier is None:
+        classifier = classifier_of_samples(config)
+    shifts_mean = classifier is not None and table.c_shift is not None
+    network = None if classifier is None else classifier.network
     return Generator(
-        build_denoiser(config, process, model),
+        build_denoiser(config, process, model, classifier=network, shifts_mean=shifts_mean),
         table,
         codec=build_codec(config),
         learns_variance=process.learns_variance,
@@ -130,6 +141,9 @@ def build_generator(
         batch_size=config.sample.batch_size,
         condition_of=condition_of(config),
         guidance_of=guidance_of(config),
+        classifier_of=classifier_of(config, classifier, mesh),
+        shifts_mean=shifts_mean,
+        num_classes=len(drawn_classes(config, classifier)),
     )
 
 

@@ -41,6 +41,12 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument(
         "--negative_classes", metavar="LIST", help="guide away from these classes, in turn, not from the null class"
     )
+    parser.add_argument(
+        "--classifier", metavar="DIR", help="folder of a run of a classifier of noised images, which guides the samples"
+    )
+    parser.add_argument(
+        "--classifier_scale", type=float, metavar="S", help="of the classifier's gradient (default 1); 0: none"
+    )
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
     parser.add_argument("--churn", type=float, help="noise of heun, S_churn of EDM")
     parser.add_argument(

@@ -1,5 +1,6 @@
 """Another sampler for a trained run: which settings may be given, and the config with them."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,7 +15,8 @@ from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 # Fields of the group `sample`, but for the variance, which is `diffusion.variance`.
 SAMPLER_SETTINGS = (
     "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "guidance_scale",
-    "guidance_rescale", "variance", "classes", "negative_classes", "guidance_interval", "clip_x_0",
+    "guidance_rescale", "variance", "classes", "negative_classes", "guidance_interval", "clip_x_0", "classifier",
+    "classifier_scale",
 )  # fmt: skip
 _FIELDS = {name: f"sample.{name}" for name in SAMPLER_SETTINGS} | {
     "variance": "diffusion.variance", "batch_size": "sample.batch_size"
@@ -52,6 +54,8 @@ def with_sampler_settings(
         for name, value in given.items():
             if name == "variance":
                 continue
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
             if type(value) in (int, float) and type(value) is type(config.sample[name]):
                 with config.unlocked():
                     config.sample[name] = value
@@ -66,6 +70,8 @@ def with_sampler_settings(
     idle = [name for name in _OF_GUIDANCE if name in given]
     if idle and sample.guidance_scale == 1:
         raise UserError(f"{arg(idle[0])} needs a {arg('guidance_scale')} other than 1, which is no guidance")
+    if "classifier_scale" in given and not sample.classifier:
+        raise UserError(f"{arg('classifier_scale')} needs a {arg('classifier')}, the run of a classifier")
     _check_effect(given, sample.sampler)
     if "variance" in given:
         _check_variance(config, str(given["variance"]))

@@ -21,7 +21,6 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import conditions, config_checks, data_factory, model_factory, sampler_factory
-from ddpm_jax.experiment.class_condition import sampled_classes
 from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
@@ -87,11 +86,6 @@ class TrainedRun:
     def condition_of(self) -> ConditionOf:
         """Numbers of samples -> what the network is told of them."""
         return conditions.condition_of(self.config)
-
-    @property
-    def num_sampled_classes(self) -> int:
-        """How many classes samples have, in turn; 0 for a network without classes."""
-        return len(sampled_classes(self.config))
 
     @property
     def guidance_of(self) -> GuidanceOf:

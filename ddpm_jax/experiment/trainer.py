@@ -9,9 +9,9 @@ import jax
 
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.shuffling import batch_indices
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import sampler_factory, training_factory
 from ddpm_jax.experiment.build import Experiment
-from ddpm_jax.experiment.class_condition import sampled_classes
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.model_factory import DTYPES
@@ -141,25 +141,28 @@ class Trainer:
     @functools.cached_property
     def generator(self) -> Generator:
         """The generator of the final images, with the config's sampler; that of the previews shares its programs."""
+        return self._generator_of(self._experiment.sampler_table)
+
+    def _generator_of(self, table: SamplerTable) -> Generator:
         experiment = self._experiment
         generator = sampler_factory.build_generator(
-            self._config, experiment.process, experiment.sampler_table, experiment.model, experiment.mesh
+            self._config, experiment.process, table, experiment.model, experiment.mesh
         )
         return generator.allowing_nonfinite()
 
     @functools.cached_property
     def _previewer(self) -> Generator:
-        return self.generator.with_table(self._experiment.preview_table)
+        final, preview = self._experiment.sampler_table, self._experiment.preview_table
+        if self._config.sample.classifier and (final.c_shift is None) != (preview.c_shift is None):
+            return self._generator_of(preview)  # the classifier guides it by another rule, in another program
+        return self.generator.with_table(preview)
 
     def _preview(self, state: TrainState) -> dict[str, float]:
         if self._experiment.preview_table is None:
             return {}
         name, num_samples = f"step_{int(state.step):08d}", self._config.sample.num_grid
         path = os.path.join(self._workdir, "samples", name)
-        num_classes = len(sampled_classes(self._config))
-        return draw_samples(
-            self._previewer, state, self._reporter, path, num_samples=num_samples, num_classes=num_classes
-        )
+        return draw_samples(self._previewer, state, self._reporter, path, num_samples=num_samples)
 
     # Non-finite values
 

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from ddpm_jax.data import ImageSource
 from ddpm_jax.experiment import data_factory, run_notes
 from ddpm_jax.experiment.build import Experiment, build_experiment
-from ddpm_jax.experiment.class_condition import sampled_classes
 from ddpm_jax.experiment.codec_factory import data_dtype_of
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of, is_image
 from ddpm_jax.experiment.config_json import config_to_json
@@ -105,14 +104,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             if draws:
                 num_grid = config.sample.num_grid
                 try:
-                    draw_final(
-                        training.generator,
-                        state,
-                        reporter,
-                        _samples(workdir),
-                        num_samples=num_grid,
-                        num_classes=len(sampled_classes(config)),
-                    )
+                    draw_final(training.generator, state, reporter, _samples(workdir), num_samples=num_grid)
                 except KeyboardInterrupt:
                     reporter.note("interrupted while drawing the final images: all training is saved; the same command")
                     reporter.note("draws them, quicker with --config.sample.num_sampler_steps=50")

@@ -91,7 +91,7 @@ def build_learning_rate(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     for field in ("learning_rate", "eps"):
         if optim[field] <= 0:
             raise UserError(f"optim.{field} must be above 0; got {optim[field]}")
-    for field in ("grad_clip", "clip_replicas"):
+    for field in ("grad_clip", "clip_replicas", "weight_decay"):
         if optim[field] < 0:
             raise UserError(f"optim.{field} must be at least 0; got {optim[field]}")
     for field in ("b1", "b2"):
@@ -114,7 +114,12 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             f"got {optim.grad_clip}"
         )
     return make_optimizer(
-        learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps, grad_clip=optim.grad_clip
+        learning_rate,
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        grad_clip=optim.grad_clip,
     )
 
 

@@ -37,7 +37,7 @@ def last_file(image_shape: tuple[int, ...], dtype: str) -> str:
 
 
 def draw_samples(
-    generator: Generator, state: TrainState, reporter: Reporter, path: str, *, num_samples: int, num_classes: int = 0
+    generator: Generator, state: TrainState, reporter: Reporter, path: str, *, num_samples: int
 ) -> dict[str, float]:
     """Writes the grids PATH_ema.png and PATH_raw.png, and passes both to the reporter; a full disk is only a warning.
 
@@ -51,13 +51,13 @@ def draw_samples(
     grids = {name: _generate(generator, params, name, num_samples) for name, params in weights.items()}
     with disk_full_as_warning(f"the images of {os.path.basename(path)}"):
         for name, images in grids.items():
-            _write(images, reporter, path, name, int(state.step), num_classes)
+            _write(images, reporter, path, name, int(state.step), generator.num_classes)
     means = grids["ema"].mean(axis=tuple(range(grids["ema"].ndim - 1)), dtype=np.float64)
     return {f"sample_mean_c{i}": float(mean) for i, mean in enumerate(means, start=1)}
 
 
 def draw_final(
-    generator: Generator, state: TrainState, reporter: Reporter, folder: str, *, num_samples: int, num_classes: int = 0
+    generator: Generator, state: TrainState, reporter: Reporter, folder: str, *, num_samples: int
 ) -> None:
     """Writes final_ema.png and final_raw.png, and shows how the first EMA batch is denoised: denoising.png, some images
     over t, and denoising.gif. Samples that are no images are written as final_raw.npz and final_ema.npz alone."""
@@ -71,8 +71,8 @@ def draw_final(
     path, step = os.path.join(folder, "final"), int(state.step)
     raw = _generate(generator, state.params, "raw", num_samples)
     ema = _generate(generator, state.ema_params, "ema", num_samples, watch=record)
-    _write(raw, reporter, path, "raw", step, num_classes)
-    _write(ema, reporter, path, "ema", step, num_classes)
+    _write(raw, reporter, path, "raw", step, generator.num_classes)
+    _write(ema, reporter, path, "ema", step, generator.num_classes)
     if is_first() and can_be_drawn(ema):
         columns = np.unique(np.rint(np.linspace(0, len(steps) - 1, NUM_STRIP_COLUMNS)).astype(int))
         labels = ["x_0" if steps[i] < 0 else f"t={steps[i]}" for i in columns]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ddpm_jax.models.unet import level_widths
+from ddpm_jax.models.unet_blocks import level_widths
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 # Defaults of their class, for settings that a config.json lacks.

@@ -4,13 +4,21 @@ import math
 from collections.abc import Sequence
 
 from ddpm_jax.models.layers import DOWN_PADDINGS, EMBEDDING_ORDERS, EMBEDDING_SPACINGS
-from ddpm_jax.models.unet import UNet, level_widths
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.unet_blocks import UNetBlocks, level_widths
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 MOST_BLOCKS, MOST_CHANNELS = 500, 2**16  # beyond any published one; tracing more takes hours
 
 
 def check_unet(unet: UNet, image_size: tuple[int, ...]) -> None:
+    """Raises UserError for settings that the network cannot be built with; see `check_blocks`."""
+    check_blocks(unet, image_size)
+    if unet.num_classes < 0:
+        raise UserError(f"{arg('num_classes')} must be at least 0; got {unet.num_classes}")
+
+
+def check_blocks(unet: UNetBlocks, image_size: tuple[int, ...]) -> None:
     """Checks for settings that the network cannot be built with, or that would silently have no effect.
 
     Raises:
@@ -50,14 +58,11 @@ def check_unet(unet: UNet, image_size: tuple[int, ...]) -> None:
     _check_groups(unet)
     if unet.head_channels < 0:
         raise UserError(f"{arg('head_channels')} must be at least 0; got {unet.head_channels}")
-    if unet.num_classes < 0:
-        raise UserError(f"{arg('num_classes')} must be at least 0; got {unet.num_classes}")
     heights = [image_size[0] // 2**level for level in range(len(unet.channel_mults))]
     for resolution in unet.attention_resolutions:
         if resolution not in heights:
             raise UserError(
-                f"{arg('attention_resolutions')} must be among the heights of the levels, {heights}; "
-                f"got {resolution}"
+                f"{arg('attention_resolutions')} must be among the heights of the levels, {heights}; got {resolution}"
             )
     _check_heads(unet, heights)
     if not 0 <= unet.dropout < 1:
@@ -78,7 +83,7 @@ def check_unet(unet: UNet, image_size: tuple[int, ...]) -> None:
         )
 
 
-def _check_groups(unet: UNet) -> None:
+def _check_groups(unet: UNetBlocks) -> None:
     """Raises UserError if the groups do not divide the channels of a norm."""
     if unet.conv_in_channels < 0:
         raise UserError(f"{arg('conv_in_channels')} must be at least 0; got {unet.conv_in_channels}")
@@ -96,7 +101,7 @@ def _check_groups(unet: UNet) -> None:
             )
 
 
-def _check_heads(unet: UNet, heights: Sequence[int]) -> None:
+def _check_heads(unet: UNetBlocks, heights: Sequence[int]) -> None:
     """Raises UserError if the heads do not divide the channels of a self-attention."""
     with_attention = [h in unet.attention_resolutions for h in heights]
     with_attention[-1] = True  # the middle of the network

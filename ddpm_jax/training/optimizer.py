@@ -62,10 +62,24 @@ def make_learning_rate(
 
 
 def make_optimizer(
-    learning_rate: StepFn, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, grad_clip: float = 0.0
+    learning_rate: StepFn,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    grad_clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015) after clipping the gradient to global norm `grad_clip` (0: no clipping)."""
-    adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+    """Adam (Kingma and Ba 2015) after clipping the gradient to global norm `grad_clip` (0: no clipping).
+
+    Args:
+      weight_decay: > 0: each update also subtracts learning_rate * weight_decay * params, of all parameters (AdamW,
+        Loshchilov and Hutter 2019, algorithm 2; the factor of the schedule is in the learning rate).
+    """
+    if weight_decay > 0:
+        adam = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    else:
+        adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
     return optax.chain(clip_by_global_norm(grad_clip), adam) if grad_clip > 0 else adam
 
 

@@ -171,7 +171,7 @@ def test_a_respaced_process_asks_the_classifier_at_the_step_of_its_training():
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 def test_a_function_of_x_0_hat_is_followed_through_the_network(prediction):
-    """Of a Gaussian x_0_hat = m + K (x_t - a m): the gradient of -|y - x_0_hat|^2 / (2 s^2) is K (y - x_0_hat) / s^2."""
+    """With x_0_hat = m + K (x_t - a m), the gradient of -|y - x_0_hat|^2 / (2 s^2) is K (y - x_0_hat) / s^2."""
     process, mean, std, t = Process(SCHEDULE, prediction), np.array([0.3, -0.2]), np.array([0.2, 0.6]), 30
     law, y, s = make_mixture(mean[None], std=std[None]), np.array([0.5, 0.5]), 0.4
     guide = x_0_hat_guidance(

@@ -19,6 +19,7 @@ from ddpm_jax.models.parameters import init_params, num_params
 COUNTS = {
     "digits": 701_345,
     "digits_classes": 702_753,  # and 11 vectors of 128
+    "classifier_digits": 331_658,
     "fashion_mnist": 1_540_681,
     "image_folder": 49_641_699,
     "image_folder_small": 1_541_547,

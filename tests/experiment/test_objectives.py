@@ -210,7 +210,7 @@ def test_two_players_take_their_own_steps(own_objectives, tiny_config, tmp_path)
 
 
 def test_an_unknown_objective_is_refused(tiny_config):
-    with pytest.raises(UserError, match=r"objective.name must be one of \['diffusion'\]; got 'diffusoin'"):
+    with pytest.raises(UserError, match=r"must be one of \['classifier', 'diffusion'\]; got 'diffusoin'"):
         build_experiment(tiny_config("objective.name=diffusoin"))
 
 

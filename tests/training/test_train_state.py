@@ -111,15 +111,16 @@ def test_the_first_average_stays_the_primary_one(names):
             init_state({}, optimizer, names, {name: {}})
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
-def test_optimizer_is_adam_after_the_clip(clip):
+@pytest.mark.parametrize(("clip", "decay"), [(0.0, 0.0), (0.5, 0.0), (100.0, 0.0), (0.5, 0.2)])
+def test_optimizer_is_adam_after_the_clip(clip, decay):
+    """With a decay AdamW: the clip and the moments do not see it."""
     b1, b2, eps, rate = 0.8, 0.95, 1e-3, 0.1
-    optimizer = make_optimizer(make_learning_rate(rate, warmup_steps=3), b1=b1, b2=b2, eps=eps, grad_clip=clip)
+    optimizer = make_optimizer(make_learning_rate(rate, warmup_steps=3), b1=b1, b2=b2, eps=eps, weight_decay=decay, grad_clip=clip)
     grads = np.random.default_rng(1).normal(size=(6, 5))
     grads[2] *= 50
-    params = {"w": jnp.zeros(3), "v": jnp.zeros(2)}
+    params = {"w": jnp.full(3, 0.5), "v": jnp.full(2, 0.5)}
     opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
-    w, m, v = np.zeros(5), np.zeros(5), np.zeros(5)
+    w, m, v = np.full(5, 0.5), np.zeros(5), np.zeros(5)
     for n, gradient in enumerate(grads):
         tree = {"w": jnp.asarray(gradient[:3], jnp.float32), "v": jnp.asarray(gradient[3:], jnp.float32)}
         updates, opt_state = update(tree, opt_state, params)
@@ -128,7 +129,7 @@ def test_optimizer_is_adam_after_the_clip(clip):
         g = gradient * min(1, clip / length) if clip else gradient
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         step = (m / (1 - b1 ** (n + 1))) / (np.sqrt(v / (1 - b2 ** (n + 1))) + eps)
-        w -= rate * min((n + 1) / 3, 1) * step
+        w = w - rate * min((n + 1) / 3, 1) * (step + decay * w)
     np.testing.assert_allclose(np.concatenate([params["w"], params["v"]]), w, rtol=1e-5, atol=1e-6)
 
 

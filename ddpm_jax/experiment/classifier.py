@@ -1,0 +1,120 @@
+"""A trained classifier of noised images, and the guidance that it gives to the samples of a run."""
+
+import functools
+import os
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
+from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment.class_condition import checked_classes
+from ddpm_jax.experiment.codec_factory import x_0_shape_of
+from ddpm_jax.experiment.generator import ClassifierOf
+from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
+from ddpm_jax.models.parameters import num_params
+from ddpm_jax.runtime.devices import replicated
+from ddpm_jax.runtime.errors import UserError, arg
+
+# The groups and fields of a config that say which x_t the network sees.
+_OF_INPUTS = ("schedule", "codec")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedClassifier:
+    """One checkpoint of a run of objective.name="classifier", as NumPy arrays."""
+
+    step: int
+    config: ConfigDict
+    params: dict
+
+    def __repr__(self) -> str:
+        size = f"{num_params(self.params):,} parameters"
+        return f"TrainedClassifier(step={self.step}, {self.num_classes} classes, {size})"
+
+    @property
+    def num_classes(self) -> int:
+        """The number of its classes."""
+        return self.config.model.num_classes
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """(x_t, t) -> logits [B, num_classes], as `network.apply({"params": params}, x_t, t)`."""
+        return model_factory.build_classifier(self.config)
+
+
+def open_classifier(
+    workdir: str | os.PathLike, *, step: int | None = None, best: bool = False, weights: str = "ema"
+) -> TrainedClassifier:
+    """The config and the weights of a classifier of noised images; the arguments are those of `open_run`.
+
+    Raises:
+      UserError: no such folder, checkpoint or weights; a run that trained something else.
+    """
+    workdir = os.fspath(workdir)
+    if not os.path.isdir(workdir):
+        raise UserError(f"{arg('classifier')} must be the folder of a training run; there is no {workdir!r}")
+    step, config, params = read_run_checkpoint(workdir, step=step, best=best, weights=weights)
+    if config.objective.name != "classifier":
+        raise UserError(
+            f"{arg('classifier')} must be a run of objective.name='classifier'; got {workdir!r}, which trained "
+            f"{config.objective.name!r}"
+        )
+    return TrainedClassifier(step, config, params)
+
+
+def classifier_of_samples(config: ConfigDict) -> TrainedClassifier | None:
+    """The classifier that guides the samples of a run: `sample.classifier`; None without one, or at scale 0.
+
+    Raises:
+      UserError: a scale out of its range, no such classifier, or one of other x_t or classes than the run's.
+    """
+    scale, workdir = config.sample.classifier_scale, config.sample.classifier
+    if not 0 <= scale <= 1e6:
+        raise UserError(f"sample.classifier_scale must be in 0..1000000; got {scale}: 0 means no guidance, try 1 to 10")
+    if not workdir or scale == 0:
+        return None
+    classifier = open_classifier(workdir)
+    _check_fits(config, classifier, workdir)
+    return classifier
+
+
+def _check_fits(config: ConfigDict, classifier: TrainedClassifier, workdir: str) -> None:
+    """Raises UserError unless the classifier was trained on the x_t of the run's process, with the run's classes."""
+    theirs = classifier.config
+    for group in (*_OF_INPUTS, *({config.codec.name} & set(config))):
+        for field in sorted(config[group]):
+            if config[group][field] != theirs[group][field]:
+                raise UserError(
+                    f"sample.classifier={workdir!r} classifies x_t of another process: its {group}.{field} is "
+                    f"{theirs[group][field]!r}, the run's {config[group][field]!r}; train one with the run's"
+                )
+    ours, shape = x_0_shape_of(config), x_0_shape_of(theirs)
+    if ours != shape:
+        raise UserError(f"sample.classifier={workdir!r} is for x_0 of shape {list(shape)}; the run has {list(ours)}")
+    num_classes = config.model.num_classes
+    if num_classes and num_classes != classifier.num_classes:
+        raise UserError(
+            f"sample.classifier={workdir!r} has {classifier.num_classes} classes; the run has "
+            f"model.num_classes={num_classes}"
+        )
+
+
+def drawn_classes(config: ConfigDict, classifier: TrainedClassifier | None) -> tuple[int, ...]:
+    """The classes of samples, in turn: sample.classes, or all of the classifier or the network; () for none."""
+    num_classes = config.model.num_classes if classifier is None else classifier.num_classes
+    return checked_classes(config, "classes", num_classes) or tuple(range(num_classes))
+
+
+def classifier_of(config: ConfigDict, classifier: TrainedClassifier | None, mesh: Mesh) -> ClassifierOf:
+    """Numbers of samples -> the guidance of the classifier; None without one."""
+    if classifier is None:
+        return lambda ids: None
+    classes = np.asarray(drawn_classes(config, classifier), np.int32)
+    params = jax.device_put(classifier.params, replicated(mesh))
+    scale = np.float32(config.sample.classifier_scale)
+    return lambda ids: ClassifierGuidance(params, classes[ids % len(classes)], scale)
