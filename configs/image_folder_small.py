@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.data.num_channels = 3
     config.data.flip = True
     config.unet.attention_resolutions = (8,)
-    # An update takes about a second.
+    # An update takes half a second to a second.
     config.train.log_every_steps = 20
     config.train.checkpoint_every_steps = 250
     return config

@@ -70,6 +70,7 @@ def _sample(args: argparse.Namespace) -> None:
     from ddpm_jax.runtime.devices import make_mesh, replicated
     from ddpm_jax.runtime.image_files import can_be_drawn, class_columns, save_grid, save_npz
     from ddpm_jax.runtime.progress import ProgressBar
+    from ddpm_jax.workdir.class_names import numbered
 
     check_seed("--seed", args.seed)
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
@@ -109,6 +110,9 @@ def _sample(args: argparse.Namespace) -> None:
             columns = args.columns or class_columns(len(shown), generator.num_classes)
             save_grid(f"{out}.png", shown, num_columns=columns)
         print(f"wrote {out}.npz ({arrays}){grid}{replaced}")
+        if grid and 1 < generator.num_classes == columns:
+            shown_classes = condition["label"][: min(columns, len(shown))].tolist()
+            print(f"columns: {numbered(trained.class_names, shown_classes)}")
 
 
 def _guidance_line(settings: dict) -> str:

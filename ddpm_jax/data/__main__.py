@@ -69,7 +69,9 @@ def _pack(args: argparse.Namespace) -> None:
     stored = f" with the columns {', '.join(packed.columns)}" if packed.columns else ""
     print(f"packed {packed.num_images:,} images{stored} into {packed.path}: {size}, in {took}")
     path = shlex.quote(str(packed.path))
-    print(f"next: python -m ddpm_jax.train --config=configs/image_folder.py --config.data.path={path} "
+    small = max(image_size_of("--image_size", args.image_size)) <= 32
+    config = "configs/image_folder_small.py" if small else "configs/image_folder.py"
+    print(f"next: python -m ddpm_jax.train --config={config} --config.data.path={path} "
           f"--config.data.image_size={args.image_size} --config.data.num_channels={args.num_channels} "
           "--workdir=runs/packed")  # fmt: skip
 

@@ -176,8 +176,8 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
     elif extractor["name"] == "classifier":
         trained = extractor["trained_on"]
         what = (
-            f"a classifier trained on {trained['num_images']} of {trained['name']} "
-            f"({100 * extractor['held_out_accuracy']:.1f} % accuracy on held-out images), weights "
+            f"a classifier trained on nine tenths of the {trained['num_images']} images of {trained['name']} "
+            f"({100 * extractor['held_out_accuracy']:.1f} % accuracy on the others), weights "
             f"{extractor['weights_fingerprint']}: no FID"
         )
     else:

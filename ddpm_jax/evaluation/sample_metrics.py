@@ -99,7 +99,7 @@ class SampleMetrics:
             found.arrays,
             reference.arrays,
             same_shape=tuple(samples.image_shape) == tuple(self._reference.image_shape),
-            progress=lambda what, total: self._progress(what, total, 0, "part")
+            progress=lambda what, total: self._progress(what, total, 0, "block")
         )
         self._close_bar()
         protocol = {"extractor": extractor.facts, "samples": samples.facts, "reference": self._reference.facts}

@@ -7,6 +7,7 @@ from ddpm_jax.experiment.packaged_runs import is_packaged, open_packaged_run, pa
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.errors import UserError, arg, whole_number
+from ddpm_jax.workdir.class_names import read_class_names
 
 
 def open_run(
@@ -53,4 +54,4 @@ def open_run(
             f"{arg('workdir')} must be a run of objective.name='diffusion'; got {workdir!r}, which trained "
             f"{config.objective.name!r}: it draws no images"
         )
-    return TrainedRun(step, config, params)
+    return TrainedRun(step, config, params, read_class_names(workdir))

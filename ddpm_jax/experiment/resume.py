@@ -38,6 +38,13 @@ def resumed_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainStat
     return saved_state(experiment, checkpoints)
 
 
+def saved_length(checkpoints: Checkpoints) -> int | None:
+    """The number of steps that the run in the workdir was last started for; None if nothing was saved."""
+    if not checkpoints.steps():
+        return None
+    return with_defaults(config_from_json(checkpoints.restore_config()[1])).train.num_steps
+
+
 def _is_over(saved: ConfigDict, step: int) -> bool:
     """Whether the run has made all its updates, or the remaining ones would change nothing."""
     config = with_defaults(saved)

@@ -16,7 +16,9 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         metavar="NAME",
         help=_one_of(SAMPLERS),
     )
-    parser.add_argument("--num_sampler_steps", type=int, metavar="N", help="steps, a network call each; 0: all T")
+    parser.add_argument(
+        "--num_sampler_steps", type=int, metavar="N", help="steps, a network call each (heun: two); 0: all T"
+    )
     parser.add_argument(
         "--spacing",
         metavar="NAME",
@@ -27,7 +29,8 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         help="instead of --num_sampler_steps and --spacing: such as 250, 10,15,20, ddim50, or t=999,500,0",
     )
     parser.add_argument(
-        "--classes", metavar="LIST", help="of a network with classes: which, in turn, such as 3 or 0,1,2; default all"
+        "--classes", metavar="LIST",
+        help="of a network with classes: which, in turn, by number or name, such as 3 or 0,1,2; default all",
     )
     parser.add_argument(
         "--guidance_scale", type=float, metavar="S", help="classifier-free guidance, the papers' 1 + w; 1: none"

@@ -1,7 +1,7 @@
 """Another sampler for a trained run: which settings may be given, and the config with them."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,7 @@ from ddpm_jax.diffusion.process import FIXED_VARIANCES, LEARNED_VARIANCES
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+from ddpm_jax.workdir.class_names import numbered
 
 # Fields of the group `sample`, but for the variance, which is `diffusion.variance`.
 SAMPLER_SETTINGS = (
@@ -84,6 +85,41 @@ def with_sampler_settings(
             batch_size = -(-sample.batch_size // num_devices) * num_devices
         sample.batch_size = batch_size
     return config.lock()
+
+
+def with_class_numbers(given: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
+    """The settings with the number of each class that is given by its name; a number is taken as a number.
+
+    Args:
+      names: of the classes 0, 1, ...; empty: only numbers can be given.
+
+    Raises:
+      UserError: a name that is not one of them.
+    """
+    given = dict(given)
+    for setting in ("classes", "negative_classes"):
+        value = given.get(setting)
+        if not names or value is None:
+            continue
+        classes = value.split(",") if isinstance(value, str) else np.atleast_1d(np.asarray(value)).tolist()
+        if any(isinstance(one, str) and not _is_number(one) for one in classes):
+            given[setting] = ",".join(str(_number_of(setting, one, names)) for one in classes)
+    return given
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().lstrip("+-").isdecimal()
+
+
+def _number_of(setting: str, name: object, names: Sequence[str]) -> object:
+    if not isinstance(name, str):
+        return name
+    if _is_number(name):
+        return name.strip()
+    if name.strip() not in names:
+        known = numbered(names)
+        raise UserError(f"{arg(setting)} must be numbers or names of the classes {known}; got {name.strip()!r}")
+    return names.index(name.strip())
 
 
 def _text_of(value: object) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,10 @@ from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
 from ddpm_jax.experiment.run_samples import RunSamples
-from ddpm_jax.experiment.sampler_settings import settings_named, with_sampler_settings
+from ddpm_jax.experiment.sampler_settings import settings_named, with_class_numbers, with_sampler_settings
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.errors import UserError, check_between, check_one_of, whole_number
+from ddpm_jax.workdir.class_names import read_class_names
 
 # What may be said anew of a run: how it is sampled, and where it is measured, which images, and where they are.
 SAMPLE_FIELDS = ("sample.*",)
@@ -44,6 +46,7 @@ class TrainedRun:
     step: int
     config: ConfigDict
     params: dict
+    class_names: tuple[str, ...] = ()  # of the classes 0, 1, ...; () if the data have none
 
     def __repr__(self) -> str:
         return f"TrainedRun(step={self.step}, data={self.config.data.name!r}, {num_params(self.params):,} parameters)"
@@ -253,6 +256,10 @@ class TrainedRun:
         return dataclasses.replace(self, config=config.lock())
 
     def with_sampler(self, given: Mapping[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
-        """The run with another sampler; see `sampler_settings.with_sampler_settings`."""
+        """The run with another sampler; see `sampler_settings.with_sampler_settings`. Classes may be given by name."""
+        names, classifier = self.class_names, given.get("classifier", self.config.sample.classifier)
+        if not self.config.model.num_classes and isinstance(classifier, str | os.PathLike) and classifier:
+            names = read_class_names(classifier)
+        given = with_class_numbers(given, names)
         config = with_sampler_settings(self.config, given, batch_size=batch_size, num_devices=num_devices)
         return dataclasses.replace(self, config=config)

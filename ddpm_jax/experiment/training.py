@@ -16,7 +16,7 @@ from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.objective_factory import draws_images
 from ddpm_jax.experiment.open_run import open_run
-from ddpm_jax.experiment.resume import resumed_state
+from ddpm_jax.experiment.resume import resumed_state, saved_length
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.experiment.trainer import Trainer
 from ddpm_jax.experiment.training_samples import draw_final, last_file
@@ -31,7 +31,11 @@ from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter
 from ddpm_jax.training.stop_request import StopRequest
 from ddpm_jax.workdir.checkpoints import Checkpoints
+from ddpm_jax.workdir.class_names import write_class_names
 from ddpm_jax.workdir.workdir_path import check_workdir
+
+FEW_CALLS = 50  # of a sampler: fewer are not much quicker
+QUICKER = f", quicker with --config.sample.sampler=euler_ancestral --config.sample.num_sampler_steps={FEW_CALLS}"
 
 
 def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int | None:
@@ -65,6 +69,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     rewinds = Rewinds(workdir)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
     try:
+        length_before = saved_length(checkpoints)
         state = resumed_state(experiment, checkpoints)
         resumed = state is not None
         if not resumed or int(state.step) < config.train.num_steps:
@@ -73,6 +78,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         if multi_host.is_first() and not beyond:
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
+            if config.model.num_classes and source.class_names:
+                write_class_names(workdir, source.class_names)
         if state is None:
             state = experiment.fresh_state()
         first_step = int(state.step)
@@ -93,7 +100,9 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         ) as reporter:
             training = Trainer(experiment, source, held_out, checkpoints, reporter, rewinds, profiler, workdir)
             with StopRequest() as stop:
-                _introduce(reporter, experiment, source, held_out, workdir, first_step if resumed else None)
+                _introduce(
+                    reporter, experiment, source, held_out, workdir, first_step if resumed else None, length_before
+                )
                 if missed := profiler.missed(first_step, config.train.num_steps):
                     reporter.note(f"profile   {missed}")
                 state = training.run(state, stop)
@@ -107,7 +116,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
                     draw_final(training.generator, state, reporter, _samples(workdir), num_samples=num_grid)
                 except KeyboardInterrupt:
                     reporter.note("interrupted while drawing the final images: all training is saved; the same command")
-                    reporter.note("draws them, quicker with --config.sample.num_sampler_steps=50")
+                    quicker = training.generator.num_rows > FEW_CALLS
+                    reporter.note(f"draws them{QUICKER if quicker else ''}")
                     raise
         return None
     finally:
@@ -205,6 +215,7 @@ def _introduce(
     held_out: EvalLoss | None,
     workdir: str,
     resumed_from: int | None,
+    length_before: int | None,
 ) -> None:
     config, shape = experiment.config, "x".join(map(str, source.image_shape))
     images = "images" if is_image(source.image_shape) else "arrays"
@@ -224,6 +235,10 @@ def _introduce(
     if resumed_from is not None and resumed_from >= config.train.num_steps:
         start = f"already finished at step {resumed_from}"
     reporter.note(f"training  {config.train.num_steps} steps of {config.train.batch_size} {images}, {start}")
+    if resumed_from and length_before not in (None, config.train.num_steps):
+        reporter.note(
+            f"          the run had {length_before} steps; to keep them: --config.train.num_steps={length_before}"
+        )
     if (resumed_from or 0) < config.train.num_steps:
         for note in run_notes.notes_on(experiment, resumed_from):
             reporter.note(f"          {note}")

@@ -33,6 +33,8 @@ def in_notebook() -> bool:
 class ProgressBar:
     """Counts the items of a loop on stderr: a tqdm bar on a terminal or in a notebook, else a few lines.
 
+    The rate, and the time left, are those after the first update, which often waits for a compilation.
+
     Args:
       total: number of items in the whole loop.
       description: what happens, such as "sampling".
@@ -51,37 +53,50 @@ class ProgressBar:
                  enabled: bool = True, every_seconds: int | float = 30,
                  clock: Callable[[], int | float] = time.monotonic) -> None:
         self._total, self._description, self._unit = total, description, unit
-        self._initial = self._count = initial
+        self._count = initial
         self._enabled, self._every_seconds, self._clock = enabled, every_seconds, clock
         self._start = self._last_line = clock()
+        self._first: tuple[int, int | float] | None = None  # the count after the first update, and its time
         self._bar = None
         if enabled and (sys.stderr.isatty() or in_notebook()):
             # The text bar also in notebooks: the widget needs ipywidgets and is lost when a notebook is saved.
-            self._bar = tqdm(total=total, initial=initial, desc=description, unit=f" {unit}",
-                             dynamic_ncols=not in_notebook(), smoothing=0.1)
+            self._bar = self._new_bar(leave=False)
+
+    def _new_bar(self, leave: bool) -> tqdm:
+        return tqdm(total=self._total, initial=self._count, desc=self._description, unit=f" {self._unit}", leave=leave,
+                    dynamic_ncols=not in_notebook(), smoothing=0.1)
 
     def update(self, num_done: int = 1) -> None:
         """Counts `num_done` more items."""
         self._count += num_done
-        if self._bar is not None:
+        now = self._clock()
+        if self._bar is not None and self._first is None:  # another bar, whose clock starts here
+            self._bar.close()
+            self._bar = self._new_bar(leave=True)
+        elif self._bar is not None:
             self._bar.update(num_done)
-        elif self._enabled:
-            now = self._clock()
+        if self._first is None:
+            self._first = self._count, now
+        if self._enabled and self._bar is None:
             done = self._count >= self._total
             if done or now - self._last_line >= self._every_seconds:
                 self._last_line = now
-                print(self._line(now - self._start), file=sys.stderr, flush=True)
+                print(self._line(now), file=sys.stderr, flush=True)
 
-    def _line(self, seconds: int | float) -> str:
-        rate = (self._count - self._initial) / max(seconds, 1e-9)
-        if self._count >= self._total:
-            end = f"took {format_duration(seconds)}"
-        else:
-            left = (self._total - self._count) / rate if rate > 0 else None
-            end = "time left unknown" if left is None else f"{format_duration(left)} left"
+    def _line(self, now: int | float) -> str:
+        count, since = self._first
+        rate = (self._count - count) / max(now - since, 1e-9)
         width = len(str(self._total))
-        return (f"{self._description}: {self._count:>{width}}/{self._total} {self._unit}s, "
-                f"{format_rate(rate)} {self._unit}s/s, {end}")
+        parts = [f"{self._description}: {self._count:>{width}}/{self._total} {self._unit}s"]
+        if rate > 0:
+            parts.append(f"{format_rate(rate)} {self._unit}s/s")
+        if self._count >= self._total:
+            parts.append(f"took {format_duration(now - self._start)}")
+        elif rate > 0:
+            parts.append(f"{format_duration((self._total - self._count) / rate)} left")
+        else:
+            parts.append("time left unknown")
+        return ", ".join(parts)
 
     def write(self, line: str) -> None:
         """Prints a line on stderr without breaking the bar."""

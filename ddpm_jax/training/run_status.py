@@ -11,6 +11,7 @@ from ddpm_jax.runtime.json_files import is_count, read_json
 from ddpm_jax.runtime.progress import format_duration, format_rate
 from ddpm_jax.training.nonfinite import RECORDS_FOLDER, REWINDS_FILE
 from ddpm_jax.training.run_log import num_damaged_lines, read_metrics
+from ddpm_jax.workdir.class_names import numbered, read_class_names
 from ddpm_jax.workdir.lock import holder
 
 
@@ -30,6 +31,7 @@ def status_lines(workdir: str, clock: Callable[[], float] = time.time) -> list[s
         ("speed", _speed(lines)),
         ("time", _time(lines, train)),
         ("loss", _loss(lines)),
+        ("classes", numbered(read_class_names(workdir))),
         ("saved", _checkpoints(workdir)),
         ("trouble", _trouble(workdir)),
     ]

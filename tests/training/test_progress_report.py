@@ -217,17 +217,38 @@ def test_progress_after_resume_and_disabled(capsys):
     with ProgressBar(100, "training", initial=50, every_seconds=10, clock=clock) as bar:
         clock.now += 10
         bar.update(10)
-    assert capsys.readouterr().err == "training:  60/100 steps, 1 steps/s, 40 s left\n"
+        clock.now += 10
+        bar.update(20)
+    assert capsys.readouterr().err.splitlines() == [
+        "training:  60/100 steps, time left unknown", "training:  80/100 steps, 2 steps/s, 10 s left",
+    ]  # fmt: skip
     with ProgressBar(1, "training", enabled=False) as bar:
         bar.update()
         bar.write("hello")
     assert capsys.readouterr().err == ""
 
 
+def test_the_rate_is_that_after_the_first_update(capsys):
+    """Which waits for the compiler."""
+    clock = Clock()
+    with ProgressBar(5, "sampling", every_seconds=30, clock=clock) as bar:
+        for seconds in (60, 2, 2, 2, 2):
+            clock.now += seconds
+            bar.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "sampling: 1/5 steps, time left unknown", "sampling: 5/5 steps, 0.5 steps/s, took 1 min 08 s",
+    ]  # fmt: skip
+    with ProgressBar(2, "sampling", clock=clock) as bar:
+        clock.now += 60
+        bar.update(2)
+    assert capsys.readouterr().err == "sampling: 2/2 steps, took 1 min 00 s\n"
+
+
 def test_progress_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     with ProgressBar(4, "sampling", "image") as bar:
-        bar.update(4)
+        bar.update(1)
+        bar.update(3)
         bar.write("a line")
     err = capsys.readouterr().err
     assert "sampling: 100%" in err and "4/4" in err and "a line\n" in err

@@ -115,7 +115,8 @@ def test_the_first_average_stays_the_primary_one(names):
 def test_optimizer_is_adam_after_the_clip(clip, decay):
     """With a decay AdamW: the clip and the moments do not see it."""
     b1, b2, eps, rate = 0.8, 0.95, 1e-3, 0.1
-    optimizer = make_optimizer(make_learning_rate(rate, warmup_steps=3), b1=b1, b2=b2, eps=eps, weight_decay=decay, grad_clip=clip)
+    learning_rate = make_learning_rate(rate, warmup_steps=3)
+    optimizer = make_optimizer(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=decay, grad_clip=clip)
     grads = np.random.default_rng(1).normal(size=(6, 5))
     grads[2] *= 50
     params = {"w": jnp.full(3, 0.5), "v": jnp.full(2, 0.5)}
