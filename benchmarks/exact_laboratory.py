@@ -133,40 +133,31 @@ def mixture_table(settings: Settings) -> tuple[Claim, list[list[str]], dict[str,
 
 
 def guidance_table(settings: Settings) -> tuple[list[list[str]], dict[float, np.ndarray], dict[float, np.ndarray]]:
-    """Classifier-free guidance against p(x) p(class | x)^scale, the law that it is said to draw."""
+    """Guidance against p(x) p(class | x)^scale, the law that it is said to draw."""
     law = pinwheel(settings.num_dims)
     process = settings.process()
     drawer = settings.drawer(process, law, max(settings.guided_calls))
     rows, exact, drawn = [], {}, {}
+    interval = "{:g},{:g}".format(*settings.interval)
     for scale in settings.scales:
         claim = Claim(
             lambda rng, num, scale=scale: law.sample_sharpened(rng, num, label=LABEL, scale=scale)[0], settings
         )
         exact[scale] = claim.exact
-        rows.append(
-            [
-                f"{scale:g}",
-                "exact samples",
-                "",
-                in_thousandths(estimate(claim.floor)),
-                "50.0",
-                *of_class(law, claim.exact),
-            ]
-        )
-        intervals = [(-math.inf, math.inf)] + ([settings.interval] if scale != 1 else [])
-        for sampler in ("dpmpp_2m", "ancestral"):
-            for interval in intervals:
+        floor = in_thousandths(estimate(claim.floor))
+        rows.append([f"{scale:g}", "exact samples", "", floor, "50.0", *of_class(law, claim.exact)])
+        methods = {"classifier-free": {"label": LABEL, "scale": scale}, "classifier": {"classifier": (LABEL, scale)}}
+        if scale != 1:
+            methods[f"classifier-free, in {interval}"] = methods["classifier-free"] | {"interval": settings.interval}
+        for guidance, given in methods.items():
+            for sampler in ("dpmpp_2m", "ancestral"):
                 for calls in settings.guided_calls:
                     table = SAMPLERS[sampler](process, calls)
-                    runs = [
-                        drawer(table, seed, label=LABEL, scale=scale, interval=interval)
-                        for seed in range(settings.repetitions)
-                    ]
-                    name = sampler if interval == intervals[0] else f"{sampler}, in {interval[0]:g},{interval[1]:g}"
-                    distance, accuracy = claim.distances(runs), claim.accuracy(runs)
-                    shown = [in_thousandths(distance), in_percent(accuracy)]
+                    runs = [drawer(table, seed, **given) for seed in range(settings.repetitions)]
+                    shown = [in_thousandths(claim.distances(runs)), in_percent(claim.accuracy(runs))]
+                    name = f"{guidance}, {sampler}"
                     rows.append([f"{scale:g}", name, str(calls), *shown, *of_class(law, runs[0])])
-                    if interval == intervals[0] and sampler == "ancestral":
+                    if name == "classifier-free, ancestral":
                         drawn[scale] = runs[0]
         progress(f"guidance scale {scale:g}")
     return rows, exact, drawn
@@ -278,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     rows, exact, drawn = guidance_table(settings)
     print_table(
-        f"Classifier-free guidance of class {LABEL} against p(x) p(class | x)^scale: 1000 x sliced W2, two-sample "
+        f"Guidance to class {LABEL} against p(x) p(class | x)^scale: 1000 x sliced W2, two-sample "
         "accuracy in percent, mean of p(class | x) in percent, standard deviation",
         ["scale", "method", "calls", "sliced W2", "told apart", "p(class)", "deviation"],
         rows,

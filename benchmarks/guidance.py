@@ -1,6 +1,10 @@
-"""Effect of classifier-free guidance on a class-conditional run: class accuracy and Frechet distance by scale.
+"""Effect of guidance on a run: class accuracy and Frechet distance by scale.
 
     python benchmarks/guidance.py --workdir=runs/digits_classes --out=docs/images/guidance
+    python benchmarks/guidance.py --workdir=digits --classifier=runs/classifier_digits --out=docs/images/classifier
+
+With --classifier the scales are those of classifier guidance, also of a run without classes; else of classifier-free
+guidance.
 
 Prints a Markdown table. For each scale it has the share of samples that an independent classifier assigns to the class
 that was asked for, and the Frechet distance of their pixels (0..1) to the training images (not an FID), over all
@@ -101,6 +105,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--out", required=True, help="write the image OUT.png")
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 1.5, 2, 3, 5, 8])
+    parser.add_argument("--classifier", metavar="DIR", help="the run of a classifier of noised images")
     parser.add_argument("--num_samples", type=int, default=2000)
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--num_sampler_steps", type=int, default=25)
@@ -110,8 +115,9 @@ def main() -> None:
     args = parser.parse_args()
 
     # The bound with another class uses the same compiled program.
-    jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if os.path.isdir(args.workdir):  # no run of the package
+        jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     run, mesh = open_run(args.workdir), make_mesh()
     source = run.source()
     num_classes = check_labels(source, args.workdir)
@@ -126,13 +132,19 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     params, columns = jax.device_put(run.params, replicated(mesh)), []
     for scale in args.scales:
-        for interval in (None, args.interval) if args.interval and scale > 1 else (None,):
-            given = {"sampler": args.sampler, "num_sampler_steps": args.num_sampler_steps, "guidance_scale": scale}
-            given |= {"guidance_interval": interval} if interval else {}
+        for interval in (None, args.interval) if args.interval and scale > 1 and not args.classifier else (None,):
+            given = {"sampler": args.sampler, "num_sampler_steps": args.num_sampler_steps}
+            if args.classifier:
+                given |= {"classifier": args.classifier, "classifier_scale": scale}
+            else:
+                given |= {"guidance_scale": scale} | ({"guidance_interval": interval} if interval else {})
             chosen = run.with_sampler(given, batch_size=None, num_devices=mesh.size)
             generator = chosen.generator(mesh)
             images = generator.generate(params, seed=1, num_samples=args.num_samples)
-            asked = generator.condition_of(np.arange(args.num_samples))["label"]
+            if args.classifier and scale == 0 and "label" not in generator.labels_of(np.arange(1)):
+                asked = np.arange(args.num_samples) % num_classes  # nothing was asked: by chance
+            else:
+                asked = generator.labels_of(np.arange(args.num_samples))["label"]
             name = f"{scale:g}, in {interval}" if interval else f"{scale:g}"
             row_of(name, images, asked, np.asarray(read(images)), real)
             if not interval:

@@ -7,7 +7,7 @@ The original was trained in float16; here float32 is the default, and --config.m
 Batch size, learning rate, dropout and number of updates: table 11 of the paper.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
 Expected results: the paper reports FID 5.91, sFID 5.09, precision 0.70, recall 0.65 with 250 steps and no guidance;
-2.97, 5.09, 0.78, 0.59 with classifier guidance of scale 0.5, which ddpm_jax does not have (its tables 5 and 14).
+2.97, 5.09, 0.78, 0.59 with classifier guidance of scale 0.5 (its tables 5 and 14; docs/classifier_guidance.md).
 """
 
 from ml_collections import ConfigDict

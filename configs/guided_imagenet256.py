@@ -8,7 +8,7 @@ The original was trained in float16; here float32 is the default, and --config.m
 Batch size, learning rate, dropout and number of updates: table 11 of the paper.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
 Expected results: the paper reports FID 10.94, sFID 6.02, precision 0.69, recall 0.63 with 250 steps and no guidance;
-4.59, 5.25, 0.82, 0.52 with classifier guidance of scale 1.0, which ddpm_jax does not have (its tables 5 and 14).
+4.59, 5.25, 0.82, 0.52 with classifier guidance of scale 1.0 (its tables 5 and 14; docs/classifier_guidance.md).
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ Source: README of openai/guided-diffusion; the published checkpoint is 512x512_d
 Batch size, learning rate, dropout and number of updates: table 11 of the paper.
 Hardware and time: meant for many GPUs or TPU cores; not yet run.
 Expected results: the paper reports FID 23.24, sFID 10.19, precision 0.73, recall 0.60 with 250 steps and no guidance;
-7.72, 6.57, 0.87, 0.42 with classifier guidance of scale 4.0, which ddpm_jax does not have (its tables 5 and 14).
+7.72, 6.57, 0.87, 0.42 with classifier guidance of scale 4.0 (its tables 5 and 14; docs/classifier_guidance.md).
 """
 
 from ml_collections import ConfigDict

@@ -112,7 +112,7 @@ def _sample(args: argparse.Namespace) -> None:
         print(f"wrote {out}.npz ({arrays}){grid}{replaced}")
         if grid and 1 < generator.num_classes == columns:
             shown_classes = condition["label"][: min(columns, len(shown))].tolist()
-            print(f"columns: {numbered(trained.class_names, shown_classes)}")
+            print(f"columns: {numbered(trained.names_of_classes(), shown_classes)}")
 
 
 def _guidance_line(settings: dict) -> str:

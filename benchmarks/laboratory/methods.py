@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
-from ddpm_jax.diffusion.exact import GaussianMixture, exact_model_fn
+from ddpm_jax.diffusion.exact import GaussianMixture, exact_class_log_probs_fn, exact_model_fn
+from ddpm_jax.diffusion.gradient_guidance import class_log_prob, gradient_guidance, gradient_shift
 from ddpm_jax.diffusion.guidance import classifier_free_guidance, make_guidance
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import sample_keys
@@ -85,6 +86,7 @@ class Drawer:
         label: int | None = None,
         scale: float = 1.0,
         interval: tuple[float, float] = (-math.inf, math.inf),
+        classifier: tuple[int, float] | None = None,
         known: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> np.ndarray:
         """Samples [num, D], float64.
@@ -92,6 +94,8 @@ class Drawer:
         Args:
           label: the class to draw, by default any.
           scale, interval: of classifier-free guidance.
+          classifier: (label, scale) of guidance by a classifier without error, which shifts the mean of ancestral
+            sampling, and eps with other samplers.
           known: (mask [D], x_0 [D]): replace what is known after each row.
         """
         no_class = self._law.num_classes
@@ -100,16 +104,33 @@ class Drawer:
         if scale != 1:
             reference = {"label": jnp.full(self._num, no_class)}
             guidance = make_guidance(reference, scale=scale, interval=interval)
-        padded = table.padded(self._max_rows, learns_variance=self._process.learns_variance)
+        shifts_mean = classifier is not None and table.c_shift is not None
+        padded = table.padded(self._max_rows, learns_variance=self._process.learns_variance, shifts_mean=shifts_mean)
+        if classifier is not None:
+            classifier = jnp.full(self._num, classifier[0]), jnp.float32(classifier[1])
         known = None if known is None else tuple(jnp.asarray(part, jnp.float32) for part in known)
-        x_0 = self._draw(padded, table.num_calls, jax.random.key(seed), labels, guidance, known)
+        x_0 = self._draw(padded, table.num_calls, jax.random.key(seed), labels, guidance, classifier, known)
         return np.asarray(x_0, np.float64)
 
     @partial(jax.jit, static_argnums=0)
-    def _draw(self, table, num_calls, key, condition, guidance, known):
+    def _draw(self, table, num_calls, key, condition, guidance, classifier, known):
         process, law = self._process, self._law
         guide = None if guidance is None else classifier_free_guidance(process, guidance)
-        denoise_fn = make_denoiser(process, self._model_fn, condition=condition, guide=guide, x_0_limit=self._x_0_limit)
+        mean_shift_fn = None
+        if classifier is not None:
+            log_prob_fn = class_log_prob(exact_class_log_probs_fn(process, law), classifier[0])
+            if table.c_shift is None:
+                guide = gradient_guidance(process, log_prob_fn, scale=classifier[1])
+            else:
+                mean_shift_fn = gradient_shift(process, log_prob_fn, scale=classifier[1])
+        denoise_fn = make_denoiser(
+            process,
+            self._model_fn,
+            condition=condition,
+            guide=guide,
+            x_0_limit=self._x_0_limit,
+            mean_shift_fn=mean_shift_fn,
+        )
         keys = sample_keys(key, jnp.arange(self._num))
         state = init_sampler_state(table, initial_noise(keys, law.shape))
         edit_fn = None if known is None else replacement(process, *known)

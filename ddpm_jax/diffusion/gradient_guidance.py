@@ -124,8 +124,12 @@ def x_0_hat_guidance(
 def _change_of_value(process: Process, shift: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:
     """By how much the prediction changes if eps changes by -sqrt(1 - alpha-bar_t) shift at the same x_t."""
     signal, noise = process.levels(t, ndim=shift.ndim)
+    # Where alpha-bar is 0, x_t is noise alone: no function of it says anything of y, and nothing changes.
+    says = signal > 0
+    shift = jnp.where(says, shift, 0.0)
     # A prediction is linear in (x_0, eps, x_t), and x_t stays.
-    return process.target(x_0=noise**2 / signal * shift, x_t=jnp.zeros_like(shift), t=t, eps=-noise * shift)
+    x_0 = noise**2 / jnp.where(says, signal, 1.0) * shift
+    return process.target(x_0=x_0, x_t=jnp.zeros_like(shift), t=t, eps=-noise * shift)
 
 
 def _per_image(scale: Scale, x: Float[Array, "B *D"]) -> Float[Array, "..."]:

@@ -74,9 +74,9 @@ def checked_classes(config: ConfigDict, name: str, num_classes: int) -> tuple[in
     if classes and not num_classes:
         raise UserError(
             f"sample.{name}={','.join(map(str, classes))} is for a network with classes; the run has "
-            "model.num_classes=0: leave it out, or train a run with model.num_classes"
+            "model.num_classes=0: leave it out, train a run with model.num_classes, or give a sample.classifier"
         )
     for number in classes:
         if type(number) is not int or not 0 <= number < num_classes:
-            raise UserError(f"sample.{name} must be in 0..{num_classes - 1}, the network's classes; got {number!r}")
+            raise UserError(f"sample.{name} must be in 0..{num_classes - 1}, the known classes; got {number!r}")
     return classes

@@ -1,6 +1,7 @@
 """A trained classifier of noised images, and the guidance that it gives to the samples of a run."""
 
 import functools
+import hashlib
 import os
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.class_condition import checked_classes
 from ddpm_jax.experiment.codec_factory import x_0_shape_of
-from ddpm_jax.experiment.generator import ClassifierOf
+from ddpm_jax.experiment.generator import ClassifierOf, ConditionOf
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.devices import replicated
@@ -40,6 +41,14 @@ class TrainedClassifier:
     def num_classes(self) -> int:
         """The number of its classes."""
         return self.config.model.num_classes
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a report says of it, as JSON: step, num_classes, fingerprint of the weights."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+        return {"step": self.step, "num_classes": self.num_classes, "fingerprint": digest.hexdigest()[:16]}
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -106,15 +115,34 @@ def _check_fits(config: ConfigDict, classifier: TrainedClassifier, workdir: str)
 
 def drawn_classes(config: ConfigDict, classifier: TrainedClassifier | None) -> tuple[int, ...]:
     """The classes of samples, in turn: sample.classes, or all of the classifier or the network; () for none."""
-    num_classes = config.model.num_classes if classifier is None else classifier.num_classes
+    num_classes = config.model.num_classes
+    if classifier is not None:
+        num_classes = classifier.num_classes
+    elif not num_classes and config.sample.classifier:  # at scale 0: nothing is guided
+        return ()
     return checked_classes(config, "classes", num_classes) or tuple(range(num_classes))
 
 
-def classifier_of(config: ConfigDict, classifier: TrainedClassifier | None, mesh: Mesh) -> ClassifierOf:
-    """Numbers of samples -> the guidance of the classifier; None without one."""
+def classifier_of(
+    config: ConfigDict, classifier: TrainedClassifier | None, mesh: Mesh, condition_of: ConditionOf
+) -> ClassifierOf:
+    """Numbers of samples -> the guidance of the classifier; None without one.
+
+    The label of a sample is that of its condition, or, if the network has no classes, `drawn_classes` in turn.
+    """
     if classifier is None:
         return lambda ids: None
     classes = np.asarray(drawn_classes(config, classifier), np.int32)
     params = jax.device_put(classifier.params, replicated(mesh))
     scale = np.float32(config.sample.classifier_scale)
-    return lambda ids: ClassifierGuidance(params, classes[ids % len(classes)], scale)
+
+    def guidance(ids: np.ndarray) -> ClassifierGuidance:
+        label = condition_of(ids).get("label", classes[ids % len(classes)])
+        if np.any(label >= classifier.num_classes):
+            raise UserError(
+                f"the condition 'label' must be in 0..{classifier.num_classes - 1} with a classifier, which knows no "
+                f"other class; got {np.max(label)}"
+            )
+        return ClassifierGuidance(params, label, scale)
+
+    return guidance

@@ -95,6 +95,7 @@ class Generator:
       classifier_of: numbers of samples -> the guidance of a classifier; None for none.
       shifts_mean: whether the denoiser of a classifier shifts the mean of the steps, for tables with `c_shift`.
       num_classes: how many classes the samples have, in turn; 0 for none.
+      classifier_facts: what a report says of the classifier.
     """
 
     def __init__(
@@ -113,8 +114,9 @@ class Generator:
         classifier_of: ClassifierOf = lambda ids: None,
         shifts_mean: bool = False,
         num_classes: int = 0,
+        classifier_facts: dict[str, object] | None = None,
     ):
-        self.num_classes = num_classes
+        self.num_classes, self.classifier_facts = num_classes, classifier_facts
         self._allow_nonfinite = False
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
         self._guidance_of, self._classifier_of = guidance_of, classifier_of
@@ -255,7 +257,7 @@ class Generator:
             last = min(first + batch_size, num_samples) - 1
             raise UserError(
                 f"samples {first} to {last} became NaN or infinite: take more sampler steps, another sampler, "
-                "sample.clip_x_0=true, or a smaller guidance scale"
+                "sample.clip_x_0=true, or a smaller scale of the guidance"
             )
         return np.asarray(self._images_of(state.x_t))[: num_samples - first]
 

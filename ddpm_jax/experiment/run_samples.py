@@ -58,7 +58,7 @@ class RunSamples:
         if program not in self._generators:
             made = sampler_factory.build_generator(config, process, table, model, self._mesh, classifier=classifier)
             self._generators[program] = made
-        of_classifier = classifier_of(config, classifier, self._mesh)
+        of_classifier = classifier_of(config, classifier, self._mesh, told)
         generator = self._generators[program].with_table(table).with_samples(told, guidance_of, of_classifier)
         total = generator.num_batches(num_samples) * generator.num_rows
         with ProgressBar(total, "sampling", enabled=progress and multi_host.is_first()) as bar:

@@ -129,7 +129,7 @@ def build_generator(
     if classifier is None:
         classifier = classifier_of_samples(config)
     shifts_mean = classifier is not None and table.c_shift is not None
-    network = None if classifier is None else classifier.network
+    network, told = None if classifier is None else classifier.network, condition_of(config)
     return Generator(
         build_denoiser(config, process, model, classifier=network, shifts_mean=shifts_mean),
         table,
@@ -139,11 +139,12 @@ def build_generator(
         image_shape=image_shape_of(config),
         mesh=mesh,
         batch_size=config.sample.batch_size,
-        condition_of=condition_of(config),
+        condition_of=told,
         guidance_of=guidance_of(config),
-        classifier_of=classifier_of(config, classifier, mesh),
+        classifier_of=classifier_of(config, classifier, mesh, told),
         shifts_mean=shifts_mean,
         num_classes=len(drawn_classes(config, classifier)),
+        classifier_facts=None if classifier is None else classifier.facts,
     )
 
 

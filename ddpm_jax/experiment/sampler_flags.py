@@ -30,7 +30,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     )
     parser.add_argument(
         "--classes", metavar="LIST",
-        help="of a network with classes: which, in turn, by number or name, such as 3 or 0,1,2; default all",
+        help="classes of the network or the classifier, in turn, by number or name, such as 3 or 0,1,2; default all",
     )
     parser.add_argument(
         "--guidance_scale", type=float, metavar="S", help="classifier-free guidance, the papers' 1 + w; 1: none"

@@ -255,11 +255,20 @@ class TrainedRun:
             apply_override(config, override)
         return dataclasses.replace(self, config=config.lock())
 
+    def names_of_classes(self, classifier: object = None) -> tuple[str, ...]:
+        """The names of the classes of its samples, which are the classifier's if the network has no classes.
+
+        Args:
+          classifier: the folder of a classifier; None: that of the config.
+        """
+        classifier = self.config.sample.classifier if classifier is None else classifier
+        if not self.config.model.num_classes and isinstance(classifier, str | os.PathLike) and classifier:
+            return read_class_names(classifier)
+        return self.class_names
+
     def with_sampler(self, given: Mapping[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
         """The run with another sampler; see `sampler_settings.with_sampler_settings`. Classes may be given by name."""
-        names, classifier = self.class_names, given.get("classifier", self.config.sample.classifier)
-        if not self.config.model.num_classes and isinstance(classifier, str | os.PathLike) and classifier:
-            names = read_class_names(classifier)
+        names = self.names_of_classes(given.get("classifier", self.config.sample.classifier))
         given = with_class_numbers(given, names)
         config = with_sampler_settings(self.config, given, batch_size=batch_size, num_devices=num_devices)
         return dataclasses.replace(self, config=config)

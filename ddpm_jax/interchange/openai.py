@@ -101,7 +101,7 @@ def read_openai(tensors: dict[str, np.ndarray], model: str) -> Imported:
     """
     model = model.removesuffix(".pt")
     if model in REFUSED:
-        raise UserError(f"{model} {REFUSED[model]}; ddpm_jax has no such network; take one of {sorted(MODELS)}")
+        raise UserError(f"{model} {REFUSED[model]}; ddpm_jax does not read it; take one of {sorted(MODELS)}")
     check_one_of("model", model, MODELS)
     published = MODELS[model]
     return read_openai_as(

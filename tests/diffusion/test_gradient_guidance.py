@@ -186,6 +186,17 @@ def test_a_function_of_x_0_hat_is_followed_through_the_network(prediction):
     np.testing.assert_allclose(got, x_0_hat + n_2 / a * 0.8 * gain * (y - x_0_hat) / s**2, atol=2e-5)
 
 
+def test_at_zero_terminal_snr_nothing_changes():
+    """x_T is noise alone, and a gradient, which is no number over alpha-bar = 0, is left out."""
+    process = Process(make_schedule("cosine", num_steps=T, zero_terminal_snr=True), "v")
+    plain = make_denoiser(process, exact_model_fn(process, LAW), x_0_limit=None)
+    guide = gradient_guidance(process, lambda x_t, t: jnp.sum(x_t, axis=1), scale=3.0)
+    guided = make_denoiser(process, exact_model_fn(process, LAW), guide=guide, x_0_limit=None)
+    for t, same in ((T - 1, True), (T - 2, False)):
+        results = [fn(jnp.asarray(X_T), jnp.full(NUM, t)).x_0_hat for fn in (plain, guided)]
+        assert np.all(np.isfinite(results[1])) and np.array_equal(*results) == same
+
+
 def test_a_label_out_of_range_is_nan():
     log_prob = class_log_prob(lambda x_t, t: jnp.zeros((len(x_t), 3)), jnp.array([0, 2, 3, -1]))
     got = log_prob(jnp.zeros((4, 2)), jnp.zeros(4, jnp.int32))

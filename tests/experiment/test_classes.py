@@ -169,8 +169,8 @@ def test_a_whole_run(run_with_classes, tmp_path, sample_main, capsys):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ("10", "--classes must be in 0..9, the network's classes; got 10"),
-        ("cat", "--classes must be in 0..9, the network's classes; got 'cat'"),
+        ("10", "--classes must be in 0..9, the known classes; got 10"),
+        ("cat", "--classes must be in 0..9, the known classes; got 'cat'"),
     ],
 )
 def test_a_class_that_is_none(run_with_classes, tmp_path, sample_main, capsys, classes, message):

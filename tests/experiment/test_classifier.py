@@ -55,6 +55,7 @@ def test_it_is_continued_to_the_same_bits(classifier_run, tiny_config, tmp_path)
     straight, resumed = (open_classifier(folder, weights="raw") for folder in (classifier_run, tmp_path))
     assert (straight.step, straight.num_classes) == (8, 10) and "10 classes" in repr(straight)
     jax.tree.map(np.testing.assert_array_equal, straight.params, resumed.params)
+    assert straight.facts == resumed.facts != open_classifier(classifier_run).facts  # other weights
 
 
 def test_the_loss_is_the_cross_entropy_of_the_right_class(classifier_run, tiny_config):
@@ -100,7 +101,9 @@ def test_samples_are_those_of_the_library(run, classifier_run, sampler):
     plain = run.sample(6, seed=3, sampler=sampler, **DRAW)
     assert np.mean(images != plain) > 0.05
     # At scale 0 the classifier is left out: the same bits.
-    none = run.sample(6, seed=3, sampler=sampler, classifier=classifier_run, classifier_scale=0, **DRAW)
+    none = run.sample(
+        6, seed=3, sampler=sampler, classifier=classifier_run, classifier_scale=0, classes=(3,), **DRAW
+    )
     np.testing.assert_array_equal(none, plain)
 
 
@@ -121,6 +124,13 @@ def test_it_guides_together_with_classifier_free_guidance(classifier_run, tiny_c
     both = draw(guidance_scale=4.0, classifier=classifier_run, classifier_scale=30.0)
     for alone in ({"guidance_scale": 4.0}, {"classifier": classifier_run, "classifier_scale": 30.0}):
         assert np.any(draw(**alone) != both)
+    # Labels that are given are those of both.
+    of_fives = run.sample(
+        4, sampler="ddim", condition={"label": 5}, classifier=classifier_run, classifier_scale=30.0, **DRAW
+    )
+    np.testing.assert_array_equal(of_fives, draw(classifier=classifier_run, classifier_scale=30.0))
+    with pytest.raises(UserError, match="the condition 'label' must be in 0..9 with a classifier"):
+        run.sample(4, condition={"label": 10}, classifier=classifier_run, **DRAW)
     # Other values and steps, the same programs.
     generators = run._samples._generators
     before = len(generators)
@@ -160,7 +170,7 @@ def test_wrong_settings_are_one_line(run, classifier_run, straight_run, tiny_con
         ),
         ({"classifier": classifier_run, "classifier_scale": float("nan")}, "classifier_scale"),
         ({"classifier_scale": 2.0}, "^classifier_scale needs a classifier"),
-        ({"classifier": classifier_run, "classes": (10,)}, "^classes must be in 0..9, the network's classes; got 10"),
+        ({"classifier": classifier_run, "classes": (10,)}, "^classes must be in 0..9, the known classes; got 10"),
     ):
         with pytest.raises(UserError, match=message):
             run.sample(2, **given, **DRAW)
