@@ -110,9 +110,11 @@ def _sample(args: argparse.Namespace) -> None:
             columns = args.columns or class_columns(len(shown), generator.num_classes)
             save_grid(f"{out}.png", shown, num_columns=columns)
         print(f"wrote {out}.npz ({arrays}){grid}{replaced}")
-        if grid and 1 < generator.num_classes == columns:
-            shown_classes = condition["label"][: min(columns, len(shown))].tolist()
-            print(f"columns: {numbered(trained.names_of_classes(), shown_classes)}")
+        num_classes = generator.num_classes
+        if grid and columns and num_classes > 1 and columns % num_classes == 0:
+            in_turn = ", and so on in turn" if columns > num_classes else ""
+            of_columns = condition["label"][:num_classes].tolist()
+            print(f"columns: {numbered(trained.names_of_classes(), of_columns)}{in_turn}")
 
 
 def _guidance_line(settings: dict) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import ddpm_jax as dj
+from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.training import train
 
 ROOT = Path(__file__).parent.parent
 NEED_FILES_OF_OTHERS = {"published_models.md", "weights.md"}
@@ -62,6 +64,9 @@ def small(monkeypatch, tmp_path, tiny_overrides):
 )
 def test_examples_run(code, small):
     names = {"__name__": "docs"}
+    if "runs/classifier_digits" in code:
+        short = load_config("classifier_digits", ["train.num_steps=2", "train.log_every_steps=1"])
+        train(short, "runs/classifier_digits")
     if "denoise_fn, table" in code and "open_run" not in code:
         # It continues the second example of the README.
         second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]

@@ -24,6 +24,7 @@ def save_samplers(path: str, calls: Sequence[int], curves: Mapping[str, list[Est
         )
     axes.axhline(1000 * floor.mean, color="0.3", linestyle=":", label="exact samples")
     axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel="1000 x sliced W2 to the data")
+    axes.set_ylim(top=min(axes.get_ylim()[1], 600))  # beyond that a sampler has left the data
     axes.set_xticks(calls, [str(n) for n in calls])
     axes.minorticks_off()
     axes.grid(True, linewidth=0.5, color="0.88")

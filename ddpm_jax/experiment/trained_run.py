@@ -201,7 +201,8 @@ class TrainedRun:
           batch_size: images per batch, a multiple of the number of devices; None: that of the run.
           progress: shows how far it is on stderr.
           sampler_settings: other settings than the run's, of `SAMPLER_SETTINGS`: sampler="dpmpp_2m",
-            num_sampler_steps=20, classes=(3, 7), guidance_scale=3, eta=0.5, ... (docs/samplers.md).
+            num_sampler_steps=20, classes=(3, 7) or ("hat",), guidance_scale=3, eta=0.5, classifier="runs/c", ...
+            (docs/samplers.md).
 
         Raises:
           UserError: what does not fit, by argument.

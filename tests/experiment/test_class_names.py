@@ -41,6 +41,8 @@ def test_samples_by_name_are_those_by_number(named_run, sample_main, tmp_path, c
     assert sample_main([*flags, "--num_samples=9", "--classes=pants,hat,shoes"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "columns: 1 pants, 0 hat, 2 shoes"
     np.testing.assert_array_equal(np.load(tmp_path / "new.npz")["arr_1"], [1, 0, 2] * 3)
+    assert sample_main([*flags, "--num_samples=36"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "columns: 0 hat, 1 pants, 2 shoes, and so on in turn"
     assert sample_main([*flags, "--classes=hut"]) == 2
     said = capsys.readouterr().err
     assert said == "error: --classes must be numbers or names of the classes 0 hat, 1 pants, 2 shoes; got 'hut'\n"
