@@ -38,13 +38,13 @@ def test_the_published_classifiers_have_their_size(size, mults, depth, count):
 def test_the_pool_is_the_formula():
     """Attention of the mean pixel over itself and all pixels, in NumPy, one head after another."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 2, 3, 8)).astype(np.float32)
+    x = jnp.asarray(rng.standard_normal((2, 2, 3, 8)), jnp.float32)
     pool = AttentionPool(num_heads=2, num_outputs=3)
     params = jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), pool.init(jax.random.key(0), x)["params"]
     )
     got = pool.apply({"params": params}, x)
-    pixels = x.reshape(2, 6, 8).astype(np.float64)
+    pixels = np.asarray(x, np.float64).reshape(2, 6, 8)
     tokens = np.concatenate([pixels.mean(1, keepdims=True), pixels], 1) + params["position"]
     of = {name: tokens @ params[name]["kernel"] + params[name]["bias"] for name in ("query", "key", "value")}
     pooled = np.zeros((2, 8))
