@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ddpm_jax import __version__
 from ddpm_jax.runtime.errors import did_you_mean
+from ddpm_jax.runtime.output import tolerant_output
 
 # Name -> (module with a `main`, the first of its arguments, what it does).
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -21,12 +22,10 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names; returns its exit code, 2 for an unknown one."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("--help", "-h", "help"):
-        print(_help())
-        return 0
-    if name == "--version":
-        print(f"ddpm_jax {__version__}")
-        return 0
+    if name in ("--help", "-h", "help", "--version"):
+        with tolerant_output() as output:
+            print(f"ddpm_jax {__version__}" if name == "--version" else _help())
+        return 0 if output.error is None or isinstance(output.error, BrokenPipeError) else 74  # EX_IOERR
     if name not in COMMANDS:
         print(
             f"error: unknown command {name!r}; must be one of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}",

@@ -69,11 +69,14 @@ def _benchmark(args: argparse.Namespace) -> None:
     args.config = changed(args.config, changes)
     if args.out:
         check_folder("--out", os.path.dirname(os.path.abspath(args.out)))
+        if os.path.isdir(args.out):
+            raise UserError(f"--out must be a file; got the folder {args.out}")
     report = _predict(args) if args.dry_run else _measure(args)
     if args.out:
+        replaced = ", in place of what was there" if os.path.exists(args.out) else ""
         with replace_file(args.out, "w") as file:
             json.dump(report, file, indent=2)
-        print(f"wrote {args.out}")
+        print(f"wrote {args.out}{replaced}")
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:

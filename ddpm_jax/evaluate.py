@@ -1,6 +1,7 @@
 """`python -m ddpm_jax.evaluate`: likelihood, rate-distortion and sample metrics of a trained model."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -130,6 +131,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         **ode,
     )
     written: list[str] = []
+    folder = _sample_folder(args)
+    before = set(os.listdir(folder)) if folder and os.path.isdir(folder) else set()
     trained, report, metrics = None, None, None
     if args.workdir is not None:
         trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
@@ -146,7 +149,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if text:
         print(text)
     for path in dict.fromkeys(written):
-        print(f"wrote {path}")
+        replaced = ", in place of what was there" if os.path.basename(path) in before else ""
+        print(f"wrote {path}{replaced}")
 
 
 def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
@@ -163,6 +167,7 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
 def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
     """The `SampleMetrics` of a `TrainedRun`, or of files if it is None."""
     from ddpm_jax.evaluation import sample_metrics
+    from ddpm_jax.evaluation.feature_extractors import MAX_PIXELS
     from ddpm_jax.evaluation.metric_settings import SampleSettings
     from ddpm_jax.experiment.sampler_settings import settings_named
     from ddpm_jax.runtime.devices import make_mesh
@@ -170,6 +175,11 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
     names = ("extractor", "inception_weights", "resize", "reference", "num_reference", "num_samples", "data_path",
              "cache", "batch_size", "seed")  # fmt: skip
     image_size = None if args.image_size is None else image_size_of("--image_size", args.image_size)
+    if args.extractor == "pixels" and image_size is not None and math.prod(image_size) > MAX_PIXELS:
+        raise UserError(
+            f"--extractor=pixels compares at most {MAX_PIXELS} values per image; got --image_size={args.image_size}: "
+            "take another --extractor, or a smaller --image_size"
+        )
     settings = SampleSettings(**{name: getattr(args, name) for name in names}, image_size=image_size)
     if trained is None:
         samples, reference = sample_metrics.sets_of_files(settings, args.samples)

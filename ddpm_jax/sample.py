@@ -101,7 +101,8 @@ def _sample(args: argparse.Namespace) -> None:
         )
     if is_first:
         condition = generator.labels_of(np.arange(args.num_samples))
-        replaced = ", in place of what was there" if os.path.exists(f"{out}.npz") else ""
+        there = any(os.path.exists(out + ending) for ending in (".npz", ".png"))
+        replaced = ", in place of what was there" if there else ""
         save_npz(f"{out}.npz", images, condition)
         classes = ", classes as arr_1" if "label" in condition else ""
         arrays, grid = f"{images.dtype} {list(images.shape)} as arr_0{classes}", ""

@@ -23,7 +23,13 @@ def to_model_scale(images: UInt8[Array, "..."]) -> Float[Array, "..."]:
 
 
 def to_uint8(x_0: Float[Array, "..."]) -> UInt8[Array, "..."]:
-    """[-1, 1] -> the nearest of 0..255; values outside are clipped."""
+    """[-1, 1] -> the nearest of 0..255; values outside are clipped.
+
+    Raises:
+      TypeError: whole numbers, such as images that are uint8 already.
+    """
+    if not jnp.issubdtype(x_0.dtype, jnp.floating):
+        raise TypeError(f"x_0 must be of floats in [-1, 1]; got {x_0.dtype}")
     return jnp.clip(jnp.round((x_0 + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 

@@ -52,6 +52,9 @@ def _pack(args: argparse.Namespace) -> None:
 
     from ddpm_jax.data.pack_folder import pack_folder  # imported here, so that --help need not wait for Pillow
 
+    for name, given in (("DIR", args.folder), ("OUT", args.out)):
+        if not given.strip():  # of an unset shell variable
+            raise UserError(f"{name} must not be empty")
     start = time.monotonic()
     flags = {name: f"--{name}" for name in ("overwrite", "columns", "image_size")}
     with arguments_named({"folder": "DIR", **flags}.get):
@@ -69,9 +72,15 @@ def _pack(args: argparse.Namespace) -> None:
     stored = f" with the columns {', '.join(packed.columns)}" if packed.columns else ""
     print(f"packed {packed.num_images:,} images{stored} into {packed.path}: {size}, in {took}")
     path = shlex.quote(str(packed.path))
-    small = max(image_size_of("--image_size", args.image_size)) <= 32
-    config = "configs/image_folder_small.py" if small else "configs/image_folder.py"
-    print(f"next: python -m ddpm_jax.train --config={config} --config.data.path={path} "
+    height, width = image_size_of("--image_size", args.image_size)
+    # Where the config's own levels with attention, of the heights 8 and 16, are not those of this height.
+    if max(height, width) <= 32:
+        config = "configs/image_folder_small.py"
+        heights = "" if 8 in (height, height // 2, height // 4) else f"{height // 4}"
+    else:
+        config, heights = "configs/image_folder.py", "" if height == 64 else f"{height // 4},{height // 8}"
+    attention = f"--config.unet.attention_resolutions={heights} " if heights else ""
+    print(f"next: python -m ddpm_jax.train --config={config} {attention}--config.data.path={path} "
           f"--config.data.image_size={args.image_size} --config.data.num_channels={args.num_channels} "
           "--workdir=runs/packed")  # fmt: skip
 

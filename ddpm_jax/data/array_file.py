@@ -26,7 +26,7 @@ _CHECKED_VALUES = 2**22  # values that are checked at a time, so that a file lar
 # NumPy parses the header of an array as Python source, so a damaged one fails in the tokenizer or the parser; an
 # archive with a password raises RuntimeError.
 _READ_ERRORS = (
-    ValueError, TypeError, OSError, EOFError, KeyError, SyntaxError, tokenize.TokenError, RuntimeError,
+    ValueError, OverflowError, TypeError, OSError, EOFError, KeyError, SyntaxError, tokenize.TokenError, RuntimeError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 

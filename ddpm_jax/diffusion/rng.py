@@ -45,7 +45,9 @@ def check_seed(name: str, seed: int) -> None:
 
 
 def seed_keys(seed: int) -> SeedKeys:
-    """The keys of `seed`, a whole number in 0..2^32-1."""
+    """The keys of `seed`, a whole number in 0..2^32-1; raises UserError for another."""
+    if not isinstance(seed, jax.core.Tracer):
+        check_seed("seed", seed)
     return SeedKeys(*jax.random.split(jax.random.key(seed), 4))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of, whole_number
 
 Float64Table = np.ndarray  # [T], float64
 
@@ -246,6 +246,7 @@ def make_schedule(
       1000
     """
     check_one_of("name", name, SCHEDULES)
+    num_steps = whole_number("num_steps", num_steps)
     if num_steps < 1:
         raise UserError(f"{arg('num_steps')} must be at least 1; got {num_steps}")
     if not 0 < beta_start <= beta_end:

@@ -97,5 +97,5 @@ def fingerprint(*parts: object) -> str:
         for leaf in jax.tree.leaves(part):
             array = np.asarray(leaf)
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(str(leaf).encode() if array.dtype.kind in "OU" else array.tobytes())
+            digest.update(str(leaf).encode(errors="backslashreplace") if array.dtype.kind in "OU" else array.tobytes())
     return digest.hexdigest()[:16]

@@ -1,14 +1,15 @@
 """Errors by config field: for numbers that no run can use, and for arguments of the library, renamed to fields."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.experiment.config_overrides import flatten
-from ddpm_jax.runtime.errors import MAX_INT, UserError, arguments_named
+from ddpm_jax.experiment.packaged_configs import base_config
+from ddpm_jax.runtime.errors import MAX_INT, UserError, arguments_named, did_you_mean
 
 # The minimum of fields that are used on the host; the others are checked where they are used.
 _LEAST = {
@@ -49,6 +50,24 @@ def fields_named(group: str, others: Mapping[str, str] | None = None) -> Abstrac
       schedule.num_steps must be at least 1; got 0
     """
     return arguments_named(field_names(group, others))
+
+
+def check_fields(config: ConfigDict, own_groups: Collection[str] = ()) -> None:
+    """Raises UserError for a field that configs/base.py lacks, which nothing reads, or one that is missing.
+
+    Args:
+      own_groups: groups of networks, codecs and objectives of the user's own, which may have any fields.
+    """
+    fields, known = flatten(config), flatten(base_config())
+    for field in fields:
+        if field not in known and field.partition(".")[0] not in own_groups:
+            raise UserError(
+                f"the config has the field {field!r}, which configs/base.py lacks, so that nothing reads it"
+                f"{did_you_mean(field, known)}"
+            )
+    for field in known:
+        if field not in fields:
+            raise UserError(f"the config lacks the field {field!r} of configs/base.py: begin with its get_config()")
 
 
 def check_numbers(config: ConfigDict) -> None:

@@ -26,7 +26,7 @@ def _experiment_module(name_or_path: str) -> types.ModuleType:
     folder = experiments_folder()
     path = Path(os.path.expanduser(name_or_path))  # that of Path raises for an unknown user
     is_name = len(path.parts) == 1 and path.suffix != ".py"
-    if not is_name and path.is_file() and path.resolve().parent != folder:
+    if not is_name and path.is_file() and _folder_of(path) != folder:
         # Not through the import system: two files with the same name must not be confused.
         module = types.ModuleType(f"experiment_{path.stem}")
         module.__file__ = str(path)
@@ -35,7 +35,7 @@ def _experiment_module(name_or_path: str) -> types.ModuleType:
         return module
     # `configs/digits.py` works from every directory; a mistyped path to the user's own file does not turn into a
     # packaged experiment of the same name.
-    may_be_packaged = is_name or path.resolve().parent == folder or str(path.parent) in (".", "configs")
+    may_be_packaged = is_name or _folder_of(path) == folder or str(path.parent) in (".", "configs")
     if may_be_packaged and (folder / f"{path.stem}.py").is_file():
         return packaged_module(path.stem)
     names = packaged_experiments()
@@ -43,6 +43,11 @@ def _experiment_module(name_or_path: str) -> types.ModuleType:
         f"no experiment {name_or_path!r}; give a Python file that exists or one of {names}"
         f"{did_you_mean(path.stem, names)}"
     )
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of a file after links; also of a link to itself, for which `Path.resolve` raises."""
+    return Path(os.path.realpath(path)).parent
 
 
 @contextmanager

@@ -24,11 +24,12 @@ from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.json_files import is_count, read_json
 from ddpm_jax.training.eval_loss import EvalLoss
 from ddpm_jax.training.log_sinks import check_wandb
 from ddpm_jax.training.nonfinite import Rewinds
 from ddpm_jax.training.profiler import StepProfiler
-from ddpm_jax.training.run_log import Reporter
+from ddpm_jax.training.run_log import Reporter, read_metrics
 from ddpm_jax.training.stop_request import StopRequest
 from ddpm_jax.workdir.checkpoints import Checkpoints
 from ddpm_jax.workdir.class_names import write_class_names
@@ -69,6 +70,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     rewinds = Rewinds(workdir)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
     try:
+        if not checkpoints.steps():
+            _check_nothing_is_lost(workdir)
         length_before = saved_length(checkpoints)
         state = resumed_state(experiment, checkpoints)
         resumed = state is not None
@@ -178,10 +181,33 @@ def _check_writable(workdir: str) -> None:
         os.makedirs(os.path.join(workdir, "checkpoints"), exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
+        for name, of_kind, kind in (("samples", os.path.isdir, "folder"), ("config.json", os.path.isfile, "file"),
+                                    ("metrics.jsonl", os.path.isfile, "file")):  # fmt: skip
+            path = os.path.join(workdir, name)
+            if os.path.lexists(path) and not of_kind(path):
+                raise UserError(f"{path} must be a {kind}: move it away, or give another --workdir")
     except OSError as error:
         raise UserError(
             f"--workdir {workdir} cannot be written ({error.strerror}: {error.filename}): give another folder"
         ) from error
+
+
+def _check_nothing_is_lost(workdir: str) -> None:
+    """Raises UserError where a run without checkpoints would begin anew in the place of something else."""
+    try:
+        saved = read_json(os.path.join(workdir, "config.json"), dict)
+    except (FileNotFoundError, ValueError):  # a damaged one is written anew
+        return
+    train = saved.get("train")
+    if not isinstance(train, dict) or not is_count(train.get("num_steps"), least=1):
+        raise UserError(f"--workdir {workdir} holds a config.json of something else: give another folder")
+    lines, every = read_metrics(workdir), train.get("checkpoint_every_steps")
+    last = max((line["step"] for line in lines), default=0)
+    if is_count(every, least=1) and last > every:
+        raise UserError(
+            f"{workdir} has the log of a run of {last} steps, which saved every {every}, and no checkpoint: restore "
+            "its folder checkpoints/, give another --workdir, or remove its metrics.jsonl to start anew"
+        )
 
 
 def build_eval_loss(experiment: Experiment) -> EvalLoss | None:
@@ -192,6 +218,10 @@ def build_eval_loss(experiment: Experiment) -> EvalLoss | None:
     try:
         source = data_factory.build_source(config, config.data.eval_split, "data.eval_split")
     except UserError as error:
+        if "selects none" in str(error):
+            raise UserError(
+                f"{error}; to hold out none give --config.data.split=train --config.data.eval_split="
+            ) from error
         raise UserError(
             f"{error}; to hold out a part of the training images give --config.data.split='train[:95%]' "
             "--config.data.eval_split='train[95%:]', to hold out none --config.data.eval_split="

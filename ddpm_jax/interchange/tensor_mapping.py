@@ -61,7 +61,8 @@ def params_from(matches: Sequence[Match], tensors: dict[str, np.ndarray], shapes
     for match in matches:
         theirs = tensors[match.theirs]
         try:
-            leaf = np.ascontiguousarray(match.layout.to_ours(theirs), np.float32)
+            with np.errstate(over="ignore"):  # to infinity, which is refused
+                leaf = np.ascontiguousarray(match.layout.to_ours(theirs), np.float32)
         except (ValueError, IndexError, TypeError):
             leaf = None
         if leaf is None or leaf.shape != shapes[match.ours]:

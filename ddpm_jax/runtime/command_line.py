@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ddpm_jax.runtime.compilation import enable_compilation_cache
+from ddpm_jax.runtime.disk_space import DiskFullError, is_full
 from ddpm_jax.runtime.errors import UserError, out_of_memory
 from ddpm_jax.runtime.multi_host_flags import add_host_flags, joined
 from ddpm_jax.runtime.output import tolerant_output
@@ -149,6 +150,11 @@ def _exit_code_of(main: Callable[[argparse.Namespace], int | None], parser: Comm
         print(f"error: the device is out of memory: {what}; {_LESS_MEMORY}", file=sys.stderr, flush=True)
         return UserError.exit_code
     except OSError as error:
+        if is_full(error):
+            name = "" if error.filename is None else f": {error.filename!r:.{MAX_NAME}} could not be written"
+            print(f"error: no room on the disk{name}; free some space and run the command again", file=sys.stderr,
+                  flush=True)  # fmt: skip
+            return DiskFullError.exit_code
         # Of a file of the user's, or of the current folder that was deleted (without a name); else it is a bug.
         if error.filename is None and error.errno != errno.ENOENT:
             raise

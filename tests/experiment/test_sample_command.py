@@ -117,9 +117,9 @@ def test_out(sample_main, straight_run, tmp_path, extension):
 
 
 def test_weights_that_do_not_fit(sample_main, straight_run, tmp_path, monkeypatch, capfd):
-    from ddpm_jax.experiment import open_run
+    from ddpm_jax.experiment import run_checkpoint
 
-    real = open_run.config_from_json
+    real = run_checkpoint.config_from_json
 
     def wider(text):
         config = real(text)
@@ -127,7 +127,7 @@ def test_weights_that_do_not_fit(sample_main, straight_run, tmp_path, monkeypatc
             config.conv_net.channels = 4
         return config
 
-    monkeypatch.setattr(open_run, "config_from_json", wider)
+    monkeypatch.setattr(run_checkpoint, "config_from_json", wider)
     assert sample_main([f"--workdir={straight_run}", f"--out={tmp_path}/x", "--nocompilation_cache"]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: the checkpoint does not fit the network of its config: ['conv_in']['bias'] is (8,) ")

@@ -29,7 +29,7 @@ def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: floa
     # 1 - abar_s - sigma^2, in a form without cancellation at eta = 1. In the last row it and sigma are exactly 0.
     kept = alpha * (1 - abar_s) / (1 - abar_t)
     direction_var = (1 - abar_s) * ((1 - eta**2) + eta**2 * kept)
-    if eta < 0 or np.any(direction_var < -1e-12):
+    if not eta >= 0 or np.any(direction_var < -1e-12):
         raise UserError(
             f"{arg('eta')} must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {asked}: try 0 to 1"
         )
