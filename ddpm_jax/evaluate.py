@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.experiment.config_flags import OverridesParser
-from ddpm_jax.experiment.sampler_flags import add_sampler_flags, given_sampler_flags
+from ddpm_jax.experiment.sampler_flags import add_sampler_flags, as_typed, given_sampler_flags
 from ddpm_jax.runtime.command_line import image_size_of, run
 from ddpm_jax.runtime.errors import UserError
 
@@ -187,8 +187,9 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
         mesh = make_mesh()
         # Only for these metrics: the other measurements keep the run's own sampler.
         given = given_sampler_flags(args)
-        trained = trained.with_sampler(given, batch_size=args.batch_size or None, num_devices=mesh.size)
-        with settings_named(given):
+        with as_typed(args):
+            trained = trained.with_sampler(given, batch_size=args.batch_size or None, num_devices=mesh.size)
+        with as_typed(args), settings_named(given):
             samples, reference = sample_metrics.sets_of_run(
                 settings, trained, weights=args.weights, mesh=mesh, folder=_sample_folder(args)
             )

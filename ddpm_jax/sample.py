@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.experiment.config_flags import OverridesParser
-from ddpm_jax.experiment.sampler_flags import add_sampler_flags, given_sampler_flags
+from ddpm_jax.experiment.sampler_flags import add_sampler_flags, as_typed, given_sampler_flags
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.command_line import run
 from ddpm_jax.runtime.errors import UserError, check_between
@@ -77,9 +77,10 @@ def _sample(args: argparse.Namespace) -> None:
     mesh = make_mesh()
     trained = trained.with_fields(args.overrides, SAMPLE_FIELDS)
     given = given_sampler_flags(args)
-    trained = trained.with_sampler(given, batch_size=args.batch_size, num_devices=mesh.size)
-    with settings_named([*given, *(["batch_size"] if args.batch_size is not None else [])]):
-        generator = trained.generator(mesh)
+    with as_typed(args):
+        trained = trained.with_sampler(given, batch_size=args.batch_size, num_devices=mesh.size)
+        with settings_named([*given, *(["batch_size"] if args.batch_size is not None else [])]):
+            generator = trained.generator(mesh)
     if out is None:
         out = os.path.join(output_folder(args.workdir), "samples", f"step_{trained.step}_seed_{args.seed}")
         _check_out(out)

@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from ddpm_jax.diffusion.process import FIXED_VARIANCES
 from ddpm_jax.diffusion.timestep_spacing import SPACINGS
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
 from ddpm_jax.experiment.sampler_settings import SAMPLER_SETTINGS
+from ddpm_jax.runtime.errors import UserError, arguments_named
 
 
 def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -64,5 +66,24 @@ def _one_of(names: Sequence[str]) -> str:
 
 
 def given_sampler_flags(args: argparse.Namespace) -> dict[str, object]:
-    """What was typed of the flags above, by name."""
-    return {name: getattr(args, name) for name in SAMPLER_SETTINGS if getattr(args, name) is not None}
+    """What was typed of the flags above, by name, also as --config.sample.NAME.
+
+    Raises:
+      UserError: the same setting in both forms.
+    """
+    given = {name: getattr(args, name) for name in SAMPLER_SETTINGS if getattr(args, name) is not None}
+    in_config = _settings_in_config(args)
+    if twice := sorted(given.keys() & in_config.keys()):
+        raise UserError(f"--{twice[0]} and --config.sample.{twice[0]} are the same setting: give one of them")
+    return given | in_config
+
+
+def as_typed(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Errors in the block name the settings that were typed as --config.sample.NAME in this form."""
+    return arguments_named({name: f"--config.sample.{name}" for name in _settings_in_config(args)}.get)
+
+
+def _settings_in_config(args: argparse.Namespace) -> dict[str, str]:
+    typed = (override.partition("=") for override in args.overrides)
+    values = {field.removeprefix("sample."): text for field, _, text in typed if field.startswith("sample.")}
+    return {name: text for name, text in values.items() if name in SAMPLER_SETTINGS}

@@ -78,8 +78,17 @@ class Checkpoints:
         if create:
             delete_unfinished(os.path.dirname(self.directory))
         if os.path.isdir(self.directory):
+            self._check_kinds(create)
             self._check_metrics(create)
             self._manager = ocp.CheckpointManager(self.directory, options=_options(keep, create))
+
+    def _check_kinds(self, create: bool) -> None:
+        """Raises UserError for a checkpoint that is no folder, or a link where old ones will be deleted."""
+        for name in sorted(os.listdir(self.directory)):
+            path = os.path.join(self.directory, name)
+            if name.isdecimal() and (not os.path.isdir(path) or (create and os.path.islink(path))):
+                what = "a link" if os.path.islink(path) else "no folder"
+                raise UserError(f"{path} is {what}: put the folder of the checkpoint there, or move it away")
 
     def _check_metrics(self, create: bool) -> None:
         """Moves damaged metrics aside if this process may write; else refuses those that Orbax could not read."""

@@ -13,6 +13,7 @@ from ddpm_jax.data.__main__ import main as data_main
 from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.command_line import CommandParser, run
 from ddpm_jax.runtime.errors import UserError
@@ -72,6 +73,39 @@ def test_a_metrics_file_that_is_a_pipe_is_refused(tiny_config, tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match="metrics.jsonl must be a file"):
         train(tiny_config(), str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "file"])
+def test_a_checkpoint_of_another_kind_is_refused(own_run, tiny_config, kind, tmp_path):
+    """A run deletes old checkpoints, which is no place for a link; a pipe would be waited for."""
+    path = own_run / "checkpoints" / "8"
+    shutil.move(path, tmp_path / "far")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "file":
+        path.touch()
+    else:
+        path.symlink_to(tmp_path / ("far" if kind == "link" else "none"))
+    message = f"checkpoints/8 is {'a link' if path.is_symlink() else 'no folder'}: put the folder of the checkpoint"
+    with pytest.raises(UserError, match=message):
+        train(tiny_config("train.num_steps=16"), str(own_run))
+    if kind == "link":
+        assert open_run(own_run).step == 8  # it may be read
+    else:
+        with pytest.raises(UserError, match=message):
+            open_run(own_run)
+
+
+def test_a_setting_is_checked_in_both_forms(straight_run, sample_main, tmp_path, capsys):
+    flags = [f"--workdir={straight_run}", *SHORT, f"--out={tmp_path / 'new'}"]
+    for given, said in (
+        (["--config.sample.eta=0.5"], "--config.sample.eta is of --sampler=ddim; got 'ancestral'"),
+        (["--num_sampler_steps=3", "--config.sample.num_sampler_steps=4"], "are the same setting: give one of them"),
+        (["--config.sample.guidance_interval=1,2"], "--config.sample.guidance_interval needs a"),
+    ):
+        assert sample_main([*flags, *given]) == 2
+        assert said in capsys.readouterr().err
+    assert sample_main([*flags, "--config.sample.sampler=ddim", "--eta=0.5"]) == 0
 
 
 def test_commands_say_what_they_replace(straight_run, sample_main, tmp_path, capsys):

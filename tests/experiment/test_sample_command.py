@@ -143,7 +143,7 @@ def test_any_field_of_the_sampling_may_be_given(draw, sample_main, straight_run,
     line = [f"--workdir={straight_run}", f"--out={tmp_path / 'x'}", "--nocompilation_cache"]
     for field, message in (
         ("--config.train.seed=3", "a field after --config. must be one of ['sample.*']; got 'train.seed'"),
-        ("--config.sample.sampler=ddm", "sample.sampler must be one of ["),
+        ("--config.sample.sampler=ddm", "--config.sample.sampler must be one of ["),
         ("--guidance_rescale=0.5", "--guidance_rescale needs a --guidance_scale other than 1"),
         ("--guidance_scale=1e39", "--guidance_scale must be in 0..1e+06; got 1e+39"),
         ("--config.sample.churm=3", "'sample.churm'"),
