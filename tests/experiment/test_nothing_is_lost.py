@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+import ddpm_jax as dj
 from ddpm_jax import benchmark, evaluate
 from ddpm_jax.data.__main__ import main as data_main
 from ddpm_jax.evaluation.resume_file import fingerprint
@@ -191,3 +192,17 @@ def test_too_many_pixels_are_refused_before_the_work(tmp_path, capsys):
     flags = ["--samples=none", "--reference=digits:train", "--extractor=pixels", "--image_size=6000,6000"]
     assert evaluate.main([*flags, "--nocompilation_cache"]) == 2
     assert "at most 4096 values per image; got --image_size=6000,6000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: dj.make_schedule("cosine", num_steps=1.5), UserError, "num_steps must be a whole number; got 1.5"),
+        (lambda: dj.ddim_table(dj.make_schedule("cosine", num_steps=9), eta=float("nan")), UserError, "eta must be"),
+        (lambda: dj.seed_keys(2**32), UserError, r"seed must be in 0..2\^32-1; got 4294967296"),
+        (lambda: dj.to_uint8(np.array([0, 128], np.uint8)), TypeError, "x_0 must be of floats in"),
+    ],
+)
+def test_wrong_arguments_of_the_library_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
