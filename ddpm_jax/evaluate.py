@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.experiment.config_flags import OverridesParser
-from ddpm_jax.experiment.sampler_flags import add_sampler_flags, as_typed, given_sampler_flags
+from ddpm_jax.experiment.sampler_flags import add_sampler_flags, as_typed, given_sampler_flags, typed_sampler_flags
 from ddpm_jax.runtime.command_line import image_size_of, run
 from ddpm_jax.runtime.errors import UserError
 
@@ -156,10 +156,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
     of_samples = ("reference", "num_samples", "num_reference", "extractor", "inception_weights", "resize",
                   "image_size", "data_path", "cache")  # fmt: skip
-    given = [name for name in of_samples if getattr(args, name)] + list(given_sampler_flags(args))
+    given = [name for name in of_samples if getattr(args, name)] + list(typed_sampler_flags(args))
     if given and "samples" not in what:
         raise UserError(f"--{given[0]} is only for sample metrics: give --what=samples too, or --samples=FILE")
-    sampling = [*given_sampler_flags(args), *(name for name in ("step", "best") if getattr(args, name))]
+    sampling = [*typed_sampler_flags(args), *(name for name in ("step", "best") if getattr(args, name))]
     if sampling and args.workdir is None:
         raise UserError(f"--{sampling[0]} is only for a run, and --samples are images: leave it out")
 

@@ -49,7 +49,7 @@ def class_log_prob(
         log_probs = jax.nn.log_softmax(logits_fn(x_t, t).astype(jnp.float32))
         known = (label >= 0) & (label < log_probs.shape[1])
         of_label = jnp.take_along_axis(log_probs, jnp.where(known, label, 0)[:, None], axis=1)[:, 0]
-        return jnp.where(known, of_label, jnp.nan)
+        return of_label * jnp.where(known, 1.0, jnp.nan)  # a product, so that the gradient is NaN, too
 
     return log_prob
 
@@ -67,7 +67,9 @@ def gradient_shift(process: Process, log_prob_fn: LogProbFn, *, scale: Scale = 1
         network_t = process.network_t(t)
         # The gradient of the sum is that of each image, because images do not depend on each other.
         gradient = jax.grad(lambda x_t: jnp.sum(log_prob_fn(x_t, network_t)))(x_t)
-        return _per_image(scale, x_t) * gradient
+        # Where alpha-bar is 0, x_t is noise alone: no function of it says anything of y.
+        signal, _ = process.levels(t, ndim=x_t.ndim)
+        return jnp.where(signal > 0, _per_image(scale, x_t) * gradient, 0.0)
 
     return shift
 
@@ -124,8 +126,7 @@ def x_0_hat_guidance(
 def _change_of_value(process: Process, shift: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:
     """By how much the prediction changes if eps changes by -sqrt(1 - alpha-bar_t) shift at the same x_t."""
     signal, noise = process.levels(t, ndim=shift.ndim)
-    # Where alpha-bar is 0, x_t is noise alone: no function of it says anything of y, and nothing changes.
-    says = signal > 0
+    says = signal > 0  # else x_t is noise alone, and nothing changes
     shift = jnp.where(says, shift, 0.0)
     # A prediction is linear in (x_0, eps, x_t), and x_t stays.
     x_0 = noise**2 / jnp.where(says, signal, 1.0) * shift

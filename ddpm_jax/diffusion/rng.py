@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddpm_jax.runtime.errors import UserError, arg
+from ddpm_jax.runtime.errors import UserError, arg, whole_number
 
 
 class SeedKeys(NamedTuple):
@@ -47,7 +47,7 @@ def check_seed(name: str, seed: int) -> None:
 def seed_keys(seed: int) -> SeedKeys:
     """The keys of `seed`, a whole number in 0..2^32-1; raises UserError for another."""
     if not isinstance(seed, jax.core.Tracer):
-        check_seed("seed", seed)
+        check_seed("seed", whole_number("seed", seed))
     return SeedKeys(*jax.random.split(jax.random.key(seed), 4))
 
 

@@ -118,7 +118,9 @@ def drawn_classes(config: ConfigDict, classifier: TrainedClassifier | None) -> t
     num_classes = config.model.num_classes
     if classifier is not None:
         num_classes = classifier.num_classes
-    elif not num_classes and config.sample.classifier:  # at scale 0: nothing is guided
+    elif not num_classes and config.sample.classifier:  # at scale 0
+        if config.sample.classes:
+            raise UserError("sample.classes has no effect at sample.classifier_scale=0: leave it out, or give a scale")
         return ()
     return checked_classes(config, "classes", num_classes) or tuple(range(num_classes))
 

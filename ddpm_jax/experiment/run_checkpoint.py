@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.packaged_configs import base_config, with_defaults
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of, whole_number
 from ddpm_jax.training.optimizer import ema_name
 from ddpm_jax.training.train_state import ema_item
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -14,6 +14,9 @@ def read_run_checkpoint(
     workdir: str, *, step: int | None = None, best: bool = False, weights: str = "ema"
 ) -> tuple[int, ConfigDict, dict]:
     """The step, the config and the weights of a checkpoint, of whatever was trained; see `open_run.open_run`."""
+    step = None if step is None else whole_number("step", step)
+    if best and step is not None:
+        raise UserError(f"{arg('best')} and {arg(f'step={step}')} both choose a checkpoint: give one of them")
     checkpoints = Checkpoints(workdir)
     try:
         if best:

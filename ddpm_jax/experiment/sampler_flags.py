@@ -65,13 +65,18 @@ def _one_of(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
+def typed_sampler_flags(args: argparse.Namespace) -> dict[str, object]:
+    """What was typed of the flags above, by name."""
+    return {name: getattr(args, name) for name in SAMPLER_SETTINGS if getattr(args, name) is not None}
+
+
 def given_sampler_flags(args: argparse.Namespace) -> dict[str, object]:
     """What was typed of the flags above, by name, also as --config.sample.NAME.
 
     Raises:
       UserError: the same setting in both forms.
     """
-    given = {name: getattr(args, name) for name in SAMPLER_SETTINGS if getattr(args, name) is not None}
+    given = typed_sampler_flags(args)
     in_config = _settings_in_config(args)
     if twice := sorted(given.keys() & in_config.keys()):
         raise UserError(f"--{twice[0]} and --config.sample.{twice[0]} are the same setting: give one of them")

@@ -101,7 +101,11 @@ def with_class_numbers(given: Mapping[str, object], names: Sequence[str]) -> dic
         value = given.get(setting)
         if not names or value is None:
             continue
-        classes = value.split(",") if isinstance(value, str) else np.atleast_1d(np.asarray(value)).tolist()
+        if isinstance(value, str):  # in the forms that a config takes
+            classes = [one.strip().strip("'\"") for one in value.strip().strip("()[]").split(",")]
+            classes = classes[:-1] if classes[-1] == "" else classes
+        else:
+            classes = np.atleast_1d(np.asarray(value)).tolist()
         if any(isinstance(one, str) and not _is_number(one) for one in classes):
             given[setting] = ",".join(str(_number_of(setting, one, names)) for one in classes)
     return given
@@ -114,6 +118,8 @@ def _is_number(text: str) -> bool:
 def _number_of(setting: str, name: object, names: Sequence[str]) -> object:
     if not isinstance(name, str):
         return name
+    if name in names and not _is_number(name):
+        return names.index(name)
     if _is_number(name):
         return name.strip()
     if name.strip() not in names:

@@ -28,8 +28,8 @@ from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, Guidance
 from ddpm_jax.experiment.run_samples import RunSamples
 from ddpm_jax.experiment.sampler_settings import settings_named, with_class_numbers, with_sampler_settings
 from ddpm_jax.models.parameters import num_params
-from ddpm_jax.runtime.errors import UserError, check_between, check_one_of, whole_number
-from ddpm_jax.workdir.class_names import read_class_names
+from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, whole_number
+from ddpm_jax.workdir.class_names import numbered, read_class_names
 
 # What may be said anew of a run: how it is sampled, and where it is measured, which images, and where they are.
 SAMPLE_FIELDS = ("sample.*",)
@@ -167,6 +167,8 @@ class TrainedRun:
     ) -> GuidedDenoiserOf:
         """(params, condition, guidance = None) -> denoise_fn, as the run samples but for what is given here.
 
+        Without a classifier, which only `sample` and `generator` use.
+
         Args:
           process: the run's own, or that of some of its steps.
         """
@@ -267,9 +269,22 @@ class TrainedRun:
             return read_class_names(classifier)
         return self.class_names
 
+    def _check_same_names(self, classifier: object) -> None:
+        """Raises UserError if the run and a classifier both have names for their classes, and not the same."""
+        if not self.config.model.num_classes or not isinstance(classifier, str | os.PathLike) or not classifier:
+            return
+        theirs = read_class_names(classifier)
+        if theirs and self.class_names and theirs != self.class_names:
+            raise UserError(
+                f"{arg('classifier')} has the classes {numbered(theirs)}; the run has {numbered(self.class_names)}"
+            )
+
     def with_sampler(self, given: Mapping[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
         """The run with another sampler; see `sampler_settings.with_sampler_settings`. Classes may be given by name."""
-        names = self.names_of_classes(given.get("classifier", self.config.sample.classifier))
-        given = with_class_numbers(given, names)
+        if given.get("classifier", "") is None:  # none, as the config says it
+            given = {**given, "classifier": ""}
+        classifier = given.get("classifier", self.config.sample.classifier)
+        self._check_same_names(classifier)
+        given = with_class_numbers(given, self.names_of_classes(classifier))
         config = with_sampler_settings(self.config, given, batch_size=batch_size, num_devices=num_devices)
         return dataclasses.replace(self, config=config)

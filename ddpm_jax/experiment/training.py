@@ -81,7 +81,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         if multi_host.is_first() and not beyond:
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
                 file.write(config_to_json(config))
-            if config.model.num_classes and source.class_names:
+            if config.model.num_classes:  # also no names, in place of those of other data
                 write_class_names(workdir, source.class_names)
         if state is None:
             state = experiment.fresh_state()
@@ -203,7 +203,8 @@ def _check_nothing_is_lost(workdir: str) -> None:
         raise UserError(f"--workdir {workdir} holds a config.json of something else: give another folder")
     lines, every = read_metrics(workdir), train.get("checkpoint_every_steps")
     last = max((line["step"] for line in lines), default=0)
-    if is_count(every, least=1) and last > every:
+    # A run may be killed while the first checkpoint is being written, or learn of a full disk at the second save.
+    if is_count(every, least=1) and last > 2 * every:
         raise UserError(
             f"{workdir} has the log of a run of {last} steps, which saved every {every}, and no checkpoint: restore "
             "its folder checkpoints/, give another --workdir, or remove its metrics.jsonl to start anew"

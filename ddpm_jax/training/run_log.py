@@ -30,7 +30,7 @@ _FILE_ONLY = (
     "loss_max", "param_norm", "seconds_per_step", "loader_images_per_second", "share_of_peak", "seconds_left",
     "seconds_to_checkpoint",
 )  # fmt: skip
-_FILE_ONLY_PREFIXES = ("loss_t", "sample_mean_")
+_FILE_ONLY_PREFIXES = ("loss_t", "accuracy_t", "sample_mean_")
 LEAST_SHOWN_WAIT = 0.05  # share of the time spent waiting for data; less is not shown
 
 

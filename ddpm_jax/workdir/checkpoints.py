@@ -86,7 +86,9 @@ class Checkpoints:
         """Raises UserError for a checkpoint that is no folder, or a link where old ones will be deleted."""
         for name in sorted(os.listdir(self.directory)):
             path = os.path.join(self.directory, name)
-            if name.isdecimal() and (not os.path.isdir(path) or (create and os.path.islink(path))):
+            if not name.isdecimal() or not os.path.lexists(path):  # deleted meanwhile by the run that trains here
+                continue
+            if not os.path.isdir(path) or (create and os.path.islink(path)):
                 what = "a link" if os.path.islink(path) else "no folder"
                 raise UserError(f"{path} is {what}: put the folder of the checkpoint there, or move it away")
 

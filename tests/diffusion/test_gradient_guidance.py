@@ -192,6 +192,9 @@ def test_at_zero_terminal_snr_nothing_changes():
     plain = make_denoiser(process, exact_model_fn(process, LAW), x_0_limit=None)
     guide = gradient_guidance(process, lambda x_t, t: jnp.sum(x_t, axis=1), scale=3.0)
     guided = make_denoiser(process, exact_model_fn(process, LAW), guide=guide, x_0_limit=None)
+    shift_fn = gradient_shift(process, lambda x_t, t: jnp.sum(x_t, axis=1), scale=3.0)
+    np.testing.assert_array_equal(shift_fn(jnp.asarray(X_T), jnp.full(NUM, T - 1)), 0)
+    np.testing.assert_array_equal(shift_fn(jnp.asarray(X_T), jnp.full(NUM, T - 2)), 3)
     for t, same in ((T - 1, True), (T - 2, False)):
         results = [fn(jnp.asarray(X_T), jnp.full(NUM, t)).x_0_hat for fn in (plain, guided)]
         assert np.all(np.isfinite(results[1])) and np.array_equal(*results) == same
@@ -201,3 +204,7 @@ def test_a_label_out_of_range_is_nan():
     log_prob = class_log_prob(lambda x_t, t: jnp.zeros((len(x_t), 3)), jnp.array([0, 2, 3, -1]))
     got = log_prob(jnp.zeros((4, 2)), jnp.zeros(4, jnp.int32))
     np.testing.assert_allclose(got, [-np.log(3), -np.log(3), np.nan, np.nan], rtol=1e-6)
+    # Also of the gradient, which is all that guidance sees.
+    by_x = class_log_prob(lambda x_t, t: x_t, jnp.array([0, 2]))
+    gradient = gradient_shift(Process(SCHEDULE), by_x)(jnp.zeros((2, 2)), jnp.array([5, 5]))
+    assert np.all(np.isfinite(gradient[0])) and np.all(np.isnan(gradient[1]))

@@ -53,6 +53,12 @@ def test_names_and_numbers():
     given = {"classes": "hat, 2", "negative_classes": ("shoes",), "eta": 0.5}
     assert with_class_numbers(given, NAMES) == {"classes": "0,2", "negative_classes": "2", "eta": 0.5}
     assert with_class_numbers({"classes": (1, 2)}, NAMES) == {"classes": (1, 2)}
+    # The forms that a config takes.
+    for text, numbers in (("(hat,shoes)", "0,2"), ("['shoes']", "2"), ("hat,", "0")):
+        assert with_class_numbers({"classes": text}, NAMES) == {"classes": numbers}
+    for text in ("(0,1)", "3,", "", "[2]"):
+        assert with_class_numbers({"classes": text}, NAMES) == {"classes": text}
+    assert with_class_numbers({"classes": ("a, b",)}, ("a, b",)) == {"classes": "0"}
     # A number is a number, also where a class has a number as its name.
     assert with_class_numbers({"classes": "1"}, ("1", "0")) == {"classes": "1"}
     assert with_class_numbers({"classes": "x"}, ()) == {"classes": "x"}  # refused where the values are checked
@@ -68,6 +74,14 @@ def test_without_a_file_that_can_be_read_there_are_no_names(tmp_path, content):
     assert read_class_names(tmp_path) == ()
     write_class_names(tmp_path, NAMES)
     assert read_class_names(tmp_path) == NAMES
+
+
+def test_a_classifier_of_other_names_is_refused(named_run, tmp_path):
+    write_class_names(tmp_path, ("hat", "shoes", "pants"))
+    with pytest.raises(
+        UserError, match="classifier has the classes 0 hat, 1 shoes, 2 pants; the run has 0 hat, 1 pants"
+    ):
+        open_run(named_run).sample(2, classifier=tmp_path, **DRAW)
 
 
 def test_a_resumed_run_says_that_its_length_changes(named_run, tiny_config, tmp_path, capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
+from ddpm_jax import benchmark
 from ddpm_jax.diffusion.gradient_guidance import class_log_prob, gradient_guidance, gradient_shift
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers import initial_noise, sample_loop
@@ -101,9 +102,7 @@ def test_samples_are_those_of_the_library(run, classifier_run, sampler):
     plain = run.sample(6, seed=3, sampler=sampler, **DRAW)
     assert np.mean(images != plain) > 0.05
     # At scale 0 the classifier is left out: the same bits.
-    none = run.sample(
-        6, seed=3, sampler=sampler, classifier=classifier_run, classifier_scale=0, classes=(3,), **DRAW
-    )
+    none = run.sample(6, seed=3, sampler=sampler, classifier=classifier_run, classifier_scale=0, **DRAW)
     np.testing.assert_array_equal(none, plain)
 
 
@@ -170,6 +169,11 @@ def test_wrong_settings_are_one_line(run, classifier_run, straight_run, tiny_con
         ),
         ({"classifier": classifier_run, "classifier_scale": float("nan")}, "classifier_scale"),
         ({"classifier_scale": 2.0}, "^classifier_scale needs a classifier"),
+        ({"classifier_scale": 2.0, "classifier": None}, "^classifier_scale needs a classifier"),
+        (
+            {"classifier": classifier_run, "classifier_scale": 0, "classes": (3,)},
+            "^classes has no effect at classifier_s",
+        ),
         ({"classifier": classifier_run, "classes": (10,)}, "^classes must be in 0..9, the known classes; got 10"),
     ):
         with pytest.raises(UserError, match=message):
@@ -192,8 +196,15 @@ def test_wrong_settings_are_one_line(run, classifier_run, straight_run, tiny_con
     ):
         with pytest.raises(UserError, match=message):
             build_experiment(tiny_config("objective.name=classifier", *fields))
+    with pytest.raises(UserError, match="best and step=8 both choose a checkpoint"):
+        open_classifier(classifier_run, best=True, step=8)
     with pytest.raises(UserError, match="must be a run of objective.name='diffusion'; got"):
         open_run(classifier_run)
+
+
+def test_benchmark_refuses_it(capsys):
+    assert benchmark.main(["--config=classifier_digits", "--dry_run", "--nocompile"]) == 2
+    assert "diffusion models without a classifier; got objective.name='classifier'" in capsys.readouterr().err
 
 
 def test_a_training_run_may_have_one(classifier_run, tiny_config, tmp_path):

@@ -30,7 +30,9 @@ SHORT = ["--num_samples=2", "--num_sampler_steps=2", "--nocompilation_cache"]
             lambda c: c.train.update({"batchsize": 3}),
             "has the field 'train.batchsize', .*did you mean 'train.batch_size'",
         ),
-        (lambda c: c.update({"bar": {"a": 1}}), "has the field 'bar.a', which configs/base.py lacks"),
+        (lambda c: c.update({"bar": 1}), "has the field 'bar', which configs/base.py lacks"),
+        (lambda c: c.update({"dif_fusion": {"loss": 1}}), "has the field 'dif_fusion.loss'"),
+        (lambda c: c.diffusion.update({"predicton": "v"}), "did you mean 'diffusion.prediction'"),
         (lambda c: c.train.__delattr__("seed"), "lacks the field 'train.seed' of configs/base.py"),
     ],
 )
@@ -39,6 +41,12 @@ def test_fields_that_nothing_reads_and_missing_ones_are_refused(tiny_config, cha
     change(config)
     with pytest.raises(UserError, match=message):
         build_experiment(config)
+
+
+def test_a_group_of_the_users_own_is_allowed(tiny_config):
+    config = tiny_config().copy_and_resolve_references().unlock()
+    config.update({"sketch": {"strength": 0.5}})
+    build_experiment(config)
 
 
 def test_a_run_whose_checkpoints_are_missing_does_not_begin_anew(own_run, tiny_config):
@@ -117,7 +125,8 @@ def test_commands_say_what_they_replace(straight_run, sample_main, tmp_path, cap
     assert sample_main(flags) == 0 and "in place of what was there" in capsys.readouterr().out
     bits = [f"--workdir={straight_run}", "--what=bits", "--max_images=4", f"--out={tmp_path / 'ev'}"]
     for number, respacing in enumerate(("2", "3")):
-        assert evaluate.main([*bits, f"--bits_respacing={respacing}", "--nocompilation_cache"]) == 0
+        settings = [f"--bits_respacing={respacing}", "--config.sample.clip_x_0=false", "--nocompilation_cache"]
+        assert evaluate.main([*bits, *settings]) == 0
         assert ("evaluation.json, in place of what was there" in capsys.readouterr().out) == bool(number)
     for number in range(2):
         assert benchmark.main(["--config=digits", "--dry_run", "--nocompile", f"--out={tmp_path / 'b.json'}"]) == 0

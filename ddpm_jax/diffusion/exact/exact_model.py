@@ -77,7 +77,7 @@ def exact_model_fn(
 
     A learned variance is the variance of p(x_(t-1) | x_t) in each value, beta-tilde_t + c_t^2 Var[x_0 | x_t], c_t the
     coefficient of x_0 in mu-tilde: the best diagonal one (Bao et al. 2022, "Analytic-DPM", equation 7, of each value).
-    Between two steps it is not defined, and NaN; samplers with fractional steps do not use it.
+    Between two steps it is not defined, and the values are 0; samplers with fractional steps do not use them.
 
     Args:
       process: that the network was trained for, not a respaced one.
@@ -96,7 +96,7 @@ def exact_model_fn(
         if not process.learns_variance:
             return value
         if not jnp.issubdtype(t.dtype, jnp.integer):
-            return jnp.concatenate([value, jnp.full_like(value, jnp.nan)], axis=-1)
+            return jnp.concatenate([value, jnp.zeros_like(value)], axis=-1)
         coefficient = at_step(schedule.posterior_mean_coef_x_0, t, x_t.ndim)
         log_var = jnp.log(at_step(schedule.posterior_var, t, x_t.ndim) + coefficient**2 * known.var)
         if process.variance == "learned_range":
