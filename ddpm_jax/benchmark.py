@@ -67,11 +67,10 @@ def _benchmark(args: argparse.Namespace) -> None:
     changes = [f"{group}.batch_size={args.batch_size}" for group in ("train", "sample") if args.batch_size is not None]
     changes += [f"model.dtype={args.dtype}"] if args.dtype else []
     args.config = changed(args.config, changes)
-    if args.config.objective.name != "diffusion" or args.config.sample.classifier:
-        raise UserError(
-            "benchmark predicts and measures diffusion models without a classifier; got "
-            f"objective.name={args.config.objective.name!r} and sample.classifier={args.config.sample.classifier!r}"
-        )
+    # Imported here, so that --help need not wait for JAX.
+    from ddpm_jax.experiment.objective_factory import check_plain_diffusion
+
+    check_plain_diffusion(args.config)
     if args.out:
         check_folder("--out", os.path.dirname(os.path.abspath(args.out)))
         if os.path.isdir(args.out):

@@ -19,8 +19,10 @@ from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import config_checks, data_factory, model_factory, sampler_factory, training_factory
 from ddpm_jax.experiment.classifier import classifier_of_samples
+from ddpm_jax.experiment.codec_factory import CODECS
 from ddpm_jax.experiment.conditions import condition_of, condition_spec
-from ddpm_jax.experiment.objective_factory import build_objective, draws_images
+from ddpm_jax.experiment.objective_factory import OBJECTIVES, build_objective, draws_images
+from ddpm_jax.models.networks import NETWORKS
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
 from ddpm_jax.runtime.devices import (
     batch_sharded,
@@ -181,7 +183,7 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     Args:
       devices: for the mesh to choose from; None: all devices of JAX.
     """
-    config_checks.check_fields(config)
+    config_checks.check_fields(config, own_groups={*NETWORKS, *CODECS, *OBJECTIVES})
     config_checks.check_numbers(config)
     config_checks.check_batch_memory(config)
     with config_checks.fields_named("train", {"fsdp": "mesh.fsdp"}):

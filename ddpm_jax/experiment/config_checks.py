@@ -1,7 +1,7 @@
 """Errors by config field: for numbers that no run can use, and for arguments of the library, renamed to fields."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 
 from ml_collections import ConfigDict
@@ -52,17 +52,19 @@ def fields_named(group: str, others: Mapping[str, str] | None = None) -> Abstrac
     return arguments_named(field_names(group, others))
 
 
-def check_fields(config: ConfigDict) -> None:
+def check_fields(config: ConfigDict, own_groups: Collection[str] = ()) -> None:
     """Raises UserError for a field that nothing reads, because configs/base.py lacks it, or one that is missing.
 
-    Groups of networks, codecs, objectives and conditions of the user's own may have any name that is not close to that
-    of a group of configs/base.py.
+    Args:
+      own_groups: groups of networks, codecs and objectives, which may be the user's own. Other groups that
+        configs/base.py lacks, such as those of a condition, are allowed if their name is not close to one that it has.
     """
     fields, base = flatten(config), base_config()
     known = flatten(base)
     for field in fields:
         group, _, name = field.partition(".")
-        if field not in known and (group in base or not name or did_you_mean(group, base)):
+        mistyped = group not in own_groups and bool(did_you_mean(group, base))
+        if field not in known and (group in base or not name or mistyped):
             raise UserError(
                 f"the config has the field {field!r}, which configs/base.py lacks, so that nothing reads it"
                 f"{did_you_mean(field, known)}"

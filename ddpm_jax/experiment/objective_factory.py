@@ -51,6 +51,16 @@ def draws_images(config: ConfigDict) -> bool:
     return config.objective.name == "diffusion"
 
 
+def check_plain_diffusion(config: ConfigDict) -> None:
+    """Raises UserError unless the config is of a diffusion model without a classifier, whose cost is known."""
+    name, classifier = config.objective.name, config.sample.classifier
+    if not draws_images(config) or classifier:
+        raise UserError(
+            f"benchmark predicts and measures diffusion models without a classifier; got objective.name={name!r} and "
+            f"sample.classifier={classifier!r}"
+        )
+
+
 def build_objective(config: ConfigDict) -> Objective:
     """The objective of a config; raises UserError for an unknown name or settings that do not fit together."""
     check_one_of("objective.name", config.objective.name, OBJECTIVES)

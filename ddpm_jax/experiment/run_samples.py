@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.experiment import conditions, sampler_factory
-from ddpm_jax.experiment.classifier import classifier_of, classifier_of_samples
+from ddpm_jax.experiment.classifier import classifier_of, classifier_of_samples, drawn_classes
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.devices import make_mesh, replicated
@@ -48,6 +48,7 @@ class RunSamples:
         if condition is not None:
             told = conditions.given_condition(config, condition, num_samples)
         classifier = classifier_of_samples(config)
+        drawn_classes(config, classifier)  # for its checks
         shifts_mean = classifier is not None and table.c_shift is not None
         sample = config.sample
         # What the compiled programs depend on; everything else is an argument of theirs.
