@@ -59,7 +59,7 @@ def small_disk(tmp_path):
     disk = SmallDisk(tmp_path / "disk")
     disk.path.mkdir()
     try:
-        mounted = disk.mount(700)  # three checkpoints of some 220 kB in pages, and no fourth
+        mounted = disk.mount(800)  # three checkpoints of 220 to 240 kB in pages and small files, and no fourth
     except FileNotFoundError:
         pytest.skip("no command `mount` here")
     if mounted.returncode:
