@@ -150,9 +150,10 @@ def _convert(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     from ddpm_jax.experiment.config_changes import changed_import
     from ddpm_jax.experiment.config_files import changed, load_config
+    from ddpm_jax.experiment.model_factory import build_network, check_params, is_classifier
     from ddpm_jax.experiment.packaged_configs import base_config
-    from ddpm_jax.experiment.trained_run import TrainedRun
     from ddpm_jax.interchange.hub import download, is_hub_name
+    from ddpm_jax.interchange.imported_model import described
     from ddpm_jax.interchange.imported_workdir import write_workdir
     from ddpm_jax.runtime.atomic_files import check_new_folder
     from ddpm_jax.workdir.workdir_path import check_workdir
@@ -192,14 +193,16 @@ def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     else:
         imported = formats[name].read(path, *_model(args.model, formats[name], name, path))
         imported = dataclasses.replace(imported, config=changed_import(imported.config, args.overrides))
-    run = TrainedRun(0, imported.config, imported.params)
-    run.check_params()
+    check_params(imported.config, build_network(imported.config), imported.params)
     write_workdir(imported, args.workdir)
-    for line in _description(name, run, imported.notes):
+    for line in described(name, imported):
         print(line)
     print(f"wrote {os.path.abspath(args.workdir)}")
-    out = shlex.quote(f"{args.workdir}/samples/first")
-    print(f"next: python -m ddpm_jax.sample --workdir={shlex.quote(args.workdir)} --out={out}")
+    workdir, out = shlex.quote(args.workdir), shlex.quote(f"{args.workdir}/samples/first")
+    flags = f"--workdir={workdir} --out={out}"
+    if is_classifier(imported.config):
+        flags = f"--workdir=DIR_OF_A_MODEL --classifier={workdir} --classifier_scale=1"
+    print(f"next: python -m ddpm_jax.sample {flags}")
 
 
 def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str, ...]:
@@ -213,22 +216,6 @@ def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str,
             f"{path} does not say which network it belongs to: give --model, one of {kind.models}, or --architecture"
         )
     return (given or path.stem,)
-
-
-def _description(name: str, run: Any, notes: Sequence[str]) -> list[str]:
-    """Describes an imported network, given as a `TrainedRun`, so that the user can check it."""
-    from ddpm_jax.models.parameters import num_params
-
-    facts, betas, num_classes = run.facts, run.process.schedule.betas, run.model.num_classes
-    shape, classes = "x".join(map(str, run.image_shape)), f" with {num_classes} classes" if num_classes else ""
-    sampler, calls = run.sampler_settings["sampler"], run.sampler_table.num_calls
-    return [
-        f"network   {num_params(run.params):,} parameters for images of {shape}{classes}, from {name}",
-        f"schedule  {facts['schedule']}, {facts['num_steps']} steps, beta {betas[0]:.3g} to {betas[-1]:.3g}",
-        f"predicts  {facts['prediction']}, variance {facts['variance']}",
-        f"sampler   {sampler}, {calls} network calls, clip_x_0 {str(facts['clip_x_0']).lower()}",
-        *(f"note      {note}" for note in notes),
-    ]
 
 
 def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:

@@ -89,6 +89,7 @@ def classifier_of_samples(config: ConfigDict) -> TrainedClassifier | None:
         return None
     classifier = open_classifier(workdir)
     _check_fits(config, classifier, workdir)
+    model_factory.check_params(classifier.config, classifier.network, classifier.params)
     return classifier
 
 

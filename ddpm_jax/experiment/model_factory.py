@@ -91,10 +91,25 @@ def build_classifier(config: ConfigDict) -> UNetClassifier:
     return network
 
 
-def check_params(config: ConfigDict, model: nn.Module, params: dict) -> None:
+def is_classifier(config: ConfigDict) -> bool:
+    """Whether the config trains a classifier of noised images, and not a diffusion model."""
+    return config.objective.name == "classifier"
+
+
+def build_network(config: ConfigDict) -> nn.Module:
+    """The network that the config trains: the classifier, or else the model."""
+    return build_classifier(config) if is_classifier(config) else build_model(config)
+
+
+def param_shapes(config: ConfigDict, network: nn.Module) -> dict:
+    """The tree of the parameters of the network, as shapes and types."""
+    example = {} if is_classifier(config) else example_condition(condition_spec(config))
+    return jax.eval_shape(lambda key: init_params(network, key, x_0_shape_of(config), example), jax.random.key(0))
+
+
+def check_params(config: ConfigDict, network: nn.Module, params: dict) -> None:
     """Raises UserError unless the weights of a checkpoint are finite and fit the network of its config."""
-    example = example_condition(condition_spec(config))
-    wanted = jax.eval_shape(lambda key: init_params(model, key, x_0_shape_of(config), example), jax.random.key(0))
+    wanted = param_shapes(config, network)
     shapes = [{keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(tree)} for tree in (wanted, params)]
     for name in sorted(shapes[0] | shapes[1]):
         if shapes[0].get(name) != shapes[1].get(name):

@@ -4,14 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
-from ddpm_jax.experiment import config_checks, model_factory
+from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.config_files import Config, config_of_groups
 from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.experiment.packaged_configs import base_config
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.interchange.tensor_mapping import Path, leaf_shapes
-from ddpm_jax.models.parameters import init_params
+from ddpm_jax.models.parameters import num_params
 
 OWN_CONFIG = "ddpm_jax_config"  # the text next to the tensors in a file that contains a config of this package
 
@@ -22,7 +21,7 @@ class Imported:
 
     Attributes:
       config: complete and locked, as from `experiment.config_files.load_config`.
-      params: the float32 NumPy tree of `experiment.model_factory.build_model(config)`.
+      params: the float32 NumPy tree of `experiment.model_factory.build_network(config)`.
       ema_params: the averaged weights; `params` itself if the file has only one set.
       notes: lines to show to the user, such as what the file does not say.
     """
@@ -58,7 +57,28 @@ def config_of(*, image_size: tuple[int, int], num_channels: int, **groups: dict[
     return config_of_groups({name: given.get(name, {}) | groups.get(name, {}) for name in given | groups})
 
 
+def described(source: str, imported: Imported) -> list[str]:
+    """Lines that say what was imported, so that the user can check it.
+
+    Args:
+      source: the name of the format.
+    """
+    config, run = imported.config, TrainedRun(0, imported.config, imported.params)
+    facts, betas, num_classes = run.facts, run.process.schedule.betas, config.model.num_classes
+    shape, classes = "x".join(map(str, run.image_shape)), f" with {num_classes} classes" if num_classes else ""
+    lines = [
+        f"network   {num_params(imported.params):,} parameters for images of {shape}{classes}, from {source}",
+        f"schedule  {facts['schedule']}, {facts['num_steps']} steps, beta {betas[0]:.3g} to {betas[-1]:.3g}",
+    ]
+    if model_factory.is_classifier(config):
+        lines.append("predicts  the class of a noised image")
+    else:
+        sampler, calls = run.sampler_settings["sampler"], run.sampler_table.num_calls
+        lines.append(f"predicts  {facts['prediction']}, variance {facts['variance']}")
+        lines.append(f"sampler   {sampler}, {calls} network calls, clip_x_0 {str(facts['clip_x_0']).lower()}")
+    return lines + [f"note      {note}" for note in imported.notes]
+
+
 def shapes_of(config: Config) -> dict[Path, tuple[int, ...]]:
     """The shapes of the leaves of the config's network; raises UserError if it cannot be built."""
-    model, image_shape = model_factory.build_model(config), config_checks.image_shape_of(config)
-    return leaf_shapes(jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0)))
+    return leaf_shapes(model_factory.param_shapes(config, model_factory.build_network(config)))

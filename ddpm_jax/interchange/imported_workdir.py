@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ddpm_jax.experiment import config_checks, model_factory, sampler_factory, training_factory
 from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_json import config_to_json
-from ddpm_jax.experiment.objective_factory import build_objective
+from ddpm_jax.experiment.objective_factory import build_objective, draws_images
 from ddpm_jax.interchange.imported_model import Imported
 from ddpm_jax.runtime.atomic_files import new_folder
 from ddpm_jax.training.train_state import init_state
@@ -16,10 +16,12 @@ from ddpm_jax.workdir.checkpoints import Checkpoints
 
 
 def check_imported(config: Config) -> None:
-    """Raises UserError if the parts of the config cannot be built or sampled from."""
+    """Raises UserError if the parts of the config cannot be built or, for a diffusion model, sampled from."""
     config_checks.check_numbers(config)
-    model_factory.build_model(config)
-    sampler_factory.build_table(config, model_factory.build_process(config))
+    model_factory.build_network(config)
+    process = model_factory.build_process(config)
+    if draws_images(config):
+        sampler_factory.build_table(config, process)
 
 
 def write_workdir(imported: Imported, workdir: str | os.PathLike) -> None:

@@ -2,7 +2,8 @@
 
 They are by Nichol and Dhariwal 2021 and by Dhariwal and Nichol 2021. Their U-Net is ours under other names. Its blocks
 are numbered in the order of computation, so that the number of a block depends on everything before it; q, k and v are
-one layer, in one of two orders (`interchange.fused_qkv`).
+one layer, in one of two orders (`interchange.fused_qkv`). The classifiers are the way down of such a U-Net, with an
+attention pool whose order is always "qkv_first".
 """
 
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddpm_jax.experiment.config_files import Config, load_config
-from ddpm_jax.experiment.model_factory import build_model
+from ddpm_jax.experiment.model_factory import build_network
 from ddpm_jax.interchange.fused_qkv import split_fused_qkv
 from ddpm_jax.interchange.imported_model import Imported, shapes_of
 from ddpm_jax.interchange.tensor_mapping import CONV, DENSE, POINT_1D, POINT_2D, SAME, Layout, Match, Path, params_from
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.unet_blocks import UNetBlocks
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 # Our layer in a residual block, an attention or a resampling -> theirs.
@@ -41,7 +42,9 @@ _ENDS = {
     "middle_block_1": "middle_block.2",
     "norm_out": "out.0",
     "conv_out": "out.2",
+    "pool": "out.2",
 }
+_POOL = {"query": "qkv_proj", "key": "qkv_proj", "value": "qkv_proj", "out": "c_proj"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,18 @@ class Published:
     experiment: str
     changes: tuple[str, ...] = ()  # as on the command line: "unet.dropout=0.0"
     qkv_order: str = "heads_first"
+
+
+def _classifier(side: int, channel_mults: str, depth: int, *changes: str) -> Published:
+    """The classifier of x_t of guided_imagenet<side>, with the training flags in the README's example."""
+    return Published(
+        f"guided_imagenet{side}",
+        (
+            "objective.name=classifier", "unet.channels=128", f"unet.channel_mults={channel_mults}",
+            f"unet.num_res_blocks={depth}", "unet.head_channels=64", "unet.dropout=0.0", "optim.learning_rate=3e-4",
+            "optim.weight_decay=0.05", "train.num_steps=300000", "train.batch_size=256", *changes,
+        ),
+    )  # fmt: skip
 
 
 # By file name, without ".pt", as in the READMEs of the two repositories.
@@ -73,17 +88,16 @@ MODELS = {
     "lsun_cat": Published("guided_lsun", ("data.name=lsun/cat",)),
     "lsun_horse": Published("guided_lsun", ("data.name=lsun/horse",)),
     "lsun_horse_nodropout": Published("guided_lsun", ("data.name=lsun/horse", "unet.dropout=0.0")),
+    "64x64_classifier": _classifier(64, "1,2,3,4", 4),
+    "128x128_classifier": _classifier(128, "1,1,2,3,4", 2),
+    "256x256_classifier": _classifier(256, "1,1,2,2,4,4", 2),
+    "512x512_classifier": _classifier(512, "0.5,1,1,2,2,4,4", 2, "unet.conv_in_channels=64"),
 }
-_CLASSIFIER = "is a classifier, which outputs labels, not images"
 _UPSAMPLER = "is an upsampler, whose network takes a small image besides x_t"
 REFUSED = {
     "upsample_cond_500K": _UPSAMPLER,
     "64_256_upsampler": _UPSAMPLER,
     "128_512_upsampler": _UPSAMPLER,
-    "64x64_classifier": _CLASSIFIER,
-    "128x128_classifier": _CLASSIFIER,
-    "256x256_classifier": _CLASSIFIER,
-    "512x512_classifier": _CLASSIFIER,
 }
 
 
@@ -123,8 +137,8 @@ def read_openai_as(
     Raises:
       UserError: the tensors do not fit the config's network.
     """
-    network = build_model(config)
-    if not isinstance(network, UNet):
+    network = build_network(config)
+    if not isinstance(network, UNetBlocks):
         raise UserError(f"{what} is of a U-Net, and the config has model.name={type(network).__name__!r}: take 'unet'")
     shapes = shapes_of(config)
     params = params_from(openai_matches(network, shapes, qkv_order), tensors, shapes, what)
@@ -133,7 +147,7 @@ def read_openai_as(
     )
 
 
-def openai_matches(unet: UNet, shapes: dict[Path, tuple], qkv_order: str) -> list[Match]:
+def openai_matches(unet: UNetBlocks, shapes: dict[Path, tuple], qkv_order: str) -> list[Match]:
     """The tensor of theirs for each of our leaves. q, k and v cannot be exported: three of ours are one of theirs."""
     prefixes = _prefixes({path[0] for path in shapes})
     return [Match(path, *_tensor(path, shapes[path], prefixes[path[0]], unet, qkv_order)) for path in shapes]
@@ -169,11 +183,16 @@ def _counted(modules: set[str], prefix: str) -> range:
     return range(sum(name.startswith(f"{prefix}_") for name in modules))
 
 
-def _tensor(path: Path, shape: tuple, prefix: str, unet: UNet, qkv_order: str) -> tuple[str, Layout]:
+def _tensor(path: Path, shape: tuple, prefix: str, unet: UNetBlocks, qkv_order: str) -> tuple[str, Layout]:
     """Their name and layout for one leaf."""
     module, *layers, leaf = path if len(path) > 1 else (path[0], "weight")
+    if leaf == "position":
+        return f"{prefix}.positional_embedding", DENSE
     names = [prefix]
-    if layers and layers[0] == "conv":  # a resampling without a block
+    if module == "pool":
+        names.append(_POOL[layers[0]])
+        qkv_order = "qkv_first"
+    elif layers and layers[0] == "conv":  # a resampling without a block
         names.append("op" if module.startswith("down") else "conv")
     elif layers and module != "norm_out":
         names.append(_LAYERS[layers[0]])
@@ -181,9 +200,7 @@ def _tensor(path: Path, shape: tuple, prefix: str, unet: UNet, qkv_order: str) -
     theirs = ".".join(names)
     layer = layers[0] if layers else module
     if layer in ("query", "key", "value"):
-        width = shape[-1]
-        num_heads = width // unet.head_channels if unet.head_channels else unet.num_heads
-        return theirs, _fused(layer, leaf, num_heads, qkv_order)
+        return theirs, _fused(layer, leaf, unet.heads_of(shape[-1]), qkv_order)
     if leaf != "kernel":
         return theirs, SAME
     if len(shape) == 4:

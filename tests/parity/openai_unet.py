@@ -83,9 +83,54 @@ def _attention(w, name, x, net):
     return x + (kernel[:, :, 0] @ torch.cat(out, dim=1) + bias[:, None]).reshape(x.shape)
 
 
+def _attention_pool(w, name, x, net):
+    """The mean as a first token, positions, one attention, and its first token."""
+    batch, channels, height, wide = x.shape
+    tokens = x.reshape(batch, channels, -1)
+    tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], dim=2)
+    tokens = tokens + w(f"{name}.positional_embedding", channels, height * wide + 1)
+    kernel, bias = w(f"{name}.qkv_proj.weight", 3 * channels, channels, 1), w(f"{name}.qkv_proj.bias", 3 * channels)
+    q, k, v = (kernel[:, :, 0] @ tokens + bias[:, None]).split(channels, dim=1)  # all q, then all k, then all v
+    out, size = [], net["head_channels"]
+    for start in range(0, channels, size):
+        part = slice(start, start + size)
+        weights = torch.softmax(q[:, part, :1].transpose(1, 2) @ k[:, part] / size**0.5, dim=-1)
+        out.append(v[:, part] @ weights.transpose(1, 2))
+    kernel, bias = w(f"{name}.c_proj.weight", net["out"], channels, 1), w(f"{name}.c_proj.bias", net["out"])
+    return torch.cat(out, dim=1)[:, :, 0] @ kernel[:, :, 0].T + bias
+
+
+def openai_classifier(w, x, t, **net):
+    """Logits [B, out] of x [B, C, H, W]; `net` as for `openai_unet`, without classes."""
+    h, _, _ = _way_down(w, x, t, None, net)
+    return _attention_pool(w, "out.2", F.silu(_norm(w, "out.0", h, net["groups"])), net)
+
+
 def openai_unet(w, x, t, labels=None, **net):
     """[B, C, H, W] in and out; `net`: channels, mults, blocks, attention (heights), heads, head_channels, scale_shift,
     new_order, resample_in_blocks, classes, out, groups, num_steps where t is rescaled."""
+    h, skips, time = _way_down(w, x, t, labels, net)
+    number = 0
+    for level, mult in reversed(list(enumerate(net["mults"]))):
+        for i in range(net["blocks"] + 1):
+            parts = 1
+            h = torch.cat([h, skips.pop()], 1)
+            h = _block(w, f"output_blocks.{number}.0", h, time, int(mult * net["channels"]), net)
+            if h.shape[2] in net["attention"]:
+                h = _attention(w, f"output_blocks.{number}.{parts}", h, net)
+                parts += 1
+            if level and i == net["blocks"]:
+                name = f"output_blocks.{number}.{parts}"
+                if net["resample_in_blocks"]:
+                    h = _block(w, name, h, time, h.shape[1], net, "up")
+                else:
+                    h = _conv(w, f"{name}.conv", _resized(h, "up"), h.shape[1])
+            number += 1
+    return _conv(w, "out.2", F.silu(_norm(w, "out.0", h, net["groups"])), net["out"])
+
+
+def _way_down(w, x, t, labels, net):
+    """The result of the middle, what the way up takes over, and the embedding of t."""
     channels, mults = net["channels"], net["mults"]
     t = t * (1000 / net["num_steps"]) if net["num_steps"] else t
     angles = t[:, None] * torch.exp(-math.log(10000) * torch.arange(channels // 2, device=t.device) / (channels // 2))
@@ -112,19 +157,4 @@ def openai_unet(w, x, t, labels=None, **net):
     h = _block(w, "middle_block.0", h, time, h.shape[1], net)
     h = _attention(w, "middle_block.1", h, net)
     h = _block(w, "middle_block.2", h, time, h.shape[1], net)
-    number = 0
-    for level, mult in reversed(list(enumerate(mults))):
-        for i in range(net["blocks"] + 1):
-            parts = 1
-            h = _block(w, f"output_blocks.{number}.0", torch.cat([h, skips.pop()], 1), time, int(mult * channels), net)
-            if h.shape[2] in net["attention"]:
-                h = _attention(w, f"output_blocks.{number}.{parts}", h, net)
-                parts += 1
-            if level and i == net["blocks"]:
-                name = f"output_blocks.{number}.{parts}"
-                if net["resample_in_blocks"]:
-                    h = _block(w, name, h, time, h.shape[1], net, "up")
-                else:
-                    h = _conv(w, f"{name}.conv", _resized(h, "up"), h.shape[1])
-            number += 1
-    return _conv(w, "out.2", F.silu(_norm(w, "out.0", h, net["groups"])), net["out"])
+    return h, skips, time

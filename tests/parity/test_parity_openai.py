@@ -10,14 +10,12 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")
 
 import torch
-from openai_unet import Weights, openai_unet
+from openai_unet import Weights, openai_classifier, openai_unet
 
-from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.experiment.config_files import load_config
-from ddpm_jax.experiment.model_factory import build_model
+from ddpm_jax.experiment.model_factory import build_network
+from ddpm_jax.interchange.imported_model import shapes_of
 from ddpm_jax.interchange.openai import MODELS, openai_matches, read_openai_as
-from ddpm_jax.interchange.tensor_mapping import leaf_shapes
-from ddpm_jax.models.parameters import init_params
 
 SMALL = [
     "unet.channels=16", "unet.num_groups=4", "unet.num_res_blocks=1", "data.image_size=8,12",
@@ -28,6 +26,9 @@ IMPROVED = dict(
     heads=4, head_channels=0, scale_shift=True, new_order=False, resample_in_blocks=False, classes=0, num_steps=4000
 )
 GUIDED = IMPROVED | dict(resample_in_blocks=True, head_channels=64, classes=1000, num_steps=0)
+
+
+CLASSIFIER = GUIDED | dict(classes=0, out=5)
 
 
 @pytest.mark.parametrize(
@@ -52,15 +53,28 @@ GUIDED = IMPROVED | dict(resample_in_blocks=True, head_channels=64, classes=1000
             "heads_first",
             GUIDED | dict(mults=(0.5, 2), head_channels=8, classes=5),
         ),
+        (
+            "guided_imagenet512",
+            [
+                "objective.name=classifier", "unet.channel_mults=0.5,2", "unet.head_channels=8", "model.num_classes=5",
+                "unet.conv_in_channels=8",
+            ],
+            "heads_first",
+            CLASSIFIER | dict(mults=(0.5, 2), head_channels=8),
+        ),
     ],
 )
 def test_their_weights_give_their_output(experiment, changes, order, net):
-    net = net | dict(channels=16, blocks=1, attention=(4,), groups=4, out=6)
+    net = dict(out=6) | net | dict(channels=16, blocks=1, attention=(4,), groups=4)
     x_t = np.random.default_rng(0).standard_normal((3, 8, 12, 3)).astype(np.float32)
     t, labels = np.array([0.0, 17.0, 999.0], np.float32), np.array([0, 4, 2])
     weights = Weights()
     x = torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy())
-    expected = openai_unet(weights, x, torch.from_numpy(t), torch.from_numpy(labels), **net).numpy()
+    if "objective.name=classifier" in changes:
+        expected = openai_classifier(weights, x, torch.from_numpy(t), **net).numpy()
+    else:
+        expected = openai_unet(weights, x, torch.from_numpy(t), torch.from_numpy(labels), **net).numpy()
+        expected = expected.transpose(0, 2, 3, 1)
     assert np.std(expected) > 0.1  # the weights are random: the output says something
     # Theirs multiplies by 1 + what was drawn, so that the file's scale is that sum.
     tensors = {name: tensor.numpy() for name, tensor in weights.items()}
@@ -68,10 +82,10 @@ def test_their_weights_give_their_output(experiment, changes, order, net):
     tensors = {name: array + name.endswith(norms) for name, array in tensors.items()}
     config = load_config(experiment, [*SMALL, *changes])
     imported = read_openai_as(tensors, config, qkv_order=order)
-    unet = build_model(imported.config)
+    network = build_network(imported.config)
     given = ({"label": jnp.asarray(labels)},) if net["classes"] else ()
-    ours = jax.jit(lambda p, *args: unet.apply({"params": p}, *args))(imported.params, x_t, t, *given)
-    np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), expected, atol=1e-4, rtol=0)
+    ours = jax.jit(lambda p, *args: network.apply({"params": p}, *args))(imported.params, x_t, t, *given)
+    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
 
 
 UNCOND_64 = IMPROVED | dict(side=64, channels=128, mults=(1, 2, 3, 4), blocks=3, attention=(16, 8))
@@ -81,6 +95,7 @@ LSUN = IMPROVED | dict(
     num_steps=0,
 )  # fmt: skip
 GUIDED_256 = GUIDED | dict(side=256, channels=256, mults=(1, 1, 2, 2, 4, 4), blocks=2, attention=(32, 16, 8))
+CLASSIFIER_256 = GUIDED_256 | dict(channels=128, classes=0, out=1000)
 # By the flags in the READMEs of the two repositories; the counts that are published stand in the files' names.
 PUBLISHED = {
     "cifar10_uncond_50M_500K": CIFAR,
@@ -99,6 +114,10 @@ PUBLISHED = {
     "lsun_cat": GUIDED_256 | dict(classes=0),
     "lsun_horse": GUIDED_256 | dict(classes=0),
     "lsun_horse_nodropout": GUIDED_256 | dict(classes=0),
+    "64x64_classifier": CLASSIFIER_256 | dict(side=64, mults=(1, 2, 3, 4), blocks=4),
+    "128x128_classifier": CLASSIFIER_256 | dict(side=128, mults=(1, 1, 2, 3, 4)),
+    "256x256_classifier": CLASSIFIER_256,
+    "512x512_classifier": CLASSIFIER_256 | dict(side=512, mults=(0.5, 1, 1, 2, 2, 4, 4)),
 }
 
 
@@ -107,17 +126,15 @@ def test_every_published_model_is_here():
 
 
 @functools.cache
-def shapes_of(unet, image_shape):
-    return leaf_shapes(jax.eval_shape(lambda key: init_params(unet, key, image_shape), jax.random.key(0)))
-
-
-@functools.cache
 def theirs_at_full_size(net):
     """Names and sizes; nothing is computed."""
     net = dict(net)
     weights, x = Weights(device="meta"), torch.empty((1, 3, net["side"], net["side"]), device="meta")
     t = torch.empty((1,), device="meta")
-    openai_unet(weights, x, t, t.long(), groups=32, out=6, **net)
+    if net.get("out") == 1000:
+        openai_classifier(weights, x, t, groups=32, **net)
+    else:
+        openai_unet(weights, x, t, t.long(), groups=32, out=6, **net)
     return {name: tensor.numel() for name, tensor in weights.items()}
 
 
@@ -125,10 +142,8 @@ def theirs_at_full_size(net):
 def test_the_published_network_has_these_tensors(name):
     net, published = PUBLISHED[name], MODELS[name]
     config = load_config(published.experiment, published.changes)
-    unet = build_model(config)
-    shapes = shapes_of(unet, image_shape_of(config))
-    sizes = {}
-    for match in openai_matches(unet, shapes, published.qkv_order):
+    network, shapes, sizes = build_network(config), shapes_of(config), {}
+    for match in openai_matches(network, shapes, published.qkv_order):
         sizes[match.theirs] = sizes.get(match.theirs, 0) + int(np.prod(shapes[match.ours]))
     assert sizes == theirs_at_full_size(tuple(net.items()))
     assert config.data.image_size == (net["side"],) * 2
