@@ -64,7 +64,7 @@ def described(source: str, imported: Imported) -> list[str]:
       source: the name of the format.
     """
     config, run = imported.config, TrainedRun(0, imported.config, imported.params)
-    facts, betas, num_classes = run.facts, run.process.schedule.betas, config.model.num_classes
+    facts, betas, num_classes = run.facts, run.process.schedule.betas, run.model.num_classes
     shape, classes = "x".join(map(str, run.image_shape)), f" with {num_classes} classes" if num_classes else ""
     lines = [
         f"network   {num_params(imported.params):,} parameters for images of {shape}{classes}, from {source}",

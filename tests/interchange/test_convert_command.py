@@ -185,7 +185,7 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
         (["--from={tensorflow}"], "network it belongs to: give --model, one of .'celebahq256'"),
         (["--from={folder}/config.json", "--format=original"], "which network it belongs to: give --model"),
         (["--from={folder}/config.json", "--format=openai"], "which network it belongs to: give --model"),
-        (["--from={classifier}"], "64x64_classifier is a classifier"),
+        (["--from={upsampler}"], "64_256_upsampler is an upsampler"),
         (["--to=x", "--format=openai"], "--format=openai can only be imported"),
         (["--to=x", "--model=cifar10"], "--model is only for --from"),
         (["--from={mine}"], "trained with improved-diffusion or guided-diffusion needs --architecture=CONFIG"),
@@ -204,12 +204,12 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line(folder, pictures, tmp_path, capsys, argv, match):
-    classifier, mine = tmp_path / "64x64_classifier.pt", tmp_path / "ema_0.9999_050000.pt"
-    for path in (classifier, mine):
+    upsampler, mine = tmp_path / "64_256_upsampler.pt", tmp_path / "ema_0.9999_050000.pt"
+    for path in (upsampler, mine):
         with zipfile.ZipFile(path, "w") as archive:  # an empty dict, as torch.save writes it
             archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
     tensorflow = Path(__file__).parent / "tensorflow_files" / "model.ckpt-3"
-    paths = {"folder": folder, "pictures": pictures, "classifier": classifier, "mine": mine, "tensorflow": tensorflow}
+    paths = {"folder": folder, "pictures": pictures, "upsampler": upsampler, "mine": mine, "tensorflow": tensorflow}
     argv = [argument.format(**paths) for argument in argv]
     assert run_convert(*argv, f"--workdir={tmp_path / 'run'}") == 2
     err = capsys.readouterr().err.splitlines()
