@@ -2,7 +2,7 @@
 
     python benchmarks/exact_laboratory.py --out=docs/images/laboratory
 
-The network makes no error, so that every distance to the claimed law is that of the method. Prints four Markdown tables
+The network makes no error, so that every distance to the claimed law is that of the method. Prints five Markdown tables
 and writes OUT_samplers.png, OUT_guidance.png and OUT_inpainting.png (the last two in two dimensions only).
 
 --dims sets another number of dimensions, --schedule another noise schedule, --quick tries everything in a minute.
@@ -13,71 +13,19 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from laboratory import plots
-from laboratory.distances import Estimate, SlicedW2, estimate, gaussian_kl, gaussian_w2, two_sample_accuracy
+from laboratory.claims import LABEL, Claim, Settings, in_percent, in_thousandths, of_class
+from laboratory.distances import Estimate, estimate, gaussian_kl, gaussian_w2
+from laboratory.guidance_variants import variants_table
 from laboratory.laws import gaussian, pinwheel
-from laboratory.methods import SAMPLERS, Drawer, process_of_steps, pushed_gaussian
+from laboratory.methods import SAMPLERS, process_of_steps, pushed_gaussian
 
-from ddpm_jax.diffusion.exact import GaussianMixture
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers import SamplerTable, ancestral_table
-from ddpm_jax.diffusion.schedules import SCHEDULES, make_schedule
-
-LABEL = 0  # the class that guidance draws
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Sizes of the measurements."""
-
-    num_dims: int = 2
-    schedule: str = "cosine"
-    num_steps: int = 1000
-    calls: tuple[int, ...] = (5, 10, 20, 50, 250)
-    guided_calls: tuple[int, ...] = (25, 250)
-    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
-    interval: tuple[float, float] = (-2.0, 4.0)
-    inpainting_calls: tuple[int, ...] = (25, 100, 1000)
-    num_samples: int = 10_000
-    repetitions: int = 4
-    x_0_limit: float | None = None
-    reference_factor: int = 20  # exact samples of a law for each sample
-
-    def process(self, variance: str = "fixed_small") -> Process:
-        """The process of the laboratory."""
-        return Process(make_schedule(self.schedule, num_steps=self.num_steps), variance=variance)
-
-    def drawer(self, process: Process, law: GaussianMixture, max_calls: int) -> Drawer:
-        """A drawer of `num_samples` samples."""
-        return Drawer(process, law, num=self.num_samples, max_calls=max_calls, x_0_limit=self.x_0_limit)
-
-
-class Claim:
-    """A law that methods claim to draw, and the distances to it.
-
-    Args:
-      draw: (rng, num) -> exact samples [num, D].
-    """
-
-    def __init__(self, draw, settings: Settings):
-        self._draw, self._num = draw, settings.num_samples
-        self._distance = SlicedW2(draw(np.random.default_rng(100), settings.reference_factor * self._num))
-        self.exact = draw(np.random.default_rng(101), self._num)
-        seeds = range(200, 200 + max(8, settings.repetitions))
-        self.floor = [self._distance(draw(np.random.default_rng(seed), self._num)) for seed in seeds]
-
-    def distances(self, runs: list[np.ndarray]) -> Estimate:
-        """Sliced W2 of independent runs."""
-        return estimate([self._distance(samples) for samples in runs])
-
-    def accuracy(self, runs: list[np.ndarray]) -> Estimate:
-        """How well a classifier tells the samples from exact ones: 0.5 if it cannot."""
-        num = min(self._num, 5000)
-        exact = [self._draw(np.random.default_rng(300 + i), num) for i in range(len(runs))]
-        return estimate([two_sample_accuracy(run[:num], one) for run, one in zip(runs, exact, strict=True)])
+from ddpm_jax.diffusion.schedules import SCHEDULES
 
 
 def gaussian_table(settings: Settings) -> list[list[str]]:
@@ -196,23 +144,6 @@ def inpainting_table(settings: Settings) -> tuple[list[list[str]], dict[str, np.
     return rows, shown
 
 
-def of_class(law, samples: np.ndarray) -> list[str]:
-    """p(class | x), the mean over the samples, and their standard deviation."""
-    probability = np.exp(law.class_log_probs(samples)[:, LABEL]).mean()
-    return [f"{100 * probability:.1f}", f"{np.sqrt(np.trace(np.cov(samples.T))):.3f}"]
-
-
-def in_thousandths(value: Estimate) -> str:
-    """1000 times a distance."""
-    digits = 0 if value.mean > 0.1 else 1
-    return f"{1000 * value.mean:.{digits}f} +- {1000 * value.half_width:.{digits}f}"
-
-
-def in_percent(value: Estimate) -> str:
-    """An accuracy."""
-    return f"{100 * value.mean:.1f} +- {100 * value.half_width:.1f}"
-
-
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A Markdown table."""
     print(f"\n{title}\n\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
@@ -246,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = Settings(num_dims=args.dims, schedule=args.schedule, x_0_limit=args.x_0_limit)
     if args.quick:
         few = {"calls": (10,), "guided_calls": (10,), "scales": (1.0, 2.0), "inpainting_calls": (20,)}
-        settings = replace(settings, **few, num_samples=500, repetitions=2)
+        settings = replace(settings, **few, variant_calls=10, num_samples=500, repetitions=2)
     if args.num_samples is not None:
         settings = replace(settings, num_samples=args.num_samples)
     print(
@@ -274,6 +205,14 @@ def main(arguments: list[str] | None = None) -> None:
         ["scale", "method", "calls", "sliced W2", "told apart", "p(class)", "deviation"],
         rows,
     )
+    print_table(
+        f"Variants of guidance to class {LABEL}, ancestral with {settings.variant_calls} calls: 1000 x sliced W2 to "
+        f"the class and to p(x) p(class | x)^{settings.variant_scale:g}, mean of p(class | x) in percent, standard "
+        "deviation",
+        ["method", "to the class", "to the sharpened law", "p(class)", "deviation"],
+        variants_table(settings),
+    )
+    progress("variants of guidance")
     rows, shown = inpainting_table(settings)
     print_table(
         "Inpainting of the second half of the coordinates against p(x | first half): 1000 x sliced W2, two-sample "

@@ -159,6 +159,16 @@ def get_config() -> ConfigDict:
     config.sample.guidance_scale = 1.0  # classifier-free guidance, 1 + w in the paper; 1: no guidance
     config.sample.guidance_interval = ()  # LOW,HIGH: guidance only where the log SNR is between them; (): everywhere
     config.sample.guidance_rescale = 0.0  # 0..1: how far to restore the conditional prediction's deviation
+    # Adaptive projected guidance (APG): the share that is kept of the guidance's part along x_0_hat, 0 in the paper; 1:
+    # all. And the largest Euclidean norm of the difference of an image's x_0_hat; 0: no limit.
+    config.sample.apg_eta = 1.0
+    config.sample.apg_norm = 0.0
+    config.sample.cfg_plus_plus = False  # CFG++: guidance_scale is its lambda, in 0..1; for ancestral, ddim, euler*
+    # Autoguidance: the run whose network is the reference, a smaller one or one trained for less time; empty: none. Its
+    # checkpoint, 0: the newest, and its weights: ema, ema/DECAY or raw.
+    config.sample.autoguidance = ""
+    config.sample.autoguidance_step = 0
+    config.sample.autoguidance_weights = "ema"
     config.sample.negative_classes = ()  # classes to guide away from, used in turn; (): the null class
     # Folder of the run of a classifier of noised images (objective.name = "classifier"): its gradient guides samples to
     # their class; empty: none. The scale is that of the papers; 0: none.

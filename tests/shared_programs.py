@@ -15,7 +15,8 @@ NOT_COMPILED = (
 # Of the group `sample`, what the programs of a generator are made of or hold beside the table.
 SAMPLE_FIELDS = (
     "clip_x_0", "dynamic_threshold", "batch_size", "classes", "negative_classes", "guidance_scale",
-    "guidance_interval", "guidance_rescale",
+    "guidance_interval", "guidance_rescale", "apg_eta", "apg_norm", "cfg_plus_plus", "autoguidance",
+    "autoguidance_step", "autoguidance_weights",
 )  # fmt: skip
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.exact import GaussianMixture, exact_class_log_probs_fn, exact_model_fn
 from ddpm_jax.diffusion.gradient_guidance import class_log_prob, gradient_guidance, gradient_shift
-from ddpm_jax.diffusion.guidance import classifier_free_guidance, make_guidance
+from ddpm_jax.diffusion.guidance import Guidance, Guide, autoguidance, classifier_free_guidance, make_guidance
 from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.projected_guidance import Projection
 from ddpm_jax.diffusion.rng import sample_keys
 from ddpm_jax.diffusion.samplers import (
     ancestral_table,
@@ -69,14 +70,23 @@ class Drawer:
       num: of samples at a time.
       max_calls: of all samplers.
       x_0_limit: x_0_hat is clipped to this; None: no clipping.
+      weak: the law whose network is the reference of guidance, which then is autoguidance; None: the null class is.
     """
 
     def __init__(
-        self, process: Process, law: GaussianMixture, *, num: int, max_calls: int, x_0_limit: float | None = None
+        self,
+        process: Process,
+        law: GaussianMixture,
+        *,
+        num: int,
+        max_calls: int,
+        x_0_limit: float | None = None,
+        weak: GaussianMixture | None = None,
     ):
         self._process, self._law, self._num, self._x_0_limit = process, law, num, x_0_limit
         self._max_rows = max_calls + 1  # plms makes one more
         self._model_fn = exact_model_fn(process, law)
+        self._weak_model_fn = None if weak is None else exact_model_fn(process, weak)
 
     def __call__(
         self,
@@ -86,6 +96,9 @@ class Drawer:
         label: int | None = None,
         scale: float = 1.0,
         interval: tuple[float, float] = (-math.inf, math.inf),
+        rescale: float = 0.0,
+        projection: Projection | None = None,
+        renoises: bool = False,
         classifier: tuple[int, float] | None = None,
         known: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> np.ndarray:
@@ -93,7 +106,7 @@ class Drawer:
 
         Args:
           label: the class to draw, by default any.
-          scale, interval: of classifier-free guidance.
+          scale, interval, rescale, projection, renoises: of guidance; see `guidance.make_guidance`.
           classifier: (label, scale) of guidance by a classifier without error, which shifts the mean of ancestral
             sampling, and eps with other samplers.
           known: (mask [D], x_0 [D]): replace what is known after each row.
@@ -101,11 +114,15 @@ class Drawer:
         no_class = self._law.num_classes
         labels = {"label": jnp.full(self._num, no_class if label is None else label)}
         guidance = None
-        if scale != 1:
+        if scale != 1 or renoises:
             reference = {"label": jnp.full(self._num, no_class)}
-            guidance = make_guidance(reference, scale=scale, interval=interval)
+            guidance = make_guidance(
+                reference, scale=scale, interval=interval, rescale=rescale, projection=projection, renoises=renoises
+            )
         shifts_mean = classifier is not None and table.c_shift is not None
-        padded = table.padded(self._max_rows, learns_variance=self._process.learns_variance, shifts_mean=shifts_mean)
+        padded = table.padded(
+            self._max_rows, learns_variance=self._process.learns_variance, shifts_mean=shifts_mean, renoises=renoises
+        )
         if classifier is not None:
             classifier = jnp.full(self._num, classifier[0]), jnp.float32(classifier[1])
         known = None if known is None else tuple(jnp.asarray(part, jnp.float32) for part in known)
@@ -115,8 +132,7 @@ class Drawer:
     @partial(jax.jit, static_argnums=0)
     def _draw(self, table, num_calls, key, condition, guidance, classifier, known):
         process, law = self._process, self._law
-        guide = None if guidance is None else classifier_free_guidance(process, guidance)
-        mean_shift_fn = None
+        guide, mean_shift_fn = self._guide(guidance), None
         if classifier is not None:
             log_prob_fn = class_log_prob(exact_class_log_probs_fn(process, law), classifier[0])
             if table.c_shift is None:
@@ -135,6 +151,18 @@ class Drawer:
         state = init_sampler_state(table, initial_noise(keys, law.shape))
         edit_fn = None if known is None else replacement(process, *known)
         return walk_rows(denoise_fn, table, num_calls, state, keys, edit_fn=edit_fn).x_t
+
+
+    def _guide(self, guidance: Guidance | None) -> Guide | None:
+        if guidance is None:
+            return None
+        if self._weak_model_fn is None:
+            return classifier_free_guidance(self._process, guidance)
+
+        def weak_predict_fn(x_t, t, condition):
+            return self._process.predict(lambda x_t, t: self._weak_model_fn(x_t, t, condition), x_t, t)
+
+        return autoguidance(self._process, guidance, weak_predict_fn)
 
 
 def replacement(process: Process, mask, x_0):

@@ -25,6 +25,8 @@ class Denoised:
     var_values: Float[Array, "B *D"] | None = None
     # Added to the mean of p(x_s | x_t), times its variance; see `make_denoiser`.
     shift: Float[Array, "B *D"] | None = None
+    # The x_0_hat of the guide's reference, from which CFG++ takes eps; see `guidance.Guidance.renoises`.
+    x_0_reference: Float[Array, "B *D"] | None = None
 
 
 DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
@@ -86,14 +88,19 @@ def make_denoiser(
 
     predict_fn = predict if guide is None else guide(predict)
 
-    def denoise_fn(x_t: Float[Array, "B *D"], t: Steps) -> Denoised:
-        value, var_values = predict_fn(x_t, t, condition or {})
-        x_0_hat = process.x_0_hat(value, x_t=x_t, t=t)
+    def limited(x_0_hat: Float[Array, "B *D"]) -> Float[Array, "B *D"]:
         if dynamic_threshold:
-            x_0_hat = _limit_to_quantile(x_0_hat, float(dynamic_threshold), x_0_limit)
-        elif x_0_limit is not None:
-            x_0_hat = jnp.clip(x_0_hat, -x_0_limit, x_0_limit)
-        return Denoised(x_0_hat, var_values, None if mean_shift_fn is None else mean_shift_fn(x_t, t))
+            return _limit_to_quantile(x_0_hat, float(dynamic_threshold), x_0_limit)
+        return x_0_hat if x_0_limit is None else jnp.clip(x_0_hat, -x_0_limit, x_0_limit)
+
+    def denoise_fn(x_t: Float[Array, "B *D"], t: Steps) -> Denoised:
+        value, var_values, reference = predict_fn(x_t, t, condition or {})
+        return Denoised(
+            limited(process.x_0_hat(value, x_t=x_t, t=t)),
+            var_values,
+            None if mean_shift_fn is None else mean_shift_fn(x_t, t),
+            None if reference is None else limited(process.x_0_hat(reference, x_t=x_t, t=t)),
+        )
 
     return denoise_fn
 

@@ -128,9 +128,8 @@ def _change_of_value(process: Process, shift: Float[Array, "B *D"], t: Steps) ->
     signal, noise = process.levels(t, ndim=shift.ndim)
     says = signal > 0  # else x_t is noise alone, and nothing changes
     shift = jnp.where(says, shift, 0.0)
-    # A prediction is linear in (x_0, eps, x_t), and x_t stays.
     x_0 = noise**2 / jnp.where(says, signal, 1.0) * shift
-    return process.target(x_0=x_0, x_t=jnp.zeros_like(shift), t=t, eps=-noise * shift)
+    return process.change_of_value(x_0=x_0, eps=-noise * shift, t=t)
 
 
 def _per_image(scale: Scale, x: Float[Array, "B *D"]) -> Float[Array, "..."]:

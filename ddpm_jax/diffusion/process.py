@@ -28,6 +28,7 @@ class Prediction(NamedTuple):
 
     value: Float[Array, "B *D"]  # interpreted by the parameterisation
     var_values: Float[Array, "B *D"] | None = None  # if the variance is learned: interpreted by `Process.log_var`
+    reference: Float[Array, "B *D"] | None = None  # of CFG++: the value of the guide's reference
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,12 @@ class Process:
     ) -> Float[Array, "B *D"]:
         """The correct prediction, that is, the training target."""
         return self.parameterisation.target(self.schedule, x_0=x_0, x_t=x_t, t=t, eps=eps)
+
+    def change_of_value(
+        self, *, x_0: Float[Array, "B *D"], eps: Float[Array, "B *D"], t: Steps
+    ) -> Float[Array, "B *D"]:
+        """By how much the prediction changes if x_0 and eps change by this much, and x_t does not."""
+        return self.target(x_0=x_0, x_t=jnp.zeros_like(x_0), t=t, eps=eps)  # it is linear in all three
 
     def x_0_hat(self, value: Float[Array, "B *D"], *, x_t: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:
         """The x_0 that a prediction implies, without clipping."""

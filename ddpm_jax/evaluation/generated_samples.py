@@ -46,7 +46,7 @@ class GeneratedSamples:
             "seed": seed,
             "settings": run.sampler_settings,
             "batch_size": self._generator.batch_of(num_samples),
-            **({} if self._generator.classifier_facts is None else {"classifier": self._generator.classifier_facts}),
+            **self._generator.other_networks,
             "fingerprint": fingerprint(run.params, run.codec, config_to_json(run.config)),
         }
 

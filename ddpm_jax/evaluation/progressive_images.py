@@ -123,7 +123,7 @@ def build_progressive(run: TrainedRun, mesh: Mesh) -> Progressive:
     return Progressive(
         run.codec,
         run.denoiser_of(dynamic_threshold=0.0),
-        run.denoiser_of(),
+        run.denoiser_of(weak_network=run.weak_network),
         run.process.schedule,
         run.sampler_table,
         image_shape=run.image_shape,

@@ -22,6 +22,7 @@ from ddpm_jax.experiment.classifier import classifier_of_samples
 from ddpm_jax.experiment.codec_factory import CODECS
 from ddpm_jax.experiment.conditions import condition_of, condition_spec
 from ddpm_jax.experiment.objective_factory import OBJECTIVES, build_objective, draws_images
+from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.models.networks import NETWORKS
 from ddpm_jax.runtime.compilation import compiler_options, remat_options
 from ddpm_jax.runtime.devices import (
@@ -213,6 +214,6 @@ def _sampler_tables(
     model_factory.check_limit_of_x_0(config)
     sampler_factory.check_sample_batch(config, mesh)
     condition_of(config)
-    sampler_factory.guidance_of(config)
+    guidance_of(config)
     classifier_of_samples(config)
     return tables

@@ -1,7 +1,6 @@
 """A trained classifier of noised images, and the guidance that it gives to the samples of a run."""
 
 import functools
-import hashlib
 import os
 from dataclasses import dataclass
 
@@ -14,15 +13,13 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.class_condition import checked_classes
-from ddpm_jax.experiment.codec_factory import x_0_shape_of
+from ddpm_jax.experiment.fingerprint import fingerprint
 from ddpm_jax.experiment.generator import ClassifierOf, ConditionOf
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
+from ddpm_jax.experiment.same_process import check_same_num_classes, check_same_x_t
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.devices import replicated
 from ddpm_jax.runtime.errors import UserError, arg
-
-# The groups and fields of a config that say which x_t the network sees.
-_OF_INPUTS = ("schedule", "codec")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +42,7 @@ class TrainedClassifier:
     @property
     def facts(self) -> dict[str, object]:
         """What a report says of it, as JSON: step, num_classes, fingerprint of the weights."""
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-        return {"step": self.step, "num_classes": self.num_classes, "fingerprint": digest.hexdigest()[:16]}
+        return {"step": self.step, "num_classes": self.num_classes, "fingerprint": fingerprint(self.params)}
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -95,23 +89,10 @@ def classifier_of_samples(config: ConfigDict) -> TrainedClassifier | None:
 
 def _check_fits(config: ConfigDict, classifier: TrainedClassifier, workdir: str) -> None:
     """Raises UserError unless the classifier was trained on the x_t of the run's process, with the run's classes."""
-    theirs = classifier.config
-    for group in (*_OF_INPUTS, *({config.codec.name} & set(config))):
-        for field in sorted(config[group]):
-            if config[group][field] != theirs[group][field]:
-                raise UserError(
-                    f"sample.classifier={workdir!r} classifies x_t of another process: its {group}.{field} is "
-                    f"{theirs[group][field]!r}, the run's {config[group][field]!r}; train one with the run's"
-                )
-    ours, shape = x_0_shape_of(config), x_0_shape_of(theirs)
-    if ours != shape:
-        raise UserError(f"sample.classifier={workdir!r} is for x_0 of shape {list(shape)}; the run has {list(ours)}")
-    num_classes = config.model.num_classes
-    if num_classes and num_classes != classifier.num_classes:
-        raise UserError(
-            f"sample.classifier={workdir!r} has {classifier.num_classes} classes; the run has "
-            f"model.num_classes={num_classes}"
-        )
+    setting = f"sample.classifier={workdir!r}"
+    check_same_x_t(config, classifier.config, setting=setting, does="classifies")
+    if config.model.num_classes:
+        check_same_num_classes(config.model.num_classes, classifier.num_classes, setting=setting)
 
 
 def drawn_classes(config: ConfigDict, classifier: TrainedClassifier | None) -> tuple[int, ...]:

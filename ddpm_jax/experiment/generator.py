@@ -2,13 +2,13 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from ddpm_jax.codecs.codec import PIXELS, Codec
@@ -59,19 +59,19 @@ class Chunk(NamedTuple):
     num_rows: int
 
 
-def _chunks_of(table: SamplerTable, learns_variance: bool, shifts_mean: bool) -> list[Chunk]:
+def _sharding_of(guidance: Guidance, batch: NamedSharding, everywhere: NamedSharding) -> Guidance:
+    """Where the arrays of a guidance are: the reference with the images, everything else on all devices."""
+    return jax.tree.map(lambda _: everywhere, guidance).replace(reference=batch)
+
+
+def _chunks_of(table: SamplerTable, learns_variance: bool, shifts_mean: bool, renoises: bool) -> list[Chunk]:
     parts = chunks_of(table.num_calls)
     length = CHUNK_ROWS
     while length < max(map(len, parts)):
         length *= 2
     table = jax.tree.map(np.asarray, table)
-    return [
-        Chunk(
-            table.rows(part.start, part.stop).padded(length, learns_variance=learns_variance, shifts_mean=shifts_mean),
-            len(part),
-        )
-        for part in parts
-    ]
+    columns = {"learns_variance": learns_variance, "shifts_mean": shifts_mean, "renoises": renoises}
+    return [Chunk(table.rows(part.start, part.stop).padded(length, **columns), len(part)) for part in parts]
 
 
 class Generator:
@@ -95,7 +95,7 @@ class Generator:
       classifier_of: numbers of samples -> the guidance of a classifier; None for none.
       shifts_mean: whether the denoiser of a classifier shifts the mean of the steps, for tables with `c_shift`.
       num_classes: how many classes the samples have, in turn; 0 for none.
-      classifier_facts: what a report says of the classifier.
+      other_networks: what a report says of the other networks that guide the samples, by setting.
     """
 
     def __init__(
@@ -114,13 +114,15 @@ class Generator:
         classifier_of: ClassifierOf = lambda ids: None,
         shifts_mean: bool = False,
         num_classes: int = 0,
-        classifier_facts: dict[str, object] | None = None,
+        other_networks: Mapping[str, object] | None = None,
     ):
-        self.num_classes, self.classifier_facts = num_classes, classifier_facts
+        self.num_classes, self.other_networks = num_classes, dict(other_networks or {})
         self._allow_nonfinite = False
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
         self._guidance_of, self._classifier_of = guidance_of, classifier_of
         self._learns_variance, self._shifts_mean, self._edit = learns_variance, shifts_mean, edit
+        guidance = guidance_of(np.arange(1))
+        self._renoises = guidance is not None and guidance.renoises
         self._take_table(table)
         batch, everywhere, x_0_shape = batch_sharded(mesh), replicated(mesh), codec.x_0_shape(image_shape)
 
@@ -145,8 +147,7 @@ class Generator:
             return walk_rows(denoise_fn, rows, num_rows, state, keys, edit_fn=edit_fn)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
-        self._guidance_sharding = Guidance(batch, everywhere, everywhere, everywhere, everywhere)
-        guided = None if guidance_of(np.arange(1)) is None else self._guidance_sharding
+        guided = self._guidance_sharding = None if guidance is None else _sharding_of(guidance, batch, everywhere)
         self._classifier_sharding = ClassifierGuidance(everywhere, batch, everywhere)
         classified = None if classifier_of(np.arange(1)) is None else self._classifier_sharding
         self._advance = jit_chunk(
@@ -158,7 +159,7 @@ class Generator:
 
     def _take_table(self, table: SamplerTable) -> None:
         self.num_rows = table.num_calls
-        self._chunks = _chunks_of(table, self._learns_variance, self._shifts_mean)
+        self._chunks = _chunks_of(table, self._learns_variance, self._shifts_mean, self._renoises)
 
     def with_table(self, table: SamplerTable) -> "Generator":
         """A generator with another sampler or number of steps, which shares the compiled programs."""

@@ -4,6 +4,7 @@ User input is checked here, outside jit, and named by its config field.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ from ddpm_jax.diffusion.gradient_guidance import (
     gradient_guidance,
     gradient_shift,
 )
-from ddpm_jax.diffusion.guidance import Guidance, Guide, classifier_free_guidance
+from ddpm_jax.diffusion.guidance import Guidance, Guide, PredictFn, autoguidance, classifier_free_guidance
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
 from ddpm_jax.diffusion.schedules import make_schedule
@@ -32,6 +33,8 @@ from ddpm_jax.models.parameters import init_params
 from ddpm_jax.models.unet_checks import check_blocks
 from ddpm_jax.models.unet_classifier import UNetClassifier
 from ddpm_jax.runtime.errors import UserError, check_one_of
+
+WeakPredictOf = Callable[[Process, dict], PredictFn]  # (process of the sampler, parameters) -> their prediction
 
 MOST_CLASSES = 1_000_000  # each has a vector in the network; the largest labelled sets have some 20,000
 OWN_NETWORK = "; a network of your own must be in NETWORKS of this process (docs/extending.md)"
@@ -148,6 +151,7 @@ def build_denoiser(
     dynamic_threshold: float | None = None,
     classifier: nn.Module | None = None,
     shifts_mean: bool = False,
+    weak_predict_of: WeakPredictOf | None = None,
 ) -> GuidedDenoiserOf:
     """(params, condition, guidance = None, classifier = None) -> denoise_fn, as in the config except for the arguments
     given here.
@@ -155,6 +159,7 @@ def build_denoiser(
     Args:
       classifier: the network that the arrays `ClassifierGuidance` are of.
       shifts_mean: it shifts the mean of the step, for tables with `c_shift`, and not eps.
+      weak_predict_of: gives the prediction of the network that `Guidance.weak_params` are of.
     """
     if clip_x_0 is None:
         clip_x_0 = config.sample.clip_x_0
@@ -171,7 +176,7 @@ def build_denoiser(
         def model_fn(x_t: jax.Array, t: jax.Array, condition: Condition | None = None) -> jax.Array:
             return model.apply({"params": params}, x_t, t, condition or {})
 
-        guides = [] if guidance is None else [classifier_free_guidance(process, guidance)]
+        guides = [] if guidance is None else [_guide(process, guidance, weak_predict_of)]
         mean_shift_fn = None
         if gradient is not None:
             logits_fn = lambda x_t, t: classifier.apply({"params": gradient.params}, x_t, t)  # noqa: E731
@@ -193,6 +198,13 @@ def build_denoiser(
             )
 
     return denoiser_of
+
+
+def _guide(process: Process, guidance: Guidance, weak_predict_of: WeakPredictOf | None) -> Guide:
+    """Autoguidance if the guidance holds weights of a weaker network, else classifier-free guidance."""
+    if guidance.weak_params is None:
+        return classifier_free_guidance(process, guidance)
+    return autoguidance(process, guidance, weak_predict_of(process, guidance.weak_params))
 
 
 def _in_a_row(guides: list[Guide]) -> Guide | None:

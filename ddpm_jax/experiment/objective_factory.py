@@ -52,12 +52,15 @@ def draws_images(config: ConfigDict) -> bool:
 
 
 def check_plain_diffusion(config: ConfigDict) -> None:
-    """Raises UserError unless the config is of a diffusion model without a classifier, whose cost is known."""
-    name, classifier = config.objective.name, config.sample.classifier
-    if not draws_images(config) or classifier:
+    """Raises UserError unless the config is of a diffusion model that no other network guides, whose cost is known."""
+    for field in ("classifier", "autoguidance"):
+        if config.sample[field]:
+            raise UserError(
+                f"benchmark predicts and measures one network at a time; got sample.{field}={config.sample[field]!r}"
+            )
+    if not draws_images(config):
         raise UserError(
-            f"benchmark predicts and measures diffusion models without a classifier; got objective.name={name!r} and "
-            f"sample.classifier={classifier!r}"
+            f"benchmark predicts and measures diffusion models; got objective.name={config.objective.name!r}"
         )
 
 

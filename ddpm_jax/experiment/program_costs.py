@@ -16,9 +16,10 @@ from jax.stages import Compiled, Lowered
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_rows
-from ddpm_jax.experiment import model_factory, sampler_factory
+from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
+from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.experiment.state_sizes import abstract_batch, abstract_condition
 from ddpm_jax.runtime.compilation import compiler_options, quick_compile_options
 from ddpm_jax.runtime.devices import batch_sharded, platform_of
@@ -51,7 +52,7 @@ def sampled_batch(
 
 def sampled_guidance(experiment: Experiment) -> Guidance | None:
     """The guidance of `sample.batch_size` images; None if there is no guidance."""
-    return sampler_factory.guidance_of(experiment.config)(np.arange(experiment.sample_batch_size))
+    return guidance_of(experiment.config)(np.arange(experiment.sample_batch_size))
 
 
 def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:

@@ -8,6 +8,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import UNREAD
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.packaged_configs import base_config
+from ddpm_jax.experiment.sample_guidance import is_guided
 from ddpm_jax.experiment.training_factory import build_learning_rate, learning_rate_steps
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.devices import platform_of
@@ -84,7 +85,7 @@ def grids_share(experiment: Experiment) -> float:
     every = train.sample_every_steps
     num_previews = (train.num_steps - 1) // every if every else 0
     rows = num_previews * experiment.preview_table.num_calls + experiment.sampler_table.num_calls
-    of_grids = 2 * rows * sample.num_grid * (1 if sample.guidance_scale == 1 else 2)
+    of_grids = 2 * rows * sample.num_grid * (2 if is_guided(experiment.config) else 1)
     return of_grids / (of_grids + CALLS_OF_A_TRAINED_IMAGE * train.num_steps * train.batch_size)
 
 

@@ -9,9 +9,10 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.process import Process
-from ddpm_jax.experiment import conditions, sampler_factory
+from ddpm_jax.experiment import conditions, sample_guidance, sampler_factory
 from ddpm_jax.experiment.classifier import classifier_of, classifier_of_samples, drawn_classes
 from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.weak_network import weak_network_of_samples
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.progress import ProgressBar
@@ -43,7 +44,10 @@ class RunSamples:
     ) -> np.ndarray:
         """[num_samples, *image_shape]; see `TrainedRun.sample`."""
         table = sampler_factory.build_table(config, process)
-        guidance_of = sampler_factory.guidance_of(config)
+        weak = weak_network_of_samples(config)
+        if weak is not None:
+            weak = weak.on_devices(self._mesh)
+        guidance_of = sample_guidance.guidance_of(config, weak)
         told = conditions.condition_of(config)
         if condition is not None:
             told = conditions.given_condition(config, condition, num_samples)
@@ -53,12 +57,14 @@ class RunSamples:
         sample = config.sample
         # What the compiled programs depend on; everything else is an argument of theirs.
         program = (
-            sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, sample.guidance_scale == 1,
+            sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, jax.tree.structure(guidance_of(np.arange(1))),
+            None if weak is None else (weak.network, weak.config.diffusion.variance),
             None if classifier is None else classifier.network, shifts_mean,
         )  # fmt: skip
         if program not in self._generators:
-            made = sampler_factory.build_generator(config, process, table, model, self._mesh, classifier=classifier)
-            self._generators[program] = made
+            self._generators[program] = sampler_factory.build_generator(
+                config, process, table, model, self._mesh, classifier=classifier, weak=weak
+            )
         of_classifier = classifier_of(config, classifier, self._mesh, told)
         generator = self._generators[program].with_table(table).with_samples(told, guidance_of, of_classifier)
         total = generator.num_batches(num_samples) * generator.num_rows

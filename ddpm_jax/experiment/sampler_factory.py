@@ -9,8 +9,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddpm_jax.data.condition import Condition, has_null, null_condition
-from ddpm_jax.diffusion.guidance import Guidance, make_guidance
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
@@ -19,10 +17,12 @@ from ddpm_jax.diffusion.samplers.ddim import ddim_table
 from ddpm_jax.diffusion.timestep_spacing import named_steps, spaced_steps
 from ddpm_jax.experiment.classifier import TrainedClassifier, classifier_of, classifier_of_samples, drawn_classes
 from ddpm_jax.experiment.codec_factory import build_codec
-from ddpm_jax.experiment.conditions import condition_of, condition_spec, negative_of
+from ddpm_jax.experiment.conditions import condition_of
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
-from ddpm_jax.experiment.generator import Edit, Generator, GuidanceOf
+from ddpm_jax.experiment.generator import Edit, Generator
 from ddpm_jax.experiment.model_factory import build_denoiser
+from ddpm_jax.experiment.sample_guidance import guidance_of
+from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
@@ -89,6 +89,11 @@ def build_table(config: ConfigDict, process: Process) -> SamplerTable:
 
 def _named_table(config: ConfigDict, process: Process, sampler: str, steps: np.ndarray) -> SamplerTable:
     table = _TABLES[sampler](process, steps, config)
+    if config.sample.cfg_plus_plus and table.c_x_0_reference is None:
+        raise UserError(
+            f"sample.cfg_plus_plus=True needs the sampler ancestral, ddim, euler or euler_ancestral, whose eps can be "
+            f"that of the reference; got {sampler!r}"
+        )
     if not process.parameterisation.fractional and not jnp.issubdtype(table.t.dtype, jnp.integer):
         raise UserError(
             f"diffusion.prediction={config.diffusion.prediction!r} needs whole steps; got "
@@ -119,19 +124,31 @@ def build_generator(
     edit: Edit | None = None,
     *,
     classifier: TrainedClassifier | None = None,
+    weak: WeakNetwork | None = None,
 ) -> Generator:
     """A generator of samples on the whole mesh; raises UserError if the devices do not divide the batch.
 
     Args:
-      classifier: that of the config, if it was read before.
+      classifier, weak: those of the config, if they were read before.
     """
     check_sample_batch(config, mesh)
     if classifier is None:
         classifier = classifier_of_samples(config)
+    if weak is None:
+        weak = weak_network_of_samples(config)
+    if weak is not None:
+        weak = weak.on_devices(mesh)
     shifts_mean = classifier is not None and table.c_shift is not None
     network, told = None if classifier is None else classifier.network, condition_of(config)
     return Generator(
-        build_denoiser(config, process, model, classifier=network, shifts_mean=shifts_mean),
+        build_denoiser(
+            config,
+            process,
+            model,
+            classifier=network,
+            shifts_mean=shifts_mean,
+            weak_predict_of=None if weak is None else weak.predict_of,
+        ),
         table,
         codec=build_codec(config),
         learns_variance=process.learns_variance,
@@ -140,45 +157,11 @@ def build_generator(
         mesh=mesh,
         batch_size=config.sample.batch_size,
         condition_of=told,
-        guidance_of=guidance_of(config),
+        guidance_of=guidance_of(config, weak),
         classifier_of=classifier_of(config, classifier, mesh, told),
         shifts_mean=shifts_mean,
         num_classes=len(drawn_classes(config, classifier)),
-        classifier_facts=None if classifier is None else classifier.facts,
+        other_networks={
+            name: other.facts for name, other in (("classifier", classifier), ("autoguidance", weak)) if other
+        },
     )
-
-
-def guidance_of(config: ConfigDict) -> GuidanceOf:
-    """Numbers of samples -> their guidance; None if sample.guidance_scale is 1.
-
-    The reference is the null condition, or that of `conditions.negative_of`.
-
-    Raises:
-      UserError: a setting out of its range, or guidance for a network that was not trained for it.
-    """
-    sample, spec = config.sample, condition_spec(config)
-    given = tuple(sample.guidance_interval)
-    interval = given or (-math.inf, math.inf)
-    if len(interval) != 2 or not all(type(end) in (int, float) for end in interval):
-        raise UserError(f"sample.guidance_interval must be LOW,HIGH of the log SNR, or empty; got {given}")
-    negative = negative_of(config)
-
-    def settings(reference: Condition) -> Guidance:
-        with fields_named("sample"):
-            return make_guidance(
-                reference, scale=sample.guidance_scale, interval=interval, rescale=sample.guidance_rescale
-            )
-
-    settings({})
-    if sample.guidance_scale == 1:
-        return lambda ids: None
-    if negative is None and not has_null(spec):
-        raise UserError(
-            f"sample.guidance_scale={sample.guidance_scale} needs a network that was also trained without the "
-            f"condition; the run has condition.drop_rate={config.condition.drop_rate} and "
-            f"model.num_classes={config.model.num_classes}: take 1, or train with condition.drop_rate=0.1"
-            + ("" if config.model.num_classes else " and model.num_classes=N")
-        )
-    if negative is not None:
-        return lambda ids: settings(negative(ids))
-    return lambda ids: settings(null_condition(spec, len(ids)))

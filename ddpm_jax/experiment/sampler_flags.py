@@ -44,6 +44,25 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         "--guidance_rescale", type=float, metavar="PHI", help="0 to 1, against too much contrast, such as 0.7"
     )
     parser.add_argument(
+        "--apg_eta", type=float, metavar="ETA",
+        help="adaptive projected guidance: the share kept of what only changes the contrast, such as 0; 1: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--apg_norm", type=float, metavar="R", help="of APG: largest norm of the difference of an image; 0: no limit"
+    )
+    parser.add_argument(
+        "--cfg_plus_plus", metavar="BOOL", help="CFG++: true or false; --guidance_scale is then its lambda, 0 to 1"
+    )
+    parser.add_argument(
+        "--autoguidance", metavar="DIR", help="guide away from a weaker network: a run that is smaller or less trained"
+    )
+    parser.add_argument(
+        "--autoguidance_step", type=int, metavar="N", help="its checkpoint; 0: the newest (default)"
+    )
+    parser.add_argument(
+        "--autoguidance_weights", metavar="NAME", help="its weights: ema (default), ema/DECAY or raw"
+    )
+    parser.add_argument(
         "--negative_classes", metavar="LIST", help="guide away from these classes, in turn, not from the null class"
     )
     parser.add_argument(

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.process import FIXED_VARIANCES, LEARNED_VARIANCES
 from ddpm_jax.experiment.config_overrides import apply_override
+from ddpm_jax.experiment.sample_guidance import is_guided
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 from ddpm_jax.workdir.class_names import numbered
@@ -17,12 +18,15 @@ from ddpm_jax.workdir.class_names import numbered
 SAMPLER_SETTINGS = (
     "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "guidance_scale",
     "guidance_rescale", "variance", "classes", "negative_classes", "guidance_interval", "clip_x_0", "classifier",
-    "classifier_scale",
+    "classifier_scale", "apg_eta", "apg_norm", "cfg_plus_plus", "autoguidance", "autoguidance_step",
+    "autoguidance_weights",
 )  # fmt: skip
 _FIELDS = {name: f"sample.{name}" for name in SAMPLER_SETTINGS} | {
     "variance": "diffusion.variance", "batch_size": "sample.batch_size"
 }  # fmt: skip
-_OF_GUIDANCE = ("guidance_interval", "guidance_rescale", "negative_classes")
+_OF_GUIDANCE = (
+    "guidance_interval", "guidance_rescale", "negative_classes", "apg_eta", "apg_norm", "autoguidance",
+)  # fmt: skip
 
 
 @contextmanager
@@ -69,8 +73,11 @@ def with_sampler_settings(
             f"{sample.dynamic_threshold:g}: give {arg('dynamic_threshold=0')} too"
         )
     idle = [name for name in _OF_GUIDANCE if name in given]
-    if idle and sample.guidance_scale == 1:
+    if idle and not is_guided(config):
         raise UserError(f"{arg(idle[0])} needs a {arg('guidance_scale')} other than 1, which is no guidance")
+    for name in ("autoguidance_step", "autoguidance_weights"):
+        if name in given and not sample.autoguidance:
+            raise UserError(f"{arg(name)} needs an {arg('autoguidance')}, the run that it is of")
     if "classifier_scale" in given and not sample.classifier:
         raise UserError(f"{arg('classifier_scale')} needs a {arg('classifier')}, the run of a classifier")
     _check_effect(given, sample.sampler)

@@ -26,7 +26,9 @@ from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
 from ddpm_jax.experiment.run_samples import RunSamples
+from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.experiment.sampler_settings import settings_named, with_class_numbers, with_sampler_settings
+from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, whole_number
 from ddpm_jax.workdir.class_names import numbered, read_class_names
@@ -93,7 +95,12 @@ class TrainedRun:
     @property
     def guidance_of(self) -> GuidanceOf:
         """Numbers of samples -> their guidance, or None."""
-        return sampler_factory.guidance_of(self.config)
+        return guidance_of(self.config, self.weak_network)
+
+    @functools.cached_property
+    def weak_network(self) -> WeakNetwork | None:
+        """The weaker network that its samples are guided away from; None without autoguidance."""
+        return weak_network_of_samples(self.config)
 
     @property
     def held_out_split(self) -> str:
@@ -164,6 +171,7 @@ class TrainedRun:
         process: Process | None = None,
         clip_x_0: bool | None = None,
         dynamic_threshold: float | None = None,
+        weak_network: WeakNetwork | None = None,
     ) -> GuidedDenoiserOf:
         """(params, condition, guidance = None) -> denoise_fn, as the run samples but for what is given here.
 
@@ -171,6 +179,7 @@ class TrainedRun:
 
         Args:
           process: the run's own, or that of some of its steps.
+          weak_network: that of a guidance with `weak_params`.
         """
         return model_factory.build_denoiser(
             self.config,
@@ -178,6 +187,7 @@ class TrainedRun:
             self.model,
             clip_x_0=clip_x_0,
             dynamic_threshold=dynamic_threshold,
+            weak_predict_of=None if weak_network is None else weak_network.predict_of,
         )
 
     def sample(
@@ -281,8 +291,9 @@ class TrainedRun:
 
     def with_sampler(self, given: Mapping[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
         """The run with another sampler; see `sampler_settings.with_sampler_settings`. Classes may be given by name."""
-        if given.get("classifier", "") is None:  # none, as the config says it
-            given = {**given, "classifier": ""}
+        for name in ("classifier", "autoguidance"):
+            if given.get(name, "") is None:  # none, as the config says it
+                given = {**given, name: ""}
         classifier = given.get("classifier", self.config.sample.classifier)
         self._check_same_names(classifier)
         given = with_class_numbers(given, self.names_of_classes(classifier))

@@ -136,10 +136,28 @@ def test_guidance_of_scale_1_draws_the_class_and_one_program_serves_all(methods,
     assert draw._draw._cache_size() == before
 
 
-def test_the_command_prints_four_tables_and_writes_three_plots(laboratory, tmp_path, capsys):
+def test_autoguidance_corrects_a_flawed_network(laboratory, methods, process, benchmark_module):
+    """The error of the main network is half of the weaker one's, in variance a quarter, which extrapolation removes."""
+    variants, law = benchmark_module("laboratory.guidance_variants"), laboratory.pinwheel(2)
+    flawed, weak = variants.with_noise(law, 0.1), variants.with_noise(law, 0.2)
+    draw = methods.Drawer(process, flawed, num=NUM, max_calls=50, weak=weak)
+    table = methods.SAMPLERS["dpmpp_2m"](process, 50)
+    true, alone, guided = (
+        np.trace(covariance)
+        for covariance in (
+            law.given_class(1).moments()[1],
+            np.cov(draw(table, 0, label=1).T),
+            np.cov(draw(table, 0, label=1, scale=4 / 3).T),
+        )
+    )
+    assert alone - true == pytest.approx(2 * 0.1**2, rel=0.3)  # of a variance, some 3 % of 0.2 with NUM samples
+    assert abs(guided - true) < 0.6 * (alone - true)
+
+
+def test_the_command_prints_five_tables_and_writes_three_plots(laboratory, tmp_path, capsys):
     laboratory.main(["--quick", "--num_samples=120", f"--out={tmp_path}/lab"])
     out = capsys.readouterr().out
-    assert len(re.findall(r"^\|( --- \|)+$", out, re.M)) == 4 and "nan" not in out
+    assert len(re.findall(r"^\|( --- \|)+$", out, re.M)) == 5 and "nan" not in out
     for name in ("samplers", "guidance", "inpainting"):
         assert (tmp_path / f"lab_{name}.png").stat().st_size > 5000
 

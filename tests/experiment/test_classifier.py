@@ -204,7 +204,7 @@ def test_wrong_settings_are_one_line(run, classifier_run, straight_run, tiny_con
 
 def test_benchmark_refuses_it(capsys):
     assert benchmark.main(["--config=classifier_digits", "--dry_run", "--nocompile"]) == 2
-    assert "diffusion models without a classifier; got objective.name='classifier'" in capsys.readouterr().err
+    assert "measures diffusion models; got objective.name='classifier'" in capsys.readouterr().err
 
 
 def test_a_training_run_may_have_one(classifier_run, tiny_config, tmp_path):

@@ -38,6 +38,7 @@ def ancestral_table(process: Process, *, steps: np.ndarray | None = None) -> Sam
         "c_x_t": (1 - abar_s) * np.sqrt(alpha) / (1 - abar_t),
         "sigma": np.where(clean, 0.0, np.sqrt(beta if variance == "fixed_large" else small)),
         "c_shift": np.where(clean, repaired, beta) if variance == "fixed_large" else repaired,
+        "c_x_0_reference": -np.sqrt(abar_s) * (1 - abar_s) * alpha / (1 - abar_t),
     }
     if process.learns_variance:
         columns["sigma"], columns["c_shift"] = np.where(clean, 0.0, 1.0), np.ones_like(beta)

@@ -38,6 +38,9 @@ class SamplerTable:
     # The variance of the row, also of the last: the weight of `Denoised.shift`, times the same exp(...) squared if the
     # variance is learned. None: the sampler has no mean to shift.
     c_shift: Float[Array, "R"] | None = None
+    # CFG++: c_x_0 less the signal at s, that is, the part of c_x_0 that stems from eps; it is moved to
+    # `Denoised.x_0_reference`. None: the sampler cannot do that.
+    c_x_0_reference: Float[Array, "R"] | None = None
     # Solvers of higher order: the weights of the values of the last K rows, newest first, and what this row
     # remembers, r_x_0 * x_0_hat + r_x_t * x_t.
     c_history: Float[Array, "R K"] | None = None
@@ -70,7 +73,9 @@ class SamplerTable:
             raise UserError(f"{arg('t')} must be a step that the sampler visits, of {steps.tolist()}; got {t!r}")
         return jax.tree.map(lambda column: column[found], self)
 
-    def padded(self, num_rows: int, *, learns_variance: bool, shifts_mean: bool = False) -> "SamplerTable":
+    def padded(
+        self, num_rows: int, *, learns_variance: bool, shifts_mean: bool = False, renoises: bool = False
+    ) -> "SamplerTable":
         """The table in NumPy, padded with rows of zeros and with all columns, so that all samplers and numbers of steps
         have tables of equal shape: `sampling_loop.walk_rows` runs them with one compiled program.
 
@@ -81,13 +86,16 @@ class SamplerTable:
           num_rows: at least the present number of rows.
           learns_variance: whether the network outputs values for the variance.
           shifts_mean: whether the denoiser gives a `shift`; only tables with `c_shift` can apply it.
+          renoises: whether the denoiser gives an `x_0_reference`; only tables with `c_x_0_reference` can apply it.
 
         Raises:
           ValueError: fewer rows than present, more history than MAX_REMEMBERED, a table with a learned variance for
-            a network that does not output one, or a table that cannot apply a shift.
+            a network that does not output one, or a table that cannot apply a shift or a reference.
         """
         if shifts_mean and self.c_shift is None:
             raise ValueError("the table has no c_shift, so that the mean cannot be shifted")
+        if renoises and self.c_x_0_reference is None:
+            raise ValueError("the table has no c_x_0_reference, so that eps cannot be that of the reference")
         if self.log_var_shift is not None and not learns_variance:
             raise ValueError("the table is for a learned variance, but the network outputs none")
         if num_rows < self.num_calls or self.num_remembered > MAX_REMEMBERED:
@@ -111,6 +119,8 @@ class SamplerTable:
         }
         if not shifts_mean:
             columns["c_shift"] = None
+        if not renoises:
+            columns["c_x_0_reference"] = None
         columns["c_history"] = np.pad(history, ((0, 0), (0, MAX_REMEMBERED - self.num_remembered)))
         return SamplerTable(**columns)
 

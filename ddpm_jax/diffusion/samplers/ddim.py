@@ -34,6 +34,7 @@ def ddim_table(schedule: Schedule, *, steps: np.ndarray | None = None, eta: floa
             f"{arg('eta')} must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got {asked}: try 0 to 1"
         )
     c_eps = np.sqrt(np.maximum(direction_var, 0.0)) / np.sqrt(1 - abar_t)
+    of_eps = -c_eps * np.sqrt(abar_t)
     return make_table(
-        grid.t[:-1], grid.t[1:], c_x_0=np.sqrt(abar_s) - c_eps * np.sqrt(abar_t), c_x_t=c_eps, sigma=sigma
+        grid.t[:-1], grid.t[1:], c_x_0=np.sqrt(abar_s) + of_eps, c_x_t=c_eps, sigma=sigma, c_x_0_reference=of_eps
     )

@@ -136,6 +136,10 @@ def _after_row(
     x_s = row.c_x_0 * denoised.x_0_hat + row.c_x_t * x_t + sigma * z
     if denoised.shift is not None:
         x_s = x_s + _variance(row, denoised) * denoised.shift
+    if denoised.x_0_reference is not None:
+        if row.c_x_0_reference is None:
+            raise UserError(f"only `ancestral_table` and `ddim_table` can {arg('renoise')} with the reference (CFG++)")
+        x_s = x_s + row.c_x_0_reference * (denoised.x_0_reference - denoised.x_0_hat)
     for k, remembered in enumerate(state.history):
         x_s = x_s + row.c_history[k] * remembered
     if edit_fn is not None:

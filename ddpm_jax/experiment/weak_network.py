@@ -1,0 +1,111 @@
+"""The weaker network of autoguidance (Karras et al. 2024): a checkpoint of another run, or an earlier one of the same.
+
+It is read from `sample.autoguidance`.
+"""
+
+import dataclasses
+import functools
+import os
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax.data.condition import Condition
+from ddpm_jax.diffusion.guidance import PredictFn
+from ddpm_jax.diffusion.process import Prediction, Process
+from ddpm_jax.experiment import model_factory
+from ddpm_jax.experiment.conditions import condition_spec
+from ddpm_jax.experiment.config_checks import fields_named
+from ddpm_jax.experiment.fingerprint import fingerprint
+from ddpm_jax.experiment.objective_factory import draws_images
+from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
+from ddpm_jax.experiment.same_process import check_same_num_classes, check_same_x_t
+from ddpm_jax.runtime.devices import replicated
+from ddpm_jax.runtime.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class WeakNetwork:
+    """One checkpoint of a run of diffusion, as NumPy arrays."""
+
+    step: int
+    config: ConfigDict
+    params: dict
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """The network that `params` are of."""
+        return model_factory.build_model(self.config)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a report says of it, as JSON: step, fingerprint of the weights."""
+        return {"step": self.step, "fingerprint": fingerprint(self.params)}
+
+    def predict_of(self, process: Process, params: dict) -> PredictFn:
+        """(x_t, t, condition) -> the prediction of the network with these parameters, at the steps of `process`."""
+        process = dataclasses.replace(process, variance=self.config.diffusion.variance)  # it may learn another variance
+
+        def predict_fn(x_t: jax.Array, t: jax.Array, condition: Condition) -> Prediction:
+            run = lambda x_t, t: self.network.apply({"params": params}, x_t, t, condition)  # noqa: E731
+            return process.predict(run, x_t, t)
+
+        return predict_fn
+
+    def on_devices(self, mesh: Mesh) -> "WeakNetwork":
+        """The same with its weights on every device of the mesh."""
+        return WeakNetwork(self.step, self.config, jax.device_put(self.params, replicated(mesh)))
+
+
+def weak_network_of_samples(config: ConfigDict) -> WeakNetwork | None:
+    """The network that the samples of a run are guided away from: `sample.autoguidance`; None without one.
+
+    Raises:
+      UserError: no such run or checkpoint; one of another process, prediction, shape or condition than the run's; a
+        scale of 1; or negative classes, which would be a second reference.
+    """
+    sample = config.sample
+    if not sample.autoguidance:
+        for field, default in (("autoguidance_step", 0), ("autoguidance_weights", "ema")):
+            if sample[field] != default:
+                raise UserError(f"sample.{field}={sample[field]!r} needs a sample.autoguidance, the run it is of")
+        return None
+    setting = f"sample.autoguidance={sample.autoguidance!r}"
+    if sample.guidance_scale == 1 and not sample.cfg_plus_plus:
+        raise UserError(f"{setting} has no effect at sample.guidance_scale=1: give a scale such as 2")
+    if sample.negative_classes:
+        raise UserError(
+            f"{setting} and sample.negative_classes={tuple(sample.negative_classes)} are both what samples are guided "
+            "away from: give one of them"
+        )
+    weak = _read(sample.autoguidance, sample.autoguidance_step, sample.autoguidance_weights)
+    if not draws_images(weak.config):
+        raise UserError(f"{setting} must be a run of a diffusion model; it trained {weak.config.objective.name!r}")
+    _check_fits(config, weak, setting)
+    return weak
+
+
+def _read(workdir: str, step: int, weights: str) -> WeakNetwork:
+    if not os.path.isdir(workdir):
+        raise UserError(f"sample.autoguidance must be the folder of a training run; there is no {workdir!r}")
+    if step < 0:
+        raise UserError(f"sample.autoguidance_step must be at least 0, 0 for the newest; got {step}")
+    with fields_named("sample", {"step": "sample.autoguidance_step", "weights": "sample.autoguidance_weights"}):
+        return WeakNetwork(*read_run_checkpoint(workdir, step=step or None, weights=weights))
+
+
+def _check_fits(config: ConfigDict, weak: WeakNetwork, setting: str) -> None:
+    check_same_x_t(config, weak.config, setting=setting, does="predicts")
+    ours, theirs = config.diffusion.prediction, weak.config.diffusion.prediction
+    if ours != theirs:
+        raise UserError(f"{setting} has diffusion.prediction={theirs!r}; the run has {ours!r}: both must be the same")
+    check_same_num_classes(config.model.num_classes, weak.config.model.num_classes, setting=setting)
+    ours, theirs = condition_spec(config), condition_spec(weak.config)
+    if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
+        raise UserError(
+            f"{setting} has the condition {sorted(theirs)}; the run has {sorted(ours)}: both must be the same"
+        )
+    model_factory.check_params(weak.config, weak.network, weak.params)
