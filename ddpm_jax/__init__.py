@@ -20,12 +20,13 @@ from ddpm_jax.diffusion.forward_process import (
     x_0_from_mean,
     x_0_from_v,
 )
-from ddpm_jax.diffusion.guidance import Guidance, classifier_free_guidance, make_guidance
+from ddpm_jax.diffusion.guidance import Guidance, autoguidance, classifier_free_guidance, make_guidance
 from ddpm_jax.diffusion.loss_weights import loss_weights
 from ddpm_jax.diffusion.losses import make_loss_fn
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim
 from ddpm_jax.diffusion.parameterisations import Parameterisation
 from ddpm_jax.diffusion.process import Prediction, Process
+from ddpm_jax.diffusion.projected_guidance import Projection, make_projection
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers import ddim_inversion_table, dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
@@ -85,6 +86,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "__version__",
     "ancestral_table",
+    "autoguidance",
     "batch_indices",
     "bits_per_dim",
     "build_experiment",
@@ -108,6 +110,7 @@ __all__ = [
     "make_learning_rate",
     "make_loss_fn",
     "make_optimizer",
+    "make_projection",
     "make_schedule",
     "make_source",
     "make_timestep_sampler",
@@ -149,6 +152,7 @@ __all__ = [
     "PixelCodec",
     "Prediction",
     "Process",
+    "Projection",
     "SamplerTable",
     "Schedule",
     "TrainState",

@@ -1,0 +1,129 @@
+r"""The variants of guidance on a run with classes, side by side: what each costs in variety and gains in accuracy.
+
+    python benchmarks/guidance_variants.py --workdir=runs/digits_classes --weak=runs/digits_weak \
+      --out=docs/images/guidance_variants
+
+Prints a Markdown table. For each setting it has the share of samples that an independent classifier (that of `evaluate
+--extractor=classifier`) assigns to the class that was asked for; the Frechet distance of their pixels (0..1) to the
+training images, over all classes and as the mean over the classes; and precision and recall in the features of that
+classifier. Writes OUT.png: the class distance against the accuracy and the recall against the precision, one line per
+variant. --weak is the run whose network is the reference of autoguidance.
+"""
+
+import argparse
+import os
+
+import jax
+import numpy as np
+from guidance import pixels
+from matplotlib.figure import Figure
+
+from ddpm_jax.evaluation.feature_classifier import Classifier, check_labels, to_model_scale, train_classifier
+from ddpm_jax.evaluation.frechet_distance import frechet_from_features
+from ddpm_jax.evaluation.precision_recall import precision_recall
+from ddpm_jax.experiment.open_run import open_run
+
+SCALES = (1.25, 1.5, 2.0, 3.0)
+LAMBDAS = (0.1, 0.25, 0.5, 1.0)
+COLUMNS = ("accuracy", "distance", "of each class", "precision", "recall")
+
+
+def variants(weak: str | None, interval: tuple[float, float]) -> dict[str, list[dict]]:
+    """Name -> the settings of its points."""
+
+    def of_scales(**settings) -> list[dict]:
+        return [{"guidance_scale": scale, **settings} for scale in SCALES]
+
+    low, high = interval
+    found = {
+        "no guidance": [{"guidance_scale": 1.0}],
+        "classifier-free": of_scales(),
+        f"in {low:g},{high:g}": of_scales(guidance_interval=interval),
+        "rescale 0.7": of_scales(guidance_rescale=0.7),
+        "APG, eta 0": of_scales(apg_eta=0.0),
+        "APG, eta 0, norm 1": of_scales(apg_eta=0.0, apg_norm=1.0),
+        "CFG++": [{"guidance_scale": scale, "cfg_plus_plus": True} for scale in LAMBDAS],
+    }
+    if weak:
+        found["autoguidance"] = of_scales(autoguidance=weak)
+        found[f"autoguidance, in {low:g},{high:g}"] = of_scales(autoguidance=weak, guidance_interval=interval)
+    return found
+
+
+def save_plot(path: str, points: dict[str, list[dict[str, float]]]) -> None:
+    """Two panels, one line per variant."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=120)
+    panels = figure.subplots(1, 2)
+    axes_of = (("accuracy", "of each class"), ("recall", "precision"))
+    for axes, (x, y) in zip(panels, axes_of, strict=True):
+        for i, (name, row) in enumerate(points.items()):
+            line = "o" if len(row) == 1 else "o-"
+            axes.plot([p[x] for p in row], [p[y] for p in row], line, color=f"C{i}", markersize=4, label=name)
+        axes.grid(True, linewidth=0.5, color="0.88")
+    panels[0].set(xlabel="read as asked", ylabel="Frechet distance, mean over the classes", yscale="log")
+    panels[1].set(xlabel="recall", ylabel="precision")
+    panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--weak", metavar="DIR", help="a smaller or less trained run, for autoguidance")
+    parser.add_argument("--out", required=True, help="write the plot OUT.png")
+    parser.add_argument("--num_samples", type=int, default=2000)
+    parser.add_argument("--sampler", default="ddim", help="one that CFG++ can use (default ddim)")
+    parser.add_argument("--num_sampler_steps", type=int, default=50)
+    parser.add_argument("--interval", type=float, nargs=2, default=(-2.0, 4.0))
+    args = parser.parse_args(arguments)
+
+    if os.path.isdir(args.workdir):
+        jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    run = open_run(args.workdir)
+    source = run.source()
+    num_classes = check_labels(source, args.workdir)
+    trained = train_classifier(source, num_classes)
+    read = jax.jit(lambda images: Classifier(num_classes).apply({"params": trained.params}, to_model_scale(images)))
+    real, labels = source.load(np.arange(len(source))), np.asarray(source.labels)
+    of_real, asked = np.asarray(read(real)[0]), np.arange(args.num_samples) % num_classes
+    print(f"the classifier is right on {100 * trained.accuracy:.1f} % of held-out real images")
+    print(f"{args.num_samples} samples per row, {args.sampler}, {args.num_sampler_steps} steps\n")
+    print("| guidance | scale | read as asked | Frechet distance | of each class alone, mean | precision | recall |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+
+    def measured(images: np.ndarray) -> dict[str, float]:
+        features, logits = map(np.asarray, read(images))
+        by_class = [
+            frechet_from_features(pixels(real[labels == label]), pixels(images[asked == label]))
+            for label in range(num_classes)
+        ]
+        whole = frechet_from_features(pixels(real), pixels(images))
+        accuracy = float(np.mean(logits.argmax(1) == asked))
+        return dict(
+            zip(COLUMNS, (accuracy, whole, np.mean(by_class), *precision_recall(features, of_real)), strict=True)
+        )
+
+    points: dict[str, list[dict[str, float]]] = {}
+    for name, settings in variants(args.weak, tuple(args.interval)).items():
+        points[name] = []
+        for given in settings:
+            images = run.sample(
+                args.num_samples,
+                seed=1,
+                sampler=args.sampler,
+                num_sampler_steps=args.num_sampler_steps,
+                progress=False,
+                **given,
+            )
+            point = measured(images)
+            points[name].append(point)
+            shown = f"{100 * point['accuracy']:.1f} % | {point['distance']:.3f} | {point['of each class']:.3f} | "
+            shown += f"{point['precision']:.3f} | {point['recall']:.3f}"
+            print(f"| {name} | {given['guidance_scale']:g} | {shown} |", flush=True)
+    save_plot(f"{args.out}.png", points)
+    print(f"\nwrote {args.out}.png")
+
+
+if __name__ == "__main__":
+    main()
