@@ -16,6 +16,7 @@ from jax.stages import Compiled, Lowered
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_rows
+from ddpm_jax.diffusion.self_conditioning import with_estimate
 from ddpm_jax.experiment import model_factory, sampler_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
@@ -60,11 +61,12 @@ def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
     """
     table = experiment.sampler_table
     denoiser_of = model_factory.build_denoiser(experiment.config, experiment.process, experiment.model)
+    self_conditioning = experiment.config.diffusion.self_conditioning
 
     def advance(
         params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition, guidance: Guidance | None
     ) -> jax.Array:
-        rows, state = table.rows(0, num_rows), init_sampler_state(table, x_t)
+        rows, state = table.rows(0, num_rows), init_sampler_state(table, x_t, self_conditioning=self_conditioning)
         return scan_rows(denoiser_of(params, condition, guidance), rows, state, keys).x_t
 
     guidance = sampled_guidance(experiment)
@@ -83,7 +85,10 @@ def lower_forward(experiment: Experiment) -> Lowered:
 
     def forward(params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition) -> jax.Array:
         t = jnp.zeros(x_t.shape[:1], jnp.int32)
-        return experiment.model.apply({"params": params}, x_t, t, condition)
+        model_fn = lambda x_t, t: experiment.model.apply({"params": params}, x_t, t, condition)  # noqa: E731
+        if experiment.config.diffusion.self_conditioning:
+            model_fn = with_estimate(model_fn, jnp.zeros_like(x_t))
+        return model_fn(x_t, t)
 
     return jax.jit(forward, compiler_options=compiler_options(platform_of(experiment.mesh))).lower(
         experiment.abstract_state.params, *sampled_batch(experiment)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ddpm_jax.experiment import config_checks, model_factory
+from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.config_files import Config, config_of_groups
 from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.experiment.packaged_configs import base_config
@@ -60,5 +60,5 @@ def config_of(*, image_size: tuple[int, int], num_channels: int, **groups: dict[
 
 def shapes_of(config: Config) -> dict[Path, tuple[int, ...]]:
     """The shapes of the leaves of the config's network; raises UserError if it cannot be built."""
-    model, image_shape = model_factory.build_model(config), config_checks.image_shape_of(config)
-    return leaf_shapes(jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0)))
+    model, input_shape = model_factory.build_model(config), model_factory.input_shape_of(config)
+    return leaf_shapes(jax.eval_shape(lambda key: init_params(model, key, input_shape), jax.random.key(0)))
