@@ -68,10 +68,10 @@ def make_denoiser(
       mean_shift_fn: (x_t, t) -> [B, *D], such as scale * grad log p(label | x_t): times the variance of the step, it is
         added to the mean of p(x_s | x_t), after x_0_hat was clipped (Dhariwal and Nichol 2021, algorithm 1). Only for
         `ancestral_table`; other samplers take `gradient_guidance.gradient_guidance` as `guide`.
-      self_conditioning: the network also sees the previous x_0_hat: model_fn gets concat(x_t, carry), [B, *D, 2 C], with
-        zeros without a carry. `Denoised.carry` is the carry for the next call; see `self_conditioning`.
-      x_0_prev_limit: with self_conditioning, the carry is x_0_hat clipped to [-x_0_prev_limit, x_0_prev_limit], whatever
-        x_0_limit is, as in training (`DiffusionObjective`); None: no clipping.
+      self_conditioning: the network also sees the previous x_0_hat: model_fn gets concat(x_t, carry), [B, *D, 2 C],
+        with zeros without a carry. `Denoised.carry` is the carry for the next call; see `self_conditioning`.
+      x_0_prev_limit: with self_conditioning, the carry is x_0_hat clipped to [-x_0_prev_limit, x_0_prev_limit], as in
+        training (`DiffusionObjective`), whatever x_0_limit is; None: no clipping.
 
     Raises:
       UserError: x_0_limit is not above 0 or not finite; a quantile is outside [0, 1], or given without an x_0_limit.
@@ -89,9 +89,7 @@ def make_denoiser(
     if dynamic_threshold and x_0_limit is None:
         raise UserError(f"{arg('dynamic_threshold')} needs an {arg('x_0_limit')}; got {dynamic_threshold} and None")
 
-    def predict(
-        x_t: Array, t: Steps, condition: Mapping[str, Array], x_0_prev: Array | None = None
-    ) -> Prediction:
+    def predict(x_t: Array, t: Steps, condition: Mapping[str, Array], x_0_prev: Array | None = None) -> Prediction:
         told_fn = (lambda x_t, t: model_fn(x_t, t, condition)) if condition else model_fn
         return process.predict(told_fn if x_0_prev is None else with_estimate(told_fn, x_0_prev), x_t, t)
 

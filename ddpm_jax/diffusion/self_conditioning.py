@@ -21,7 +21,7 @@ def with_estimate(model_fn: ModelFn, x_0_prev: Float[Array, "B *D"]) -> ModelFn:
         other, as `guidance.interleave` makes them: all rows of an image see its estimate.
     """
 
-    def model_fn_of_x_t(x_t: Float[Array, "N *D"], t: Steps) -> Float[Array, "N *D_out"]:
+    def model_fn_of_x_t(x_t: Float[Array, "N *D"], t: Steps) -> Float[Array, "N ..."]:
         return model_fn(jnp.concatenate([x_t, _each_repeated(x_0_prev, len(x_t))], axis=-1), t)
 
     return model_fn_of_x_t

@@ -39,7 +39,8 @@ def build_classifier(config: ConfigDict) -> ClassifierObjective:
         )
     if config.diffusion.self_conditioning:
         raise UserError(
-            "diffusion.self_conditioning must be False with objective.name='classifier', which estimates no x_0; got True"
+            "diffusion.self_conditioning must be False with objective.name='classifier'; got True: a classifier "
+            "does not estimate x_0"
         )
     return ClassifierObjective(
         model_factory.build_classifier(config),

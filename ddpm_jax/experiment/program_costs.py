@@ -125,7 +125,8 @@ def on_one_device(experiment: Experiment, device: jax.Device) -> Experiment:
 
 
 def train_step_flops(experiment: Experiment, step_fn: TrainStep | None = None) -> float:
-    """FLOPs of one update, over all devices; with `model.remat`, recomputation is included.
+    """FLOPs of one update, over all devices; with `model.remat`, recomputation is included. With self-conditioning the
+    mean over the updates with and without a first call.
 
     Args:
       step_fn: from `experiment.jitted_step`, if available: its own program is counted if possible.
@@ -136,7 +137,11 @@ def train_step_flops(experiment: Experiment, step_fn: TrainStep | None = None) -
         whole = changed(experiment.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"])
         counted = build_experiment(whole, experiment.mesh.devices.flat)
     counted = countable(counted)
-    return flops(lower_step(counted, step_fn if counted is experiment else None))
+    total, diffusion = flops(lower_step(counted, step_fn if counted is experiment else None)), counted.config.diffusion
+    if diffusion.self_conditioning:  # XLA counts the dearer branch of a condition: the one with the first call
+        first_call = flops(lower_forward(counted)) * counted.batch_size / counted.sample_batch_size
+        total -= (1 - diffusion.self_conditioning_rate) * first_call
+    return total
 
 
 def sampler_step_flops(experiment: Experiment) -> float:

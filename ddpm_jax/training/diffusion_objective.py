@@ -31,12 +31,12 @@ class DiffusionObjective(Objective):
 
     Step n draws t and eps from its key for the whole batch. The network draws dropout, with one key per part.
 
-    With self-conditioning (Chen et al. 2022, algorithm 1) the network is called with concat(x_t, x_0_prev). One coin per
-    step decides what x_0_prev is for the whole batch, so that in the other steps the first call costs nothing: x_0_hat
-    of a first call with zeros at the same x_t and t, through which no gradient flows, or zeros. The first call is in
-    training mode, with a dropout key of its own. Differs: x_0_prev is limited to the codec's `x_0_limit`, as in
-    sampling, because x_0_hat of a predicted eps can be thousands of times too large near T (the paper's network predicts
-    x_0). The eval losses are those with zeros.
+    With self-conditioning (Chen et al. 2022, algorithm 1) the network is called with concat(x_t, x_0_prev). x_0_prev is
+    the x_0_hat of a first call with zeros at the same x_t and t, through which no gradient flows, or zeros. One coin
+    per step decides for the whole batch, so that a step with zeros makes no first call. The first call is in training
+    mode, with a dropout key of its own. Differs: its x_0_hat is limited to the codec's `x_0_limit`, as in sampling,
+    because near T that of a predicted eps is as large as 1/sqrt(alpha-bar) (the paper's network predicts x_0 itself).
+    The eval losses are those with zeros.
 
     Args:
       model: called as model.apply({"params": p}, x_t, t, condition, train=True, rngs={"dropout": key}).

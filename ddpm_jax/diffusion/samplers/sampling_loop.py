@@ -80,7 +80,7 @@ def denoise_state(denoise_fn: DenoiseFn, state: SamplerState, t: Int[Array, ""] 
     denoised = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], t), *carried)
     if (denoised.carry is None) != (state.carry is None):
         raise UserError(
-            f"{arg('self_conditioning')} of make_denoiser is {denoised.carry is not None}, and that of the sampling loop "
+            f"{arg('self_conditioning')} of the denoiser is {denoised.carry is not None} and that of the sampling loop "
             f"is {state.carry is not None}: give both the same"
         )
     return denoised
