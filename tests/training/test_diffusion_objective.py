@@ -136,10 +136,10 @@ def test_rate_0_trains_the_network_with_zeros():
 def test_parts_and_devices_make_no_difference():
     made = objective()
     assert set(coins(made, range(3))) == {True, False}  # both kinds of steps
-    params, losses = run(made, 4)
-    for num_parts, num_devices in ((4, 1), (1, 8), (2, 8)):
-        other, other_losses = run(made, 4, num_parts, num_devices)
-        # Sums in another order, over four steps.
+    params, losses = run(made, 3)
+    for num_parts, num_devices in ((4, 1), (2, 8)):
+        other, other_losses = run(made, 3, num_parts, num_devices)
+        # Sums in another order, over three steps.
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
         for name, value in params.items():
             np.testing.assert_allclose(other[name], value, rtol=1e-4)
