@@ -75,7 +75,7 @@ def test_samples_see_the_estimate_and_bounds_do_not(trained):
 def test_the_command_measures_the_flow_and_draws_the_estimates(trained, tmp_path):
     flags = ["--what=ode,pictures", "--max_images=4", "--ode_steps=1", "--nocompilation_cache", f"--out={tmp_path}"]
     assert evaluate.main([f"--workdir={trained}", *flags]) == 0
-    assert np.isfinite(json.loads((tmp_path / "evaluation.json").read_text())["ode"]["bits_per_dim"]["mean"])
+    assert np.isfinite(json.loads((tmp_path / "evaluation.json").read_text())["ode_bits_per_dim"]["total"]["mean"])
 
 
 def test_weights_out_and_in(trained, tmp_path):
