@@ -1,5 +1,5 @@
 """Self-conditioning: the network also sees the previous estimate of x_0 (Chen, Zhang and Hinton 2022, "Analog Bits:
-Generating Discrete Data using Diffusion Models with Self-Conditioning", section 3.2).
+Generating Discrete Data using Diffusion Models with Self-Conditioning", algorithms 1 and 2).
 
 The input of the network is concat(x_t, x_0_prev) on the last axis, with zeros for x_0_prev where there is no previous
 estimate. In sampling it is the x_0_hat of the network call before. In training, with probability 1/2, it is that of a
