@@ -50,6 +50,10 @@ def get_config() -> ConfigDict:
     config.diffusion.min_snr_gamma = 5.0
     config.diffusion.p2_gamma = 1.0
     config.diffusion.p2_k = 1.0
+    # Self-conditioning: the network also sees its previous estimate of x_0. In the share of the training steps given by
+    # the rate, that is the estimate of a first call at the same x_t; in the others it is 0.
+    config.diffusion.self_conditioning = False
+    config.diffusion.self_conditioning_rate = 0.5
 
     config.codec = ConfigDict()
     # How the data become the x_0 that is diffused: pixels (uint8 scaled to [-1, 1]), or floats (real numbers), whose

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.codecs.pixels import PixelCodec, to_model_scale, to_uint8
 from ddpm_jax.data.batch import Batch
-from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser
+from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser, without_carry
 from ddpm_jax.diffusion.forward_process import (
     eps_from_x_0,
     q_posterior_mean,
@@ -137,6 +137,7 @@ __all__ = [
     "unipc_table",
     "v_from_x_0",
     "watching",
+    "without_carry",
     "x_0_from_eps",
     "x_0_from_mean",
     "x_0_from_v",

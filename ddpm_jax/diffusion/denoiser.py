@@ -1,5 +1,6 @@
 """From a network's output to the inputs of the reverse process: x_0_hat, and the values of a learned variance."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import no_type_check
@@ -8,9 +9,10 @@ import flax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ddpm_jax.diffusion.guidance import Guide
+from ddpm_jax.diffusion.guidance import Guide, PredictFn
 from ddpm_jax.diffusion.parameterisations import Steps
 from ddpm_jax.diffusion.process import ModelFn, Prediction, Process
+from ddpm_jax.diffusion.self_conditioning import with_estimate
 from ddpm_jax.runtime.errors import UserError, arg
 
 
@@ -27,9 +29,11 @@ class Denoised:
     shift: Float[Array, "B *D"] | None = None
     # The x_0_hat of the guide's reference, from which CFG++ takes eps; see `guidance.Guidance.renoises`.
     x_0_reference: Float[Array, "B *D"] | None = None
+    # Of a network with self-conditioning: what its next call sees, which is x_0_hat.
+    carry: Float[Array, "B *D"] | None = None
 
 
-DenoiseFn = Callable[[Float[Array, "B *D"], Steps], Denoised]
+DenoiseFn = Callable[..., Denoised]  # of (x_t, t); with self-conditioning (x_t, t, carry of the call before)
 ShiftFn = Callable[[Float[Array, "B *D"], Steps], Float[Array, "B *D"]]
 # (params, condition of the batch, {} for none) -> its denoiser: for code that runs a network on all devices.
 DenoiserOf = Callable[[PyTree, Mapping[str, Array]], DenoiseFn]
@@ -46,8 +50,10 @@ def make_denoiser(
     x_0_limit: float | None = 1.0,
     dynamic_threshold: float = 0.0,
     mean_shift_fn: ShiftFn | None = None,
+    self_conditioning: bool = False,
+    x_0_prev_limit: float | None = 1.0,
 ) -> DenoiseFn:
-    """denoise_fn(x_t, t) -> Denoised, for a network that predicts what the process defines.
+    """denoise_fn(x_t, t, carry = None) -> Denoised, for a network that predicts what the process defines.
 
     Args:
       model_fn: (x_t [B, *D], t int32 [B]) -> the prediction [B, *D], with twice as many channels if the variance is
@@ -64,6 +70,10 @@ def make_denoiser(
       mean_shift_fn: (x_t, t) -> [B, *D], such as scale * grad log p(label | x_t): times the variance of the step, it is
         added to the mean of p(x_s | x_t), after x_0_hat was clipped (Dhariwal and Nichol 2021, algorithm 1). Only for
         `ancestral_table`; other samplers take `gradient_guidance.gradient_guidance` as `guide`.
+      self_conditioning: the network also sees the previous x_0_hat: model_fn gets concat(x_t, carry), [B, *D, 2 C],
+        with zeros without a carry. `Denoised.carry` is the carry for the next call; see `self_conditioning`.
+      x_0_prev_limit: with self_conditioning, the carry is x_0_hat clipped to [-x_0_prev_limit, x_0_prev_limit], as in
+        training (`DiffusionObjective`), whatever x_0_limit is; None: no clipping.
 
     Raises:
       UserError: x_0_limit is not above 0 or not finite; a quantile is outside [0, 1], or given without an x_0_limit.
@@ -81,28 +91,44 @@ def make_denoiser(
     if dynamic_threshold and x_0_limit is None:
         raise UserError(f"{arg('dynamic_threshold')} needs an {arg('x_0_limit')}; got {dynamic_threshold} and None")
 
-    def predict(x_t: Array, t: Steps, condition: Mapping[str, Array]) -> Prediction:
-        if condition:
-            return process.predict(lambda x_t, t: model_fn(x_t, t, condition), x_t, t)
-        return process.predict(model_fn, x_t, t)
+    def predict(x_t: Array, t: Steps, condition: Mapping[str, Array], x_0_prev: Array | None = None) -> Prediction:
+        told_fn = (lambda x_t, t: model_fn(x_t, t, condition)) if condition else model_fn
+        return process.predict(told_fn if x_0_prev is None else with_estimate(told_fn, x_0_prev), x_t, t)
 
-    predict_fn = predict if guide is None else guide(predict)
+    def guided_fn(x_0_prev: Array | None) -> PredictFn:
+        predict_fn = functools.partial(predict, x_0_prev=x_0_prev)
+        return predict_fn if guide is None else guide(predict_fn)
 
     def limited(x_0_hat: Float[Array, "B *D"]) -> Float[Array, "B *D"]:
         if dynamic_threshold:
             return _limit_to_quantile(x_0_hat, float(dynamic_threshold), x_0_limit)
         return x_0_hat if x_0_limit is None else jnp.clip(x_0_hat, -x_0_limit, x_0_limit)
 
-    def denoise_fn(x_t: Float[Array, "B *D"], t: Steps) -> Denoised:
-        value, var_values, reference = predict_fn(x_t, t, condition or {})
+    def denoise_fn(x_t: Float[Array, "B *D"], t: Steps, carry: Float[Array, "B *D"] | None = None) -> Denoised:
+        if self_conditioning and carry is None:
+            carry = jnp.zeros_like(x_t)
+        value, var_values, reference = guided_fn(carry if self_conditioning else None)(x_t, t, condition or {})
+        x_0_hat, next_carry = limited(process.x_0_hat(value, x_t=x_t, t=t)), None
+        if self_conditioning:
+            next_carry = x_0_hat if x_0_prev_limit is None else jnp.clip(x_0_hat, -x_0_prev_limit, x_0_prev_limit)
         return Denoised(
-            limited(process.x_0_hat(value, x_t=x_t, t=t)),
+            x_0_hat,
             var_values,
-            None if mean_shift_fn is None else mean_shift_fn(x_t, t),
-            None if reference is None else limited(process.x_0_hat(reference, x_t=x_t, t=t)),
+            shift=None if mean_shift_fn is None else mean_shift_fn(x_t, t),
+            x_0_reference=None if reference is None else limited(process.x_0_hat(reference, x_t=x_t, t=t)),
+            carry=next_carry,
         )
 
     return denoise_fn
+
+
+def without_carry(denoise_fn: DenoiseFn) -> DenoiseFn:
+    """(x_t, t) -> Denoised of a network with self-conditioning that never sees an estimate: x_0_prev is 0 in each call.
+
+    For sampling loops that must be a fixed function of x_t and t, such as DDIM inversion and the sampling that undoes
+    it.
+    """
+    return lambda x_t, t: denoise_fn(x_t, t).replace(carry=None)
 
 
 def _limit_to_quantile(x_0: Float[Array, "B *D"], quantile: float, least: float) -> Float[Array, "B *D"]:

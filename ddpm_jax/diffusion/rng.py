@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
     CONDITION_DROP = 0  # which images of a training step lose their condition
     EDIT = 1  # noise of an edit, for a sample after a row of the sampler's table
     ENCODE = 2  # noise of a codec, for an image
+    SELF_CONDITIONING = 3  # whether a training step has an estimate; of the key of a part: dropout of its first call
 
 
 def purpose_key(key: Key[Array, ""], purpose: Purpose, n: Int[Array, ""] | int) -> Key[Array, ""]:

@@ -17,7 +17,13 @@ from ddpm_jax.diffusion.forward_process import q_sample
 from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.rng import encoding_keys, sample_keys, sample_noise, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, scan_rows
+from ddpm_jax.diffusion.samplers.sampling_loop import (
+    SamplerState,
+    denoise_state,
+    init_sampler_state,
+    initial_noise,
+    scan_rows,
+)
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiment.generator import ConditionOf, GuidanceOf, no_condition
 from ddpm_jax.experiment.trained_run import TrainedRun
@@ -35,6 +41,8 @@ class Progressive:
       table: from `ddpm_jax.diffusion.samplers.coefficient_table`, for generation.
       condition_of: numbers of samples -> their condition; see `Generator`.
       guidance_of: numbers of samples -> their guidance; see `Generator`.
+      self_conditioning: whether each call in generation sees the x_0_hat of the call before; decoding shows the network
+        without, as it was measured.
     """
 
     def __init__(
@@ -49,7 +57,9 @@ class Progressive:
         mesh: Mesh,
         condition_of: ConditionOf = no_condition,
         guidance_of: GuidanceOf = lambda ids: None,
+        self_conditioning: bool = False,
     ):
+        self._self_conditioning = self_conditioning
         self._schedule, self._table, self._x_0_shape = schedule, table, codec.x_0_shape(image_shape)
         self._condition_of, self._guidance_of = condition_of, guidance_of
 
@@ -78,7 +88,7 @@ class Progressive:
         ) -> tuple[jax.Array, SamplerState]:
             guided = () if guidance is None else (guidance,)
             denoise_fn = generator_of(params, condition, *guided)
-            estimate = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], rows.t[0])).x_0_hat
+            estimate = denoise_state(denoise_fn, state, rows.t[0]).x_0_hat
             return codec.decode(estimate), scan_rows(denoise_fn, rows, state, keys)
 
         options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
@@ -108,7 +118,8 @@ class Progressive:
         keys = sample_keys(seed_keys(seed).sample, jnp.arange(num_samples))
         ids = np.arange(num_samples)
         condition, guidance = self._condition_of(ids), self._guidance_of(ids)
-        state = init_sampler_state(self._table, initial_noise(keys, self._x_0_shape))
+        x_T = initial_noise(keys, self._x_0_shape)
+        state = init_sampler_state(self._table, x_T, self_conditioning=self._self_conditioning)
         t, frames = [], []
         for start, stop in zip(starts[:-1], starts[1:], strict=True):
             rows = self._table.rows(int(start), int(stop))
@@ -130,6 +141,7 @@ def build_progressive(run: TrainedRun, mesh: Mesh) -> Progressive:
         mesh=mesh,
         condition_of=run.condition_of,
         guidance_of=run.guidance_of,
+        self_conditioning=run.self_conditioning,
     )
 
 

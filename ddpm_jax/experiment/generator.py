@@ -89,6 +89,7 @@ class Generator:
       batch_size: images per batch, a multiple of the number of devices.
       codec: converts x_0 to images.
       learns_variance: whether the network outputs values for the variance.
+      self_conditioning: whether each network call sees the x_0_hat of the call before.
       edit: edits samples, given by number; None for none.
       condition_of: numbers of samples -> their condition, [N, ...] each.
       guidance_of: numbers of samples -> their guidance; None for none.
@@ -108,6 +109,7 @@ class Generator:
         batch_size: int,
         codec: Codec = PIXELS,
         learns_variance: bool = False,
+        self_conditioning: bool = False,
         edit: Edit | None = None,
         condition_of: ConditionOf = no_condition,
         guidance_of: GuidanceOf = lambda ids: None,
@@ -128,7 +130,8 @@ class Generator:
 
         def begin(key: jax.Array, ids: jax.Array) -> tuple[SamplerState, jax.Array]:
             keys = sample_keys(key, ids)
-            return init_sampler_state(self._chunks[0].rows, initial_noise(keys, x_0_shape)), keys
+            x_T = initial_noise(keys, x_0_shape)
+            return init_sampler_state(self._chunks[0].rows, x_T, self_conditioning=self_conditioning), keys
 
         def advance(
             params: dict,

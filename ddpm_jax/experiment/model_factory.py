@@ -25,6 +25,7 @@ from ddpm_jax.diffusion.guidance import Guidance, Guide, PredictFn, autoguidance
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import LEARNED_VARIANCES, VARIANCES, Process
 from ddpm_jax.diffusion.schedules import make_schedule
+from ddpm_jax.diffusion.self_conditioning import input_shape
 from ddpm_jax.experiment.codec_factory import build_codec, x_0_shape_of
 from ddpm_jax.experiment.conditions import condition_spec
 from ddpm_jax.experiment.config_checks import fields_named
@@ -59,7 +60,8 @@ def build_model(config: ConfigDict) -> nn.Module:
     check_one_of("model.dtype", config.model.dtype, DTYPES)
     if config.model.num_classes > MOST_CLASSES:
         raise UserError(f"model.num_classes must be at most {MOST_CLASSES}; got {config.model.num_classes}")
-    out_channels = 2 * x_0_shape[-1] if config.diffusion.variance in LEARNED_VARIANCES else 0  # 0: as many as x_t
+    learned, doubled = config.diffusion.variance in LEARNED_VARIANCES, config.diffusion.self_conditioning
+    out_channels = x_0_shape[-1] * (2 if learned else 1) if learned or doubled else 0  # 0: as many as the input has
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     shared["null_class"] = config.condition.drop_rate > 0
     if name not in config:
@@ -69,6 +71,12 @@ def build_model(config: ConfigDict) -> nn.Module:
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):
         NETWORKS[name].check(model, x_0_shape[:-1])
     return model
+
+
+def input_shape_of(config: ConfigDict) -> tuple[int, ...]:
+    """The shape of what the network gets for one image: x_t, and with self-conditioning also an estimate of x_0."""
+    x_0_shape = x_0_shape_of(config)
+    return input_shape(x_0_shape) if config.diffusion.self_conditioning else x_0_shape
 
 
 def build_classifier(config: ConfigDict) -> UNetClassifier:
@@ -107,7 +115,7 @@ def build_network(config: ConfigDict) -> nn.Module:
 def param_shapes(config: ConfigDict, network: nn.Module) -> dict:
     """The tree of the parameters of the network, as shapes and types."""
     example = {} if is_classifier(config) else example_condition(condition_spec(config))
-    return jax.eval_shape(lambda key: init_params(network, key, x_0_shape_of(config), example), jax.random.key(0))
+    return jax.eval_shape(lambda key: init_params(network, key, input_shape_of(config), example), jax.random.key(0))
 
 
 def check_params(config: ConfigDict, network: nn.Module, params: dict) -> None:
@@ -195,6 +203,8 @@ def build_denoiser(
                 x_0_limit=limit,
                 dynamic_threshold=dynamic_threshold,
                 mean_shift_fn=mean_shift_fn,
+                self_conditioning=config.diffusion.self_conditioning,
+                x_0_prev_limit=build_codec(config).x_0_limit,
             )
 
     return denoiser_of

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.experiment import model_factory, training_factory
 from ddpm_jax.experiment.codec_factory import build_codec
+from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.training.classifier_objective import ClassifierObjective
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
@@ -16,12 +17,17 @@ def build_diffusion(config: ConfigDict) -> DiffusionObjective:
     """The loss of a diffusion model, from the groups `diffusion`, `schedule`, `model`, `codec` and `train`."""
     process = model_factory.build_process(config)
     codec = build_codec(config)
-    return DiffusionObjective(
-        model_factory.build_model(config),
-        training_factory.build_loss(config, process, codec),
-        training_factory.build_timestep_sampler(config),
-        codec,
-    )
+    model, loss_fn = model_factory.build_model(config), training_factory.build_loss(config, process, codec)
+    time_sampler = training_factory.build_timestep_sampler(config)
+    with fields_named("diffusion"):
+        return DiffusionObjective(
+            model,
+            loss_fn,
+            time_sampler,
+            codec,
+            self_conditioning=config.diffusion.self_conditioning,
+            self_conditioning_rate=config.diffusion.self_conditioning_rate,
+        )
 
 
 def build_classifier(config: ConfigDict) -> ClassifierObjective:
@@ -30,6 +36,11 @@ def build_classifier(config: ConfigDict) -> ClassifierObjective:
         raise UserError(
             f"condition.drop_rate must be 0 with objective.name='classifier'; got {config.condition.drop_rate}: a "
             "classifier learns from the class of every image"
+        )
+    if config.diffusion.self_conditioning:
+        raise UserError(
+            "diffusion.self_conditioning must be False with objective.name='classifier'; got True: a classifier "
+            "does not estimate x_0"
         )
     return ClassifierObjective(
         model_factory.build_classifier(config),

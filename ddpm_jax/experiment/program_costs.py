@@ -16,6 +16,7 @@ from jax.stages import Compiled, Lowered
 from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_rows
+from ddpm_jax.diffusion.self_conditioning import with_estimate
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import changed
@@ -61,11 +62,12 @@ def lower_sampler_rows(experiment: Experiment, num_rows: int = 1) -> Lowered:
     """
     table = experiment.sampler_table
     denoiser_of = model_factory.build_denoiser(experiment.config, experiment.process, experiment.model)
+    self_conditioning = experiment.config.diffusion.self_conditioning
 
     def advance(
         params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition, guidance: Guidance | None
     ) -> jax.Array:
-        rows, state = table.rows(0, num_rows), init_sampler_state(table, x_t)
+        rows, state = table.rows(0, num_rows), init_sampler_state(table, x_t, self_conditioning=self_conditioning)
         return scan_rows(denoiser_of(params, condition, guidance), rows, state, keys).x_t
 
     guidance = sampled_guidance(experiment)
@@ -84,7 +86,10 @@ def lower_forward(experiment: Experiment) -> Lowered:
 
     def forward(params: dict, x_t: jax.Array, keys: jax.Array, condition: Condition) -> jax.Array:
         t = jnp.zeros(x_t.shape[:1], jnp.int32)
-        return experiment.model.apply({"params": params}, x_t, t, condition)
+        model_fn = lambda x_t, t: experiment.model.apply({"params": params}, x_t, t, condition)  # noqa: E731
+        if experiment.config.diffusion.self_conditioning:
+            model_fn = with_estimate(model_fn, jnp.zeros_like(x_t))
+        return model_fn(x_t, t)
 
     return jax.jit(forward, compiler_options=compiler_options(platform_of(experiment.mesh))).lower(
         experiment.abstract_state.params, *sampled_batch(experiment)
@@ -121,7 +126,8 @@ def on_one_device(experiment: Experiment, device: jax.Device) -> Experiment:
 
 
 def train_step_flops(experiment: Experiment, step_fn: TrainStep | None = None) -> float:
-    """FLOPs of one update, over all devices; with `model.remat`, recomputation is included.
+    """FLOPs of one update, over all devices; with `model.remat`, recomputation is included. With self-conditioning the
+    mean over the updates with and without a first call.
 
     Args:
       step_fn: from `experiment.jitted_step`, if available: its own program is counted if possible.
@@ -132,7 +138,11 @@ def train_step_flops(experiment: Experiment, step_fn: TrainStep | None = None) -
         whole = changed(experiment.config, ["train.grad_accum_steps=1", "optim.clip_replicas=0"])
         counted = build_experiment(whole, experiment.mesh.devices.flat)
     counted = countable(counted)
-    return flops(lower_step(counted, step_fn if counted is experiment else None))
+    total, diffusion = flops(lower_step(counted, step_fn if counted is experiment else None)), counted.config.diffusion
+    if diffusion.self_conditioning:  # XLA counts the dearer branch of a condition: the one with the first call
+        first_call = flops(lower_forward(counted)) * counted.batch_size / counted.sample_batch_size
+        total -= (1 - diffusion.self_conditioning_rate) * first_call
+    return total
 
 
 def sampler_step_flops(experiment: Experiment) -> float:

@@ -152,6 +152,7 @@ def build_generator(
         table,
         codec=build_codec(config),
         learns_variance=process.learns_variance,
+        self_conditioning=config.diffusion.self_conditioning,
         edit=edit,
         image_shape=image_shape_of(config),
         mesh=mesh,

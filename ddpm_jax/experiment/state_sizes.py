@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import Condition
-from ddpm_jax.experiment import training_factory
+from ddpm_jax.experiment import model_factory, training_factory
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.codec_factory import data_dtype_of
 from ddpm_jax.runtime.devices import batch_sharded
@@ -85,7 +85,7 @@ def kept_bytes(experiment: Experiment) -> int:
     config, model = experiment.config, experiment.model
     num_parts = config.optim.clip_replicas or config.train.grad_accum_steps
     rows = experiment.batch_size // num_parts // experiment.mesh.size
-    x_t = jax.ShapeDtypeStruct((rows, *experiment.x_0_shape), jnp.float32)
+    x_t = jax.ShapeDtypeStruct((rows, *model_factory.input_shape_of(config)), jnp.float32)
     t = jax.ShapeDtypeStruct((rows,), jnp.int32)
     condition = {
         name: jax.ShapeDtypeStruct((rows, *entry.shape), entry.dtype) for name, entry in experiment.condition.items()

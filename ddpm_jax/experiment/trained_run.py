@@ -103,6 +103,11 @@ class TrainedRun:
         return weak_network_of_samples(self.config)
 
     @property
+    def self_conditioning(self) -> bool:
+        """Whether each network call of its sampler sees the x_0_hat of the call before."""
+        return self.config.diffusion.self_conditioning
+
+    @property
     def held_out_split(self) -> str:
         """The name of the split that it was not trained on; "" where there is none."""
         return self.config.data.eval_split

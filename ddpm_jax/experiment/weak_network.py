@@ -108,4 +108,9 @@ def _check_fits(config: ConfigDict, weak: WeakNetwork, setting: str) -> None:
         raise UserError(
             f"{setting} has the condition {sorted(theirs)}; the run has {sorted(ours)}: both must be the same"
         )
+    if weak.config.diffusion.self_conditioning:
+        raise UserError(
+            f"{setting} has diffusion.self_conditioning=True, whose network must see its own previous estimates: take "
+            "a run without"
+        )
     model_factory.check_params(weak.config, weak.network, weak.params)

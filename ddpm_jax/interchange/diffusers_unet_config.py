@@ -164,6 +164,11 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """
     if groups["model"]["name"] != "unet":
         raise UserError(f"UNet2DModel does not support model.name={groups['model']['name']!r}: it is always a U-Net")
+    if groups["diffusion"]["self_conditioning"]:
+        raise UserError(
+            "diffusers has no sampler for diffusion.self_conditioning=True; got a network that also sees its previous "
+            "estimate: export it to FILE.safetensors or FILE.npz"
+        )
     unet, size = groups["unet"], list(groups["data"]["image_size"])
     if unet["time_scale"] != 1:
         raise UserError(f"UNet2DModel does not support unet.time_scale={unet['time_scale']}: it does not scale t")

@@ -5,7 +5,7 @@ from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.data.batch import Batch
@@ -25,6 +25,7 @@ class NoisedInputs(NamedTuple):
     t: Int[Array, "B"]
     eps: Float[Array, "B *D"]
     condition: Condition
+    sees_estimate: Bool[Array, "B"] | None = None  # with self-conditioning; the same for all images of a step
 
 
 def draw_inputs(

@@ -12,7 +12,13 @@ from ddpm_jax.benchmarking.text_tables import counted, mebibytes
 from ddpm_jax.benchmarking.virtual_devices import use_virtual_devices
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import changed
-from ddpm_jax.experiment.program_costs import flops, sampler_step_flops, step_memory, train_step_flops
+from ddpm_jax.experiment.program_costs import (
+    flops,
+    lower_forward,
+    sampler_step_flops,
+    step_memory,
+    train_step_flops,
+)
 from ddpm_jax.experiment.state_sizes import average_bytes, kept_bytes, residual_bytes, state_bytes
 from ddpm_jax.runtime.errors import UserError
 
@@ -86,6 +92,17 @@ def test_operations_of_a_step(tiny_config):
     assert twice == pytest.approx(2 * call, rel=0.01)  # but for what is done once for all
     # Both batches are of 8: the backward pass is twice the forward pass, but for the first layer's input.
     assert step == pytest.approx(3 * call, rel=0.1)
+
+
+def test_operations_with_self_conditioning(tiny_config):
+    """A step is three forward passes; half of the steps make one more."""
+    wide = (*WIDE, "diffusion.self_conditioning=true")
+    experiment = build_experiment(tiny_config(*wide))
+    forward = flops(lower_forward(experiment)) / experiment.sample_batch_size * experiment.batch_size
+    for rate in (0.5, 1.0):
+        counted = train_step_flops(build_experiment(tiny_config(*wide, f"diffusion.self_conditioning_rate={rate}")))
+        # The optimiser and the losses are some percent of it.
+        assert counted / forward == pytest.approx(3 + rate, rel=0.05)
 
 
 def test_the_compiler_agrees_about_the_state(tiny_config):

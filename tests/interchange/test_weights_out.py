@@ -29,6 +29,7 @@ def folder(tmp_path):
         ("unet.conv_in_channels", 8, "unet.conv_in_channels=8: its first convolution"),
         ("diffusion.prediction", "mean", "does not support diffusion.prediction='mean'"),
         ("diffusion.variance", "learned", "does not support diffusion.variance='learned'"),
+        ("diffusion.self_conditioning", True, "no sampler for diffusion.self_conditioning=True; .* to FILE.safet"),
         ("unet.num_heads", 2, r"heads of one width; unet.num_heads=2 gives \[2, 4\]"),
     ],
 )

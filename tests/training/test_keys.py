@@ -27,11 +27,12 @@ PROCESS = Process(make_schedule("cosine", num_steps=6))
 
 
 class Dropping(nn.Module):
-    """Dropout alone draws."""
+    """Dropout alone draws; sees x_t and an estimate."""
 
     @nn.compact
-    def __call__(self, x_t, t, condition, *, train=False):
-        return self.param("w", nn.initializers.ones, ()) * nn.Dropout(0.5, deterministic=not train)(x_t)
+    def __call__(self, inputs, t, condition, *, train=False):
+        w = self.param("w", nn.initializers.ones, ())
+        return w * nn.Dropout(0.5, deterministic=not train)(inputs[..., : inputs.shape[-1] // 2])
 
 
 @pytest.fixture
@@ -54,7 +55,9 @@ def used(monkeypatch):
 
 def test_no_key_of_a_run_draws_twice(used, tmp_path):
     keys, codec = seed_keys(3), linear_codec()
-    objective = DiffusionObjective(Dropping(), make_loss_fn(PROCESS), codec=codec)
+    objective = DiffusionObjective(
+        Dropping(), make_loss_fn(PROCESS), codec=codec, self_conditioning=True, self_conditioning_rate=1.0
+    )
     spec = {"label": Entry(null=9)}
     step_fn = jax.jit(
         make_train_step(
@@ -92,9 +95,10 @@ def test_no_key_of_a_run_draws_twice(used, tmp_path):
 
     jax.jit(samples)()
     jax.effects_barrier()
-    # A step: flips, t, eps, drops, 4 encodings, dropout of 2 parts. The eval loss: 4 encodings, 4 eps.
+    # A step: flips, t, eps, drops, the coin of self-conditioning, 4 encodings, dropout of 2 parts in 2 calls. The eval
+    # loss: 4 encodings, 4 eps.
     # Samples: 4 times x_T, 6 rows and 6 edits.
-    assert len(used) == 5 * (4 + 4 + 2) + 8 + 4 * (1 + 6 + 6)
+    assert len(used) == 5 * (5 + 4 + 4) + 8 + 4 * (1 + 6 + 6)
     seen = {}
     for key, what in used:
         assert key not in seen, (what, seen[key])

@@ -58,11 +58,32 @@ class SamplerState:
 
     x_t: Float[Array, "B *D"]
     history: tuple[Float[Array, "B *D"], ...]  # the values remembered by the last K rows, newest first
+    # With self-conditioning, `Denoised.carry` of the last row, whatever the sampler: 0 before the first row.
+    carry: Float[Array, "B *D"] | None = None
 
 
-def init_sampler_state(table: SamplerTable, x_t: Float[Array, "B *D"]) -> SamplerState:
+def init_sampler_state(
+    table: SamplerTable, x_t: Float[Array, "B *D"], *, self_conditioning: bool = False
+) -> SamplerState:
     """The state before the first row of the whole table."""
-    return SamplerState(x_t, tuple(jnp.zeros_like(x_t) for _ in range(table.num_remembered)))
+    history = tuple(jnp.zeros_like(x_t) for _ in range(table.num_remembered))
+    return SamplerState(x_t, history, jnp.zeros_like(x_t) if self_conditioning else None)
+
+
+def denoise_state(denoise_fn: DenoiseFn, state: SamplerState, t: Int[Array, ""] | Float[Array, ""]) -> Denoised:
+    """What the denoiser says of x_t at step t, with the carry of the state.
+
+    Raises:
+      UserError: only one of the denoiser and the state has self-conditioning.
+    """
+    carried = () if state.carry is None else (state.carry,)
+    denoised = denoise_fn(state.x_t, jnp.full(state.x_t.shape[:1], t), *carried)
+    if (denoised.carry is None) != (state.carry is None):
+        raise UserError(
+            f"{arg('self_conditioning')} of the denoiser is {denoised.carry is not None} and that of the sampling loop "
+            f"is {state.carry is not None}: give both the same"
+        )
+    return denoised
 
 
 def scan_rows(
@@ -125,8 +146,7 @@ def _after_row(
     edit_fn: EditFn | None,
     z: Float[Array, "B *D"] | None = None,
 ) -> SamplerState:
-    x_t = state.x_t
-    denoised = denoise_fn(x_t, jnp.full(x_t.shape[:1], row.t))
+    x_t, denoised = state.x_t, denoise_state(denoise_fn, state, row.t)
     sigma = row.sigma
     if row.log_var_shift is not None:
         learned = jnp.exp(0.5 * (row.log_var_shift + row.log_var_scale * denoised.var_values))
@@ -147,7 +167,7 @@ def _after_row(
     history = state.history
     if history:
         history = (row.r_x_0 * denoised.x_0_hat + row.r_x_t * x_t, *history[:-1])
-    return SamplerState(x_s, history)
+    return SamplerState(x_s, history, denoised.carry)
 
 
 def _variance(row: SamplerTable, denoised: Denoised) -> Float[Array, "..."]:
@@ -171,11 +191,13 @@ def sample_loop(
     edit_fn: EditFn | None = None,
     frame_ends: np.ndarray | None = None,
     noises: Float[Array, "..."] | None = None,  # [R, B, *D]
+    self_conditioning: bool = False,
 ) -> Float[Array, "B *D"] | tuple[Float[Array, "B *D"], Float[Array, "K B *D"]]:
     """Applies all rows of the table to x_t with one `lax.scan`; jit-compatible.
 
     Args:
-      denoise_fn: (x_t [B, *D], t [B]) -> Denoised; t is int32, or float32 if the table's t is.
+      denoise_fn: (x_t [B, *D], t [B]) -> Denoised; t is int32, or float32 if the table's t is. With self_conditioning
+        (x_t, t, carry).
       x_t: at the step of the first row; N(0, I) at T-1.
       keys: one per sample, from `sample_keys`.
       edit_fn: (x_s, denoised, row, keys) -> x_s after each row, to put back known parts of the result. `row` is the
@@ -184,8 +206,13 @@ def sample_loop(
       frame_ends: [K] distinct row numbers of this table, or None. If given, the x_s after these rows are returned as
         well, [K, B, *D]; only those K are kept in memory.
       noises: z of each row, in place of what is drawn from the keys: to compare with another code on its noise.
+      self_conditioning: each call of the denoiser sees the x_0_hat of the row before, 0 in the first row. Of a sampler
+        with two rows per step, such as `heun_table`, the second sees that of the first. As for `make_denoiser`.
+
+    Raises:
+      UserError: the denoiser has self-conditioning and the loop has not, or the reverse.
     """
-    state = init_sampler_state(table, x_t)
+    state = init_sampler_state(table, x_t, self_conditioning=self_conditioning)
     walked = scan_rows(denoise_fn, table, state, keys, edit_fn=edit_fn, frame_ends=frame_ends, noises=noises)
     return walked.x_t if frame_ends is None else (walked[0].x_t, walked[1])
 
@@ -199,6 +226,7 @@ def p_sample_loop(
     shape: tuple[int, ...],
     edit_fn: EditFn | None = None,
     num_frames: int = 0,
+    self_conditioning: bool = False,
 ) -> Float[Array, "..."]:
     """Samples 0..num_samples-1 of the model, float32 [B, *shape]; jit-compatible.
 
@@ -208,16 +236,19 @@ def p_sample_loop(
       edit_fn: see `sample_loop`.
       num_frames: if > 0, returns [num_frames + 1, B, *shape]: x_T, then x_s after evenly spaced rows; the
         last is x_0. Only these are kept in memory.
+      self_conditioning: see `sample_loop`.
 
     Raises:
-      UserError: more frames than rows.
+      UserError: more frames than rows; self_conditioning is not that of the denoiser.
     """
     keys = sample_keys(key, jnp.arange(num_samples))
     x_T = initial_noise(keys, shape)
     if num_frames == 0:
-        return sample_loop(denoise_fn, table, x_T, keys, edit_fn=edit_fn)
+        return sample_loop(denoise_fn, table, x_T, keys, edit_fn=edit_fn, self_conditioning=self_conditioning)
     ends = frame_ends(table.num_calls, num_frames)
-    _, frames = sample_loop(denoise_fn, table, x_T, keys, edit_fn=edit_fn, frame_ends=ends)
+    _, frames = sample_loop(
+        denoise_fn, table, x_T, keys, edit_fn=edit_fn, frame_ends=ends, self_conditioning=self_conditioning
+    )
     return jnp.concatenate([x_T[None], frames])
 
 
