@@ -1,6 +1,8 @@
 """Samples of a trained run by any sampler, with one compilation for all of them."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -11,11 +13,14 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.experiment import conditions, sample_guidance, sampler_factory
 from ddpm_jax.experiment.classifier import classifier_of, classifier_of_samples, drawn_classes
+from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.generator import Generator
-from ddpm_jax.experiment.weak_network import weak_network_of_samples
+from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.progress import ProgressBar
+
+Other = TypeVar("Other")
 
 
 class RunSamples:
@@ -25,6 +30,7 @@ class RunSamples:
         self._mesh = make_mesh()
         self._params = jax.device_put(params, replicated(self._mesh))
         self._generators: dict[tuple, Generator] = {}
+        self._others: dict[str, tuple[tuple, object]] = {}  # the other networks that guide, as they were last read
 
     @property
     def mesh(self) -> Mesh:
@@ -44,14 +50,12 @@ class RunSamples:
     ) -> np.ndarray:
         """[num_samples, *image_shape]; see `TrainedRun.sample`."""
         table = sampler_factory.build_table(config, process)
-        weak = weak_network_of_samples(config)
-        if weak is not None:
-            weak = weak.on_devices(self._mesh)
+        weak = self._other(config, "autoguidance", self._read_weak)
         guidance_of = sample_guidance.guidance_of(config, weak)
         told = conditions.condition_of(config)
         if condition is not None:
             told = conditions.given_condition(config, condition, num_samples)
-        classifier = classifier_of_samples(config)
+        classifier = self._other(config, "classifier", classifier_of_samples)
         drawn_classes(config, classifier)  # for its checks
         shifts_mean = classifier is not None and table.c_shift is not None
         sample = config.sample
@@ -70,3 +74,21 @@ class RunSamples:
         total = generator.num_batches(num_samples) * generator.num_rows
         with ProgressBar(total, "sampling", enabled=progress and multi_host.is_first()) as bar:
             return generator.generate(self._params, seed=seed, num_samples=num_samples, on_chunk=bar.update)
+
+    def _read_weak(self, config: ConfigDict) -> WeakNetwork | None:
+        weak = weak_network_of_samples(config)
+        return None if weak is None else weak.on_devices(self._mesh)
+
+    def _other(self, config: ConfigDict, field: str, read: Callable[[ConfigDict], Other]) -> Other:
+        """What `read` gives for the run in `sample.<field>`; read again only if a setting or its checkpoints changed."""
+        workdir = config.sample[field]
+        if not workdir:
+            return read(config)
+        try:
+            changed = os.stat(os.path.join(workdir, "checkpoints")).st_mtime_ns
+        except OSError:
+            return read(config)  # which says what is wrong
+        key = config_to_json(config), changed
+        if field not in self._others or self._others[field][0] != key:
+            self._others[field] = key, read(config)
+        return self._others[field][1]

@@ -1,9 +1,12 @@
 """The variants of guidance from the command line and in Python, on small runs."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from ddpm_jax import benchmark
+from ddpm_jax.experiment import weak_network
 from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.errors import UserError
@@ -70,6 +73,19 @@ def test_autoguidance_by_the_command(run, guided_run, sample_main, tmp_path, cap
     assert np.abs(run.sample(12, **given).astype(int) - plain).max() <= 1
     raw = run.sample(12, autoguidance_weights="raw", **given)
     assert np.any(raw != plain)
+
+
+def test_another_network_is_read_again_only_if_it_changed(run, guided_run, monkeypatch, tmp_path):
+    other, reads = tmp_path / "other", []
+    shutil.copytree(guided_run, other)
+    real = weak_network.read_run_checkpoint
+    monkeypatch.setattr(weak_network, "read_run_checkpoint", lambda *a, **k: reads.append(a) or real(*a, **k))
+    given = {"guidance_scale": 3.0, "autoguidance": other, **DRAW}
+    newest = run.sample(12, seed=1, **given)
+    np.testing.assert_array_equal(run.sample(12, seed=1, **given), newest)
+    assert len(reads) == 1
+    shutil.rmtree(other / "checkpoints" / "4")
+    assert np.any(run.sample(12, seed=1, **given) != newest) and len(reads) == 2
 
 
 def test_autoguidance_of_a_run_without_classes(straight_run):
