@@ -80,7 +80,7 @@ class RunSamples:
         return None if weak is None else weak.on_devices(self._mesh)
 
     def _other(self, config: ConfigDict, field: str, read: Callable[[ConfigDict], Other]) -> Other:
-        """What `read` gives for the run in `sample.<field>`; read again only if a setting or its checkpoints changed."""
+        """What `read` gives of the run in `sample.<field>`; read again if a setting or its checkpoints changed."""
         workdir = config.sample[field]
         if not workdir:
             return read(config)
