@@ -119,6 +119,9 @@ def get_config() -> ConfigDict:
     # the one that is sampled and evaluated during training.
     config.optim.ema_decays = (0.9999,)
     config.optim.ema_start = "warmup"  # warmup, constant, copy_first
+    # Lengths of further averages, with the profile of a power function, such as (0.05, 0.1): the standard deviation of
+    # the profile as a share of the run. From two of them an average of any length can be made after the training.
+    config.optim.ema_stds = ()
 
     config.train = ConfigDict()
     config.train.seed = 0
@@ -131,6 +134,9 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every_steps = 5000
     config.train.sample_every_steps = 10_000  # sample grids of the raw and the EMA weights; 0: only at the end
     config.train.keep_checkpoints = 2  # number of newest checkpoints to keep; the best by eval loss is kept too
+    # Number of snapshots of the averages of optim.ema_stds, evenly spaced over num_steps, which are kept for ever. From
+    # them the averages of other lengths are made; 0: none.
+    config.train.num_ema_snapshots = 50
     # If a loss or gradient is NaN or infinite: stop; or skip the update, at most nonfinite_limit times in a row; or
     # rewind to the newest checkpoint and leave out the batches taken since, at most nonfinite_limit times. Then stop.
     config.train.nonfinite = "stop"

@@ -43,6 +43,8 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizer import make_ema_decay, make_ema_decays, make_learning_rate, make_optimizer
+from ddpm_jax.training.post_hoc_ema import post_hoc_weights
+from ddpm_jax.training.power_averages import make_power_averages
 from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import make_train_step
 
@@ -110,6 +112,7 @@ __all__ = [
     "make_learning_rate",
     "make_loss_fn",
     "make_optimizer",
+    "make_power_averages",
     "make_projection",
     "make_schedule",
     "make_source",
@@ -121,6 +124,7 @@ __all__ = [
     "open_run",
     "p_sample_loop",
     "plms_table",
+    "post_hoc_weights",
     "q_posterior_mean",
     "q_sample",
     "rescale_zero_terminal_snr",

@@ -114,6 +114,10 @@ def main(argv: list[str] | None = None) -> int:
         "--weights", metavar="ema|ema/DECAY|raw",
         help="with --to: ema, the first average (default); ema/0.9999, the one with this decay; raw, not averaged",
     )  # fmt: skip
+    parser.add_argument(
+        "--ema_std", type=float, metavar="S",
+        help="with --to, instead: the average of this length, from the snapshots of a run with optim.ema_stds",
+    )  # fmt: skip
     parser.add_argument("--step", type=int, metavar="N", help="with --to: the checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="with --to: the checkpoint with the lowest eval loss")
     return run(_convert, parser, argv)
@@ -135,7 +139,7 @@ def _convert(args: argparse.Namespace) -> None:
             raise UserError(f"--config.{args.overrides[0]} is only for --from: a run already has its config")
         _export(args, formats)
         return
-    for name in ("weights", "step", "best"):
+    for name in ("weights", "ema_std", "step", "best"):
         if getattr(args, name) not in (None, False):
             raise UserError(f"--{name} is only for --to: an import takes the weights that the file holds")
     if args.architecture is not None and args.model is not None:
@@ -219,7 +223,7 @@ def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str,
 
 
 def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
-    from ddpm_jax.experiment.open_run import open_run
+    from ddpm_jax.experiment.open_run import open_run, weights_text
 
     path = Path(os.path.expanduser(args.to))
     name = args.format or {".npz": "npz", ".safetensors": "safetensors", "": "diffusers"}.get(path.suffix)
@@ -230,11 +234,13 @@ def _export(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     if args.model is not None:
         raise UserError("--model is only for --from: a run already has its network")
     weights = "ema" if args.weights is None else args.weights
-    trained = open_run(args.workdir, step=args.step, best=args.best, weights=weights)
+    trained = open_run(args.workdir, step=args.step, best=args.best, weights=weights, ema_std=args.ema_std)
     trained.check_params()
     replaced = ", in place of what was there" if path.is_file() else ""
     formats[name].write(path, trained.config, trained.params)
-    print(f"wrote {path} ({weights} weights of step {trained.step}) for {name}{replaced}")
+    if trained.post_hoc is not None:
+        print(trained.post_hoc)
+    print(f"wrote {path} ({weights_text(weights, args.ema_std)} weights of step {trained.step}) for {name}{replaced}")
     if name == "diffusers" and not trained.condition:  # their pipeline passes no classes
         T = trained.process.num_steps
         print(f'next: diffusers.DDPMPipeline.from_pretrained({str(path)!r})(num_inference_steps={T}).images[0]')

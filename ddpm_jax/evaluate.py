@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--weights", default="ema", metavar="ema|ema/DECAY|raw",
         help="ema, the first average (default); ema/0.9999, the one with this decay; raw, not averaged",
     )  # fmt: skip
+    parser.add_argument(
+        "--ema_std", metavar="S,S,...",
+        help="instead: averages of these lengths, such as 0.05,0.1,0.15, from the snapshots of a run with\n"
+             "optim.ema_stds; several are compared in a table",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     parser.add_argument(
         "--batch_size", type=int, default=0, metavar="N",
@@ -115,10 +120,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError("--bits_respacing is only for the bound: give --what=bits")
     _check_sample_flags(args, what)
 
+    stds = _lengths(args, what)
+
     # Imported here, so that --help and the errors above need not wait for JAX.
-    from ddpm_jax.evaluation.run_evaluation import Evaluation, EvaluationSettings
-    from ddpm_jax.experiment.open_run import open_run
-    from ddpm_jax.experiment.trained_run import DATA_FIELDS, SAMPLE_FIELDS
+    from ddpm_jax.evaluation.run_evaluation import EvaluationSettings
 
     settings = EvaluationSettings(
         what=what,
@@ -133,24 +138,92 @@ def _evaluate(args: argparse.Namespace) -> None:
     written: list[str] = []
     folder = _sample_folder(args)
     before = set(os.listdir(folder)) if folder and os.path.isdir(folder) else set()
-    trained, report, metrics = None, None, None
-    if args.workdir is not None:
-        trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
-        trained = trained.with_fields(args.overrides, (*DATA_FIELDS, *SAMPLE_FIELDS))
-        trained.check_measures_images()
-    if "samples" in what:
-        metrics = _build_sample_metrics(args, trained)  # for its checks, before hours of other measurements
-    if set(what) != {"samples"}:
-        evaluation = Evaluation(trained, settings, workdir=args.workdir, weights=args.weights)
-        report = evaluation.measure(on_file=written.append)
-    text = report.markdown() if report and set(what) != {"pictures"} else None
-    if metrics is not None:
-        text = _measure_samples(metrics, _sample_folder(args), report, written)
+    if len(stds) < 2:
+        trained = _open(args, stds[0] if stds else None)
+        text = _measure(args, settings, trained, stds[0] if stds else None, written)[0]
+    else:
+        text = _compare_lengths(args, settings, stds, folder, written)
     if text:
         print(text)
     for path in dict.fromkeys(written):
         replaced = ", in place of what was there" if os.path.basename(path) in before else ""
         print(f"wrote {path}{replaced}")
+
+
+def _lengths(args: argparse.Namespace, what: Sequence[str]) -> list[float]:
+    """The lengths of --ema_std; none if it is not given."""
+    if args.ema_std is None:
+        return []
+    try:
+        stds = [float(text) for text in args.ema_std.split(",")]
+    except ValueError:
+        raise UserError(f"--ema_std must be a length such as 0.1, or several: 0.05,0.1; got {args.ema_std!r}") from None
+    if len(set(stds)) < len(stds):
+        raise UserError(f"--ema_std must be different lengths; got {args.ema_std}")
+    if args.workdir is None:
+        raise UserError("--ema_std is only for a run, and --samples are images: leave it out")
+    if len(stds) > 1 and set(what) == {"pictures"}:
+        raise UserError(f"--ema_std={args.ema_std} compares numbers, and --what=pictures has none: add bits or samples")
+    return stds
+
+
+def _open(args: argparse.Namespace, std: float | None) -> Any:
+    """The `TrainedRun` to measure; None if images are measured."""
+    from ddpm_jax.experiment.open_run import open_run
+    from ddpm_jax.experiment.trained_run import DATA_FIELDS, SAMPLE_FIELDS
+    from ddpm_jax.runtime import multi_host
+
+    if args.workdir is None:
+        return None
+    trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights, ema_std=std)
+    if trained.post_hoc is not None and multi_host.is_first():
+        print(trained.post_hoc)
+    trained = trained.with_fields(args.overrides, (*DATA_FIELDS, *SAMPLE_FIELDS))
+    trained.check_measures_images()
+    return trained
+
+
+def _measure(
+    args: argparse.Namespace, settings: Any, trained: Any, std: float | None, written: list[str]
+) -> tuple[str | None, Any, dict[str, Any] | None]:
+    """Measures one set of weights, or the images of a file; returns the text to print, the `Report` of all but samples,
+    and the entry of samples."""
+    from ddpm_jax.evaluation.run_evaluation import Evaluation
+    from ddpm_jax.experiment.open_run import weights_text
+
+    weights, report, metrics, entry = weights_text(args.weights, std), None, None, None
+    if "samples" in settings.what:
+        metrics = _build_sample_metrics(args, trained, weights)  # for its checks, before hours of other measurements
+    if set(settings.what) != {"samples"}:
+        evaluation = Evaluation(trained, settings, workdir=args.workdir, weights=weights)
+        report = evaluation.measure(on_file=written.append)
+    text = report.markdown() if report and set(settings.what) != {"pictures"} else None
+    if metrics is not None:
+        text, entry = _measure_samples(metrics, _sample_folder(args), report, written)
+    return text, report, entry
+
+
+def _compare_lengths(
+    args: argparse.Namespace, settings: Any, stds: Sequence[float], folder: str, written: list[str]
+) -> str | None:
+    """Measures each average into a folder of its own, FOLDER/ema_std_S; returns the table, on the first process."""
+    import dataclasses
+
+    from ddpm_jax.evaluation.ema_lengths import lengths_table, numbers_of, write_lengths
+    from ddpm_jax.runtime import multi_host
+
+    runs = {std: _open(args, std) for std in stds}  # for their checks, before hours of measurements
+    numbers = {}
+    for std, trained in runs.items():
+        out = os.path.join(folder, f"ema_std_{std:g}")
+        of_std = argparse.Namespace(**vars(args) | {"out": out})
+        _, report, entry = _measure(of_std, dataclasses.replace(settings, out=out), trained, std, written)
+        numbers[std] = numbers_of(report.results if report else {}, entry)
+    if not multi_host.is_first():
+        return None
+    errors = {std: trained.post_hoc.profile_error for std, trained in runs.items()}
+    written += write_lengths(folder, numbers, errors)
+    return lengths_table(numbers, errors)
 
 
 def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
@@ -164,8 +237,8 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
         raise UserError(f"--{sampling[0]} is only for a run, and --samples are images: leave it out")
 
 
-def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
-    """The `SampleMetrics` of a `TrainedRun`, or of files if it is None."""
+def _build_sample_metrics(args: argparse.Namespace, trained: Any, weights: str) -> Any:
+    """The `SampleMetrics` of a `TrainedRun` with weights of that name, or of files if it is None."""
     from ddpm_jax.evaluation import sample_metrics
     from ddpm_jax.evaluation.feature_extractors import MAX_PIXELS
     from ddpm_jax.evaluation.metric_settings import SampleSettings
@@ -191,7 +264,7 @@ def _build_sample_metrics(args: argparse.Namespace, trained: Any) -> Any:
             trained = trained.with_sampler(given, batch_size=args.batch_size or None, num_devices=mesh.size)
         with as_typed(args), settings_named(given):
             samples, reference = sample_metrics.sets_of_run(
-                settings, trained, weights=args.weights, mesh=mesh, folder=_sample_folder(args)
+                settings, trained, weights=weights, mesh=mesh, folder=_sample_folder(args)
             )
     return sample_metrics.SampleMetrics(settings, samples, reference, out=_sample_folder(args))
 
@@ -203,8 +276,10 @@ def _sample_folder(args: argparse.Namespace) -> str | None:
     return os.path.abspath(folder) if folder else None
 
 
-def _measure_samples(metrics: Any, folder: str | None, report: Any, written: list[str]) -> str | None:
-    """Measures, adds the result to the `Report` (None: a new one), and returns the text to print."""
+def _measure_samples(
+    metrics: Any, folder: str | None, report: Any, written: list[str]
+) -> tuple[str | None, dict[str, Any] | None]:
+    """Measures, adds the result to the `Report` (None: a new one), and returns the text to print and the entry."""
     from ddpm_jax.evaluation.metrics_from_features import numbers_table
     from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
     from ddpm_jax.runtime import multi_host
@@ -213,15 +288,15 @@ def _measure_samples(metrics: Any, folder: str | None, report: Any, written: lis
         print(f"warning: {metrics.warning}", file=sys.stderr, flush=True)
     entry = metrics.measure()
     if entry is None:  # not the first process
-        return None
+        return None, None
     printed = entry | {"warning": None}  # it was printed before the measurement
     if folder is None:
-        return numbers_table(printed)
+        return numbers_table(printed), entry
     alone = report is None
     report = report or Report(folder, None)
     report.add_samples(entry)
     written += [os.path.join(folder, name) for name in (JSON_NAME, TABLE_NAME)]
-    return numbers_table(printed) if alone else report.markdown()
+    return numbers_table(printed) if alone else report.markdown(), entry
 
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--weights", default="ema", metavar="ema|ema/DECAY|raw",
         help="ema is the first average (default), ema/0.9999 that of this decay, raw the parameters",
     )  # fmt: skip
+    parser.add_argument(
+        "--ema_std", type=float, metavar="S",
+        help="instead: the average of this length, such as 0.1, from the snapshots of a run with optim.ema_stds",
+    )  # fmt: skip
     steps = "--num_sampler_steps=N is the number of sampler steps; --step=N is a checkpoint"
     parser.hints = dict.fromkeys(("steps", "num_steps", "ddim_steps", "num_inference_steps", "timesteps"), steps)
     parser.hints |= dict.fromkeys(("cfg", "cfg_scale", "scale", "w"), "--guidance_scale=S, the papers' 1 + w")
@@ -62,7 +66,7 @@ def _sample(args: argparse.Namespace) -> None:
     import numpy as np
 
     from ddpm_jax.diffusion.rng import check_seed
-    from ddpm_jax.experiment.open_run import open_run
+    from ddpm_jax.experiment.open_run import open_run, weights_text
     from ddpm_jax.experiment.packaged_runs import output_folder
     from ddpm_jax.experiment.sampler_settings import settings_named
     from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS
@@ -73,7 +77,7 @@ def _sample(args: argparse.Namespace) -> None:
     from ddpm_jax.workdir.class_names import numbered
 
     check_seed("--seed", args.seed)
-    trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights)
+    trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights, ema_std=args.ema_std)
     mesh = make_mesh()
     trained = trained.with_fields(args.overrides, SAMPLE_FIELDS)
     given = given_sampler_flags(args)
@@ -87,9 +91,11 @@ def _sample(args: argparse.Namespace) -> None:
 
     is_first = multi_host.is_first()
     if is_first:
-        guidance = _guidance_line(trained.sampler_settings)
+        if trained.post_hoc is not None:
+            print(trained.post_hoc)
+        guidance, weights = _guidance_line(trained.sampler_settings), weights_text(args.weights, args.ema_std)
         print(
-            f"{args.num_samples} samples of step {trained.step} ({args.weights} weights), "
+            f"{args.num_samples} samples of step {trained.step} ({weights} weights), "
             f"{trained.sampler_name} with {generator.num_rows} network calls, {guidance}seed {args.seed}"
         )
     total = generator.num_batches(args.num_samples) * generator.num_rows

@@ -8,7 +8,8 @@ import fnmatch
 
 # Fields that no compiled program depends on.
 NOT_COMPILED = (
-    "train.num_steps", "train.keep_checkpoints", "train.nonfinite_limit", "train.wandb_project", "train.seed",
+    "train.num_steps", "train.keep_checkpoints", "train.num_ema_snapshots", "train.nonfinite_limit",
+    "train.wandb_project", "train.seed",
     "*_every_steps", "data.path", "data.data_dir", "data.split", "data.eval_split", "eval.*", "sample.*",
 )  # fmt: skip
 

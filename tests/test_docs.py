@@ -45,12 +45,12 @@ def small(monkeypatch, tmp_path, tiny_overrides):
     def small_config(name, overrides=()):
         return load_config(name, ["model.name=conv_net", *fixed, *overrides, "train.num_steps=4"])
 
-    def small_run(workdir):
+    def small_run(workdir, **settings):
         if workdir == "runs/digits_classes" and not os.path.exists(workdir):
             return dj.train_model(load_config("digits_classes", ["train.num_steps=4", *fixed]), workdir)
         if workdir == "runs/waves" and not os.path.exists(workdir):
             exec(next(code for page, _, code in EXAMPLES if page == "data.md" and workdir in code), {})
-        return open_run(workdir if os.path.exists(workdir) else workdir.removeprefix("runs/"))
+        return open_run(workdir if os.path.exists(workdir) else workdir.removeprefix("runs/"), **settings)
 
     monkeypatch.chdir(tmp_path)
     os.mkdir("runs")

@@ -13,7 +13,7 @@ from ddpm_jax.runtime.errors import UserError
 # Fields that may change between the runs that share a workdir: length, number of devices, how often something is
 # written, where the data are, and everything that does not affect the parameters.
 CHANGEABLE = (
-    "train.num_steps", "train.num_devices", "train.keep_checkpoints", "train.nonfinite*",
+    "train.num_steps", "train.num_devices", "train.keep_checkpoints", "train.num_ema_snapshots", "train.nonfinite*",
     "train.wandb_project", "*_every_steps",
     "mesh.*", "sample.*", "eval.*", "data.path", "data.data_dir", "model.remat",
 )

@@ -18,6 +18,7 @@ _LEAST = {
     "train.checkpoint_every_steps": 0,
     "train.sample_every_steps": 0,
     "train.keep_checkpoints": 1,
+    "train.num_ema_snapshots": 0,
     "train.nonfinite_limit": 0,
     "sample.num_sampler_steps": 0,
     "sample.num_grid": 1,
@@ -28,6 +29,7 @@ _LEAST = {
 
 _LEAST_FLOAT, _MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal float32 numbers, in which all is computed
 _MOST_BATCH_BYTES = 2**38
+_MAX_SNAPSHOTS = 1000  # a linear system of twice their number is solved
 _MAX_T = 1_000_000  # tables are [T]; beyond this, a mistyped number would exhaust the memory
 
 
@@ -89,6 +91,10 @@ def check_numbers(config: ConfigDict) -> None:
                 raise UserError(f"{field} must be at most {MAX_INT}; got {number}")
         if field in _LEAST and value < _LEAST[field]:
             raise UserError(f"{field} must be at least {_LEAST[field]}; got {value}")
+    if config.train.num_ema_snapshots > _MAX_SNAPSHOTS:
+        raise UserError(
+            f"train.num_ema_snapshots must be in 0..{_MAX_SNAPSHOTS}; got {config.train.num_ema_snapshots}"
+        )
     if config.schedule.num_steps > _MAX_T:
         raise UserError(f"schedule.num_steps must be in 1..{_MAX_T}; got {config.schedule.num_steps}")
 

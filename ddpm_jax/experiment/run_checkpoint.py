@@ -6,6 +6,7 @@ from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.packaged_configs import base_config, with_defaults
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of, whole_number
 from ddpm_jax.training.optimizer import ema_name
+from ddpm_jax.training.power_averages import std_name
 from ddpm_jax.training.train_state import ema_item
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
@@ -26,11 +27,11 @@ def read_run_checkpoint(
     finally:
         checkpoints.close()
     config = with_defaults(config_from_json(config_json))
-    _check_fields(config, workdir)
+    check_known_fields(config, workdir)
     return step, config, params
 
 
-def _check_fields(config: ConfigDict, workdir: str) -> None:
+def check_known_fields(config: ConfigDict, workdir: str) -> None:
     """Raises UserError for a field that a later ddpm_jax has added to a group of today."""
     for group, fields in base_config().items():
         unknown = sorted(set(config[group]) - set(fields))
@@ -43,10 +44,11 @@ def _check_fields(config: ConfigDict, workdir: str) -> None:
 
 def _item_of(weights: str, config_json: str) -> str:
     """The item of a checkpoint that holds `weights`, of those that its config names; UserError for any others."""
-    names = [ema_name(decay) for decay in with_defaults(config_from_json(config_json)).optim.ema_decays]
+    optim = with_defaults(config_from_json(config_json)).optim
+    names = [ema_name(decay) for decay in optim.ema_decays]
     if not names:
         raise UserError("the config of the checkpoint has no average in optim.ema_decays: it was changed by hand")
     items = {"ema": ema_item(names[0], names[0]), "raw": "params"}
-    items |= {f"ema/{name}": ema_item(name, names[0]) for name in names}
+    items |= {f"ema/{name}": ema_item(name, names[0]) for name in (*names, *map(std_name, optim.ema_stds))}
     check_one_of("weights", weights, items)
     return items[weights]

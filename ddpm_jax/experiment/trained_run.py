@@ -25,6 +25,7 @@ from ddpm_jax.experiment import conditions, config_checks, data_factory, model_f
 from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
+from ddpm_jax.experiment.post_hoc_average import PostHocAverage
 from ddpm_jax.experiment.run_samples import RunSamples
 from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.experiment.sampler_settings import settings_named, with_class_numbers, with_sampler_settings
@@ -49,6 +50,7 @@ class TrainedRun:
     config: ConfigDict
     params: dict
     class_names: tuple[str, ...] = ()  # of the classes 0, 1, ...; () if the data have none
+    post_hoc: PostHocAverage | None = None  # how `params` were reconstructed; None if the checkpoint holds them
 
     def __repr__(self) -> str:
         return f"TrainedRun(step={self.step}, data={self.config.data.name!r}, {num_params(self.params):,} parameters)"

@@ -32,6 +32,7 @@ from ddpm_jax.training.stop_request import StopRequest
 from ddpm_jax.training.throughput import Throughput
 from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import BEST_METRIC, Checkpoints
+from ddpm_jax.workdir.ema_snapshots import EmaSnapshots
 
 
 class Trainer:
@@ -43,14 +44,15 @@ class Trainer:
         source: ImageSource,
         held_out: EvalLoss | None,
         checkpoints: Checkpoints,
+        snapshots: EmaSnapshots,
         reporter: Reporter,
         rewinds: Rewinds,
         profiler: StepProfiler,
         workdir: str,
     ):
         self._experiment, self._source, self._held_out = experiment, source, held_out
-        self._checkpoints, self._reporter, self._rewinds = checkpoints, reporter, rewinds
-        self._profiler, self._workdir = profiler, workdir
+        self._checkpoints, self._snapshots, self._reporter = checkpoints, snapshots, reporter
+        self._rewinds, self._profiler, self._workdir = rewinds, profiler, workdir
         self._config = experiment.config
         self._config_json = config_to_json(experiment.config)
         self._step_fn = experiment.jitted_step()
@@ -97,6 +99,7 @@ class Trainer:
                     log_every_steps=train.log_every_steps,
                     checkpoint_every_steps=train.checkpoint_every_steps,
                     sample_every_steps=train.sample_every_steps,
+                    snapshot_steps=frozenset(training_factory.ema_snapshot_steps(self._config)),
                 ),
                 learning_rate=training_factory.build_learning_rate(self._config),
                 window=MetricsWindow(
@@ -106,6 +109,7 @@ class Trainer:
                 ),
                 reporter=self._reporter,
                 stop=stop,
+                snapshot=self._snapshot,
                 save=self._save,
                 preview=self._preview,
                 rates=Throughput(
@@ -117,6 +121,10 @@ class Trainer:
                 ),
                 profiler=self._profiler,
             )
+
+    def _snapshot(self, state: TrainState) -> None:
+        names = training_factory.build_power_averages(self._config)
+        self._snapshots.write(int(state.step), {name: state.ema[name] for name in names})
 
     def _save(self, state: TrainState) -> dict[str, float]:
         metrics = {BEST_METRIC: self._held_out.mean_loss(state.ema_params)} if self._held_out else None
@@ -212,6 +220,7 @@ class Trainer:
             state = self._experiment.fresh_state()
         step = int(state.step)
         self._rewinds.add(at=error.step, to=step, write=multi_host.is_first())
+        self._snapshots.delete_after(step)
         self._reporter.rewind(step)
         left_out = error.step - step
         self._reporter.note(

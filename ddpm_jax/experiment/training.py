@@ -19,6 +19,7 @@ from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.resume import resumed_state, saved_length
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.experiment.trainer import Trainer
+from ddpm_jax.experiment.training_factory import build_power_averages, ema_snapshot_steps
 from ddpm_jax.experiment.training_samples import draw_final, last_file
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime import multi_host
@@ -31,8 +32,10 @@ from ddpm_jax.training.nonfinite import Rewinds
 from ddpm_jax.training.profiler import StepProfiler
 from ddpm_jax.training.run_log import Reporter, read_metrics
 from ddpm_jax.training.stop_request import StopRequest
+from ddpm_jax.training.train_state import TrainState
 from ddpm_jax.workdir.checkpoints import Checkpoints
 from ddpm_jax.workdir.class_names import write_class_names
+from ddpm_jax.workdir.ema_snapshots import EmaSnapshots, snapshot_bytes
 from ddpm_jax.workdir.workdir_path import check_workdir
 
 FEW_CALLS = 50  # of a sampler: fewer are not much quicker
@@ -42,8 +45,8 @@ QUICKER = f", quicker with --config.sample.sampler=euler_ancestral --config.samp
 def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int | None:
     """Trains as `config` says, resuming from the newest checkpoint in `workdir`.
 
-    Leaves in `workdir`: checkpoints/, config.json, metrics.jsonl, TensorBoard events, and in samples/ the grids
-    of raw and EMA weights, the strip and the animation of a batch being denoised.
+    Leaves in `workdir`: checkpoints/, with optim.ema_stds ema_snapshots/, config.json, metrics.jsonl, TensorBoard
+    events, and in samples/ the grids of raw and EMA weights, the strip and the animation of a batch being denoised.
 
     Args:
       profile_steps: "FIRST:LAST" writes a JAX profiler trace of these updates into <workdir>/profile.
@@ -67,7 +70,7 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     source = experiment.source()
     held_out = build_eval_loss(experiment)
     _check_writable(workdir)
-    rewinds = Rewinds(workdir)
+    rewinds, snapshots = Rewinds(workdir), EmaSnapshots(workdir)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, create=True)
     try:
         if not checkpoints.steps():
@@ -75,8 +78,10 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         length_before = saved_length(checkpoints)
         state = resumed_state(experiment, checkpoints)
         resumed = state is not None
+        snapshots.delete_after(int(state.step) if resumed else 0)
         if not resumed or int(state.step) < config.train.num_steps:
-            checkpoints.check_room(experiment.abstract_state)  # before hours of work, not at the first save
+            # Before hours of work, not at the first save.
+            checkpoints.check_room(experiment.abstract_state, _bytes_of_snapshots(experiment, state))
         beyond = resumed and int(state.step) > config.train.num_steps  # nothing of the run becomes shorter
         if multi_host.is_first() and not beyond:
             with replace_file(os.path.join(workdir, "config.json"), "w") as file:
@@ -101,7 +106,9 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
             wandb_project=config.train.wandb_project,
             config=flatten(config),
         ) as reporter:
-            training = Trainer(experiment, source, held_out, checkpoints, reporter, rewinds, profiler, workdir)
+            training = Trainer(
+                experiment, source, held_out, checkpoints, snapshots, reporter, rewinds, profiler, workdir
+            )
             with StopRequest() as stop:
                 _introduce(
                     reporter, experiment, source, held_out, workdir, first_step if resumed else None, length_before
@@ -173,6 +180,14 @@ def last_lines(config: ConfigDict, workdir: str) -> list[str]:
         f"next: python -m ddpm_jax.sample --workdir={shlex.quote(workdir)} --num_samples={config.sample.num_grid} "
         f"--seed=1 {guided}--out={shlex.quote(f'{workdir}/samples/new')}",
     ]
+
+
+def _bytes_of_snapshots(experiment: Experiment, state: TrainState | None) -> int:
+    """The bytes of the snapshots of averages that are still to come."""
+    first = 0 if state is None else int(state.step)
+    num_left = sum(step > first for step in ema_snapshot_steps(experiment.config))
+    averages = {name: experiment.abstract_state.ema[name] for name in build_power_averages(experiment.config)}
+    return num_left * snapshot_bytes(averages)
 
 
 def _check_writable(workdir: str) -> None:

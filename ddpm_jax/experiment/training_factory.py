@@ -22,7 +22,9 @@ from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizer import StepFn, make_ema_decays, make_learning_rate, make_optimizer
+from ddpm_jax.training.power_averages import PowerDecay, make_power_averages
 from ddpm_jax.training.train_step import TrainStep, make_train_step
+from ddpm_jax.workdir.ema_snapshots import due_steps
 
 NONFINITE = ("stop", "skip", "rewind")  # how a loss that is not finite is handled
 
@@ -59,10 +61,23 @@ def build_timestep_sampler(config: ConfigDict) -> TimestepSampler:
 
 
 def build_ema_decays(config: ConfigDict) -> dict[str, StepFn]:
-    """The decays of the averages by name; the first average is the one that is sampled."""
+    """The decays of all averages by name; the first average is the one that is sampled."""
     optim = config.optim
     with fields_named("optim", {"decay": "optim.ema_decays", "decays": "optim.ema_decays", "start": "optim.ema_start"}):
-        return make_ema_decays(optim.ema_decays, start=optim.ema_start)
+        decays = make_ema_decays(optim.ema_decays, start=optim.ema_start)
+    return decays | build_power_averages(config)
+
+
+def build_power_averages(config: ConfigDict) -> dict[str, PowerDecay]:
+    """The decays of the averages of optim.ema_stds by name, of which snapshots are kept."""
+    with fields_named("optim", {"std": "optim.ema_stds", "stds": "optim.ema_stds"}):
+        return make_power_averages(config.optim.ema_stds)
+
+
+def ema_snapshot_steps(config: ConfigDict) -> list[int]:
+    """The steps of the snapshots of the averages of optim.ema_stds; none if there are no such averages."""
+    num_snapshots, num_steps = config.train.num_ema_snapshots, config.train.num_steps
+    return due_steps(num_snapshots, num_steps) if config.optim.ema_stds and num_snapshots else []
 
 
 def learning_rate_steps(config: ConfigDict, name: str) -> int:

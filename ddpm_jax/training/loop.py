@@ -4,7 +4,7 @@ After a `StopRequest` it finishes its step, saves and returns.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -34,6 +34,7 @@ class LoopSettings:
     log_every_steps: int
     checkpoint_every_steps: int
     sample_every_steps: int
+    snapshot_steps: Collection[int] = ()  # those with a snapshot of the averages
 
 
 class EarlySpeed:
@@ -90,6 +91,7 @@ def run_loop(
     window: MetricsWindow,
     reporter: Reporter,
     stop: StopRequest,
+    snapshot: Callable[[TrainState], None],
     save: Callable[[TrainState], dict[str, float]],
     preview: Callable[[TrainState], dict[str, float]],
     rates: Callable[[int, float], dict[str, float]],
@@ -101,6 +103,7 @@ def run_loop(
       train_step: jitted; donates its state.
       batches: on the devices: the batch of step state.step, of the next step, and so on.
       key_of_step: step -> the key of the update that starts from it.
+      snapshot: writes averages of a state; before `save` at the same step, so that a checkpoint has its snapshots.
       save: starts saving a state and returns numbers to report (such as the eval loss).
       preview: draws images from a state and returns numbers to report.
       rates: (steps, seconds) since the last report -> numbers to report.
@@ -126,6 +129,11 @@ def run_loop(
         ending = step >= settings.num_steps or signal_of_all.ask(stop.signal_number or 0) > 0
         saving = ending or _due(step, settings.checkpoint_every_steps)
         previewing = _due(step, settings.sample_every_steps) and step < settings.num_steps
+        if step in settings.snapshot_steps:
+            window.wait(0)
+            before = time.monotonic()
+            snapshot(state)
+            since += time.monotonic() - before  # the rates are those of the updates alone
         if saving or previewing or _due(step, settings.log_every_steps):
             is_first, num_steps = step == first_step + len(window), len(window)
             numbers = window.numbers(step)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ddpm_jax.runtime.devices import LEAST_SHARDED
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+from ddpm_jax.training.power_averages import PowerDecay
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:
@@ -134,13 +135,20 @@ def update_averages(
 ) -> dict[str, PyTree]:
     """ema <- decay_n * ema + (1 - decay_n) * params for each average, where n is `step`.
 
+    The average of a `PowerDecay` is updated by ema <- ema + (1 - decay_n) * (params - ema): in a long run 1 - decay_n
+    has more digits than decay_n, which is close to 1, can hold.
+
     Raises:
       UserError: the averages in `ema` are not those in `decays`.
     """
     if ema.keys() != decays.keys():
         raise UserError(f"the averages of the state must be those of the decays, {sorted(decays)}; got {sorted(ema)}")
 
-    def updated(average: PyTree, decay: Float[Array, ""]) -> PyTree:
+    def updated(average: PyTree, decay_fn: StepFn) -> PyTree:
+        if isinstance(decay_fn, PowerDecay):
+            share = decay_fn.share_of_new(step)
+            return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
+        decay = decay_fn(step)
         return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
 
-    return {name: updated(ema[name], decay_fn(step)) for name, decay_fn in decays.items()}
+    return {name: updated(ema[name], decay_fn) for name, decay_fn in decays.items()}

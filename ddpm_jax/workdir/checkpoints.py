@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ddpm_jax.runtime import multi_host
-from ddpm_jax.runtime.disk_space import MARGIN_BYTES, check_room, folder_bytes, full_error, is_full
+from ddpm_jax.runtime.disk_space import MARGIN_BYTES, check_room, folder_bytes, full_error, is_full, size_text
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoint_format import config_item
 from ddpm_jax.workdir.checkpoint_manifest import write_manifest
@@ -162,15 +162,20 @@ class Checkpoints:
         if multi_host.is_first():
             self._manifest = self._background.submit(self._write_manifest, step)
 
-    def check_room(self, state: State) -> None:
-        """Raises DiskFullError if the disk has no room for a checkpoint of `state` (arrays, or their shapes)."""
+    def check_room(self, state: State, snapshot_bytes: int = 0) -> None:
+        """Raises DiskFullError if the disk has no room for a checkpoint of `state` (arrays, or their shapes).
+
+        Args:
+          snapshot_bytes: of the EMA snapshots to come, for which there must be room as well.
+        """
         arrays = jax.tree.leaves(state.items())
         # Compressed arrays are somewhat smaller: random float32 numbers by 8 percent.
         num_bytes = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in arrays)
         last = self._last()
         if last is not None:
             num_bytes = max(num_bytes, folder_bytes(os.path.join(self.directory, str(last))))
-        check_room(self.directory, num_bytes + MARGIN_BYTES, self._next())
+        snapshots = f", with the EMA snapshots to come ({size_text(snapshot_bytes)})," if snapshot_bytes else ""
+        check_room(self.directory, num_bytes + snapshot_bytes + MARGIN_BYTES, self._next() + snapshots)
 
     def _write_manifest(self, step: int) -> None:
         self._manager.wait_until_finished()  # on process 0 only, which commits when all processes are done

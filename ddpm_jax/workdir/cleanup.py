@@ -10,19 +10,20 @@ from ddpm_jax.runtime import multi_host
 
 # Temporary names of Orbax and of `replace_file`. Only those that training itself writes, because other commands may be
 # writing into the workdir at the same time.
-_FOLDERS = "checkpoints/*.orbax-checkpoint-tmp*"
+_FOLDERS = ("checkpoints/*.orbax-checkpoint-tmp*", "ema_snapshots/.*.part")
 _FILES = (".rewinds.json.*.part", "nonfinite/.step_*.part", ".wandb_id.*.part", ".config.json.*.part",
           ".metrics.jsonl.*.part", "checkpoints/*/.manifest.json.*.part",
           "samples/.step_*.part", "samples/.final_*.part", "samples/.denoising.*.part")  # fmt: skip
 
 
 def delete_unfinished(workdir: str | os.PathLike) -> None:
-    """Deletes unfinished files, on process 0. Call it only under the workdir's lock, while nothing is saved."""
+    """Deletes what is unfinished, on process 0. Call it only under the workdir's lock, while nothing is saved."""
     if not multi_host.is_first():
         return
-    for path in Path(workdir).glob(_FOLDERS):
-        # A thread of a failed save may still be writing; the next start deletes what remains.
-        shutil.rmtree(path, ignore_errors=True)
+    for pattern in _FOLDERS:
+        for path in Path(workdir).glob(pattern):
+            # A thread of a failed save may still be writing; the next start deletes what remains.
+            shutil.rmtree(path, ignore_errors=True)
     for pattern in _FILES:
         for path in Path(workdir).glob(pattern):
             path.unlink()

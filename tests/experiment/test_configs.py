@@ -93,8 +93,8 @@ def small(name):
 # Fields that the train step does not have, and those of which it has the number alone: 0 may leave something out.
 NOT_OF_THE_STEP = (
     "data.name", "data.path", "data.data_dir", "data.split", "data.eval_split", "train.seed", "train.num_steps",
-    "train.*_every_steps", "train.keep_checkpoints", "train.nonfinite_limit", "train.wandb_project", "sample.*",
-    "eval.*",
+    "train.*_every_steps", "train.keep_checkpoints", "train.num_ema_snapshots", "train.nonfinite_limit",
+    "train.wandb_project", "sample.*", "eval.*",
 )  # fmt: skip
 NUMBERS = (
     "data.image_size", "unet.channels", "unet.attention_resolutions", "schedule.num_steps", "train.batch_size",

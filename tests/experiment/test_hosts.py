@@ -15,6 +15,7 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.multi_host_flags import _how_to_join
 from ddpm_jax.training.run_log import read_metrics
 from ddpm_jax.workdir.checkpoints import Checkpoints
+from ddpm_jax.workdir.ema_snapshots import EmaSnapshots
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def shared_run(flags, made_once):
     """A run that two processes trained together without a stop: what they printed, and the workdir."""
 
     def make(folder):
-        processes = HostProcesses(folder, "train", [*flags, f"--workdir={folder / 'run'}"])
+        own = ["--config.optim.ema_stds=0.05,0.1", "--config.train.num_ema_snapshots=4", f"--workdir={folder / 'run'}"]
+        processes = HostProcesses(folder, "train", [*flags, *own])
         assert processes.codes() == [0, 0], processes.all_output()
 
     folder = made_once("shared_by_hosts", make)
@@ -63,6 +65,10 @@ def test_two_processes_train_what_one_does(shared_run, straight_run):
     names = {path.name for path in (workdir / "samples").iterdir()}
     assert names == {"denoising.gif", "denoising.png", "final_ema.png", "final_raw.png"}
     assert "model     1,393 parameters on 4 x cpu" in processes.lines(0)
+    snapshots = EmaSnapshots(workdir)  # written by process 0
+    assert snapshots.steps() == [2, 4, 6, 8]
+    _, of_checkpoint = weights(workdir, "ema_std_0.1")
+    assert all(map(np.array_equal, jax.tree.leaves(snapshots.read(8, "std_0.1")), of_checkpoint))
 
 
 @pytest.mark.processes

@@ -20,6 +20,7 @@ from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.nonfinite import Rewind, Rewinds
 from ddpm_jax.training.run_log import read_metrics
 from ddpm_jax.workdir.checkpoints import Checkpoints
+from ddpm_jax.workdir.ema_snapshots import EmaSnapshots
 
 
 @pytest.fixture
@@ -79,8 +80,10 @@ def test_rewind_leaves_the_batches_out(config_of, state_of, tmp_path, monkeypatc
     config = config_of("train.nonfinite=rewind")
     by_hand = build_experiment(config)
     with monkeypatch.context() as patch:
-        taken = poison(patch, config, 4)
+        taken, deleted = poison(patch, config, 4), []
+        patch.setattr(EmaSnapshots, "delete_after", lambda snapshots, step: deleted.append(step))
         assert train(config, str(tmp_path / "one")) is None
+    assert deleted == [0, 4]  # at the start, and those of the updates that are left out
     assert taken == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8]  # 4 and 5 before it was seen at step 6
     assert "loss became nan at step 5: rewinding to step 4, leaving out the 1 batch since (rewind 1 of at most 3)" in (
         capsys.readouterr().out

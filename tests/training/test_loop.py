@@ -17,7 +17,10 @@ from ddpm_jax.training.throughput import Throughput
 from ddpm_jax.training.train_state import TrainState
 
 
-def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=None, stop=None):
+def loop(
+    tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, snapshots=(), on_snapshot=None, bad=None,
+    stop=None,
+):  # fmt: skip
     """Runs the loop; step n has loss n, t bin 0 holds n of n images. Returns (last step, saved, drawn)."""
     saved, drawn = [], []
 
@@ -47,10 +50,11 @@ def loop(tmp_path, *, num_steps=10, start=0, log=0, checkpoint=0, sample=0, bad=
             iter(jnp.full((2, 1), n, jnp.uint8) for n in range(start, 100)),
             key_of_step=lambda step: jax.random.key(0),
             mesh=make_mesh(1),
-            settings=LoopSettings(num_steps, 2, log, checkpoint, sample),
+            settings=LoopSettings(num_steps, 2, log, checkpoint, sample, snapshots),
             learning_rate=lambda n: jnp.float32(n),
             reporter=reporter,
             stop=stop[1] if stop else StopRequest(),
+            snapshot=lambda state: on_snapshot(int(state.step), list(saved)),
             save=save,
             preview=preview,
             window=MetricsWindow(),
@@ -74,6 +78,12 @@ def test_periods(tmp_path):
     assert "images_per_second" not in lines[3] and lines[8]["images_per_second"] > 0
     assert [step for step in lines if "sample_mean_c1" in lines[step]] == [5]
     assert [lines[step]["loss_max"] for step in lines] == [3, 4, 5, 6, 8, 9, 10]
+
+
+def test_snapshots_come_before_the_checkpoint_of_their_step(tmp_path):
+    taken = []
+    loop(tmp_path, checkpoint=4, snapshots=(4, 5, 10), on_snapshot=lambda *step_and_saved: taken.append(step_and_saved))
+    assert taken == [(4, []), (5, [4]), (10, [4, 8])]
 
 
 def test_zero_means_never(tmp_path):
