@@ -58,10 +58,13 @@ def guidance_of(config: ConfigDict, weak: WeakNetwork | None = None) -> Guidance
         of_weak = settings({}).replace(weak_params=weak.params)
         return lambda ids: of_weak
     if negative is None and not has_null(spec):
+        what, remedy = f"sample.guidance_scale={sample.guidance_scale}", "take 1"
+        if sample.cfg_plus_plus:
+            what, remedy = "sample.cfg_plus_plus=True", "leave it out"
         raise UserError(
-            f"sample.guidance_scale={sample.guidance_scale} needs a network that was also trained without the "
-            f"condition; the run has condition.drop_rate={config.condition.drop_rate} and "
-            f"model.num_classes={config.model.num_classes}: take 1, or train with condition.drop_rate=0.1"
+            f"{what} needs a network that was also trained without the condition; the run has "
+            f"condition.drop_rate={config.condition.drop_rate} and model.num_classes={config.model.num_classes}: "
+            f"{remedy}, or train with condition.drop_rate=0.1"
             + ("" if config.model.num_classes else " and model.num_classes=N")
         )
     if negative is not None:

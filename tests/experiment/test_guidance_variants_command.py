@@ -140,6 +140,11 @@ def test_a_network_of_another_process_is_refused(run, tiny_config, tmp_path):
         run.sample(8, autoguidance=tmp_path, guidance_scale=2.0, **DRAW)
 
 
+def test_cfg_plus_plus_of_a_run_without_classes_is_refused(straight_run):
+    with pytest.raises(UserError, match="^cfg_plus_plus=True needs a network .* model.num_classes=0: leave it out"):
+        open_run(straight_run).sample(8, cfg_plus_plus=True, **DRAW)
+
+
 def test_benchmark_refuses_it(capsys):
     assert benchmark.main(["--config=digits", "--config.sample.autoguidance=x", "--dry_run", "--nocompile"]) == 2
     assert "one network at a time; got sample.autoguidance='x'" in capsys.readouterr().err
