@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"Variants of guidance to class {LABEL}, ancestral with {settings.variant_calls} calls: 1000 x sliced W2 to "
         f"the class and to p(x) p(class | x)^{settings.variant_scale:g}, mean of p(class | x) in percent, standard "
         "deviation",
-        ["method", "to the class", "to the sharpened law", "p(class)", "deviation"],
+        ["method", "to the class", "to the sharpened one", "p(class)", "deviation"],
         variants_table(settings),
     )
     progress("variants of guidance")

@@ -18,6 +18,7 @@ import numpy as np
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.gradient_guidance import class_log_prob, gradient_guidance
 from ddpm_jax.diffusion.guidance import Guide, autoguidance, classifier_free_guidance, make_guidance
+from ddpm_jax.diffusion.process import Prediction
 from ddpm_jax.diffusion.projected_guidance import make_projection
 from ddpm_jax.diffusion.samplers import ddim_table
 from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_rows
@@ -46,7 +47,7 @@ def programs(config: str, batch_size: int) -> dict[str, Callable[[], jax.Array]]
         return classifier_free_guidance(process, make_guidance({"label": null}, **{"scale": SCALE} | settings))
 
     def away_from(weak_params: dict) -> Guide:
-        def weak_predict_fn(x_t: jax.Array, t: jax.Array, condition: dict) -> jax.Array:
+        def weak_predict_fn(x_t: jax.Array, t: jax.Array, condition: dict) -> Prediction:
             return process.predict(lambda x, t: weak.model.apply({"params": weak_params}, x, t, condition), x_t, t)
 
         return autoguidance(process, make_guidance({}, scale=SCALE), weak_predict_fn)

@@ -27,7 +27,7 @@ def variants_table(settings: Settings) -> list[list[str]]:
     ]
     rows = [
         ["exact samples of the class", in_thousandths(estimate(claims[0].floor)), "", *of_class(law, claims[0].exact)],
-        ["exact samples of the sharpened law", "", in_thousandths(estimate(claims[1].floor)),
+        ["exact samples, sharpened", "", in_thousandths(estimate(claims[1].floor)),
          *of_class(law, claims[1].exact)],
     ]  # fmt: skip
     table = SAMPLERS["ancestral"](process, settings.variant_calls)

@@ -86,8 +86,7 @@ def gradient_guidance(process: Process, log_prob_fn: LogProbFn, *, scale: Scale 
 
     def guide(predict_fn: PredictFn) -> PredictFn:
         def predict(x_t: Float[Array, "B *D"], t: Steps, condition: Condition) -> Prediction:
-            predicted = predict_fn(x_t, t, condition)
-            return predicted._replace(value=predicted.value + _change_of_value(process, shift(x_t, t), t))
+            return _shifted(process, predict_fn(x_t, t, condition), shift(x_t, t), t)
 
         return predict
 
@@ -115,12 +114,19 @@ def x_0_hat_guidance(
                 return jnp.sum(log_prob_of_x_0_fn(x_0_hat)), predicted
 
             gradient, predicted = jax.grad(log_prob, has_aux=True)(x_t)
-            change = _change_of_value(process, _per_image(scale, x_t) * gradient, t)
-            return predicted._replace(value=predicted.value + change)
+            return _shifted(process, predicted, _per_image(scale, x_t) * gradient, t)
 
         return predict
 
     return guide
+
+
+def _shifted(process: Process, predicted: Prediction, shift: Float[Array, "B *D"], t: Steps) -> Prediction:
+    """The prediction whose eps is eps - sqrt(1 - alpha-bar_t) shift; with CFG++ the reference too, so that both
+    x_0_hat and the eps that leads back to x_s are shifted."""
+    change = _change_of_value(process, shift, t)
+    reference = None if predicted.reference is None else predicted.reference + change
+    return predicted._replace(value=predicted.value + change, reference=reference)
 
 
 def _change_of_value(process: Process, shift: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:

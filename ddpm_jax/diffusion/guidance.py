@@ -88,6 +88,11 @@ def make_guidance(
         got = ",".join(map(str, interval)) or "nothing"
         raise UserError(f"{arg('guidance_interval')} must be LOW,HIGH of the log SNR, LOW below HIGH; got {got}")
     low, high = interval
+    if renoises and projection is not None:
+        raise UserError(
+            f"{arg('apg_eta')} and {arg('apg_norm')} must be 1 and 0 with {arg('cfg_plus_plus')}, whose scale is in "
+            "[0, 1]: there is no difference beyond the conditional prediction to project"
+        )
     if renoises and not scale <= 1:
         raise UserError(
             f"{arg('guidance_scale')} must be in [0, 1] with {arg('cfg_plus_plus')}; got {scale}: it is the paper's "

@@ -1,7 +1,8 @@
 """Adaptive projected guidance, APG (Sadat et al. 2024, "Eliminating Oversaturation and Artifacts of High Guidance
 Scales"): the difference that guidance adds to x_0_hat is limited in length, and its part along x_0_hat is weakened.
 
-That part changes the contrast of the image; the rest changes what the image shows.
+That part changes the contrast of the image; the rest changes what the image shows. Differs: the paper's momentum, a
+running sum of the differences of earlier steps, is left out.
 """
 
 import math

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.class_condition import checked_classes
-from ddpm_jax.experiment.fingerprint import fingerprint
 from ddpm_jax.experiment.generator import ClassifierOf, ConditionOf
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
 from ddpm_jax.experiment.same_process import check_same_num_classes, check_same_x_t
+from ddpm_jax.experiment.weights_digest import weights_digest
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.devices import replicated
 from ddpm_jax.runtime.errors import UserError, arg
@@ -42,7 +42,7 @@ class TrainedClassifier:
     @property
     def facts(self) -> dict[str, object]:
         """What a report says of it, as JSON: step, num_classes, fingerprint of the weights."""
-        return {"step": self.step, "num_classes": self.num_classes, "fingerprint": fingerprint(self.params)}
+        return {"step": self.step, "num_classes": self.num_classes, "fingerprint": weights_digest(self.params)}
 
     @functools.cached_property
     def network(self) -> nn.Module:

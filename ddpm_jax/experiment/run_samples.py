@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.experiment import conditions, sample_guidance, sampler_factory
 from ddpm_jax.experiment.classifier import classifier_of, classifier_of_samples, drawn_classes
-from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
 from ddpm_jax.runtime import multi_host
@@ -88,7 +87,10 @@ class RunSamples:
             changed = os.stat(os.path.join(workdir, "checkpoints")).st_mtime_ns
         except OSError:
             return read(config)  # which says what is wrong
-        key = config_to_json(config), changed
+        sample = config.sample
+        of_field = {name: sample[name] for name in sorted(sample) if name.startswith(field)}
+        # What is checked with it: whether it has an effect, and what else samples are guided away from.
+        key = (of_field, sample.guidance_scale == 1, sample.cfg_plus_plus, sample.negative_classes, changed)
         if field not in self._others or self._others[field][0] != key:
             self._others[field] = key, read(config)
         return self._others[field][1]

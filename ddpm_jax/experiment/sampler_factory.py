@@ -84,15 +84,16 @@ def build_table(config: ConfigDict, process: Process) -> SamplerTable:
         else:
             wanted = fields.num_sampler_steps or schedule.num_steps
             steps = spaced_steps(schedule.num_steps, wanted, fields.spacing, schedule=schedule)
-        return _named_table(config, process, fields.sampler, steps)
+        return _named_table(config, process, "sampler", steps)
 
 
-def _named_table(config: ConfigDict, process: Process, sampler: str, steps: np.ndarray) -> SamplerTable:
-    table = _TABLES[sampler](process, steps, config)
+def _named_table(config: ConfigDict, process: Process, field: str, steps: np.ndarray) -> SamplerTable:
+    """The table of the sampler in the field `sample.<field>`."""
+    table = _TABLES[config.sample[field]](process, steps, config)
     if config.sample.cfg_plus_plus and table.c_x_0_reference is None:
         raise UserError(
-            f"sample.cfg_plus_plus=True needs the sampler ancestral, ddim, euler or euler_ancestral, whose eps can be "
-            f"that of the reference; got {sampler!r}"
+            f"sample.cfg_plus_plus=True needs ancestral, ddim, euler or euler_ancestral as sample.{field}, whose eps "
+            f"can be that of the reference; got {config.sample[field]!r}"
         )
     if not process.parameterisation.fractional and not jnp.issubdtype(table.t.dtype, jnp.integer):
         raise UserError(
@@ -106,7 +107,7 @@ def build_preview_table(config: ConfigDict, process: Process) -> SamplerTable:
     """The table of `sample.preview_sampler` with `sample.num_preview_steps` steps, for images during training."""
     with fields_named("sample", _PREVIEW_NAMES | {"steps=None": f"sample.num_preview_steps={process.num_steps}"}):
         steps = spaced_steps(process.num_steps, min(config.sample.num_preview_steps, process.num_steps))
-        return _named_table(config, process, config.sample.preview_sampler, steps)
+        return _named_table(config, process, "preview_sampler", steps)
 
 
 def check_sample_batch(config: ConfigDict, mesh: Mesh) -> None:

@@ -24,9 +24,10 @@ SAMPLER_SETTINGS = (
 _FIELDS = {name: f"sample.{name}" for name in SAMPLER_SETTINGS} | {
     "variance": "diffusion.variance", "batch_size": "sample.batch_size"
 }  # fmt: skip
-_OF_GUIDANCE = (
-    "guidance_interval", "guidance_rescale", "negative_classes", "apg_eta", "apg_norm", "autoguidance",
-)  # fmt: skip
+_OF_GUIDANCE = {  # with the value that is no setting
+    "guidance_interval": (), "guidance_rescale": 0.0, "negative_classes": (), "apg_eta": 1.0, "apg_norm": 0.0,
+    "autoguidance": "",
+}  # fmt: skip
 
 
 @contextmanager
@@ -72,12 +73,15 @@ def with_sampler_settings(
             f"{arg('clip_x_0')} has no effect where a dynamic threshold takes its place, here of "
             f"{sample.dynamic_threshold:g}: give {arg('dynamic_threshold=0')} too"
         )
-    idle = [name for name in _OF_GUIDANCE if name in given]
+    idle = [name for name, neutral in _OF_GUIDANCE.items() if name in given and sample[name] != neutral]
     if idle and not is_guided(config):
         raise UserError(f"{arg(idle[0])} needs a {arg('guidance_scale')} other than 1, which is no guidance")
     for name in ("autoguidance_step", "autoguidance_weights"):
         if name in given and not sample.autoguidance:
             raise UserError(f"{arg(name)} needs an {arg('autoguidance')}, the run that it is of")
+    if not sample.autoguidance or ("autoguidance" not in given and not is_guided(config)):
+        with config.unlocked():  # no guidance was asked for, so that the run's own reference is not used
+            sample.update({"autoguidance": "", "autoguidance_step": 0, "autoguidance_weights": "ema"})
     if "classifier_scale" in given and not sample.classifier:
         raise UserError(f"{arg('classifier_scale')} needs a {arg('classifier')}, the run of a classifier")
     _check_effect(given, sample.sampler)

@@ -286,14 +286,14 @@ class TrainedRun:
             return read_class_names(classifier)
         return self.class_names
 
-    def _check_same_names(self, classifier: object) -> None:
-        """Raises UserError if the run and a classifier both have names for their classes, and not the same."""
-        if not self.config.model.num_classes or not isinstance(classifier, str | os.PathLike) or not classifier:
+    def _check_same_names(self, setting: str, workdir: object) -> None:
+        """Raises UserError if the run and another one both have names for their classes, and not the same."""
+        if not self.config.model.num_classes or not isinstance(workdir, str | os.PathLike) or not workdir:
             return
-        theirs = read_class_names(classifier)
+        theirs = read_class_names(workdir)
         if theirs and self.class_names and theirs != self.class_names:
             raise UserError(
-                f"{arg('classifier')} has the classes {numbered(theirs)}; the run has {numbered(self.class_names)}"
+                f"{arg(setting)} has the classes {numbered(theirs)}; the run has {numbered(self.class_names)}"
             )
 
     def with_sampler(self, given: Mapping[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
@@ -301,8 +301,8 @@ class TrainedRun:
         for name in ("classifier", "autoguidance"):
             if given.get(name, "") is None:  # none, as the config says it
                 given = {**given, name: ""}
-        classifier = given.get("classifier", self.config.sample.classifier)
-        self._check_same_names(classifier)
-        given = with_class_numbers(given, self.names_of_classes(classifier))
+            self._check_same_names(name, given.get(name, self.config.sample[name]))
+        names = self.names_of_classes(given.get("classifier", self.config.sample.classifier))
+        given = with_class_numbers(given, names)
         config = with_sampler_settings(self.config, given, batch_size=batch_size, num_devices=num_devices)
         return dataclasses.replace(self, config=config)

@@ -19,10 +19,10 @@ from ddpm_jax.diffusion.process import Prediction, Process
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.conditions import condition_spec
 from ddpm_jax.experiment.config_checks import fields_named
-from ddpm_jax.experiment.fingerprint import fingerprint
 from ddpm_jax.experiment.objective_factory import draws_images
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
 from ddpm_jax.experiment.same_process import check_same_num_classes, check_same_x_t
+from ddpm_jax.experiment.weights_digest import weights_digest
 from ddpm_jax.runtime.devices import replicated
 from ddpm_jax.runtime.errors import UserError
 
@@ -43,7 +43,7 @@ class WeakNetwork:
     @property
     def facts(self) -> dict[str, object]:
         """What a report says of it, as JSON: step, fingerprint of the weights."""
-        return {"step": self.step, "fingerprint": fingerprint(self.params)}
+        return {"step": self.step, "fingerprint": weights_digest(self.params)}
 
     def predict_of(self, process: Process, params: dict) -> PredictFn:
         """(x_t, t, condition) -> the prediction of the network with these parameters, at the steps of `process`."""

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from ddpm_jax.runtime.errors import MAX_INT, UserError
+from ddpm_jax.runtime.errors import MAX_INT, UserError, arg
 from ddpm_jax.runtime.json_files import read_json
 from ddpm_jax.workdir.checkpoint_format import migrated
 from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, DamagedError, verify
@@ -64,13 +64,13 @@ class CheckpointReader:
     def one_of(self, steps: Sequence[int], step: int, read: Callable[[int], Any]) -> Any:
         """`read(step)`; raises UserError if the step is not in `steps`, or is damaged."""
         if step not in steps:
-            raise UserError(f"--step must be one of {steps}; got {step}")
+            raise UserError(f"{arg('step')} must be one of {steps}; got {step}")
         try:
             return read(step)
         except UserError:
             raise
         except _DAMAGE as error:
-            raise UserError(f"{self._damaged(step, error)}; use another --step of {steps}") from error
+            raise UserError(f"{self._damaged(step, error)}; use another {arg('step')} of {steps}") from error
 
     def newest(self, steps: Sequence[int], read: Callable[[int], Any]) -> tuple[int, Any]:
         """(step, read(step)) for the newest readable one of the ascending `steps`; warns about each unreadable one.

@@ -10,6 +10,7 @@ import pytest
 from test_guidance import NONE, SCHEDULE, X_T, D, T, exact_x_0, guided, levels, make_model_fn
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.gradient_guidance import gradient_guidance
 from ddpm_jax.diffusion.guidance import autoguidance, classifier_free_guidance, make_guidance
 from ddpm_jax.diffusion.parameterisations import PREDICTIONS
 from ddpm_jax.diffusion.process import Process
@@ -120,6 +121,25 @@ def test_the_ends_of_cfg_plus_plus(table):
     assert np.abs(drawn(table, True, 1.0) - unguided).max() > 0.01
 
 
+def test_a_classifier_guides_both_parts_of_cfg_plus_plus():
+    """Outside of the interval CFG++ is no guidance, so that the classifier guides as without it."""
+    process, table = Process(SCHEDULE), ddim_table(SCHEDULE, steps=STEPS)
+    by_gradient = gradient_guidance(process, lambda x_t, t: -0.5 * jnp.sum((x_t - 0.3) ** 2, axis=-1), scale=2.0)
+
+    def samples(guide):
+        denoise_fn = make_denoiser(
+            process, make_model_fn(process), condition={"label": jnp.full(64, 1)}, guide=guide, x_0_limit=None
+        )
+        keys = sample_keys(jax.random.key(0), jnp.arange(64))
+        return jax.jit(lambda x_T: sample_loop(denoise_fn, table, x_T, keys))(jnp.asarray(X_T, jnp.float32))
+
+    guidance = make_guidance({"label": jnp.full(64, NONE)}, scale=0.6, interval=NO_GUIDANCE, renoises=True)
+    free = classifier_free_guidance(process, guidance)
+    both = samples(lambda predict_fn: by_gradient(free(predict_fn)))
+    np.testing.assert_allclose(both, samples(by_gradient), atol=5e-5)
+    assert np.abs(both - samples(None)).max() > 0.05
+
+
 def test_ancestral_sampling_and_ddim_agree_with_cfg_plus_plus():
     of_ancestral, of_ddim = (
         drawn(table, True, 0.8)
@@ -187,6 +207,10 @@ def test_the_variance_is_that_of_the_main_network():
         (lambda: make_projection(eta=math.nan), "^apg_eta must be in"),
         (lambda: make_projection(norm_limit=-1.0), "^apg_norm must be finite and at least 0, 0 for no limit; got -1"),
         (lambda: make_projection(norm_limit=math.inf), "^apg_norm must be finite"),
+        (
+            lambda: make_guidance({}, scale=0.5, renoises=True, projection=make_projection()),
+            "^apg_eta and apg_norm must be 1 and 0 with cfg_plus_plus",
+        ),
         (lambda: make_guidance({}, scale=2.0, renoises=True), r"^guidance_scale must be in \[0, 1\] with cfg_plus"),
     ],
 )

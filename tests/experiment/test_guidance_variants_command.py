@@ -1,15 +1,22 @@
 """The variants of guidance from the command line and in Python, on small runs."""
 
+import dataclasses
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax import benchmark
-from ddpm_jax.experiment import weak_network
+from ddpm_jax.evaluation.generated_samples import GeneratedSamples
+from ddpm_jax.experiment import model_factory, weak_network
 from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
+from ddpm_jax.models.parameters import init_params
+from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.workdir.class_names import write_class_names
 
 CLASSES = ("model.num_classes=10", "condition.drop_rate=0.5", "train.num_steps=4")
 DRAW = {"num_sampler_steps": 5, "sampler": "ddim", "progress": False}
@@ -88,21 +95,55 @@ def test_another_network_is_read_again_only_if_it_changed(run, guided_run, monke
     assert np.any(run.sample(12, seed=1, **given) != newest) and len(reads) == 2
 
 
+def test_what_a_config_has_can_be_taken_back(run, guided_run):
+    """Without guidance its reference is not used, and neutral settings are no settings."""
+    given = {"guidance_scale": 3.0, "autoguidance": guided_run, "autoguidance_step": 2}
+    guided = run.with_sampler(given, batch_size=16, num_devices=8)
+    plain = run.sample(12, batch_size=16, **DRAW)
+    np.testing.assert_array_equal(guided.sample(12, guidance_scale=1, batch_size=16, **DRAW), plain)
+    np.testing.assert_array_equal(
+        guided.sample(12, guidance_scale=1, autoguidance=None, apg_eta=1.0, batch_size=16, **DRAW), plain
+    )
+    by_null = run.sample(12, guidance_scale=3.0, batch_size=16, **DRAW)
+    np.testing.assert_array_equal(guided.sample(12, autoguidance=None, batch_size=16, **DRAW), by_null)
+
+
+def test_a_network_with_other_names_of_the_classes_is_refused(run, guided_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(guided_run, other)
+    names = [f"class {i}" for i in range(10)]
+    write_class_names(str(other), names)
+    named = dataclasses.replace(run, class_names=tuple(reversed(names)))
+    with pytest.raises(UserError, match="^autoguidance has the classes 0 class 0, .*; the run has 0 class 9"):
+        named.sample(8, autoguidance=other, guidance_scale=2.0, **DRAW)
+
+
+def test_the_weaker_network_may_learn_another_variance(run, tiny_config):
+    config = tiny_config(*CLASSES, "diffusion.variance=learned_range")
+    network = model_factory.build_model(config)
+    weak = weak_network.WeakNetwork(0, config, init_params(network, jax.random.key(0), run.image_shape))
+    x_t, t = jnp.ones((2, *run.image_shape)), jnp.zeros(2, jnp.int32)
+    predicted = weak.predict_of(run.process, weak.params)(x_t, t, {"label": jnp.zeros(2, jnp.int32)})
+    assert predicted.value.shape == x_t.shape == predicted.var_values.shape
+
+
 def test_autoguidance_of_a_run_without_classes(straight_run):
     run = open_run(straight_run)
     given = {"autoguidance": straight_run, "autoguidance_weights": "raw", "guidance_scale": 2.0}
     assert np.any(run.sample(8, **given, **DRAW) != run.sample(8, **DRAW))
 
 
-def test_it_is_in_the_report_of_samples(run, guided_run):
-    chosen = run.with_sampler(
-        {"autoguidance": guided_run, "autoguidance_step": 2, "guidance_scale": 2.0}, batch_size=16, num_devices=8
-    )
-    facts = chosen.weak_network.facts
-    assert facts["step"] == 2 and len(facts["fingerprint"]) == 16
-    assert chosen.weak_network.facts != run.with_sampler(
-        {"autoguidance": guided_run, "guidance_scale": 2.0}, batch_size=16, num_devices=8
-    ).weak_network.facts
+def test_it_is_in_the_report_of_samples(run, guided_run, tmp_path):
+    found = []
+    for step in (2, 4):
+        given = {"autoguidance": guided_run, "autoguidance_step": step, "guidance_scale": 2.0}
+        chosen = run.with_sampler(given, batch_size=16, num_devices=8)
+        samples = GeneratedSamples(
+            chosen, weights="ema", num_samples=8, seed=0, mesh=make_mesh(), folder=str(tmp_path)
+        )
+        found.append(samples.facts["autoguidance"])
+    assert [facts["step"] for facts in found] == [2, 4]
+    assert found[0]["fingerprint"] != found[1]["fingerprint"]
 
 
 @pytest.mark.parametrize(
@@ -113,10 +154,11 @@ def test_it_is_in_the_report_of_samples(run, guided_run):
         ({"apg_norm": -1.0, "guidance_scale": 2.0}, "apg_norm must be finite and at least 0, 0 for no limit; got -1"),
         ({"cfg_plus_plus": True, "guidance_scale": 2.0}, r"guidance_scale must be in \[0, 1\] with cfg_plus_plus; got"),
         ({"cfg_plus_plus": True, "guidance_scale": 0.5, "sampler": "heun"},
-         "cfg_plus_plus=True needs the sampler ancestral, ddim, euler or euler_ancestral, .*; got 'heun'"),
+         "cfg_plus_plus=True needs ancestral, ddim, euler or euler_ancestral as sampler, .*; got 'heun'"),
         ({"autoguidance": "{run}"}, "autoguidance needs a guidance_scale other than 1"),
         ({"autoguidance": "{run}/none", "guidance_scale": 2.0}, "autoguidance must be the folder of a training run"),
-        ({"autoguidance": "{run}", "guidance_scale": 2.0, "autoguidance_step": 3}, r"step 3|\[2, 4\]"),
+        ({"autoguidance": "{run}", "guidance_scale": 2.0, "autoguidance_step": 3},
+         r"^autoguidance_step must be one of \[2, 4\]; got 3"),
         ({"autoguidance": "{run}", "guidance_scale": 2.0, "autoguidance_step": -3}, "autoguidance_step must be at"),
         ({"autoguidance": "{run}", "guidance_scale": 2.0, "autoguidance_weights": "emma"},
          "autoguidance_weights must be one of"),

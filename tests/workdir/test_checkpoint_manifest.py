@@ -129,7 +129,7 @@ def test_each_damage_is_named_and_the_one_before_is_used(damage, workdir, capfd)
     assert step == 2 and params["kernel"].tobytes() == np.asarray(small_state(2).params["kernel"]).tobytes()
     with pytest.raises(UserError, match=re.escape(what)) as raised:
         reading.restore_params("params", 3)
-    assert str(raised.value).endswith("; use another --step of [1, 2, 3]")
+    assert str(raised.value).endswith("; use another step of [1, 2, 3]")
     err = capfd.readouterr().err
     assert err.startswith(line) and err.endswith("); trying an earlier one\n") and err.count("\n") == 1
     # Training on falls back too, and puts it out of the way.

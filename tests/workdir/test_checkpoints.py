@@ -203,7 +203,7 @@ def test_round_trip(straight_run, state_of, tiny_config):
         assert same_bits(leaves, {name: saved[name] for name in leaves})
     step, text = checkpoints.restore_config(4)
     assert step == 4 and config_from_json(text) == tiny_config()
-    with pytest.raises(UserError, match=r"^--step must be one of \[2, 4, 6, 8\]; got 5"):
+    with pytest.raises(UserError, match=r"^step must be one of \[2, 4, 6, 8\]; got 5"):
         checkpoints.restore_config(5)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 
-def fingerprint(params: PyTree) -> str:
+def weights_digest(params: PyTree) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the names and values of all leaves."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
