@@ -214,8 +214,9 @@ def test_it_is_nearer_to_the_exact_law_than_replacement():
 @pytest.mark.parametrize(
     "table, settings, match",
     [
-        (dpmpp_table(PROCESS.schedule, steps=STEPS, order=2), {}, "first order"),
+        (dpmpp_table(PROCESS.schedule, steps=STEPS, order=2), {}, "of first order.*looks back 1: take ancestral"),
         (TABLE, {}, "rises already"),
+        (FALLING["ddim"].rows(0, 2).replace(t=np.array([0, 5]), s=np.array([5, -1])), {}, "fall step by step"),
         (FALLING["ddim"].rows(0, 6), {}, "fall step by step"),
         (FALLING["ddim"], {"jump_length": 12}, "jump_length must be below the sampler's 12"),
         (FALLING["ddim"], {"jump_length": 0}, "jump_length must be at least 1"),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.edits.first_order import falling_steps
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.timestep_spacing import time_grid
@@ -34,8 +35,8 @@ def repaint_table(
       A table of S + ceil((S - j)/j) (r - 1) j rows, one network call each: 2,410 for S = 250, j = r = 10.
 
     Raises:
-      UserError: a table that remembers earlier rows, that does not fall step by step to x_0, or that rises already; an
-        argument outside its range.
+      UserError: a table that remembers earlier rows, does not fall step by step to x_0, or rises already; an argument
+        outside its range.
 
     Example:
       >>> from ddpm_jax.diffusion.samplers import ancestral_table
@@ -44,7 +45,7 @@ def repaint_table(
       >>> repaint_table(ancestral_table(process), process, jump_length=2, num_resamplings=2).t.tolist()
       [3, 2, 1, 2, 1, 0]
     """
-    t, s = _falling_steps(table)
+    t, _ = falling_steps(table, "take ancestral or ddim")
     num_steps = table.num_calls
     check_between("num_resamplings", num_resamplings, 1)
     if num_resamplings == 1:
@@ -82,20 +83,3 @@ def _walk(num_steps: int, jump_length: int, num_resamplings: int) -> tuple[np.nd
                 rows += stretch
                 rises_to += [-1] * jump_length
     return np.array(rows), np.array(rises_to)
-
-
-def _falling_steps(table: SamplerTable) -> tuple[np.ndarray, np.ndarray]:
-    """t and s of a table of first order, on the host."""
-    if table.num_remembered:
-        raise UserError(
-            f"{arg('table')} must be of a sampler of first order, because what a solver remembers of earlier rows is "
-            f"not of the walk after a rise; got one that remembers {table.num_remembered}: take ancestral or ddim"
-        )
-    if table.rise_scale is not None:
-        raise UserError(f"{arg('table')} rises already: give the table of a sampler, such as of ancestral or ddim")
-    t, s = np.asarray(table.t), np.asarray(table.s)
-    if np.any(t[1:] >= t[:-1]) or not np.array_equal(np.append(t[1:], -1), s):
-        raise UserError(
-            f"{arg('table')} must fall step by step to x_0 (s = -1); got steps from {t.tolist()} to {s.tolist()}"
-        )
-    return t, s
