@@ -62,6 +62,11 @@ def keys_of(ids, seed=0):
     return sample_keys(jax.random.key(seed), jnp.asarray(ids))
 
 
+def own_noise(keys, row, shape):
+    """The sampler's."""
+    return sample_noise(keys, row.row + 1, shape)
+
+
 def published_walk(num_steps, jump_length, num_resamplings):
     """The steps visited, by counting down with a store of jumps (Lugmayr et al. 2022, appendix B); -1 is x_0."""
     left = {at: num_resamplings - 1 for at in range(0, num_steps - jump_length, jump_length)}
@@ -135,22 +140,23 @@ def test_one_resampling_is_replacement(name):
 def test_a_slow_loop_with_the_same_noise():
     """Algorithm 1 in float64 from the published walk: ancestral steps, the known part, rises."""
     keys = keys_of(range(6))
-    noise_of = lambda draw, row: np.asarray(  # noqa: E731
-        draw(keys, jax.tree.map(lambda column: column[row], TABLE), (D,)), np.float64
-    )
+    drawn = {
+        draw: np.asarray(jax.lax.map(lambda row: draw(keys, row, (D,)), TABLE), np.float64)  # noqa: B023
+        for draw in (own_noise, edit_noise, rise_noise)
+    }
     levels = np.append(ABAR[STEPS[::-1]], 1.0)  # of step 0..S-1; the last, at index -1, is x_0
     visited = published_walk(len(STEPS), **JUMPS)
     x, row = np.asarray(initial_noise(keys, (D,)), np.float64), 0
     for at, to in zip(visited[:-1], visited[1:], strict=True):
         a, b = levels[at], levels[to]
         if to > at:
-            x = np.sqrt(b / a) * x + np.sqrt(1 - b / a) * noise_of(rise_noise, row - 1)
+            x = np.sqrt(b / a) * x + np.sqrt(1 - b / a) * drawn[rise_noise][row - 1]
             continue
         x_0 = np.sqrt(a) * x @ np.linalg.inv(a * COVARIANCE + (1 - a) * np.eye(D)) @ COVARIANCE
         beta = 1 - a / b
         mean = np.sqrt(b) * beta / (1 - a) * x_0 + np.sqrt(1 - beta) * (1 - b) / (1 - a) * x
-        x = mean + np.sqrt(beta * (1 - b) / (1 - a)) * np.asarray(sample_noise(keys, row + 1, (D,)), np.float64)
-        known = np.sqrt(b) * KNOWN + np.sqrt(1 - b) * noise_of(edit_noise, row)
+        x = mean + np.sqrt(beta * (1 - b) / (1 - a)) * drawn[own_noise][row]
+        known = np.sqrt(b) * KNOWN + np.sqrt(1 - b) * drawn[edit_noise][row]
         x, row = np.where(MASK, known, x), row + 1
     assert row == TABLE.num_calls
     np.testing.assert_allclose(repaint(TABLE, keys), x, atol=5e-5)  # float32 over 39 rows
@@ -158,11 +164,10 @@ def test_a_slow_loop_with_the_same_noise():
 
 def test_each_noise_is_its_own():
     keys = keys_of(range(3))
-    seen = [np.asarray(initial_noise(keys, (D,)))]
-    for i in range(TABLE.num_calls):
-        row = jax.tree.map(lambda column: column[i], TABLE)  # noqa: B023
-        seen += [sample_noise(keys, row.row + 1, (D,)), edit_noise(keys, row, (D,)), rise_noise(keys, row, (D,))]
-    assert len(np.unique(np.stack(seen))) == len(seen) * 3 * D
+    of_row = lambda row: [draw(keys, row, (D,)) for draw in (own_noise, edit_noise, rise_noise)]  # noqa: E731
+    seen = np.asarray(jax.lax.map(of_row, TABLE))  # [3, R, B, D]
+    first = np.asarray(initial_noise(keys, (D,)))
+    assert len(np.unique(np.append(seen, first))) == seen.size + first.size
 
 
 def test_what_is_known_is_kept_and_a_sample_does_not_depend_on_its_batch():

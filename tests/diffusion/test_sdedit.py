@@ -70,8 +70,8 @@ def test_it_is_the_rest_of_a_walk():
 def test_the_distance_grows_with_the_strength():
     keys = sample_keys(jax.random.key(0), jnp.arange(500))
     x_0 = jnp.asarray(LAW.sample(np.random.default_rng(1), 500)[0], jnp.float32)
-    moved = [float(jnp.mean((sdedit(partial_table(TABLE, part), x_0, keys) - x_0) ** 2)) for part in (0.2, 0.5, 0.8)]
-    assert moved == sorted(moved) and moved[0] < 0.1 < 0.5 < moved[-1]
+    little, much = (float(jnp.mean((sdedit(partial_table(TABLE, part), x_0, keys) - x_0) ** 2)) for part in (0.2, 0.8))
+    assert little < 0.1 < 0.5 < much
 
 
 def test_a_sample_does_not_depend_on_its_batch():
