@@ -20,6 +20,7 @@ def text(mask):
 
 def test_holes_by_hand():
     assert text(make_mask("centre", 4, 4)) == ["####", "#..#", "#..#", "####"]
+    assert text(make_mask("centre", 8, 12))[2] == "###......###" and make_mask("centre", 8, 12).sum() == 96 - 4 * 6
     assert text(make_mask("expand", 4, 4)) == ["....", ".##.", ".##.", "...."]
     assert text(make_mask("left", 2, 4)) == ["..##", "..##"]
     assert text(make_mask("right", 2, 5)) == ["###..", "###.."]

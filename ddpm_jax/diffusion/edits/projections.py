@@ -19,12 +19,12 @@ class Measurement:
     """A linear function of each sample, y = A x_0, and its pseudo-inverse.
 
     Attributes:
-      measure: A, [B, *D] -> y.
-      pseudo_inverse: A^+ of y, [B, *D]; A A^+ A = A.
+      measure: A, from samples to their y, with a first axis of B.
+      pseudo_inverse: A^+, from y to samples; A A^+ A = A.
     """
 
-    measure: Callable[[Float[Array, "B *D"]], Float[Array, "B ..."]]
-    pseudo_inverse: Callable[[Float[Array, "B ..."]], Float[Array, "B *D"]]
+    measure: Callable[[Array], Array]
+    pseudo_inverse: Callable[[Array], Array]
 
 
 def pixel_measurement(mask: Shaped[Array | np.ndarray, "..."]) -> Measurement:
