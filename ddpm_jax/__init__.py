@@ -11,6 +11,14 @@ from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.codecs.pixels import PixelCodec, to_model_scale, to_uint8
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.diffusion.denoiser import Denoised, make_denoiser, without_carry
+from ddpm_jax.diffusion.edits import (
+    known_region,
+    make_mask,
+    noised_start,
+    partial_table,
+    range_null_projection,
+    repaint_table,
+)
 from ddpm_jax.diffusion.forward_process import (
     eps_from_x_0,
     q_posterior_mean,
@@ -103,6 +111,7 @@ __all__ = [
     "init_params",
     "init_state",
     "initial_noise",
+    "known_region",
     "load_config",
     "loss_weights",
     "make_denoiser",
@@ -111,6 +120,7 @@ __all__ = [
     "make_guidance",
     "make_learning_rate",
     "make_loss_fn",
+    "make_mask",
     "make_optimizer",
     "make_power_averages",
     "make_projection",
@@ -119,14 +129,18 @@ __all__ = [
     "make_timestep_sampler",
     "make_train_step",
     "named_steps",
+    "noised_start",
     "num_params",
     "ode_bits_per_dim",
     "open_run",
     "p_sample_loop",
+    "partial_table",
     "plms_table",
     "post_hoc_weights",
     "q_posterior_mean",
     "q_sample",
+    "range_null_projection",
+    "repaint_table",
     "rescale_zero_terminal_snr",
     "respaced",
     "sample_keys",

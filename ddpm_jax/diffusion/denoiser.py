@@ -35,6 +35,7 @@ class Denoised:
 
 DenoiseFn = Callable[..., Denoised]  # of (x_t, t); with self-conditioning (x_t, t, carry of the call before)
 ShiftFn = Callable[[Float[Array, "B *D"], Steps], Float[Array, "B *D"]]
+ProjectFn = Callable[[Float[Array, "B *D"], Steps], Float[Array, "B *D"]]
 # (params, condition of the batch, {} for none) -> its denoiser: for code that runs a network on all devices.
 DenoiserOf = Callable[[PyTree, Mapping[str, Array]], DenoiseFn]
 # The same, or with `guidance`, of type Guidance, and `classifier`, of type ClassifierGuidance.
@@ -49,6 +50,7 @@ def make_denoiser(
     guide: Guide | None = None,
     x_0_limit: float | None = 1.0,
     dynamic_threshold: float = 0.0,
+    project_fn: ProjectFn | None = None,
     mean_shift_fn: ShiftFn | None = None,
     self_conditioning: bool = False,
     x_0_prev_limit: float | None = 1.0,
@@ -67,6 +69,8 @@ def make_denoiser(
       dynamic_threshold: a quantile in (0, 1], such as 0.995, or 0 for none. Instead of clipping, x_0_hat of an image is
         limited to [-s, s] and divided by s / x_0_limit, where s is that quantile of its |x_0_hat|, at least
         x_0_limit (Saharia et al. 2022, section 2.3).
+      project_fn: (x_0_hat, t) -> x_0_hat after the limit, such as `edits.range_null_projection`, whose x_0_hat agrees
+        with a measurement. CFG++'s x_0_hat of the reference and the carry of self-conditioning are projected, too.
       mean_shift_fn: (x_t, t) -> [B, *D], such as scale * grad log p(label | x_t): times the variance of the step, it is
         added to the mean of p(x_s | x_t), after x_0_hat was clipped (Dhariwal and Nichol 2021, algorithm 1). Only for
         `ancestral_table`; other samplers take `gradient_guidance.gradient_guidance` as `guide`.
@@ -104,18 +108,22 @@ def make_denoiser(
             return _limit_to_quantile(x_0_hat, float(dynamic_threshold), x_0_limit)
         return x_0_hat if x_0_limit is None else jnp.clip(x_0_hat, -x_0_limit, x_0_limit)
 
+    def estimate(value: Float[Array, "B *D"], x_t: Float[Array, "B *D"], t: Steps) -> Float[Array, "B *D"]:
+        x_0_hat = limited(process.x_0_hat(value, x_t=x_t, t=t))
+        return x_0_hat if project_fn is None else project_fn(x_0_hat, t)
+
     def denoise_fn(x_t: Float[Array, "B *D"], t: Steps, carry: Float[Array, "B *D"] | None = None) -> Denoised:
         if self_conditioning and carry is None:
             carry = jnp.zeros_like(x_t)
         value, var_values, reference = guided_fn(carry if self_conditioning else None)(x_t, t, condition or {})
-        x_0_hat, next_carry = limited(process.x_0_hat(value, x_t=x_t, t=t)), None
+        x_0_hat, next_carry = estimate(value, x_t, t), None
         if self_conditioning:
             next_carry = x_0_hat if x_0_prev_limit is None else jnp.clip(x_0_hat, -x_0_prev_limit, x_0_prev_limit)
         return Denoised(
             x_0_hat,
             var_values,
             shift=None if mean_shift_fn is None else mean_shift_fn(x_t, t),
-            x_0_reference=None if reference is None else limited(process.x_0_hat(reference, x_t=x_t, t=t)),
+            x_0_reference=None if reference is None else estimate(reference, x_t, t),
             carry=next_carry,
         )
 

@@ -71,6 +71,7 @@ def _chunks_of(table: SamplerTable, learns_variance: bool, shifts_mean: bool, re
         length *= 2
     table = jax.tree.map(np.asarray, table)
     columns = {"learns_variance": learns_variance, "shifts_mean": shifts_mean, "renoises": renoises}
+    columns["rises"] = table.rise_scale is not None
     return [Chunk(table.rows(part.start, part.stop).padded(length, **columns), len(part)) for part in parts]
 
 
@@ -165,7 +166,10 @@ class Generator:
         self._chunks = _chunks_of(table, self._learns_variance, self._shifts_mean, self._renoises)
 
     def with_table(self, table: SamplerTable) -> "Generator":
-        """A generator with another sampler or number of steps, which shares the compiled programs."""
+        """A generator with another sampler or number of steps, which shares the compiled programs.
+
+        Tables that rise, such as of `repaint_table`, have a program of their own.
+        """
         other = copy.copy(self)
         other._take_table(table)
         return other
@@ -255,7 +259,7 @@ class Generator:
                 release_unused_memory()
             state = jax.block_until_ready(state)
             if watch:
-                watch(first, int(rows.s[num_rows - 1]), np.asarray(self._images_of(state.x_t)))
+                watch(first, self._step_after(number), np.asarray(self._images_of(state.x_t)))
             on_chunk(num_rows)
         if not self._allow_nonfinite and not bool(_all_finite(state.x_t, np.int32(num_samples - first))):
             last = min(first + batch_size, num_samples) - 1
@@ -264,6 +268,13 @@ class Generator:
                 "sample.clip_x_0=true, or a smaller scale of the guidance"
             )
         return np.asarray(self._images_of(state.x_t))[: num_samples - first]
+
+    def _step_after(self, number: int) -> int:
+        """The step t that x is at after a chunk: the end of its last row, or where x rose to from there."""
+        rows, num_rows = self._chunks[number]
+        if rows.rise_noise is not None and rows.rise_noise[num_rows - 1] > 0:
+            return int(self._chunks[number + 1].rows.t[0])
+        return int(rows.s[num_rows - 1])
 
     def batch_of(self, num_samples: int) -> int:
         """The batch size for `num_samples`: if they are few, the next multiple of the number of devices."""

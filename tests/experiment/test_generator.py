@@ -8,6 +8,7 @@ import pytest
 from ddpm_jax.codecs.codec import PIXELS
 from ddpm_jax.codecs.pixels import to_uint8
 from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.edits import known_region, make_mask, repaint_table
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import seed_keys
 from ddpm_jax.diffusion.samplers import ddim_table, dpmpp_table, edit_noise, plms_table
@@ -16,6 +17,7 @@ from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.experiment.generator import Edit, Generator
+from ddpm_jax.runtime.chunked_loop import chunks_of
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError
 
@@ -138,6 +140,27 @@ def test_an_edit_puts_back_what_is_known_of_each_sample(num_devices):
     assert np.mean(images[~mask] == known[~mask]) < 0.1
     few = edited.generate(PARAMS, seed=3, num_samples=3)
     assert np.array_equal(few, images[:3])
+
+
+def test_a_table_that_rises():
+    """RePaint in chunks, with the steps that a watcher is told."""
+    process, seen = Process(make_schedule("cosine", num_steps=120)), []
+    falling, denoise_fn = ancestral_table(process), make_denoiser(process, lambda x_t, t: 0.5 * x_t)
+    table = repaint_table(falling, process, jump_length=2, num_resamplings=2)  # 238 rows in chunks of 4 and 5
+    known, mask = np.float32(0.5) * np.ones(SHAPE, np.float32), make_mask("left", *SHAPE[:2])
+    edited = Generator(
+        lambda params, condition: denoise_fn, falling, image_shape=SHAPE, mesh=make_mesh(8), batch_size=8,
+        edit=Edit(lambda ids: {}, lambda arrays: known_region(process, known, mask)),
+    ).with_table(table)  # fmt: skip
+    images = edited.generate(PARAMS, seed=1, num_samples=8, watch=lambda first, t, x_t: seen.append(t))
+    whole = p_sample_loop(
+        denoise_fn, table, key=seed_keys(1).sample, num_samples=8, shape=SHAPE,
+        edit_fn=known_region(process, known, mask),
+    )  # fmt: skip
+    assert np.abs(images.astype(int) - np.asarray(to_uint8(whole))).max() <= 1
+    t, stops = np.asarray(table.t), np.array([part.stop for part in chunks_of(table.num_calls)[:-1]])
+    assert seen == [119, *t[stops], -1]
+    assert np.any(np.asarray(table.rise_noise)[stops - 1] > 0)
 
 
 def test_seeds():

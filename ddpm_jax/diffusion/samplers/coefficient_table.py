@@ -46,6 +46,10 @@ class SamplerTable:
     c_history: Float[Array, "R K"] | None = None
     r_x_0: Float[Array, "R"] | None = None
     r_x_t: Float[Array, "R"] | None = None
+    # After the row and its edit x := rise_scale x + rise_noise z: back to a noisier step, without a network call. The z
+    # is drawn from a key of its own. 1 and 0 in rows without a rise.
+    rise_scale: Float[Array, "R"] | None = None
+    rise_noise: Float[Array, "R"] | None = None
 
     @property
     def num_calls(self) -> int:
@@ -74,7 +78,13 @@ class SamplerTable:
         return jax.tree.map(lambda column: column[found], self)
 
     def padded(
-        self, num_rows: int, *, learns_variance: bool, shifts_mean: bool = False, renoises: bool = False
+        self,
+        num_rows: int,
+        *,
+        learns_variance: bool,
+        shifts_mean: bool = False,
+        renoises: bool = False,
+        rises: bool = False,
     ) -> "SamplerTable":
         """The table in NumPy, padded with rows of zeros and with all columns, so that all samplers and numbers of steps
         have tables of equal shape: `sampling_loop.walk_rows` runs them with one compiled program.
@@ -87,15 +97,19 @@ class SamplerTable:
           learns_variance: whether the network outputs values for the variance.
           shifts_mean: whether the denoiser gives a `shift`; only tables with `c_shift` can apply it.
           renoises: whether the denoiser gives an `x_0_reference`; only tables with `c_x_0_reference` can apply it.
+          rises: whether x rises after rows, as in `repaint_table`; a table without a rise may have the columns, too.
 
         Raises:
           ValueError: fewer rows than present, more history than MAX_REMEMBERED, a table with a learned variance for
-            a network that does not output one, or a table that cannot apply a shift or a reference.
+            a network that does not output one, a table that cannot apply a shift or a reference, or one that rises
+            where that is not asked for.
         """
         if shifts_mean and self.c_shift is None:
             raise ValueError("the table has no c_shift, so that the mean cannot be shifted")
         if renoises and self.c_x_0_reference is None:
             raise ValueError("the table has no c_x_0_reference, so that eps cannot be that of the reference")
+        if self.rise_scale is not None and not rises:
+            raise ValueError("the table has rise_scale, so that x rises after some rows: give rises=True")
         if self.log_var_shift is not None and not learns_variance:
             raise ValueError("the table is for a learned variance, but the network outputs none")
         if num_rows < self.num_calls or self.num_remembered > MAX_REMEMBERED:
@@ -121,6 +135,10 @@ class SamplerTable:
             columns["c_shift"] = None
         if not renoises:
             columns["c_x_0_reference"] = None
+        if not rises:
+            columns["rise_scale"] = columns["rise_noise"] = None
+        elif self.rise_scale is None:
+            columns["rise_scale"] = np.ones(num_rows, np.float32)
         columns["c_history"] = np.pad(history, ((0, 0), (0, MAX_REMEMBERED - self.num_remembered)))
         return SamplerTable(**columns)
 

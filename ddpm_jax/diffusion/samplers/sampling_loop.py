@@ -26,8 +26,19 @@ EditFn = Callable[[Float[Array, "B *D"], Denoised, SamplerTable, Key[Array, "B"]
 
 def edit_noise(keys: Key[Array, "B"], row: SamplerTable, shape: tuple[int, ...]) -> Float[Array, "B *D"]:
     """N(0, I) for an edit after a row, [B, *shape]; independent of the sampler's own noise."""
-    of_edit = jax.vmap(lambda key: purpose_key(key, Purpose.EDIT, row.row))(keys)
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(of_edit)
+    return _noise_of_row(Purpose.EDIT, keys, row, shape)
+
+
+def rise_noise(keys: Key[Array, "B"], row: SamplerTable, shape: tuple[int, ...]) -> Float[Array, "B *D"]:
+    """N(0, I) of the rise after a row, [B, *shape]; independent of the sampler's own noise and of `edit_noise`."""
+    return _noise_of_row(Purpose.RISE, keys, row, shape)
+
+
+def _noise_of_row(
+    purpose: Purpose, keys: Key[Array, "B"], row: SamplerTable, shape: tuple[int, ...]
+) -> Float[Array, "B *D"]:
+    of_row = jax.vmap(lambda key: purpose_key(key, purpose, row.row))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(of_row)
 
 
 def watching(callback: Callable[..., None], edit_fn: EditFn | None = None) -> EditFn:
@@ -164,6 +175,8 @@ def _after_row(
         x_s = x_s + row.c_history[k] * remembered
     if edit_fn is not None:
         x_s = edit_fn(x_s, denoised, row, keys)
+    if row.rise_scale is not None:
+        x_s = row.rise_scale * x_s + row.rise_noise * rise_noise(keys, row, x_t.shape[1:])
     history = state.history
     if history:
         history = (row.r_x_0 * denoised.x_0_hat + row.r_x_t * x_t, *history[:-1])
@@ -205,7 +218,8 @@ def sample_loop(
         drawn with `edit_noise(keys, row, shape)`.
       frame_ends: [K] distinct row numbers of this table, or None. If given, the x_s after these rows are returned as
         well, [K, B, *D]; only those K are kept in memory.
-      noises: z of each row, in place of what is drawn from the keys: to compare with another code on its noise.
+      noises: z of each row, in place of what is drawn from the keys: to compare with another code on its noise. Edits
+        and rises still draw theirs.
       self_conditioning: each call of the denoiser sees the x_0_hat of the row before, 0 in the first row. Of a sampler
         with two rows per step, such as `heun_table`, the second sees that of the first. As for `make_denoiser`.
 
