@@ -14,6 +14,7 @@ from ddpm_jax.data.batch import Batch
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
+from ddpm_jax.runtime.disk_space import DiskFullError
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.post_hoc_ema import post_hoc_weights
 from ddpm_jax.training.power_averages import gamma_of_std
@@ -108,9 +109,9 @@ def test_nothing_else_changes(tiny_config):
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*map(jax.tree.leaves, trained), strict=True))
 
 
-def test_a_resumed_run_writes_the_same_snapshots(kept, tiny_config, tmp_path):
-    """Killed after step 20, with checkpoint 14: what comes after it is deleted, whatever it holds, and written anew.
-    Retention deletes checkpoints and no snapshot."""
+def test_a_resumed_run_writes_the_same_snapshots(kept, tiny_config, tmp_path, monkeypatch):
+    """Killed after step 20, with checkpoint 14: what comes after it is moved aside, whatever it holds, and written
+    anew, but not by a start that fails. Retention deletes checkpoints and no snapshot."""
     workdir = shutil.copytree(kept, tmp_path / "run")
     for later in (21, 24):
         shutil.rmtree(workdir / "checkpoints" / str(later))
@@ -120,7 +121,18 @@ def test_a_resumed_run_writes_the_same_snapshots(kept, tiny_config, tmp_path):
     (snapshots / "20" / "std_0.1" / "arrays.safetensors").write_bytes(b"of other updates")
     shutil.copytree(snapshots / "16", snapshots / "17")  # of another number of snapshots
     (snapshots / ".22.part").mkdir()  # killed while it wrote
+    before = files_in(snapshots)
+    with monkeypatch.context() as patch:
+        free = type("Usage", (), {"free": 1_000_000})
+        patch.setattr("ddpm_jax.runtime.disk_space.shutil.disk_usage", lambda folder: free)
+        with pytest.raises(DiskFullError, match="with the EMA snapshots to come"):
+            train(tiny_config(*RUN), str(workdir))
+    assert files_in(snapshots) == before
     train(tiny_config(*RUN, "train.keep_checkpoints=1"), str(workdir))
+    aside = files_in(workdir / "superseded_ema_snapshots")
+    assert aside == {
+        name: content for name, content in before.items() if name.split("/")[0] in ("16", "17", "18", "20")
+    }
     assert files_in(snapshots) == files_in(kept / "ema_snapshots")
     assert sorted(path.name for path in snapshots.iterdir()) == sorted(map(str, range(2, 25, 2)))
     assert [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()] == ["24"]
