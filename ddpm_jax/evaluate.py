@@ -215,7 +215,7 @@ def _compare_lengths(
     runs = {std: _open(args, std) for std in stds}  # for their checks, before hours of measurements
     numbers = {}
     for std, trained in runs.items():
-        out = os.path.join(folder, f"ema_std_{std:g}")
+        out = os.path.join(folder, f"ema_std_{std!r}")
         of_std = argparse.Namespace(**vars(args) | {"out": out})
         _, report, entry = _measure(of_std, dataclasses.replace(settings, out=out), trained, std, written)
         numbers[std] = numbers_of(report.results if report else {}, entry)

@@ -12,7 +12,7 @@ from ddpm_jax.experiment.config_json import config_from_json
 from ddpm_jax.experiment.packaged_configs import with_defaults
 from ddpm_jax.experiment.run_checkpoint import check_known_fields
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named
-from ddpm_jax.training.post_hoc_ema import MAX_PROFILE_ERROR, post_hoc_weights
+from ddpm_jax.training.post_hoc_ema import MAX_PROFILE_ERROR, MAX_ROUNDING_ERROR, post_hoc_weights, rounding_error
 from ddpm_jax.training.power_averages import gamma_of_std, std_name
 from ddpm_jax.training.train_state import ema_item
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -21,17 +21,20 @@ from ddpm_jax.workdir.ema_snapshots import EmaSnapshots
 
 @dataclass(frozen=True)
 class PostHocAverage:
-    """How an average was reconstructed: its length, from the averages of how many steps, the error of its profile."""
+    """How an average was reconstructed: its length, from the averages of how many steps, the error of its profile, and
+    the most that rounding of the stored averages changes it, as a share of its parameters (`rounding_error`)."""
 
     std: float
     num_steps: int
     profile_error: float
+    rounding_error: float
 
     def __str__(self) -> str:
         steps = "1 step" if self.num_steps == 1 else f"{self.num_steps} steps"
+        profile, rounding = (f"{100 * error:.2g}%" for error in (self.profile_error, self.rounding_error))
         return (
-            f"average of length {self.std:g} from those of {steps}, with an error of {100 * self.profile_error:.2g}% "
-            "in its profile"
+            f"average of length {float(self.std)!r} from those of {steps}, with an error of {profile} in its profile "
+            f"and of at most {rounding} by rounding"
         )
 
 
@@ -85,9 +88,10 @@ def _weights(
 ) -> tuple[list[tuple[float, int, float]], PostHocAverage]:
     """[(weight, step, std)] of the averages to be added, for the average of length `std` at the last of the steps."""
     if std in stds:
-        return [(1.0, steps[-1], std)], PostHocAverage(std, 1, 0.0)
+        return [(1.0, steps[-1], std)], PostHocAverage(std, 1, 0.0, rounding_error(1.0))
     pairs = [(step, of_std) for step in steps for of_std in stds]
-    weights, error = post_hoc_weights(*zip(*pairs, strict=True), step=steps[-1], std=std)
+    with arguments_named({"stds": "optim.ema_stds"}.get):
+        weights, error = post_hoc_weights(*zip(*pairs, strict=True), step=steps[-1], std=std)
     if error > MAX_PROFILE_ERROR:
         num_steps = f"{len(steps)} step{'s' * (len(steps) > 1)}"
         raise UserError(
@@ -95,8 +99,15 @@ def _weights(
             f"{100 * error:.3g}% in its profile, and at most {100 * MAX_PROFILE_ERROR:g}% is accepted; take a "
             "length nearer to those of optim.ema_stds, or train with more train.num_ema_snapshots"
         )
+    rounding = rounding_error(weights)
+    if rounding > MAX_ROUNDING_ERROR:
+        raise UserError(
+            f"{arg('ema_std')}={std} cannot be reconstructed: rounding of the stored averages would change it by up to "
+            f"{100 * rounding:.2g}% of its parameters, and at most {100 * MAX_ROUNDING_ERROR:g}% is accepted; take a "
+            "length nearer to those of optim.ema_stds"
+        )
     chosen = [(weight, *pair) for weight, pair in zip(weights, pairs, strict=True)]
-    return chosen, PostHocAverage(std, len(steps), error)
+    return chosen, PostHocAverage(std, len(steps), error, rounding)
 
 
 def _weighted_sum(averages: Iterator[tuple[float, PyTree]]) -> PyTree:

@@ -12,7 +12,8 @@ from ddpm_jax import convert, evaluate
 from ddpm_jax import train as train_command
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.experiment.build import build_experiment
-from ddpm_jax.experiment.open_run import open_run
+from ddpm_jax.experiment.open_run import open_run, weights_text
+from ddpm_jax.experiment.post_hoc_average import _weights
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.disk_space import DiskFullError
 from ddpm_jax.runtime.errors import UserError
@@ -156,7 +157,12 @@ def test_commands(two, sample_main, tmp_path, capfd):
     drawing = ["--num_samples=4", "--sampler=ddim", "--num_sampler_steps=3", "--nocompilation_cache"]
     assert sample_main([*argv, *drawing, f"--out={tmp_path}/x"]) == 0
     shown = capfd.readouterr().out
-    assert shown.startswith("average of length 0.15 from those of 12 steps, with an error of 1.6% in its profile\n")
+    rounding = open_run(two, ema_std=0.15).post_hoc.rounding_error
+    assert shown.startswith(
+        "average of length 0.15 from those of 12 steps, with an error of 1.6% in its profile and of at most "
+        f"{100 * rounding:.2g}% by rounding\n"
+    )
+    assert 2**-24 < rounding < 2 * 2**-24
     assert "4 samples of step 24 (ema_std=0.15 weights), ddim" in shown
     assert convert.main([*argv, f"--to={tmp_path}/x.npz"]) == 0
     assert "(ema_std=0.15 weights of step 24) for npz" in capfd.readouterr().out
@@ -174,11 +180,11 @@ def test_several_lengths_are_compared(two, tmp_path, capfd):
     rows = {row["ema_std"]: row["bits/dim (bound)"] for row in found["lengths"]}
     assert list(rows) == [0.15, 0.05] and found["chosen_by"] == "bits/dim (bound)"
     assert found["best"] == min(rows, key=rows.get) and len(set(rows.values())) == 2
-    assert f"lowest bits/dim (bound): --ema_std={found['best']:g}\n" in shown
+    assert f"lowest bits/dim (bound): --ema_std={found['best']!r}\n" in shown
     assert f"| 0.15 | 1.6% | {rows[0.15]:.5g} |\n" in shown and f"| 0.05 | 0% | {rows[0.05]:.5g} |\n" in shown
     for std, value in rows.items():
-        report = json.loads((tmp_path / "e" / f"ema_std_{std:g}" / "evaluation.json").read_text())
-        assert report["facts"]["weights"] == f"ema_std={std:g}"
+        report = json.loads((tmp_path / "e" / f"ema_std_{std!r}" / "evaluation.json").read_text())
+        assert report["facts"]["weights"] == f"ema_std={std!r}"
         assert report["bits_per_dim"]["total"]["mean"] == value
 
 
@@ -213,6 +219,26 @@ def test_what_evaluate_refuses(two, capsys, flags, message):
     assert shown.err.startswith(f"error: {message}") and shown.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "stds", "std", "message"),
+    [
+        # The profile alone would be accepted. A config may come from elsewhere, with lengths as near as these.
+        (300, (0.05, 0.1), 0.003, "^ema_std=0.003 cannot be reconstructed: rounding of the stored averages would "),
+        (50, (0.1, 0.10001), 0.15, "^ema_std=0.15 cannot be reconstructed: rounding of the stored averages would "),
+        (50, (0.1, np.nextafter(0.1, 1)), 0.15, "^optim.ema_stds must be lengths whose .* apart|cannot be recon"),
+    ],
+)
+def test_what_is_mostly_rounding_is_refused(num_steps, stds, std, message):
+    with pytest.raises(UserError, match=message) as caught:
+        _weights(range(8, 8 * num_steps + 1, 8), stds, std)
+    assert "\n" not in str(caught.value)
+
+
+def test_near_lengths_have_names_of_their_own():
+    assert weights_text("ema", 0.1) == "ema_std=0.1"
+    assert weights_text("ema", 0.1000001) == "ema_std=0.1000001"
+
+
 def test_a_run_without_these_averages(straight_run):
     with pytest.raises(UserError, match="^ema_std needs the averages of optim.ema_stds, and the run in .* keeps no "):
         open_run(straight_run, ema_std=0.1)
@@ -245,6 +271,7 @@ def test_other_lengths_on_resume_are_refused(kept, tiny_flags, capsys):
     [
         ("optim.ema_stds=0.3", r"^optim.ema_stds must be in \[0.001, 0.2887\)"),
         ("optim.ema_stds=0.1,0.1", "^optim.ema_stds must be different lengths"),
+        ("optim.ema_stds=0.1,0.104", "^optim.ema_stds must differ by a factor of at least 1.05, .*; got 0.1 and 0.104"),
         ("optim.ema_stds=x", r"^optim.ema_stds must be in \[0.001, 0.2887\)"),
         ("train.num_ema_snapshots=-1", "^train.num_ema_snapshots must be at least 0; got -1"),
         ("train.num_ema_snapshots=1001", r"^train.num_ema_snapshots must be in 0..1000; got 1001"),
