@@ -47,7 +47,7 @@ def read_post_hoc_average(
     the weights of `post_hoc_weights`; summed in float64. An average that the checkpoint has is taken as it is.
 
     Args:
-      step, best: which checkpoint, as for `open_run`.
+      step, best: which checkpoint, as for `open_run`: by default the newest whose averages can be read.
 
     Raises:
       UserError: no such checkpoint, no averages to reconstruct from, a length that they do not represent, or a damaged
@@ -57,7 +57,8 @@ def read_post_hoc_average(
         gamma_of_std(std)
     checkpoints = Checkpoints(workdir)
     try:
-        step, config_json = checkpoints.restore_config(checkpoints.best_step() if best else step)
+        chosen = checkpoints.best_step() if best else step
+        step, config_json = checkpoints.restore_config(chosen)
         config = with_defaults(config_from_json(config_json))
         check_known_fields(config, workdir)
         stds = config.optim.ema_stds
@@ -67,6 +68,11 @@ def read_post_hoc_average(
                 f"{arg('ema_std')} needs the averages of optim.ema_stds, and the run in {workdir} {what}: train with "
                 "--config.optim.ema_stds=0.05,0.1"
             )
+        items = {of_std: ema_item(std_name(of_std), "") for of_std in ([std] if std in stds else stds)}
+        newest = step
+        step, of_checkpoint = checkpoints.restore_items(list(items.values()), chosen)
+        if step != newest:
+            config = with_defaults(config_from_json(checkpoints.restore_config(step)[1]))
         snapshots = EmaSnapshots(workdir)
         steps = [earlier for earlier in snapshots.steps() if 1 <= earlier < step]
         weights, how = _weights([*steps, step], stds, std)
@@ -76,7 +82,7 @@ def read_post_hoc_average(
                 if at < step:
                     yield weight, snapshots.read(at, std_name(of_std))
                 else:
-                    yield weight, checkpoints.restore_params(ema_item(std_name(of_std), ""), step)[1]
+                    yield weight, of_checkpoint[items[of_std]]
 
         return step, config, _weighted_sum(averages()), how
     finally:
