@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ddpm_jax.experiment.config_flags import OverridesParser
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
     parser.add_argument(
-        "--weights", default="ema", metavar="ema|ema/DECAY|raw",
-        help="ema, the first average (default); ema/0.9999, the one with this decay; raw, not averaged",
+        "--weights", default="ema", metavar="ema|ema/NAME|raw",
+        help="ema, the first average (default); ema/0.9999, the one with this decay; ema/std_0.1, the one of this\n"
+             "length in optim.ema_stds; raw, not averaged",
     )  # fmt: skip
     parser.add_argument(
         "--ema_std", metavar="S,S,...",
@@ -137,7 +139,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     written: list[str] = []
     folder = _sample_folder(args)
-    before = set(os.listdir(folder)) if folder and os.path.isdir(folder) else set()
+    before = {str(path) for path in Path(folder).rglob("*")} if folder else set()
     if len(stds) < 2:
         trained = _open(args, stds[0] if stds else None)
         text = _measure(args, settings, trained, stds[0] if stds else None, written)[0]
@@ -146,7 +148,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if text:
         print(text)
     for path in dict.fromkeys(written):
-        replaced = ", in place of what was there" if os.path.basename(path) in before else ""
+        replaced = ", in place of what was there" if os.path.abspath(path) in before else ""
         print(f"wrote {path}{replaced}")
 
 

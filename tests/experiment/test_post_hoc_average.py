@@ -174,8 +174,13 @@ def test_commands(two, sample_main, tmp_path, capfd):
 def test_several_lengths_are_compared(two, tmp_path, capfd):
     argv = [f"--workdir={two}", "--what=bits", "--split=test", "--bits_respacing=3", "--max_images=16"]
     argv.append("--nocompilation_cache")
+    (tmp_path / "e" / "ema_std_0.15").mkdir(parents=True)
+    (tmp_path / "e" / "ema_std_0.15" / "evaluation.json").write_text("{}")
+    (tmp_path / "e" / "evaluation.md").write_text("")  # not that of the lengths
     assert evaluate.main([*argv, "--ema_std=0.15,0.05", f"--out={tmp_path}/e"]) == 0
     shown = capfd.readouterr().out
+    replaced = [line for line in shown.splitlines() if "in place of what was there" in line]
+    assert replaced == [f"wrote {tmp_path}/e/ema_std_0.15/evaluation.json, in place of what was there"]
     found = json.loads((tmp_path / "e" / "ema_std.json").read_text())
     rows = {row["ema_std"]: row["bits/dim (bound)"] for row in found["lengths"]}
     assert list(rows) == [0.15, 0.05] and found["chosen_by"] == "bits/dim (bound)"
@@ -258,6 +263,28 @@ def test_a_damaged_snapshot_is_refused_in_a_line(two, sample_main, tmp_path, cap
     assert shown.count("\n") == 1
     shutil.move(workdir / "ema_snapshots" / "12", tmp_path)  # the remedy that the line names
     assert open_run(workdir, ema_std=0.15).post_hoc.num_steps == 11
+
+
+def test_a_damaged_average_of_the_newest_checkpoint(two, tmp_path, capsys):
+    """The checkpoint before it is used, as for other weights; one that is asked for is refused."""
+    workdir = shutil.copytree(two, tmp_path / "run")
+    file = max(
+        (path for path in (workdir / "checkpoints" / "24" / "ema_std_0.1").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    run = open_run(workdir, ema_std=0.15)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"warning: the checkpoint of step 24 in {workdir}/checkpoints cannot be read (")
+    assert shown.count("\n") == 1 and "trying an earlier one" in shown
+    same = open_run(two, step=21, ema_std=0.15)
+    assert (run.step, run.post_hoc) == (21, same.post_hoc)
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(run.params), leaves(same.params), strict=True))
+    assert open_run(workdir, ema_std=0.05).step == 24  # which is kept, and whole
+    with pytest.raises(UserError, match="^the checkpoint of step 24 in .* cannot be read .*; use another "):
+        open_run(workdir, step=24, ema_std=0.15)
 
 
 def test_other_lengths_on_resume_are_refused(kept, tiny_flags, capsys):
