@@ -111,8 +111,9 @@ def main(argv: list[str] | None = None) -> int:
         help="with --architecture: heads_first (default), or qkv_first for --use_new_attention_order True",
     )
     parser.add_argument(
-        "--weights", metavar="ema|ema/DECAY|raw",
-        help="with --to: ema, the first average (default); ema/0.9999, the one with this decay; raw, not averaged",
+        "--weights", metavar="ema|ema/NAME|raw",
+        help="with --to: ema, the first average (default); ema/0.9999, the one with this decay; ema/std_0.1, the one\n"
+             "of this length in optim.ema_stds; raw, not averaged",
     )  # fmt: skip
     parser.add_argument(
         "--ema_std", type=float, metavar="S",
@@ -140,7 +141,7 @@ def _convert(args: argparse.Namespace) -> None:
         _export(args, formats)
         return
     for name in ("weights", "ema_std", "step", "best"):
-        if getattr(args, name) not in (None, False):
+        if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 == False
             raise UserError(f"--{name} is only for --to: an import takes the weights that the file holds")
     if args.architecture is not None and args.model is not None:
         raise UserError("--model names a published network, and --architecture describes another: give one of them")

@@ -1,15 +1,14 @@
 """`python -m ddpm_jax.evaluate`: likelihood, rate-distortion and sample metrics of a trained model."""
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from ddpm_jax.experiment.config_flags import OverridesParser
-from ddpm_jax.experiment.sampler_flags import add_sampler_flags, as_typed, given_sampler_flags, typed_sampler_flags
-from ddpm_jax.runtime.command_line import image_size_of, run
+from ddpm_jax.experiment.sampler_flags import add_sampler_flags, typed_sampler_flags
+from ddpm_jax.runtime.command_line import run
 from ddpm_jax.runtime.errors import UserError
 
 EXAMPLE = """\
@@ -45,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
     parser.add_argument(
-        "--weights", default="ema", metavar="ema|ema/DECAY|raw",
-        help="ema, the first average (default); ema/0.9999, the one with this decay; raw, not averaged",
+        "--weights", default="ema", metavar="ema|ema/NAME|raw",
+        help="ema, the first average (default); ema/0.9999, the one with this decay; ema/std_0.1, the one of this\n"
+             "length in optim.ema_stds; raw, not averaged",
     )  # fmt: skip
     parser.add_argument(
         "--ema_std", metavar="S,S,...",
@@ -123,6 +123,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     stds = _lengths(args, what)
 
     # Imported here, so that --help and the errors above need not wait for JAX.
+    from ddpm_jax.evaluation.measure_weights import measured_text, sample_folder
     from ddpm_jax.evaluation.run_evaluation import EvaluationSettings
 
     settings = EvaluationSettings(
@@ -136,17 +137,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         **ode,
     )
     written: list[str] = []
-    folder = _sample_folder(args)
-    before = set(os.listdir(folder)) if folder and os.path.isdir(folder) else set()
-    if len(stds) < 2:
-        trained = _open(args, stds[0] if stds else None)
-        text = _measure(args, settings, trained, stds[0] if stds else None, written)[0]
-    else:
-        text = _compare_lengths(args, settings, stds, folder, written)
+    folder = sample_folder(args)
+    before = {str(path) for path in Path(folder).rglob("*")} if folder else set()
+    text = measured_text(args, settings, stds, written)
     if text:
         print(text)
     for path in dict.fromkeys(written):
-        replaced = ", in place of what was there" if os.path.basename(path) in before else ""
+        replaced = ", in place of what was there" if os.path.abspath(path) in before else ""
         print(f"wrote {path}{replaced}")
 
 
@@ -167,65 +164,6 @@ def _lengths(args: argparse.Namespace, what: Sequence[str]) -> list[float]:
     return stds
 
 
-def _open(args: argparse.Namespace, std: float | None) -> Any:
-    """The `TrainedRun` to measure; None if images are measured."""
-    from ddpm_jax.experiment.open_run import open_run
-    from ddpm_jax.experiment.trained_run import DATA_FIELDS, SAMPLE_FIELDS
-    from ddpm_jax.runtime import multi_host
-
-    if args.workdir is None:
-        return None
-    trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights, ema_std=std)
-    if trained.post_hoc is not None and multi_host.is_first():
-        print(trained.post_hoc)
-    trained = trained.with_fields(args.overrides, (*DATA_FIELDS, *SAMPLE_FIELDS))
-    trained.check_measures_images()
-    return trained
-
-
-def _measure(
-    args: argparse.Namespace, settings: Any, trained: Any, std: float | None, written: list[str]
-) -> tuple[str | None, Any, dict[str, Any] | None]:
-    """Measures one set of weights, or the images of a file; returns the text to print, the `Report` of all but samples,
-    and the entry of samples."""
-    from ddpm_jax.evaluation.run_evaluation import Evaluation
-    from ddpm_jax.experiment.open_run import weights_text
-
-    weights, report, metrics, entry = weights_text(args.weights, std), None, None, None
-    if "samples" in settings.what:
-        metrics = _build_sample_metrics(args, trained, weights)  # for its checks, before hours of other measurements
-    if set(settings.what) != {"samples"}:
-        evaluation = Evaluation(trained, settings, workdir=args.workdir, weights=weights)
-        report = evaluation.measure(on_file=written.append)
-    text = report.markdown() if report and set(settings.what) != {"pictures"} else None
-    if metrics is not None:
-        text, entry = _measure_samples(metrics, _sample_folder(args), report, written)
-    return text, report, entry
-
-
-def _compare_lengths(
-    args: argparse.Namespace, settings: Any, stds: Sequence[float], folder: str, written: list[str]
-) -> str | None:
-    """Measures each average into a folder of its own, FOLDER/ema_std_S; returns the table, on the first process."""
-    import dataclasses
-
-    from ddpm_jax.evaluation.ema_lengths import lengths_table, numbers_of, write_lengths
-    from ddpm_jax.runtime import multi_host
-
-    runs = {std: _open(args, std) for std in stds}  # for their checks, before hours of measurements
-    numbers = {}
-    for std, trained in runs.items():
-        out = os.path.join(folder, f"ema_std_{std:g}")
-        of_std = argparse.Namespace(**vars(args) | {"out": out})
-        _, report, entry = _measure(of_std, dataclasses.replace(settings, out=out), trained, std, written)
-        numbers[std] = numbers_of(report.results if report else {}, entry)
-    if not multi_host.is_first():
-        return None
-    errors = {std: trained.post_hoc.profile_error for std, trained in runs.items()}
-    written += write_lengths(folder, numbers, errors)
-    return lengths_table(numbers, errors)
-
-
 def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
     of_samples = ("reference", "num_samples", "num_reference", "extractor", "inception_weights", "resize",
                   "image_size", "data_path", "cache")  # fmt: skip
@@ -235,68 +173,6 @@ def _check_sample_flags(args: argparse.Namespace, what: Sequence[str]) -> None:
     sampling = [*typed_sampler_flags(args), *(name for name in ("step", "best") if getattr(args, name))]
     if sampling and args.workdir is None:
         raise UserError(f"--{sampling[0]} is only for a run, and --samples are images: leave it out")
-
-
-def _build_sample_metrics(args: argparse.Namespace, trained: Any, weights: str) -> Any:
-    """The `SampleMetrics` of a `TrainedRun` with weights of that name, or of files if it is None."""
-    from ddpm_jax.evaluation import sample_metrics
-    from ddpm_jax.evaluation.feature_extractors import MAX_PIXELS
-    from ddpm_jax.evaluation.metric_settings import SampleSettings
-    from ddpm_jax.experiment.sampler_settings import settings_named
-    from ddpm_jax.runtime.devices import make_mesh
-
-    names = ("extractor", "inception_weights", "resize", "reference", "num_reference", "num_samples", "data_path",
-             "cache", "batch_size", "seed")  # fmt: skip
-    image_size = None if args.image_size is None else image_size_of("--image_size", args.image_size)
-    if args.extractor == "pixels" and image_size is not None and math.prod(image_size) > MAX_PIXELS:
-        raise UserError(
-            f"--extractor=pixels compares at most {MAX_PIXELS} values per image; got --image_size={args.image_size}: "
-            "take another --extractor, or a smaller --image_size"
-        )
-    settings = SampleSettings(**{name: getattr(args, name) for name in names}, image_size=image_size)
-    if trained is None:
-        samples, reference = sample_metrics.sets_of_files(settings, args.samples)
-    else:
-        mesh = make_mesh()
-        # Only for these metrics: the other measurements keep the run's own sampler.
-        given = given_sampler_flags(args)
-        with as_typed(args):
-            trained = trained.with_sampler(given, batch_size=args.batch_size or None, num_devices=mesh.size)
-        with as_typed(args), settings_named(given):
-            samples, reference = sample_metrics.sets_of_run(
-                settings, trained, weights=weights, mesh=mesh, folder=_sample_folder(args)
-            )
-    return sample_metrics.SampleMetrics(settings, samples, reference, out=_sample_folder(args))
-
-
-def _sample_folder(args: argparse.Namespace) -> str | None:
-    from ddpm_jax.experiment.packaged_runs import output_folder
-
-    folder = args.out or (os.path.join(output_folder(args.workdir), "evaluation") if args.workdir else None)
-    return os.path.abspath(folder) if folder else None
-
-
-def _measure_samples(
-    metrics: Any, folder: str | None, report: Any, written: list[str]
-) -> tuple[str | None, dict[str, Any] | None]:
-    """Measures, adds the result to the `Report` (None: a new one), and returns the text to print and the entry."""
-    from ddpm_jax.evaluation.metrics_from_features import numbers_table
-    from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report
-    from ddpm_jax.runtime import multi_host
-
-    if metrics.warning and multi_host.is_first():
-        print(f"warning: {metrics.warning}", file=sys.stderr, flush=True)
-    entry = metrics.measure()
-    if entry is None:  # not the first process
-        return None, None
-    printed = entry | {"warning": None}  # it was printed before the measurement
-    if folder is None:
-        return numbers_table(printed), entry
-    alone = report is None
-    report = report or Report(folder, None)
-    report.add_samples(entry)
-    written += [os.path.join(folder, name) for name in (JSON_NAME, TABLE_NAME)]
-    return numbers_table(printed) if alone else report.markdown(), entry
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
     parser.add_argument(
-        "--weights", default="ema", metavar="ema|ema/DECAY|raw",
-        help="ema is the first average (default), ema/0.9999 that of this decay, raw the parameters",
+        "--weights", default="ema", metavar="ema|ema/NAME|raw",
+        help="ema is the first average (default), ema/0.9999 that of this decay, ema/std_0.1 that of this length in\n"
+             "optim.ema_stds, raw the parameters",
     )  # fmt: skip
     parser.add_argument(
         "--ema_std", type=float, metavar="S",

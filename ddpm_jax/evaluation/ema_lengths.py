@@ -48,9 +48,9 @@ def lengths_table(numbers: Mapping[float, Mapping[str, float]], errors: Mapping[
     names = list(next(iter(numbers.values())))
     lines = [f"| ema_std | profile error | {' | '.join(names)} |", "| ---: " * (2 + len(names)) + "|"]
     for std, row in numbers.items():
-        lines.append(f"| {std:g} | {100 * errors[std]:.2g}% | {' | '.join(f'{row[name]:.5g}' for name in names)} |")
+        lines.append(f"| {std!r} | {100 * errors[std]:.2g}% | {' | '.join(f'{row[name]:.5g}' for name in names)} |")
     name, best = best_length(numbers)
-    line = f"lowest {name}: " + (f"--ema_std={best:g}" if best is not None else "none is finite")
+    line = f"lowest {name}: " + (f"--ema_std={best!r}" if best is not None else "none is finite")
     return "\n".join([*lines, "", line])
 
 

@@ -25,7 +25,8 @@ CHANGEABLE_AT_THE_END = ("optim.warmup_*", "optim.decay_*")
 CHANGEABLE_AT_IMPORT = (
     "data.name", "data.path", "data.data_dir", "data.split", "data.eval_split", "data.flip", "optim.*", "train.*",
     "sample.*", "eval.*", "unet.dropout", "model.dtype", "model.remat", "diffusion.loss", "diffusion.huber_delta",
-    "diffusion.vlb_lambda", "diffusion.weighting", "diffusion.*_gamma", "diffusion.p2_k", "mesh.*",
+    "diffusion.vlb_lambda", "diffusion.weighting", "diffusion.*_gamma", "diffusion.p2_k",
+    "diffusion.self_conditioning_rate", "mesh.*",
 )
 
 

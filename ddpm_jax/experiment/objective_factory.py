@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.experiment import model_factory, training_factory
 from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.experiment.config_checks import fields_named
+from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.training.classifier_objective import ClassifierObjective
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
@@ -41,6 +42,11 @@ def build_classifier(config: ConfigDict) -> ClassifierObjective:
         raise UserError(
             "diffusion.self_conditioning must be False with objective.name='classifier'; got True: a classifier "
             "does not estimate x_0"
+        )
+    if config.optim.ema_stds:
+        raise UserError(
+            f"optim.ema_stds must be empty with objective.name='classifier'; got {tuple(config.optim.ema_stds)}: no "
+            "command reads the snapshots of a classifier; keep other averages by optim.ema_decays"
         )
     return ClassifierObjective(
         model_factory.build_classifier(config),
@@ -78,4 +84,11 @@ def check_plain_diffusion(config: ConfigDict) -> None:
 def build_objective(config: ConfigDict) -> Objective:
     """The objective of a config; raises UserError for an unknown name or settings that do not fit together."""
     check_one_of("objective.name", config.objective.name, OBJECTIVES)
+    diffusion, default = config.diffusion, base_config().diffusion.self_conditioning_rate
+    if not diffusion.self_conditioning and diffusion.self_conditioning_rate != default:
+        raise UserError(
+            f"diffusion.self_conditioning_rate has no effect without self-conditioning; got "
+            f"{diffusion.self_conditioning_rate}: leave it at {default}, or give "
+            "--config.diffusion.self_conditioning=true"
+        )
     return OBJECTIVES[config.objective.name](config)

@@ -13,7 +13,7 @@ from ddpm_jax.workdir.class_names import read_class_names
 
 def weights_text(weights: str, ema_std: float | None) -> str:
     """How the weights are named in output: as `weights`, or as "ema_std=0.1"."""
-    return weights if ema_std is None else f"ema_std={ema_std:g}"
+    return weights if ema_std is None else f"ema_std={float(ema_std)!r}"
 
 
 def open_run(

@@ -66,6 +66,7 @@ class Trainer:
         train = self._config.train
         if int(state.step) >= train.num_steps:
             return state
+        self._snapshots.move_aside_after(int(state.step))  # now that every check has passed
         while True:
             try:
                 return self._run_until_nonfinite(state, stop)
@@ -220,7 +221,7 @@ class Trainer:
             state = self._experiment.fresh_state()
         step = int(state.step)
         self._rewinds.add(at=error.step, to=step, write=multi_host.is_first())
-        self._snapshots.delete_after(step)
+        self._snapshots.move_aside_after(step)
         self._reporter.rewind(step)
         left_out = error.step - step
         self._reporter.note(

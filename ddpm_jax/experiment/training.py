@@ -78,7 +78,6 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
         length_before = saved_length(checkpoints)
         state = resumed_state(experiment, checkpoints)
         resumed = state is not None
-        snapshots.delete_after(int(state.step) if resumed else 0)
         if not resumed or int(state.step) < config.train.num_steps:
             # Before hours of work, not at the first save.
             checkpoints.check_room(experiment.abstract_state, _bytes_of_snapshots(experiment, state))

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ddpm_jax.runtime.errors import UserError, arg
 from ddpm_jax.training.power_averages import gamma_of_std
 
 Numbers = np.ndarray | np.generic | float
 
 # The largest error that is accepted, a share of the length (L2 norm) of the wanted profile; docs/post_hoc_ema.md.
 MAX_PROFILE_ERROR = 0.05
+# The largest `rounding_error` that is accepted. Products of GPUs and TPUs round the parameters by 2^-11 (TF32) or 2^-9
+# (bfloat16) of themselves; this is a fifth of the smaller one.
+MAX_ROUNDING_ERROR = 1e-4
 
 
 def profile_products(t_a: Numbers, gamma_a: Numbers, t_b: Numbers, gamma_b: Numbers) -> Numbers:
@@ -41,7 +45,7 @@ def post_hoc_weights(steps: Sequence[int], stds: Sequence[float], *, step: int, 
       stds: their lengths, as many; no pair may be there twice.
 
     Raises:
-      UserError: a length outside [0.001, 12^-0.5).
+      UserError: a length outside [0.001, 12^-0.5), or stored profiles that float64 cannot tell apart.
       ValueError: steps and lengths that do not fit together.
 
     Example:
@@ -58,9 +62,26 @@ def post_hoc_weights(steps: Sequence[int], stds: Sequence[float], *, step: int, 
     norm = np.sqrt(profile_products(np.float64(step), gamma, np.float64(step), gamma))
     gram = profile_products(t[:, None], gammas[:, None], t, gammas) / (norms[:, None] * norms)
     target = profile_products(t, gammas, np.float64(step), gamma) / (norms * norm)
-    scaled = np.linalg.solve(gram, target)  # X_i norms_i/norm
+    try:
+        scaled = np.linalg.solve(gram, target)  # X_i norms_i/norm
+    except np.linalg.LinAlgError:
+        raise UserError(
+            f"{arg('stds')} must be lengths whose averages can be told apart; got {sorted(set(stds))}"
+        ) from None
     weights = scaled / norms * norm
     total = weights.sum()
     weights, scaled = weights / total, scaled / total
     squared = scaled @ gram @ scaled - 2 * scaled @ target + 1
     return weights, float(np.sqrt(max(squared, 0.0)))
+
+
+def rounding_error(weights: Numbers) -> float:
+    """2^-24 sum_i |X_i|: the most by which a sum of float32 averages is off, as a share of the largest |average_i|.
+
+    It counts one rounding of each stored average. Their own updates round as well, more in longer runs.
+
+    Example:
+      >>> rounding_error(np.array([3.0, -2.0])) == 5 * 2**-24
+      True
+    """
+    return float(np.abs(weights).sum() * 2.0**-24)

@@ -18,6 +18,9 @@ from ddpm_jax.runtime.errors import UserError, arg
 
 MIN_STD = 0.001
 MAX_STD = 12**-0.5  # that of gamma = 0, the plain mean of all updates
+# Of the lengths of two averages. Nearer ones are almost the same average (at 0.1 the profiles differ by less than 4.5%
+# in the L2 norm), and other lengths would be made of large multiples of their difference, in which rounding is large.
+MIN_RATIO = 1.05
 
 
 def std_of_gamma(gamma: float) -> float:
@@ -84,7 +87,7 @@ def make_power_averages(stds: Sequence[float]) -> dict[str, PowerDecay]:
     """Name of each average -> its decay, one average per length in `stds`; for `make_train_step` and `init_state`.
 
     Raises:
-      UserError: a length outside [0.001, 12^-0.5), or a duplicate.
+      UserError: a length outside [0.001, 12^-0.5), a duplicate, or two that differ by less than a factor of 1.05.
 
     Example:
       >>> list(make_power_averages([0.05, 0.1]))
@@ -94,4 +97,11 @@ def make_power_averages(stds: Sequence[float]) -> dict[str, PowerDecay]:
     by_name = dict(zip(map(std_name, stds), decays, strict=True))
     if len(by_name) < len(stds):
         raise UserError(f"{arg('stds')} must be different lengths; got {tuple(stds)}")
+    ordered = sorted(stds)
+    for shorter, longer in zip(ordered, ordered[1:], strict=False):
+        if longer < MIN_RATIO * shorter * (1 - 1e-12):  # 1.05 itself may round to either side
+            raise UserError(
+                f"{arg('stds')} must differ by a factor of at least {MIN_RATIO}, so that other lengths can be made of "
+                f"them; got {shorter} and {longer}"
+            )
     return by_name

@@ -5,7 +5,7 @@ and manifest.json with the digests of all these files. The newest checkpoints an
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -219,6 +219,10 @@ class Checkpoints:
             return self._reader.arrays(step, item(self._reader.config(step)) if callable(item) else item)
 
         return self._read(step, read)
+
+    def restore_items(self, items: Sequence[str], step: int | None = None) -> tuple[int, dict[str, dict]]:
+        """(step, the NumPy trees of several items by name), of a step that has them all; like `restore_params`."""
+        return self._read(step, lambda step: {item: self._reader.arrays(step, item) for item in items})
 
     def restore_config(self, step: int | None = None) -> tuple[int, str]:
         """(step, the JSON text of its config); raises like `restore_params`."""

@@ -1,13 +1,14 @@
 """Snapshots of averages of the parameters, from which averages of other lengths are made after the training.
 
 Layout: <workdir>/ema_snapshots/<step>/{NAME/arrays.safetensors, manifest.json}: a file for each average, and the
-digests of all of them. No snapshot is deleted for its age. One whose step is after that of a resumed checkpoint is
-deleted before the first new update: the run writes it again, with the same bits if nothing has changed, and what
-belongs to updates that the run no longer contains is never combined with what follows.
+digests of all of them. No snapshot is deleted. One whose step is after that of a resumed checkpoint is moved to
+<workdir>/superseded_ema_snapshots before the first new update: the run writes it again, with the same bits if nothing
+has changed, and what belongs to updates that the run no longer contains is never combined with what follows.
 """
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.disk_space import MARGIN_BYTES, check_room, full_error, is_full
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoint_manifest import MANIFEST, DamagedError, verify, write_manifest
+from ddpm_jax.workdir.cleanup import free_name
 
-FOLDER = "ema_snapshots"
+FOLDER, SUPERSEDED = "ema_snapshots", "superseded_ema_snapshots"
 _FILE = "arrays.safetensors"
 
 
@@ -33,6 +35,7 @@ class EmaSnapshots:
 
     def __init__(self, workdir: str | os.PathLike):
         self.directory = os.path.join(os.path.abspath(workdir), FOLDER)
+        self.superseded = os.path.join(os.path.abspath(workdir), SUPERSEDED)
 
     def steps(self) -> list[int]:
         """The steps of the complete snapshots, ascending."""
@@ -52,8 +55,7 @@ class EmaSnapshots:
           DiskFullError: no room for it.
         """
         what = f"the EMA snapshot of step {step}"
-        if multi_host.is_first():
-            os.makedirs(self.directory, exist_ok=True)
+        self._on_first(lambda: os.makedirs(self.directory, exist_ok=True), what)
         check_room(os.path.dirname(self.directory), snapshot_bytes(averages) + MARGIN_BYTES, what)
         part = Path(self.directory) / f".{step}.part"  # what a killed process leaves of it, `delete_unfinished` deletes
         error = None
@@ -65,7 +67,14 @@ class EmaSnapshots:
             error = _error_of(lambda: self._commit(part, step))
         if error is not None:
             shutil.rmtree(part, ignore_errors=True)
-        # All processes end alike: one of them alone would wait for the others.
+        self._raise_on_all(error, what)
+
+    def _on_first(self, write: Callable[[], None], what: str) -> None:
+        """`write()` on process 0; all processes must call this."""
+        self._raise_on_all(_error_of(write) if multi_host.is_first() else None, what)
+
+    def _raise_on_all(self, error: Exception | None, what: str) -> None:
+        """Raises the error of process 0 on all processes: one of them alone would wait for the others."""
         if found := multi_host.broadcast_from_first(0 if error is None else 1 + is_full(error)):
             if found == 2:
                 raise full_error(os.path.dirname(self.directory), f"{what} could not be written") from error
@@ -78,13 +87,27 @@ class EmaSnapshots:
         os.replace(part, path)
         _sync_folder(self.directory)  # so that no checkpoint outlives a power cut without its snapshots
 
-    def delete_after(self, step: int) -> None:
-        """Deletes the snapshots of later steps, on process 0: the run continues from this one."""
-        if multi_host.is_first():
-            for later in self.steps():
-                if later > step:
-                    shutil.rmtree(os.path.join(self.directory, str(later)))
-        multi_host.barrier("later EMA snapshots are deleted")
+    def move_aside_after(self, step: int) -> None:
+        """Moves the snapshots of later steps to `superseded`, on process 0, with a note: the run continues from this.
+
+        None is overwritten there: a second one of a step becomes STEP_1.
+        """
+        self._on_first(lambda: self._move_aside_after(step), f"{self.superseded}, the folder for later EMA snapshots,")
+
+    def _move_aside_after(self, step: int) -> None:
+        later = [saved for saved in self.steps() if saved > step]
+        if not later:
+            return
+        os.makedirs(self.superseded, exist_ok=True)
+        for name in map(str, later):
+            shutil.move(
+                os.path.join(self.directory, name), os.path.join(self.superseded, free_name(self.superseded, name))
+            )
+        print(
+            f"note: moved the EMA snapshots {later}, later than step {step}, to {self.superseded}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def read(self, step: int, name: str) -> dict[str, Any]:
         """The NumPy tree of one average of a snapshot, compared with its digest.
@@ -137,11 +160,11 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _error_of(write: Callable[[], None]) -> OSError | None:
+def _error_of(write: Callable[[], None]) -> Exception | None:
     """The error of `write()`, to be told to all processes before it is raised."""
     try:
         write()
-    except OSError as error:
+    except Exception as error:
         return error
     return None
 

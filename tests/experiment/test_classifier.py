@@ -184,6 +184,7 @@ def test_wrong_settings_are_one_line(run, classifier_run, straight_run, tiny_con
             r"model.num_classes must be in 2..1000000 with objective.name='classifier'",
         ),
         (("model.num_classes=10", "condition.drop_rate=0.1"), "condition.drop_rate must be 0 with"),
+        (("model.num_classes=10", "optim.ema_stds=0.05,0.1"), "optim.ema_stds must be empty with objective.name="),
         (("model.num_classes=10", "model.name=conv_net"), "model.name must be 'unet' with objective.name='classifier'"),
         (
             ("model.num_classes=10", "model.name=unet", "unet.head_channels=3"),

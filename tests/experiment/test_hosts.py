@@ -68,7 +68,8 @@ def test_two_processes_train_what_one_does(shared_run, straight_run):
     snapshots = EmaSnapshots(workdir)  # written by process 0
     assert snapshots.steps() == [2, 4, 6, 8]
     _, of_checkpoint = weights(workdir, "ema_std_0.1")
-    assert all(map(np.array_equal, jax.tree.leaves(snapshots.read(8, "std_0.1")), of_checkpoint))
+    of_snapshot = jax.tree.leaves(snapshots.read(8, "std_0.1"))
+    assert all(np.array_equal(a, b) for a, b in zip(of_snapshot, of_checkpoint, strict=True))
 
 
 @pytest.mark.processes

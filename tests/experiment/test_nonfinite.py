@@ -1,6 +1,7 @@
 """A loss that is not finite: named, recorded, skipped or gone back from; never silently."""
 
 import json
+import os
 import weakref
 
 import jax
@@ -78,12 +79,21 @@ def test_the_pictures_of_the_step_are_listed(config_of, tmp_path, monkeypatch):
 def test_rewind_leaves_the_batches_out(config_of, state_of, tmp_path, monkeypatch, capsys):
     """From step 4 on, batches 5, 6, 7, 8 with another key: by hand, by the run, and by a run that was stopped."""
     config = config_of("train.nonfinite=rewind")
-    by_hand = build_experiment(config)
+    by_hand, real = build_experiment(config), EmaSnapshots.move_aside_after
+
+    def moved_aside(snapshots, step):
+        superseded.append(step)
+        real(snapshots, step)
+        if step == 0:  # as if one had been written at step 5
+            os.makedirs(os.path.join(snapshots.directory, "5"))
+
     with monkeypatch.context() as patch:
-        taken, deleted = poison(patch, config, 4), []
-        patch.setattr(EmaSnapshots, "delete_after", lambda snapshots, step: deleted.append(step))
+        taken, superseded = poison(patch, config, 4), []
+        patch.setattr(EmaSnapshots, "move_aside_after", moved_aside)
         assert train(config, str(tmp_path / "one")) is None
-    assert deleted == [0, 4]  # at the start, and those of the updates that are left out
+    assert superseded == [0, 4]  # at the start, and those of the updates that are left out
+    assert os.listdir(tmp_path / "one" / "ema_snapshots") == []
+    assert os.listdir(tmp_path / "one" / "superseded_ema_snapshots") == ["5"]
     assert taken == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8]  # 4 and 5 before it was seen at step 6
     assert "loss became nan at step 5: rewinding to step 4, leaving out the 1 batch since (rewind 1 of at most 3)" in (
         capsys.readouterr().out
@@ -248,8 +258,19 @@ class TestRewinds:
         with pytest.raises(UserError, match="rewinds.json is damaged .an entry must have .*restore it from a copy"):
             Rewinds(str(tmp_path))
 
-    @pytest.mark.parametrize("text", ["{}", "[" * 5000, "[1]", '[{"at": 1e400, "to": 1, "batch": 2}]', "\x80", "[[]]",
-                                      '[{"at": -1, "to": 1, "batch": 2}]', '[{"at": 1, "to": 1, "batch": 2, "x": 3}]'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{}",
+            "[" * 5000,
+            "[1]",
+            '[{"at": 1e400, "to": 1, "batch": 2}]',
+            "\x80",
+            "[[]]",
+            '[{"at": -1, "to": 1, "batch": 2}]',
+            '[{"at": 1, "to": 1, "batch": 2, "x": 3}]',
+        ],
+    )
     def test_damage_of_any_kind_is_one_line(self, text, tmp_path):
         (tmp_path / "rewinds.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match="rewinds.json is damaged .*restore it from a copy") as error:

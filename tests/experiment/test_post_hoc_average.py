@@ -12,8 +12,10 @@ from ddpm_jax import convert, evaluate
 from ddpm_jax import train as train_command
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.experiment.build import build_experiment
-from ddpm_jax.experiment.open_run import open_run
+from ddpm_jax.experiment.open_run import open_run, weights_text
+from ddpm_jax.experiment.post_hoc_average import _weights
 from ddpm_jax.experiment.training import train
+from ddpm_jax.runtime.disk_space import DiskFullError
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.training.post_hoc_ema import post_hoc_weights
 from ddpm_jax.training.power_averages import gamma_of_std
@@ -108,9 +110,9 @@ def test_nothing_else_changes(tiny_config):
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*map(jax.tree.leaves, trained), strict=True))
 
 
-def test_a_resumed_run_writes_the_same_snapshots(kept, tiny_config, tmp_path):
-    """Killed after step 20, with checkpoint 14: what comes after it is deleted, whatever it holds, and written anew.
-    Retention deletes checkpoints and no snapshot."""
+def test_a_resumed_run_writes_the_same_snapshots(kept, tiny_config, tmp_path, monkeypatch):
+    """Killed after step 20, with checkpoint 14: what comes after it is moved aside, whatever it holds, and written
+    anew, but not by a start that fails. Retention deletes checkpoints and no snapshot."""
     workdir = shutil.copytree(kept, tmp_path / "run")
     for later in (21, 24):
         shutil.rmtree(workdir / "checkpoints" / str(later))
@@ -120,7 +122,18 @@ def test_a_resumed_run_writes_the_same_snapshots(kept, tiny_config, tmp_path):
     (snapshots / "20" / "std_0.1" / "arrays.safetensors").write_bytes(b"of other updates")
     shutil.copytree(snapshots / "16", snapshots / "17")  # of another number of snapshots
     (snapshots / ".22.part").mkdir()  # killed while it wrote
+    before = files_in(snapshots)
+    with monkeypatch.context() as patch:
+        free = type("Usage", (), {"free": 1_000_000})
+        patch.setattr("ddpm_jax.runtime.disk_space.shutil.disk_usage", lambda folder: free)
+        with pytest.raises(DiskFullError, match="with the EMA snapshots to come"):
+            train(tiny_config(*RUN), str(workdir))
+    assert files_in(snapshots) == before
     train(tiny_config(*RUN, "train.keep_checkpoints=1"), str(workdir))
+    aside = files_in(workdir / "superseded_ema_snapshots")
+    assert aside == {
+        name: content for name, content in before.items() if name.split("/")[0] in ("16", "17", "18", "20")
+    }
     assert files_in(snapshots) == files_in(kept / "ema_snapshots")
     assert sorted(path.name for path in snapshots.iterdir()) == sorted(map(str, range(2, 25, 2)))
     assert [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()] == ["24"]
@@ -144,7 +157,12 @@ def test_commands(two, sample_main, tmp_path, capfd):
     drawing = ["--num_samples=4", "--sampler=ddim", "--num_sampler_steps=3", "--nocompilation_cache"]
     assert sample_main([*argv, *drawing, f"--out={tmp_path}/x"]) == 0
     shown = capfd.readouterr().out
-    assert shown.startswith("average of length 0.15 from those of 12 steps, with an error of 1.6% in its profile\n")
+    rounding = open_run(two, ema_std=0.15).post_hoc.rounding_error
+    assert shown.startswith(
+        "average of length 0.15 from those of 12 steps, with an error of 1.6% in its profile and of at most "
+        f"{100 * rounding:.2g}% by rounding\n"
+    )
+    assert 2**-24 < rounding < 2 * 2**-24
     assert "4 samples of step 24 (ema_std=0.15 weights), ddim" in shown
     assert convert.main([*argv, f"--to={tmp_path}/x.npz"]) == 0
     assert "(ema_std=0.15 weights of step 24) for npz" in capfd.readouterr().out
@@ -156,17 +174,22 @@ def test_commands(two, sample_main, tmp_path, capfd):
 def test_several_lengths_are_compared(two, tmp_path, capfd):
     argv = [f"--workdir={two}", "--what=bits", "--split=test", "--bits_respacing=3", "--max_images=16"]
     argv.append("--nocompilation_cache")
+    (tmp_path / "e" / "ema_std_0.15").mkdir(parents=True)
+    (tmp_path / "e" / "ema_std_0.15" / "evaluation.json").write_text("{}")
+    (tmp_path / "e" / "evaluation.md").write_text("")  # not that of the lengths
     assert evaluate.main([*argv, "--ema_std=0.15,0.05", f"--out={tmp_path}/e"]) == 0
     shown = capfd.readouterr().out
+    replaced = [line for line in shown.splitlines() if "in place of what was there" in line]
+    assert replaced == [f"wrote {tmp_path}/e/ema_std_0.15/evaluation.json, in place of what was there"]
     found = json.loads((tmp_path / "e" / "ema_std.json").read_text())
     rows = {row["ema_std"]: row["bits/dim (bound)"] for row in found["lengths"]}
     assert list(rows) == [0.15, 0.05] and found["chosen_by"] == "bits/dim (bound)"
     assert found["best"] == min(rows, key=rows.get) and len(set(rows.values())) == 2
-    assert f"lowest bits/dim (bound): --ema_std={found['best']:g}\n" in shown
+    assert f"lowest bits/dim (bound): --ema_std={found['best']!r}\n" in shown
     assert f"| 0.15 | 1.6% | {rows[0.15]:.5g} |\n" in shown and f"| 0.05 | 0% | {rows[0.05]:.5g} |\n" in shown
     for std, value in rows.items():
-        report = json.loads((tmp_path / "e" / f"ema_std_{std:g}" / "evaluation.json").read_text())
-        assert report["facts"]["weights"] == f"ema_std={std:g}"
+        report = json.loads((tmp_path / "e" / f"ema_std_{std!r}" / "evaluation.json").read_text())
+        assert report["facts"]["weights"] == f"ema_std={std!r}"
         assert report["bits_per_dim"]["total"]["mean"] == value
 
 
@@ -201,6 +224,26 @@ def test_what_evaluate_refuses(two, capsys, flags, message):
     assert shown.err.startswith(f"error: {message}") and shown.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "stds", "std", "message"),
+    [
+        # The profile alone would be accepted. A config may come from elsewhere, with lengths as near as these.
+        (300, (0.05, 0.1), 0.003, "^ema_std=0.003 cannot be reconstructed: rounding of the stored averages would "),
+        (50, (0.1, 0.10001), 0.15, "^ema_std=0.15 cannot be reconstructed: rounding of the stored averages would "),
+        (50, (0.1, np.nextafter(0.1, 1)), 0.15, "^optim.ema_stds must be lengths whose .* apart|cannot be recon"),
+    ],
+)
+def test_what_is_mostly_rounding_is_refused(num_steps, stds, std, message):
+    with pytest.raises(UserError, match=message) as caught:
+        _weights(range(8, 8 * num_steps + 1, 8), stds, std)
+    assert "\n" not in str(caught.value)
+
+
+def test_near_lengths_have_names_of_their_own():
+    assert weights_text("ema", 0.1) == "ema_std=0.1"
+    assert weights_text("ema", 0.1000001) == "ema_std=0.1000001"
+
+
 def test_a_run_without_these_averages(straight_run):
     with pytest.raises(UserError, match="^ema_std needs the averages of optim.ema_stds, and the run in .* keeps no "):
         open_run(straight_run, ema_std=0.1)
@@ -222,6 +265,28 @@ def test_a_damaged_snapshot_is_refused_in_a_line(two, sample_main, tmp_path, cap
     assert open_run(workdir, ema_std=0.15).post_hoc.num_steps == 11
 
 
+def test_a_damaged_average_of_the_newest_checkpoint(two, tmp_path, capsys):
+    """The checkpoint before it is used, as for other weights; one that is asked for is refused."""
+    workdir = shutil.copytree(two, tmp_path / "run")
+    file = max(
+        (path for path in (workdir / "checkpoints" / "24" / "ema_std_0.1").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    run = open_run(workdir, ema_std=0.15)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"warning: the checkpoint of step 24 in {workdir}/checkpoints cannot be read (")
+    assert shown.count("\n") == 1 and "trying an earlier one" in shown
+    same = open_run(two, step=21, ema_std=0.15)
+    assert (run.step, run.post_hoc) == (21, same.post_hoc)
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(run.params), leaves(same.params), strict=True))
+    assert open_run(workdir, ema_std=0.05).step == 24  # which is kept, and whole
+    with pytest.raises(UserError, match="^the checkpoint of step 24 in .* cannot be read .*; use another "):
+        open_run(workdir, step=24, ema_std=0.15)
+
+
 def test_other_lengths_on_resume_are_refused(kept, tiny_flags, capsys):
     flags = [*tiny_flags, *(f"--config.{override}" for override in RUN), "--config.optim.ema_stds=0.05,0.1"]
     assert train_command.main([*flags, f"--workdir={kept}"]) == 2
@@ -233,6 +298,7 @@ def test_other_lengths_on_resume_are_refused(kept, tiny_flags, capsys):
     [
         ("optim.ema_stds=0.3", r"^optim.ema_stds must be in \[0.001, 0.2887\)"),
         ("optim.ema_stds=0.1,0.1", "^optim.ema_stds must be different lengths"),
+        ("optim.ema_stds=0.1,0.104", "^optim.ema_stds must differ by a factor of at least 1.05, .*; got 0.1 and 0.104"),
         ("optim.ema_stds=x", r"^optim.ema_stds must be in \[0.001, 0.2887\)"),
         ("train.num_ema_snapshots=-1", "^train.num_ema_snapshots must be at least 0; got -1"),
         ("train.num_ema_snapshots=1001", r"^train.num_ema_snapshots must be in 0..1000; got 1001"),

@@ -8,6 +8,7 @@ import pytest
 from ddpm_jax import evaluate
 from ddpm_jax.evaluation.elbo_bits_per_dim import build_bits_per_dim
 from ddpm_jax.experiment.build import build_experiment
+from ddpm_jax.experiment.config_changes import CHANGEABLE_AT_IMPORT, changed_import, check_same_run
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
@@ -93,3 +94,13 @@ def test_what_is_refused(trained, tiny_config):
         build_experiment(tiny_config(*ON, "diffusion.self_conditioning_rate=2.0"))
     with pytest.raises(UserError, match="^diffusion.self_conditioning must be False with objective.name='classifier'"):
         build_experiment(load_config("classifier_digits", ["diffusion.self_conditioning=true"]))
+    with pytest.raises(UserError, match="^diffusion.self_conditioning_rate has no effect without self-conditioning"):
+        build_experiment(tiny_config("diffusion.self_conditioning_rate=0.9"))
+
+
+def test_the_rate_may_change_at_an_import(tiny_config):
+    rate = ["diffusion.self_conditioning_rate=0.9"]
+    assert changed_import(tiny_config(*ON), rate).diffusion.self_conditioning_rate == 0.9
+    check_same_run(tiny_config(*ON), tiny_config(*ON, *rate), CHANGEABLE_AT_IMPORT)
+    with pytest.raises(UserError, match="diffusion.self_conditioning_rate was 0.5 and is 0.9"):
+        check_same_run(tiny_config(*ON), tiny_config(*ON, *rate))

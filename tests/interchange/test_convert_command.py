@@ -177,6 +177,8 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
         (["--from=absent"], "there is no 'absent'"),
         (["--from={folder}", "--format=difusers"], "--format must be one of .* did you mean 'diffusers'"),
         (["--from={folder}", "--weights=raw"], "--weights is only for --to"),
+        (["--from={folder}", "--ema_std=0"], "--ema_std is only for --to"),
+        (["--from={folder}", "--step=0"], "--step is only for --to"),
         (["--from={folder}", "--config=digits"], "takes no --config=FILE"),
         (["--from={folder}", "--config.unet.channels=8"], "--config.unet.channels cannot be changed"),
         (["--from={folder}", "--config.data.pth=x"], "unknown config field 'data.pth'; did you mean 'data.path'"),

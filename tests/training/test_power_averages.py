@@ -43,6 +43,9 @@ def test_lengths_out_of_range_are_refused(std):
 def test_a_length_twice_is_refused():
     with pytest.raises(UserError, match=r"^stds must be different lengths; got \(0.1, 0.1\)$"):
         make_power_averages((0.1, 0.1))
+    with pytest.raises(UserError, match=r"^stds must differ by a factor of at least 1.05, .*; got 0.1 and 0.1000001$"):
+        make_power_averages((0.1000001, 0.05, 0.1))
+    assert len(make_power_averages((0.1, 0.105))) == len(make_power_averages((0.02 * 1.05, 0.02))) == 2
     assert list(make_power_averages((0.10, 0.05))) == ["std_0.1", "std_0.05"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.runtime import disk_space
+from ddpm_jax.runtime import disk_space, multi_host
 from ddpm_jax.runtime.disk_space import DiskFullError
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir import ema_snapshots
@@ -52,13 +52,48 @@ def test_arrays_over_eight_devices_give_the_same_files(tmp_path):
     assert files_in(tmp_path / "one") == files_in(tmp_path / "eight")
 
 
-def test_snapshots_after_a_step_are_deleted(tmp_path):
+def test_snapshots_after_a_step_are_moved_aside(tmp_path, capsys):
     snapshots = EmaSnapshots(tmp_path)
-    snapshots.delete_after(0)  # there are none
+    snapshots.move_aside_after(0)  # there are none
     for step in (4, 8, 12):
         snapshots.write(step, AVERAGES)
-    snapshots.delete_after(8)
+    content = files_in(tmp_path / "ema_snapshots" / "12")
+    snapshots.move_aside_after(12)
+    assert capsys.readouterr().err == ""
+    snapshots.move_aside_after(8)
+    aside = tmp_path / "superseded_ema_snapshots"
+    assert capsys.readouterr().err == f"note: moved the EMA snapshots [12], later than step 8, to {aside}\n"
     assert snapshots.steps() == [4, 8]
+    snapshots.write(12, dict(reversed(AVERAGES.items())))
+    snapshots.move_aside_after(0)
+    assert snapshots.steps() == []
+    assert sorted(path.name for path in aside.iterdir()) == ["12", "12_1", "4", "8"]
+    assert files_in(aside / "12") == content
+
+
+@pytest.mark.parametrize("point", ["folder", "save", "manifest", "move"])
+def test_any_error_of_process_0_is_told_to_the_others(tmp_path, monkeypatch, point):
+    """They wait for its broadcast: without it they would wait for ever."""
+    told = []
+    monkeypatch.setattr(multi_host, "broadcast_from_first", lambda number: told.append(int(number)) or number)
+
+    def fails(*args, **kwargs):
+        raise TypeError("of a library")
+
+    snapshots = EmaSnapshots(tmp_path)
+    snapshots.write(4, AVERAGES)
+    assert set(told) == {0}
+    module, name = {"folder": (os, "makedirs"), "save": (ema_snapshots, "save"),
+                    "manifest": (ema_snapshots, "write_manifest"), "move": (shutil, "move")}[point]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fails)
+        with pytest.raises(TypeError, match="^of a library$"):
+            snapshots.move_aside_after(0) if point == "move" else snapshots.write(8, AVERAGES)
+    assert told[-1] == 1 and snapshots.steps() == [4]
+    monkeypatch.setattr(multi_host, "is_first", lambda: False)  # another process, which is told the same
+    monkeypatch.setattr(multi_host, "broadcast_from_first", lambda number: 1)
+    with pytest.raises(OSError, match=" could not be written by process 0$"):
+        snapshots.move_aside_after(0) if point == "move" else snapshots.write(8, AVERAGES)
 
 
 @pytest.mark.parametrize("damage", ["bit", "short", "gone", "manifest", "folder"])
