@@ -73,7 +73,7 @@ def test_an_x_0_that_is_not_clipped_is_another_program(run):
     [
         ({"num_samples": 0}, "num_samples must be at least 1; got 0"),
         ({"seed": -1}, "seed must be in 0"),
-        ({"steps": 5}, "a setting of the sampler must be one of ['apg_eta', .*; got 'steps'"),
+        ({"steps": 5}, "a setting of the sampler must be one of \\['apg_eta', .*; got 'steps'"),
         ({"sampler": "ddmi"}, "sampler must be one of .*; got 'ddmi'; did you mean 'ddim'"),
         ({"eta": 1.0}, "eta is of sampler=ddim; got 'ancestral', which does not read it"),
         ({"num_sampler_steps": "many"}, "^num_sampler_steps must be an int; got 'many'; an example: num_sampler"),
@@ -88,7 +88,7 @@ def test_an_x_0_that_is_not_clipped_is_another_program(run):
     ],
 )
 def test_errors_name_the_arguments(run, arguments, message):
-    with pytest.raises(dj.UserError, match=message.replace("['churn'", r"\['churn'")):
+    with pytest.raises(dj.UserError, match=message):
         run.sample(progress=False, **arguments)
 
 

@@ -281,5 +281,5 @@ def test_without_a_version_it_is_the_first(workdir):
 @pytest.mark.parametrize("version", ["2", 0, -1, 1.5])
 def test_a_version_that_is_none_is_damage(version, workdir):
     set_version(workdir / "checkpoints" / "3", format_version=version)
-    with pytest.raises(UserError, match=r"step 3 .* cannot be read \(its config: its format_version is .*another step of"):
+    with pytest.raises(UserError, match=r"step 3 .* cannot be read \(its config: its format_version is .*step of"):
         Checkpoints(str(workdir)).restore_config(3)
