@@ -58,11 +58,14 @@ from ddpm_jax.training.train_step import make_train_step
 
 if TYPE_CHECKING:
     from ddpm_jax.data import BatchLoader, batch_indices, make_source
+    from ddpm_jax.editing.edit_images import edit_images
     from ddpm_jax.experiment.build import build_experiment
     from ddpm_jax.experiment.config_files import load_config
+    from ddpm_jax.experiment.edit import Edit
     from ddpm_jax.experiment.open_run import open_run
     from ddpm_jax.experiment.trained_run import TrainedRun
     from ddpm_jax.experiment.training import train_model
+    from ddpm_jax.runtime.devices import make_mesh
     from ddpm_jax.runtime.image_files import image_grid, save_grid
     from ddpm_jax.workdir.checkpoints import Checkpoints
 
@@ -72,11 +75,14 @@ __version__ = "0.1.0"
 _LATER = {
     "BatchLoader": "ddpm_jax.data",
     "Checkpoints": "ddpm_jax.workdir.checkpoints",
+    "Edit": "ddpm_jax.experiment.edit",
     "TrainedRun": "ddpm_jax.experiment.trained_run",
     "batch_indices": "ddpm_jax.data",
     "build_experiment": "ddpm_jax.experiment.build",
+    "edit_images": "ddpm_jax.editing.edit_images",
     "image_grid": "ddpm_jax.runtime.image_files",
     "load_config": "ddpm_jax.experiment.config_files",
+    "make_mesh": "ddpm_jax.runtime.devices",
     "make_source": "ddpm_jax.data",
     "open_run": "ddpm_jax.experiment.open_run",
     "save_grid": "ddpm_jax.runtime.image_files",
@@ -104,6 +110,7 @@ __all__ = [
     "ddim_inversion_table",
     "ddim_table",
     "dpmpp_table",
+    "edit_images",
     "edit_noise",
     "eps_from_x_0",
     "heun_table",
@@ -121,6 +128,7 @@ __all__ = [
     "make_learning_rate",
     "make_loss_fn",
     "make_mask",
+    "make_mesh",
     "make_optimizer",
     "make_power_averages",
     "make_projection",
@@ -165,6 +173,7 @@ __all__ = [
     "Codec",
     "Denoised",
     "DiffusionObjective",
+    "Edit",
     "Guidance",
     "Objective",
     "Parameterisation",

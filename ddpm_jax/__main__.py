@@ -12,6 +12,7 @@ from ddpm_jax.runtime.output import tolerant_output
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train": ("ddpm_jax.train", (), "trains a model from a config, or resumes a run"),
     "sample": ("ddpm_jax.sample", (), "draws images from a run"),
+    "edit": ("ddpm_jax.edit", (), "edits images with a run: inpainting, colour, super-resolution"),
     "evaluate": ("ddpm_jax.evaluate", (), "bits/dim, FID and other measures of a run or of images"),
     "convert": ("ddpm_jax.convert", (), "imports and exports weights: diffusers, OpenAI, Ho et al."),
     "benchmark": ("ddpm_jax.benchmark", (), "predicts or measures the speed and memory of a config"),

@@ -22,10 +22,11 @@ ALLOWED = {
     "experiment": ("runtime", "diffusion", "models", "codecs", "data", "workdir", "training"),
     "interchange": ("runtime", "diffusion", "models", "workdir", "training", "experiment"),
     "evaluation": ("runtime", "diffusion", "codecs", "data", "experiment", "interchange"),
+    "editing": ("runtime", "diffusion", "codecs", "data", "experiment"),
     "benchmarking": ("runtime", "diffusion", "models", "data", "training", "experiment"),
 }
 # The commands `python -m ddpm_jax.<verb>`, each of which may import what it needs, and no other command.
-COMMANDS = {"train", "sample", "evaluate", "convert", "benchmark"}
+COMMANDS = {"train", "sample", "edit", "evaluate", "convert", "benchmark"}
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
 
 

@@ -67,7 +67,8 @@ def _open(args: argparse.Namespace, std: float | None) -> TrainedRun | None:
     if trained.post_hoc is not None and multi_host.is_first():
         print(trained.post_hoc)
     trained = trained.with_fields(args.overrides, (*DATA_FIELDS, *SAMPLE_FIELDS))
-    trained.check_measures_images()
+    remedy = ": for their bound take bits_per_dim in Python (docs/evaluate.md)"
+    trained.check_images("evaluate measures images", remedy)
     return trained
 
 

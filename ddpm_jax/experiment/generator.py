@@ -18,7 +18,8 @@ from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
 from ddpm_jax.diffusion.guidance import Guidance
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.diffusion.samplers.sampling_loop import EditFn, SamplerState, init_sampler_state, initial_noise, walk_rows
+from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, walk_rows
+from ddpm_jax.experiment.edit import Edit
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
@@ -43,13 +44,6 @@ def _all_finite(x: jax.Array, num: jax.Array) -> jax.Array:
     """Whether the first `num` samples are finite; the others fill the batch."""
     finite = jnp.all(jnp.isfinite(x.reshape(len(x), -1)), axis=1)
     return jnp.all(finite | (jnp.arange(len(x), dtype=jnp.int32) >= num))
-
-
-class Edit(NamedTuple):
-    """An edit of samples after each row, with its arrays, such as known images and masks."""
-
-    of_samples: Callable[[np.ndarray], PyTree]  # numbers of samples, int [N] -> arrays, [N, ...] each
-    make: Callable[[PyTree], EditFn]  # arrays of the batch -> edit_fn; see `sampling_loop`
 
 
 class Chunk(NamedTuple):
@@ -122,16 +116,18 @@ class Generator:
         self.num_classes, self.other_networks = num_classes, dict(other_networks or {})
         self._allow_nonfinite = False
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
-        self._guidance_of, self._classifier_of = guidance_of, classifier_of
+        self.guidance_of, self.classifier_of = guidance_of, classifier_of
         self._learns_variance, self._shifts_mean, self._edit = learns_variance, shifts_mean, edit
         guidance = guidance_of(np.arange(1))
         self._renoises = guidance is not None and guidance.renoises
         self._take_table(table)
         batch, everywhere, x_0_shape = batch_sharded(mesh), replicated(mesh), codec.x_0_shape(image_shape)
 
-        def begin(key: jax.Array, ids: jax.Array) -> tuple[SamplerState, jax.Array]:
+        def begin(key: jax.Array, ids: jax.Array, edited: PyTree) -> tuple[SamplerState, jax.Array]:
             keys = sample_keys(key, ids)
             x_T = initial_noise(keys, x_0_shape)
+            if edit is not None and edit.start is not None:
+                x_T = edit.start(edited, x_T)
             return init_sampler_state(self._chunks[0].rows, x_T, self_conditioning=self_conditioning), keys
 
         def advance(
@@ -146,11 +142,12 @@ class Generator:
             edited: PyTree,
         ) -> SamplerState:
             guided = () if guidance is None and classifier is None else (guidance, classifier)
-            denoise_fn = denoiser_of(params, condition, *guided)
-            edit_fn = None if edit is None else edit.make(edited)
+            made = {} if edit is None or edit.project is None else {"project_fn": edit.project(edited)}
+            denoise_fn = denoiser_of(params, condition, *guided, **made)
+            edit_fn = None if edit is None or edit.make is None else edit.make(edited)
             return walk_rows(denoise_fn, rows, num_rows, state, keys, edit_fn=edit_fn)
 
-        self._begin = jax.jit(begin, in_shardings=(everywhere, batch), out_shardings=batch)
+        self._begin = jax.jit(begin, in_shardings=(everywhere, batch, batch), out_shardings=batch)
         guided = self._guidance_sharding = None if guidance is None else _sharding_of(guidance, batch, everywhere)
         self._classifier_sharding = ClassifierGuidance(everywhere, batch, everywhere)
         classified = None if classifier_of(np.arange(1)) is None else self._classifier_sharding
@@ -182,12 +179,12 @@ class Generator:
         Guidance needs a generator that was made with guidance, because it is another program; a classifier likewise.
         """
         other = copy.copy(self)
-        other.condition_of, other._guidance_of, other._classifier_of = condition_of, guidance_of, classifier_of
+        other.condition_of, other.guidance_of, other.classifier_of = condition_of, guidance_of, classifier_of
         return other
 
     def labels_of(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """What samples were asked to be: their condition, or the label that a classifier guides them to."""
-        classifier = self._classifier_of(ids)
+        classifier = self.classifier_of(ids)
         return ({} if classifier is None else {"label": np.asarray(classifier.label)}) | self.condition_of(ids)
 
     def allowing_nonfinite(self) -> "Generator":
@@ -238,36 +235,63 @@ class Generator:
         watch: Callable[[int, int, np.ndarray], None] | None = None,
     ) -> np.ndarray:
         """The batch of `generate` that begins with sample `first`, a multiple of `batch_of(num_samples)`."""
-        batch_size = self.batch_of(num_samples)
-        numbers = np.arange(first, first + batch_size, dtype=np.int32)
+        numbers = np.arange(first, first + self.batch_of(num_samples), dtype=np.int32)
+        num_used = num_samples - first
+        x_0 = self.draw_x_0(
+            params, seed=seed, numbers=numbers, num_used=num_used, is_first=not first, on_chunk=on_chunk, watch=watch
+        )
+        return np.asarray(self._images_of(x_0))[:num_used]
+
+    def draw_x_0(
+        self,
+        params: dict,
+        *,
+        seed: int,
+        numbers: np.ndarray,
+        num_used: int,
+        is_first: bool = False,
+        on_chunk: Callable[[int], None] = lambda num_new: None,
+        watch: Callable[[int, int, np.ndarray], None] | None = None,
+    ) -> jax.Array:
+        """x_0 of any samples, float32 [batch, *D] on the devices; `images_of` decodes it.
+
+        Args:
+          numbers: of the samples, int32, as many as the batch has; all batches of one size share the programs.
+          num_used: the first so many are checked to be finite; the others fill the batch.
+          is_first: it is the first batch, whose first call compiles: memory of the compiler is given back after it.
+        """
+        first = int(numbers[0])
         ids, condition = jax.device_put((numbers, self.condition_of(numbers)), batch_sharded(self._mesh))
-        guidance = self._guidance_of(numbers)
+        guidance = self.guidance_of(numbers)
         if guidance is not None:
             guidance = jax.device_put(guidance, self._guidance_sharding)
-        classifier = self._classifier_of(numbers)
+        classifier = self.classifier_of(numbers)
         if classifier is not None:
             classifier = jax.device_put(classifier, self._classifier_sharding)
         edited = jax.device_put(self._edit.of_samples(numbers), batch_sharded(self._mesh)) if self._edit else ()
-        state, keys = self._begin(seed_keys(seed).sample, ids)
+        state, keys = self._begin(seed_keys(seed).sample, ids, edited)
         if watch:
             watch(first, int(self._chunks[0].rows.t[0]), np.asarray(self._images_of(state.x_t)))
         for number, (rows, num_rows) in enumerate(self._chunks):
             state = self._advance(
                 params, rows, np.int32(num_rows), state, keys, condition, guidance, classifier, edited
             )
-            if first == number == 0:  # the first call includes compilation
+            if is_first and number == 0:
                 release_unused_memory()
             state = jax.block_until_ready(state)
             if watch:
                 watch(first, self._step_after(number), np.asarray(self._images_of(state.x_t)))
             on_chunk(num_rows)
-        if not self._allow_nonfinite and not bool(_all_finite(state.x_t, np.int32(num_samples - first))):
-            last = min(first + batch_size, num_samples) - 1
+        if not self._allow_nonfinite and not bool(_all_finite(state.x_t, np.int32(num_used))):
             raise UserError(
-                f"samples {first} to {last} became NaN or infinite: take more sampler steps, another sampler, "
+                f"samples {first} to {int(numbers[min(num_used, len(numbers)) - 1])} became NaN or infinite: take more sampler steps, another sampler, "
                 "sample.clip_x_0=true, or a smaller scale of the guidance"
             )
-        return np.asarray(self._images_of(state.x_t))[: num_samples - first]
+        return state.x_t
+
+    def images_of(self, x_0: jax.Array) -> np.ndarray:
+        """The images that the codec decodes from x_0."""
+        return np.asarray(self._images_of(x_0))
 
     def _step_after(self, number: int) -> int:
         """The step t that x is at after a chunk: the end of its last row, or where x rose to from there."""

@@ -14,7 +14,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ml_collections import ConfigDict
 
 from ddpm_jax.data.condition import Condition, example_condition
-from ddpm_jax.diffusion.denoiser import DenoiseFn, GuidedDenoiserOf, make_denoiser
+from ddpm_jax.diffusion.denoiser import DenoiseFn, GuidedDenoiserOf, ProjectFn, make_denoiser
 from ddpm_jax.diffusion.gradient_guidance import (
     ClassifierGuidance,
     class_log_prob,
@@ -161,8 +161,8 @@ def build_denoiser(
     shifts_mean: bool = False,
     weak_predict_of: WeakPredictOf | None = None,
 ) -> GuidedDenoiserOf:
-    """(params, condition, guidance = None, classifier = None) -> denoise_fn, as in the config except for the arguments
-    given here.
+    """(params, condition, guidance = None, classifier = None, *, project_fn = None) -> denoise_fn, as in the config
+    except for the arguments given here.
 
     Args:
       classifier: the network that the arrays `ClassifierGuidance` are of.
@@ -180,6 +180,8 @@ def build_denoiser(
         condition: Condition,
         guidance: Guidance | None = None,
         gradient: ClassifierGuidance | None = None,
+        *,
+        project_fn: ProjectFn | None = None,
     ) -> DenoiseFn:
         def model_fn(x_t: jax.Array, t: jax.Array, condition: Condition | None = None) -> jax.Array:
             return model.apply({"params": params}, x_t, t, condition or {})
@@ -202,6 +204,7 @@ def build_denoiser(
                 guide=_in_a_row(guides),
                 x_0_limit=limit,
                 dynamic_threshold=dynamic_threshold,
+                project_fn=project_fn,
                 mean_shift_fn=mean_shift_fn,
                 self_conditioning=config.diffusion.self_conditioning,
                 x_0_prev_limit=build_codec(config).x_0_limit,

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddpm_jax.diffusion.denoiser import without_carry
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers import dpmpp_table, heun_table, plms_table, unipc_table
 from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
@@ -19,7 +20,8 @@ from ddpm_jax.experiment.classifier import TrainedClassifier, classifier_of, cla
 from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.experiment.conditions import condition_of
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
-from ddpm_jax.experiment.generator import Edit, Generator
+from ddpm_jax.experiment.edit import Edit
+from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.model_factory import build_denoiser
 from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
@@ -66,8 +68,12 @@ _PREVIEW_NAMES = _NAMES | {
 }
 
 
-def build_table(config: ConfigDict, process: Process) -> SamplerTable:
-    """The sampler's table, from the groups `sample` and `diffusion`."""
+def build_table(config: ConfigDict, process: Process, strength: float = 1.0) -> SamplerTable:
+    """The sampler's table, from the groups `sample` and `diffusion`.
+
+    Args:
+      strength: in (0, 1]: the last floor(strength * S) of its S steps, as in `edits.partial_table`.
+    """
     fields = config.sample
     for name in ("sampler", "preview_sampler"):
         check_one_of(f"sample.{name}", fields[name], SAMPLERS)
@@ -84,6 +90,14 @@ def build_table(config: ConfigDict, process: Process) -> SamplerTable:
         else:
             wanted = fields.num_sampler_steps or schedule.num_steps
             steps = spaced_steps(schedule.num_steps, wanted, fields.spacing, schedule=schedule)
+        if strength < 1:
+            kept = int(strength * len(steps) + 1e-9)  # 0.29 * 100 is a little less than 29
+            if kept < 1:
+                raise UserError(
+                    f"a strength must be 0, or at least 1/{len(steps)} with {len(steps)} sampler steps; got {strength}: "
+                    "take more steps, or a higher strength"
+                )
+            steps = steps[len(steps) - kept :]
         return _named_table(config, process, "sampler", steps)
 
 
@@ -126,11 +140,13 @@ def build_generator(
     *,
     classifier: TrainedClassifier | None = None,
     weak: WeakNetwork | None = None,
+    self_conditioning: bool = True,
 ) -> Generator:
     """A generator of samples on the whole mesh; raises UserError if the devices do not divide the batch.
 
     Args:
       classifier, weak: those of the config, if they were read before.
+      self_conditioning: False: a network with self-conditioning sees no estimate, as `without_carry` says.
     """
     check_sample_batch(config, mesh)
     if classifier is None:
@@ -141,19 +157,24 @@ def build_generator(
         weak = weak.on_devices(mesh)
     shifts_mean = classifier is not None and table.c_shift is not None
     network, told = None if classifier is None else classifier.network, condition_of(config)
+    denoiser_of = build_denoiser(
+        config,
+        process,
+        model,
+        classifier=network,
+        shifts_mean=shifts_mean,
+        weak_predict_of=None if weak is None else weak.predict_of,
+    )
+    self_conditioned = config.diffusion.self_conditioning
+    if self_conditioned and not self_conditioning:
+        with_carry, self_conditioned = denoiser_of, False
+        denoiser_of = lambda *args, **given: without_carry(with_carry(*args, **given))  # noqa: E731
     return Generator(
-        build_denoiser(
-            config,
-            process,
-            model,
-            classifier=network,
-            shifts_mean=shifts_mean,
-            weak_predict_of=None if weak is None else weak.predict_of,
-        ),
+        denoiser_of,
         table,
         codec=build_codec(config),
         learns_variance=process.learns_variance,
-        self_conditioning=config.diffusion.self_conditioning,
+        self_conditioning=self_conditioned,
         edit=edit,
         image_shape=image_shape_of(config),
         mesh=mesh,

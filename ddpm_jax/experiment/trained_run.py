@@ -24,7 +24,8 @@ from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.experiment import conditions, config_checks, data_factory, model_factory, sampler_factory
 from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
 from ddpm_jax.experiment.config_overrides import apply_override
-from ddpm_jax.experiment.generator import ConditionOf, Edit, Generator, GuidanceOf
+from ddpm_jax.experiment.edit import Edit
+from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf
 from ddpm_jax.experiment.post_hoc_average import PostHocAverage
 from ddpm_jax.experiment.run_samples import RunSamples
 from ddpm_jax.experiment.sample_guidance import guidance_of
@@ -159,13 +160,12 @@ class TrainedRun:
         """
         return data_factory.build_source(self.config, split or self.config.data.split, field)
 
-    def check_measures_images(self) -> None:
-        """Raises UserError unless its data are uint8 images, which is what evaluations measure."""
+    def check_images(self, what: str, remedy: str = "") -> None:
+        """Raises UserError unless its data are uint8 images; `what` says who needs them."""
         dtype = data_dtype_of(self.config)
         if not config_checks.is_image(self.image_shape) or dtype != "uint8":
             raise UserError(
-                f"evaluate measures images, and this run has {dtype} arrays of shape "
-                f"{list(self.image_shape)}: for their bound take bits_per_dim in Python (docs/evaluate.md)"
+                f"{what}, and this run has {dtype} arrays of shape {list(self.image_shape)}{remedy}"
             )
 
     def check_params(self) -> None:
@@ -255,11 +255,34 @@ class TrainedRun:
         self.check_params()
         return RunSamples(self.params)
 
-    def generator(self, mesh: Mesh, edit: Edit | None = None) -> Generator:
-        """What draws samples by its sampler, after `check_params`; `edit` puts back what is known of them."""
-        table = self.sampler_table
+    def generator(
+        self,
+        mesh: Mesh,
+        edit: Edit | None = None,
+        *,
+        table: SamplerTable | None = None,
+        self_conditioning: bool = True,
+    ) -> Generator:
+        """What draws samples by its sampler, after `check_params`.
+
+        Args:
+          edit: puts back what is known of the samples.
+          table: another one than `sampler_table`.
+          self_conditioning: False: a network with self-conditioning sees no estimate of x_0.
+        """
+        table = self.sampler_table if table is None else table
         self.check_params()
-        return sampler_factory.build_generator(self.config, self.process, table, self.model, mesh, edit)
+        return sampler_factory.build_generator(
+            self.config, self.process, table, self.model, mesh, edit, self_conditioning=self_conditioning
+        )
+
+    def last_steps(self, strength: float) -> SamplerTable:
+        """The table of the last floor(strength * S) of the sampler's S steps, strength in (0, 1].
+
+        Raises:
+          UserError: it has no step.
+        """
+        return sampler_factory.build_table(self.config, self.process, strength)
 
     def with_fields(self, overrides: Sequence[str], allowed: Sequence[str]) -> "TrainedRun":
         """The run with `group.field=value` applied, of the fields that `allowed` matches.

@@ -16,7 +16,8 @@ from ddpm_jax.diffusion.samplers.ancestral import ancestral_table
 from ddpm_jax.diffusion.samplers.sampling_loop import p_sample_loop
 from ddpm_jax.diffusion.schedules import make_schedule
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.experiment.generator import Edit, Generator
+from ddpm_jax.experiment.edit import Edit
+from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.runtime.chunked_loop import chunks_of
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError

@@ -1,0 +1,92 @@
+"""Inpainting and outpainting: a part of the image is known, the rest is drawn."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.codecs.pixels import to_model_scale
+from ddpm_jax.diffusion.edits import known_region, pixel_measurement, range_null_projection, repaint_table
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
+from ddpm_jax.editing.condition import Told
+from ddpm_jax.editing.task import Arrays, Batch, Pass, Task
+from ddpm_jax.experiment.trained_run import TrainedRun
+
+
+class Inpaint(Task):
+    """Draws the hole of each image; the known pixels of the results are those of the image."""
+
+    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
+        self.input_shape = self.result_shape = run.image_shape
+        table, method = run.sampler_table, settings["method"]
+        if method == "repaint":
+            table = repaint_table(
+                table,
+                run.process,
+                jump_length=settings["jump_length"],
+                num_resamplings=settings["num_resamplings"],
+            )
+        self._pass = known_pass(run, told, table, mesh, method)
+        self.num_calls = table.num_calls
+        self.sampler = f"{run.sampler_name}, {method}"
+
+    def batch_of(self, num_samples: int) -> int:
+        return self._pass.batch_of(num_samples)
+
+    def draw(self, batch: Batch, **given) -> np.ndarray:
+        return self._filled(batch.images, batch.masks, batch.numbers, **given)
+
+    def _filled(self, images: np.ndarray, masks: np.ndarray, numbers: np.ndarray, **given) -> np.ndarray:
+        drawn = self._pass.x_0({"x_0": scaled(images), "mask": masks}, numbers, **given)
+        return np.where(masks, images, self._pass.images(drawn))
+
+
+class Outpaint(Inpaint):
+    """Continues each image beyond one side by half its size: the half on that side is known, and the next half drawn."""
+
+    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
+        super().__init__(run, told, settings, mesh)
+        self._axis = 1 if settings["side"] in ("left", "right") else 0
+        self._after = settings["side"] in ("right", "bottom")
+        sizes = list(run.image_shape)
+        self._new = sizes[self._axis] // 2
+        sizes[self._axis] += self._new
+        self.result_shape = tuple(sizes)
+
+    def draw(self, batch: Batch, **given) -> np.ndarray:
+        images = batch.images
+        axis, new = self._axis + 1, self._new
+        size = images.shape[axis]
+        part = lambda array, start, stop: array[(slice(None),) * axis + (slice(start, stop),)]  # noqa: E731
+        unknown = np.zeros_like(part(images, 0, new))
+        known = np.ones((*images.shape[:-1], 1), bool)
+        if self._after:
+            shown = np.concatenate([part(images, new, size), unknown], axis)
+            part(known, size - new, size)[...] = False
+            drawn = self._filled(shown, known, batch.numbers, **given)
+            return np.concatenate([images, part(drawn, size - new, size)], axis)
+        shown = np.concatenate([unknown, part(images, 0, size - new)], axis)
+        part(known, 0, new)[...] = False
+        drawn = self._filled(shown, known, batch.numbers, **given)
+        return np.concatenate([part(drawn, 0, new), images], axis)
+
+
+def known_pass(run: TrainedRun, told: Told, table: SamplerTable, mesh: Mesh, method: str, **given: Callable) -> Pass:
+    """A pass with arrays "x_0", of which the part in "mask" is known."""
+
+    def replaced(arrays: Arrays):
+        return known_region(run.process, arrays["x_0"], arrays["mask"])
+
+    def projected(arrays: Arrays):
+        pixels = pixel_measurement(arrays["mask"])
+        return range_null_projection(pixels, pixels.measure(arrays["x_0"]))
+
+    if method == "ddnm":
+        return Pass(run, told, table, mesh, project=projected, **given)
+    return Pass(run, told, table, mesh, make=replaced, **given)
+
+
+def scaled(images: np.ndarray) -> np.ndarray:
+    """uint8 images on the scale of the model, float32."""
+    return np.asarray(to_model_scale(jnp.asarray(images)))

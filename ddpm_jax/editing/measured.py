@@ -1,0 +1,79 @@
+"""Colourisation and super-resolution: a linear measurement of the image is known, such as its grey values."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.diffusion.edits import (
+    Measurement,
+    average_measurement,
+    block_average,
+    channel_measurement,
+    ilvr,
+    range_null_projection,
+)
+from ddpm_jax.editing.condition import Told
+from ddpm_jax.editing.known_part import scaled
+from ddpm_jax.editing.task import Arrays, Batch, Pass, Task
+from ddpm_jax.experiment.trained_run import TrainedRun
+from ddpm_jax.runtime.errors import UserError, arg
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, by which image files become grey
+
+
+class _Measured(Task):
+    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh, measurement: Measurement):
+        self.result_shape = run.image_shape
+        table, process = run.sampler_table, run.process
+
+        def project(arrays: Arrays):
+            return range_null_projection(measurement, arrays["y"])
+
+        def project_x_0(arrays: Arrays):
+            """Of samplers whose last row does not return x_0_hat, the result is projected, too."""
+            project_fn = project(arrays)
+            return lambda x_s, denoised, row, keys: jnp.where(row.s < 0, project_fn(x_s, row.t), x_s)
+
+        def coarse(arrays: Arrays):
+            reference = measurement.pseudo_inverse(arrays["y"])
+            return ilvr(process, reference, block_average(settings["factor"]))
+
+        if settings["method"] == "ilvr":
+            self._pass = Pass(run, told, table, mesh, make=coarse)
+        else:
+            self._pass = Pass(run, told, table, mesh, make=project_x_0, project=project)
+        self.num_calls = table.num_calls
+        self.sampler = f"{run.sampler_name}, {settings['method']}"
+
+    def batch_of(self, num_samples: int) -> int:
+        return self._pass.batch_of(num_samples)
+
+    def draw(self, batch: Batch, **given) -> np.ndarray:
+        return self._pass.images(self._pass.x_0({"y": scaled(batch.images)}, batch.numbers, **given))
+
+
+class Colourise(_Measured):
+    """Colours for grey images. The luma of each result is the grey value, up to rounding and the range 0..255."""
+
+    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
+        if run.image_shape[-1] != 3:
+            raise UserError(
+                f"{arg('what=colourise')} needs a network for colour images; the images of this run have "
+                f"{run.image_shape[-1]} channel(s)"
+            )
+        super().__init__(run, told, settings, mesh, channel_measurement([LUMA]))
+        self.input_shape = (*run.image_shape[:-1], 1)
+
+
+class SuperResolve(_Measured):
+    """Large images whose means over blocks of `factor` x `factor` pixels are the small image."""
+
+    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
+        height, width, channels = run.image_shape
+        factor = settings["factor"]
+        if height % factor or width % factor:
+            raise UserError(
+                f"{arg('factor')} must divide the size of the run's images, {height} x {width}; got {factor}"
+            )
+        super().__init__(run, told, settings, mesh, average_measurement(factor))
+        self.input_shape = (height // factor, width // factor, channels)

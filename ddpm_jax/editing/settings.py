@@ -1,0 +1,103 @@
+"""The edits by name, and the settings of each: their defaults and what they may be."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, whole_number
+
+SIDES = ("left", "right", "top", "bottom")
+_REPAINT = {"jump_length": 10, "num_resamplings": 10}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One edit: what it does, its methods, of which the first is the default, and its settings with their defaults."""
+
+    about: str
+    methods: Mapping[str, Mapping[str, object]]  # method -> settings of that method alone
+    settings: Mapping[str, object]
+    takes_mask: bool = False
+    needs_mask: bool = False
+
+
+EDITS: dict[str, Kind] = {
+    "inpaint": Kind(
+        "draws the hole of an image, given a mask or the name of a hole",
+        {"repaint": _REPAINT, "replacement": {}, "ddnm": {}},
+        {},
+        takes_mask=True,
+        needs_mask=True,
+    ),
+    "outpaint": Kind(
+        "continues an image beyond one side, by half its size",
+        {"repaint": _REPAINT, "replacement": {}, "ddnm": {}},
+        {"side": "right"},
+    ),
+    "sdedit": Kind(
+        "noises an image and draws it again; with a mask, only the hole",
+        {"sdedit": {}},
+        {"strength": 0.5},
+        takes_mask=True,
+    ),
+    "variation": Kind(
+        "images near an image: its DDIM latent is mixed with noise", {"ddim": {"num_fixed_point": 5}}, {"strength": 0.3}
+    ),
+    "interpolate": Kind(
+        "images between each image and another one",
+        {"ddim": {"num_fixed_point": 5}, "noised": {"strength": 0.5}, "noise": {"num_pairs": 4}},
+        {},
+    ),
+    "colourise": Kind("gives a grey image colours", {"ddnm": {}}, {}),
+    "super_resolve": Kind("enlarges a small image", {"ddnm": {}, "ilvr": {}}, {"factor": 4}),
+}
+# Every setting of any edit -> the edits that have it, as "inpaint" or "inpaint with method=repaint".
+_OWNERS: dict[str, list[str]] = {}
+for _what, _kind in EDITS.items():
+    for _name in _kind.settings:
+        _OWNERS.setdefault(_name, []).append(_what)
+    for _method, _settings in _kind.methods.items():
+        for _name in _settings:
+            _OWNERS.setdefault(_name, []).append(_what if len(_kind.methods) == 1 else f"{_what} by {_method}")
+EDIT_SETTINGS = ("method", *_OWNERS)
+
+
+def checked_settings(what: str, given: Mapping[str, object]) -> dict[str, object]:
+    """All settings of an edit: those given, and the defaults of the others; "method" is always one of them.
+
+    Args:
+      what: one of EDITS.
+      given: some of EDIT_SETTINGS by name.
+
+    Raises:
+      UserError: an unknown edit, method or setting, one that the edit does not read, or a value outside its range.
+    """
+    check_one_of("what", what, EDITS)
+    kind = EDITS[what]
+    method = given.get("method", next(iter(kind.methods)))
+    check_one_of("method", method, kind.methods)
+    known = {**kind.settings, **kind.methods[method]}
+    for name in given:
+        if name != "method" and name not in known:
+            check_one_of("a setting of an edit", name, EDIT_SETTINGS)
+            raise UserError(
+                f"{arg(name)} is a setting of {', '.join(_OWNERS[name])}; got {arg(f'what={what}')} by {method}, which "
+                "does not read it"
+            )
+    settings = {"method": method, **known, **given}
+    _check_ranges(settings)
+    return settings
+
+
+def _check_ranges(settings: dict[str, object]) -> None:
+    if "side" in settings:
+        check_one_of("side", settings["side"], SIDES)
+    for name, least in (("jump_length", 1), ("num_resamplings", 1), ("num_fixed_point", 0), ("factor", 2),
+                        ("num_pairs", 1)):  # fmt: skip
+        if name in settings:
+            settings[name] = whole_number(name, settings[name])
+            check_between(name, settings[name], least)
+    if "strength" in settings:
+        strength = settings["strength"]
+        if type(strength) not in (int, float) or not math.isfinite(strength) or not 0 <= strength <= 1:
+            raise UserError(f"{arg('strength')} must be in [0, 1], 0 for the image itself; got {strength!r}")
