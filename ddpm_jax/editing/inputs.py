@@ -75,10 +75,11 @@ def _file(name: str, place: str, shape: tuple[int, int, int]) -> Inputs:
     image = _decoded(f"{arg(name)} {place!r}", lambda: place, shape)
     height, width, channels = stored_shape(place)
     kinds = {1: "grey", 3: "colour"}
-    changes = [f"resized and cropped from {height} x {width} to {shape[0]} x {shape[1]}"] * (
-        (height, width) != shape[:2]
-    )
-    changes += [f"{kinds[channels]} is read as {kinds[shape[2]]}"] * (channels != shape[2])
+    changes = []
+    if (height, width) != shape[:2]:
+        changes.append(f"resized and cropped from {height} x {width} to {shape[0]} x {shape[1]}")
+    if channels != shape[2]:
+        changes.append(f"{kinds[channels]} is read as {kinds[shape[2]]}")
     notes = (f"{printable(file)}: {', '.join(changes)}",) if changes else ()
     return Inputs(_names([file]), (f"{printable(file)} {_stamp(place)}",), lambda number: image, notes)
 
@@ -138,7 +139,8 @@ def open_masks(path: str, names: tuple[str, ...], size: tuple[int, int], fit: bo
         masks = _mask_array(place, size)
         if len(masks) not in (1, len(names)):
             raise UserError(
-                f"{arg('mask')} {path!r} must hold one mask, or one for each of the {len(names)} images; got {len(masks)}"
+                f"{arg('mask')} {path!r} must hold one mask, or one for each of the {len(names)} images; got "
+                f"{len(masks)}"
             )
         return lambda number: masks[number if len(masks) > 1 else 0]
     mask = read_mask(place, size, fit)
@@ -164,7 +166,7 @@ def _stem(name: str) -> str:
 
 
 def read_mask(place: str, size: tuple[int, int], fit: bool) -> np.ndarray:
-    """The mask in an image file, bool [H, W, 1]: white is known, black is the hole. Raises UserError; see `open_masks`."""
+    """The mask in an image file, bool [H, W, 1]: white is known, black is the hole. Raises what `open_masks` does."""
     try:
         stored_shape(place)  # for its checks
         with Image.open(place) as image:

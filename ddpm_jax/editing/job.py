@@ -54,8 +54,8 @@ class EditJob:
         for name in {**found, **facts}:
             if found.get(name) != facts.get(name):
                 raise UserError(
-                    f"{arg('out')} {self.folder} holds results of another {name}: {_short(found.get(name))}, and now it "
-                    f"is {_short(facts.get(name))}; give another folder, or delete this one"
+                    f"{arg('out')} {self.folder} holds results of another {name}: {_short(found.get(name))}, and now "
+                    f"it is {_short(facts.get(name))}; give another folder, or delete this one"
                 )
 
     def path_of(self, number: int) -> Path:

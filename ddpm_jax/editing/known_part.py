@@ -43,7 +43,7 @@ class Inpaint(Task):
 
 
 class Outpaint(Inpaint):
-    """Continues each image beyond one side by half its size: the half on that side is known, and the next half drawn."""
+    """Continues each image beyond one side by half its size, which is drawn next to the known half on that side."""
 
     def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
         super().__init__(run, told, settings, mesh)

@@ -283,8 +283,9 @@ class Generator:
                 watch(first, self._step_after(number), np.asarray(self._images_of(state.x_t)))
             on_chunk(num_rows)
         if not self._allow_nonfinite and not bool(_all_finite(state.x_t, np.int32(num_used))):
+            last = int(numbers[min(num_used, len(numbers)) - 1])
             raise UserError(
-                f"samples {first} to {int(numbers[min(num_used, len(numbers)) - 1])} became NaN or infinite: take more sampler steps, another sampler, "
+                f"samples {first} to {last} became NaN or infinite: take more sampler steps, another sampler, "
                 "sample.clip_x_0=true, or a smaller scale of the guidance"
             )
         return state.x_t

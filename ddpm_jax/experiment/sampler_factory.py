@@ -94,8 +94,8 @@ def build_table(config: ConfigDict, process: Process, strength: float = 1.0) -> 
             kept = int(strength * len(steps) + 1e-9)  # 0.29 * 100 is a little less than 29
             if kept < 1:
                 raise UserError(
-                    f"a strength must be 0, or at least 1/{len(steps)} with {len(steps)} sampler steps; got {strength}: "
-                    "take more steps, or a higher strength"
+                    f"a strength must be 0, or at least 1/{len(steps)} with {len(steps)} sampler steps; got "
+                    f"{strength}: take more steps, or a higher strength"
                 )
             steps = steps[len(steps) - kept :]
         return _named_table(config, process, "sampler", steps)
