@@ -27,11 +27,12 @@ class Told:
         if not self.with_classes:
             spec = run.condition
             unknown = lambda ids: null_condition(spec, len(ids)) if spec else {}  # noqa: E731
-            return unknown, generator.guidance_of, generator.classifier_of
+            return unknown, run.guidance_of, generator.classifier_of
+        told_of, guidance_of = run.condition_of, run.guidance_of
         turn = lambda ids: ids if self.by_image else ids % self.num_results  # noqa: E731
         return (
-            lambda ids: generator.condition_of(turn(ids)),
-            lambda ids: generator.guidance_of(turn(ids)),
+            lambda ids: told_of(turn(ids)),
+            lambda ids: guidance_of(turn(ids)),
             lambda ids: generator.classifier_of(turn(ids)),
         )
 

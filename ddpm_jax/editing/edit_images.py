@@ -14,7 +14,7 @@ from ddpm_jax.editing.latents import Variation
 from ddpm_jax.editing.measured import Colourise, SuperResolve
 from ddpm_jax.editing.restarted import SDEdit
 from ddpm_jax.editing.settings import EDIT_SETTINGS, EDITS, checked_settings
-from ddpm_jax.editing.task import Batch, Task
+from ddpm_jax.editing.task import Batch, EditedRun, Task
 from ddpm_jax.experiment.sampler_settings import settings_named
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.devices import make_mesh
@@ -80,7 +80,7 @@ class Editor:
                     by_image=what == "interpolate")  # fmt: skip
         names = [*of_sampler, *(["batch_size"] if batch_size is not None else [])]
         with settings_named(names):
-            self.task = _TASKS[what](self.run, told, self.settings, self.mesh)
+            self.task = _TASKS[what](EditedRun(self.run, told, self.mesh, run.edit_programs), self.settings)
 
     def _with_sampler(self, run: TrainedRun, given: dict[str, object], batch_size: int | None) -> TrainedRun:
         method = self.settings["method"]

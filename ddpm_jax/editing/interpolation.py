@@ -5,17 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers import ddim_table, initial_noise
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.editing.condition import Told
 from ddpm_jax.editing.known_part import scaled
 from ddpm_jax.editing.latents import DEFAULT_STEPS, Latents
 from ddpm_jax.editing.restarted import noise_levels, start_at, started
-from ddpm_jax.editing.task import Batch, Pass, Task
-from ddpm_jax.experiment.trained_run import TrainedRun
+from ddpm_jax.editing.task import Batch, EditedRun, Pass, Task
 
 
 class Interpolate(Task):
@@ -26,13 +23,14 @@ class Interpolate(Task):
     Differs from Ho et al.: "noised" adds the same noise to both, so that the mixture has the noise level of its step.
     """
 
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
+    def __init__(self, edited: EditedRun, settings: dict[str, object]):
+        run = edited.run
         self.input_shape = self.result_shape = run.image_shape
-        self._num_results, self._method = told.num_results, settings["method"]
+        self._num_results, self._method = edited.told.num_results, settings["method"]
         self._x_0_shape = run.codec.x_0_shape(run.image_shape)
         num_steps = run.sampler_settings["num_sampler_steps"] or DEFAULT_STEPS
         if self._method == "ddim":
-            self._latents = Latents(run, told, settings, mesh, num_steps)
+            self._latents = Latents(edited, settings, num_steps)
             self._batch_of = self._latents.batch_of
             self.num_calls = 2 * self._latents.num_calls_there + self._latents.num_calls_back
             self.sampler = "ddim inversion"
@@ -45,7 +43,7 @@ class Interpolate(Task):
             table = run.last_steps(settings["strength"])
             self._levels = noise_levels(run, table)
             self.sampler = f"{run.sampler_name}, strength {settings['strength']:g}"
-        self._pass = Pass(run, told, table, mesh, start=started)
+        self._pass = Pass(edited, table, ("started",), start=started)
         self._batch_of, self.num_calls = self._pass.batch_of, table.num_calls
 
     def batch_of(self, num_samples: int) -> int:

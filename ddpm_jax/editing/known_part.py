@@ -4,20 +4,18 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.diffusion.edits import known_region, pixel_measurement, range_null_projection, repaint_table
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.editing.condition import Told
-from ddpm_jax.editing.task import Arrays, Batch, Pass, Task
-from ddpm_jax.experiment.trained_run import TrainedRun
+from ddpm_jax.editing.task import Arrays, Batch, EditedRun, Pass, Task
 
 
 class Inpaint(Task):
     """Draws the hole of each image; the known pixels of the results are those of the image."""
 
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
+    def __init__(self, edited: EditedRun, settings: dict[str, object]):
+        run = edited.run
         self.input_shape = self.result_shape = run.image_shape
         table, method = run.sampler_table, settings["method"]
         if method == "repaint":
@@ -27,7 +25,7 @@ class Inpaint(Task):
                 jump_length=settings["jump_length"],
                 num_resamplings=settings["num_resamplings"],
             )
-        self._pass = known_pass(run, told, table, mesh, method)
+        self._pass = known_pass(edited, table, method)
         self.num_calls = table.num_calls
         self.sampler = f"{run.sampler_name}, {method}"
 
@@ -45,11 +43,11 @@ class Inpaint(Task):
 class Outpaint(Inpaint):
     """Continues each image beyond one side by half its size, which is drawn next to the known half on that side."""
 
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
-        super().__init__(run, told, settings, mesh)
+    def __init__(self, edited: EditedRun, settings: dict[str, object]):
+        super().__init__(edited, settings)
         self._axis = 1 if settings["side"] in ("left", "right") else 0
         self._after = settings["side"] in ("right", "bottom")
-        sizes = list(run.image_shape)
+        sizes = list(self.input_shape)
         self._new = sizes[self._axis] // 2
         sizes[self._axis] += self._new
         self.result_shape = tuple(sizes)
@@ -72,19 +70,19 @@ class Outpaint(Inpaint):
         return np.concatenate([part(drawn, 0, new), images], axis)
 
 
-def known_pass(run: TrainedRun, told: Told, table: SamplerTable, mesh: Mesh, method: str, **given: Callable) -> Pass:
+def known_pass(edited: EditedRun, table: SamplerTable, method: str, **given: Callable) -> Pass:
     """A pass with arrays "x_0", of which the part in "mask" is known."""
 
     def replaced(arrays: Arrays):
-        return known_region(run.process, arrays["x_0"], arrays["mask"])
+        return known_region(edited.run.process, arrays["x_0"], arrays["mask"])
 
     def projected(arrays: Arrays):
         pixels = pixel_measurement(arrays["mask"])
         return range_null_projection(pixels, pixels.measure(arrays["x_0"]))
 
     if method == "ddnm":
-        return Pass(run, told, table, mesh, project=projected, **given)
-    return Pass(run, told, table, mesh, make=replaced, **given)
+        return Pass(edited, table, ("known", "ddnm"), project=projected, **given)
+    return Pass(edited, table, ("known", *given), make=replaced, **given)
 
 
 def scaled(images: np.ndarray) -> np.ndarray:

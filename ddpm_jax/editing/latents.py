@@ -3,15 +3,12 @@
 import math
 
 import numpy as np
-from jax.sharding import Mesh
 
 from ddpm_jax.diffusion.samplers import ddim_inversion_table, ddim_table
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.editing.condition import Told
 from ddpm_jax.editing.known_part import scaled
 from ddpm_jax.editing.restarted import start_at, started
-from ddpm_jax.editing.task import Batch, Pass, Task
-from ddpm_jax.experiment.trained_run import TrainedRun
+from ddpm_jax.editing.task import Batch, EditedRun, Pass, Task
 
 DEFAULT_STEPS = 50
 _LEAST_SIGNAL = 0.01  # sqrt(alpha-bar) of the noisiest step: beyond it too little of the image is left to come back
@@ -20,14 +17,13 @@ _LEAST_SIGNAL = 0.01  # sqrt(alpha-bar) of the noisiest step: beyond it too litt
 class Latents:
     """DDIM from images to latents, and back. x_0_hat is not limited, or the way back would be another one."""
 
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh, num_steps: int):
-        schedule = run.process.schedule
+    def __init__(self, edited: EditedRun, settings: dict[str, object], num_steps: int):
+        schedule = edited.run.process.schedule
         visible = int(np.sum(schedule.host_alphas_bar >= _LEAST_SIGNAL**2))
         steps = spaced_steps(visible, min(num_steps, visible))
         inversion = ddim_inversion_table(schedule, steps=steps, num_fixed_point=settings["num_fixed_point"])
-        self._back = Pass(
-            run, told, ddim_table(schedule, steps=steps), mesh, start=started, self_conditioning=False
-        )  # fmt: skip
+        table = ddim_table(schedule, steps=steps)
+        self._back = Pass(edited, table, ("latents",), start=started, self_conditioning=False)
         self._there = self._back.with_table(inversion)
         self.num_calls_there, self.num_calls_back = self._there.num_calls, self._back.num_calls
         self.batch_of = self._back.batch_of
@@ -47,10 +43,11 @@ class Variation(Task):
     Strength 0 gives the image up to the error of the inversion; 1 has nothing of the image.
     """
 
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
+    def __init__(self, edited: EditedRun, settings: dict[str, object]):
+        run = edited.run
         self.input_shape = self.result_shape = run.image_shape
         num_steps = run.sampler_settings["num_sampler_steps"] or DEFAULT_STEPS
-        self._latents = Latents(run, told, settings, mesh, num_steps)
+        self._latents = Latents(edited, settings, num_steps)
         self._angle = settings["strength"] * math.pi / 2
         self.num_calls = self._latents.num_calls_there + self._latents.num_calls_back
         self.sampler = f"ddim inversion, strength {settings['strength']:g}"

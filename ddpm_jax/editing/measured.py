@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from ddpm_jax.diffusion.edits import (
     Measurement,
@@ -12,19 +11,19 @@ from ddpm_jax.diffusion.edits import (
     ilvr,
     range_null_projection,
 )
-from ddpm_jax.editing.condition import Told
 from ddpm_jax.editing.known_part import scaled
-from ddpm_jax.editing.task import Arrays, Batch, Pass, Task
-from ddpm_jax.experiment.trained_run import TrainedRun
+from ddpm_jax.editing.task import Arrays, Batch, EditedRun, Pass, Task
 from ddpm_jax.runtime.errors import UserError, arg
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, by which image files become grey
 
 
 class _Measured(Task):
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh, measurement: Measurement):
+    def __init__(self, edited: EditedRun, settings: dict[str, object], measurement: Measurement):
+        run = edited.run
         self.result_shape = run.image_shape
         table, process = run.sampler_table, run.process
+        name = (type(self).__name__, settings["method"], settings.get("factor"))
 
         def project(arrays: Arrays):
             return range_null_projection(measurement, arrays["y"])
@@ -39,9 +38,9 @@ class _Measured(Task):
             return ilvr(process, reference, block_average(settings["factor"]))
 
         if settings["method"] == "ilvr":
-            self._pass = Pass(run, told, table, mesh, make=coarse)
+            self._pass = Pass(edited, table, name, make=coarse)
         else:
-            self._pass = Pass(run, told, table, mesh, make=project_x_0, project=project)
+            self._pass = Pass(edited, table, name, make=project_x_0, project=project)
         self.num_calls = table.num_calls
         self.sampler = f"{run.sampler_name}, {settings['method']}"
 
@@ -55,25 +54,26 @@ class _Measured(Task):
 class Colourise(_Measured):
     """Colours for grey images. The luma of each result is the grey value, up to rounding and the range 0..255."""
 
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
-        if run.image_shape[-1] != 3:
+    def __init__(self, edited: EditedRun, settings: dict[str, object]):
+        *sizes, channels = edited.run.image_shape
+        if channels != 3:
             raise UserError(
-                f"{arg('what=colourise')} needs a network for colour images; the images of this run have "
-                f"{run.image_shape[-1]} channel(s)"
+                f"{arg('what=colourise')} needs a network for colour images; the images of this run have {channels} "
+                f"channel{'s' * (channels != 1)}"
             )
-        super().__init__(run, told, settings, mesh, channel_measurement([LUMA]))
-        self.input_shape = (*run.image_shape[:-1], 1)
+        super().__init__(edited, settings, channel_measurement([LUMA]))
+        self.input_shape = (*sizes, 1)
 
 
 class SuperResolve(_Measured):
     """Large images whose means over blocks of `factor` x `factor` pixels are the small image."""
 
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
-        height, width, channels = run.image_shape
+    def __init__(self, edited: EditedRun, settings: dict[str, object]):
+        height, width, channels = edited.run.image_shape
         factor = settings["factor"]
         if height % factor or width % factor:
             raise UserError(
                 f"{arg('factor')} must divide the size of the run's images, {height} x {width}; got {factor}"
             )
-        super().__init__(run, told, settings, mesh, average_measurement(factor))
+        super().__init__(edited, settings, average_measurement(factor))
         self.input_shape = (height // factor, width // factor, channels)

@@ -2,12 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.editing.condition import Told
 from ddpm_jax.editing.known_part import known_pass, scaled
-from ddpm_jax.editing.task import Arrays, Batch, Task
+from ddpm_jax.editing.task import Arrays, Batch, EditedRun, Task
 from ddpm_jax.experiment.trained_run import TrainedRun
 
 
@@ -15,14 +13,15 @@ class SDEdit(Task):
     """Meng et al. 2022: draws by the last steps of the sampler, from the noised image; where the mask is 1 the result
     is the image. Strength 0 gives the image."""
 
-    def __init__(self, run: TrainedRun, told: Told, settings: dict[str, object], mesh: Mesh):
+    def __init__(self, edited: EditedRun, settings: dict[str, object]):
+        run = edited.run
         self.input_shape = self.result_shape = run.image_shape
         self._pass, self.num_calls = None, 0
         self.sampler = f"{run.sampler_name}, strength {settings['strength']:g}"
         if settings["strength"]:
             table = run.last_steps(settings["strength"])
             self._levels = noise_levels(run, table)
-            self._pass = known_pass(run, told, table, mesh, "replacement", start=started)
+            self._pass = known_pass(edited, table, "replacement", start=started)
             self.num_calls = table.num_calls
 
     def batch_of(self, num_samples: int) -> int:

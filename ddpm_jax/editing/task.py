@@ -13,6 +13,7 @@ from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import EditFn
 from ddpm_jax.editing.condition import Told
 from ddpm_jax.experiment.edit import Edit
+from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.devices import replicated
 
@@ -38,31 +39,52 @@ class Batch:
     numbers: np.ndarray
 
 
+@dataclass(frozen=True)
+class EditedRun:
+    """A run with its sampler, what its network is told of results, and where they are drawn.
+
+    Attributes:
+      programs: what `Pass` keeps of the run, so that other images, masks and numbers compile nothing.
+    """
+
+    run: TrainedRun
+    told: Told
+    mesh: Mesh
+    programs: dict[tuple, tuple[Generator, Arrays]]
+
+
 class Pass:
-    """Draws batches by one or more tables of a sampler, with arrays for each sample; its programs are compiled once.
+    """Draws batches by one or more tables of a sampler, with arrays for each sample.
 
     Args:
+      name: of the functions below: with the same name they are the same for all edits of the run.
       make, project, start: see `experiment.edit.Edit`.
       self_conditioning: see `TrainedRun.generator`.
     """
 
     def __init__(
         self,
-        run: TrainedRun,
-        told: Told,
+        edited: EditedRun,
         table: SamplerTable,
-        mesh: Mesh,
+        name: tuple,
         *,
         make: Callable[[Arrays], EditFn] | None = None,
         project: Callable[[Arrays], ProjectFn] | None = None,
         start: Callable[[Arrays, jax.Array], jax.Array] | None = None,
         self_conditioning: bool = True,
     ):
-        self._rows: Arrays = {}
-        edit = Edit(lambda ids: self._rows, make, project, start)
-        generator = run.generator(mesh, edit, table=table, self_conditioning=self_conditioning)
-        self._generator = generator.with_samples(*told.functions(run, generator))
-        self._params = jax.device_put(run.params, replicated(mesh))
+        run, mesh = edited.run, edited.mesh
+        key = (name, self_conditioning, run.program_facts, table.c_shift is None, table.t.dtype)
+        if key not in edited.programs:
+            rows: Arrays = {}
+            edit = Edit(lambda ids: rows, make, project, start)
+            generator = run.generator(mesh, edit, table=table, self_conditioning=self_conditioning)
+            edited.programs[key] = generator, rows
+        generator, self._rows = edited.programs[key]
+        self._generator = generator.with_table(table).with_samples(*edited.told.functions(run, generator))
+        if "params" not in edited.programs:
+            edited.programs["params"] = jax.device_put(run.params, replicated(mesh))
+        self._params = edited.programs["params"]
         self._is_first = True
 
     @property

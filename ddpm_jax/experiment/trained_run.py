@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
@@ -145,6 +146,22 @@ class TrainedRun:
         """The fields of `sample` by name, as JSON; "sampler" is which one."""
         fields = self.config.sample
         return {name: list(v) if isinstance(v := fields[name], tuple) else v for name in sorted(fields)}
+
+    @property
+    def program_facts(self) -> tuple:
+        """What the programs that sample it depend on, besides the network and the table; hashable.
+
+        A guidance has its numbers as arrays, and only its kind is here.
+        """
+        sample, guidance = self.config.sample, self.guidance_of(np.arange(1))
+        networks = tuple(sample[name] for name in sorted(sample) if name.startswith(("autoguidance", "classifier")))
+        limits = (sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, self.config.diffusion.variance)
+        return *limits, jax.tree.structure(guidance), networks, tuple(sample.classes if sample.classifier else ())
+
+    @functools.cached_property
+    def edit_programs(self) -> dict:
+        """Programs that edits of this run keep; see `editing.task.Pass`."""
+        return {}
 
     @property
     def sampler_name(self) -> str:
