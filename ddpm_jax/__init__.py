@@ -16,6 +16,7 @@ from ddpm_jax.diffusion.edits import (
     make_mask,
     noised_start,
     partial_table,
+    posterior_sampling,
     range_null_projection,
     repaint_table,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "partial_table",
     "plms_table",
     "post_hoc_weights",
+    "posterior_sampling",
     "q_posterior_mean",
     "q_sample",
     "range_null_projection",

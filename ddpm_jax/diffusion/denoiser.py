@@ -27,6 +27,8 @@ class Denoised:
     var_values: Float[Array, "B *D"] | None = None
     # Added to the mean of p(x_s | x_t), times its variance; see `make_denoiser`.
     shift: Float[Array, "B *D"] | None = None
+    # Added to x_s as it is; see `edits.posterior_sampling`.
+    x_s_shift: Float[Array, "B *D"] | None = None
     # The x_0_hat of the guide's reference, from which CFG++ takes eps; see `guidance.Guidance.renoises`.
     x_0_reference: Float[Array, "B *D"] | None = None
     # Of a network with self-conditioning: what its next call sees, which is x_0_hat.

@@ -3,6 +3,7 @@
 from ddpm_jax.diffusion.edits.ilvr import block_average, ilvr
 from ddpm_jax.diffusion.edits.inpainting import known_region
 from ddpm_jax.diffusion.edits.masks import make_mask
+from ddpm_jax.diffusion.edits.posterior_sampling import posterior_sampling
 from ddpm_jax.diffusion.edits.projections import (
     Measurement,
     average_measurement,
@@ -24,6 +25,7 @@ __all__ = [
     "noised_start",
     "partial_table",
     "pixel_measurement",
+    "posterior_sampling",
     "range_null_projection",
     "repaint_table",
 ]

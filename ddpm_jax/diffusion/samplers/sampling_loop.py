@@ -173,6 +173,8 @@ def _after_row(
         x_s = x_s + row.c_x_0_reference * (denoised.x_0_reference - denoised.x_0_hat)
     for k, remembered in enumerate(state.history):
         x_s = x_s + row.c_history[k] * remembered
+    if denoised.x_s_shift is not None:
+        x_s = x_s + denoised.x_s_shift
     if edit_fn is not None:
         x_s = edit_fn(x_s, denoised, row, keys)
     if row.rise_scale is not None:
