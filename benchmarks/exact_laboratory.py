@@ -1,9 +1,9 @@
-"""What samplers, guidance and inpainting really draw, measured on data whose score is known exactly.
+"""What samplers, guidance and edits really draw, measured on data whose score is known exactly.
 
     python benchmarks/exact_laboratory.py --out=docs/images/laboratory
 
-The network makes no error, so that every distance to the claimed law is that of the method. Prints five Markdown tables
-and writes OUT_samplers.png, OUT_guidance.png and OUT_inpainting.png (the last two in two dimensions only).
+The network makes no error, so that every distance to the claimed law is that of the method. Prints seven Markdown
+tables and writes OUT_samplers.png, OUT_guidance.png and OUT_inpainting.png (the last two in two dimensions only).
 
 --dims sets another number of dimensions, --schedule another noise schedule, --quick tries everything in a minute.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from laboratory import plots
 from laboratory.claims import LABEL, Claim, Settings, in_percent, in_thousandths, of_class
 from laboratory.distances import Estimate, estimate, gaussian_kl, gaussian_w2
+from laboratory.edits import Observed, inpainting_methods, measurement_methods, methods_table, sdedit_table
 from laboratory.guidance_variants import variants_table
 from laboratory.laws import gaussian, pinwheel
 from laboratory.methods import SAMPLERS, process_of_steps, pushed_gaussian
@@ -111,39 +112,6 @@ def guidance_table(settings: Settings) -> tuple[list[list[str]], dict[float, np.
     return rows, exact, drawn
 
 
-def inpainting_table(settings: Settings) -> tuple[list[list[str]], dict[str, np.ndarray]]:
-    """Inpainting by replacement against the law of the unknown half given the known one."""
-    law = pinwheel(settings.num_dims)
-    process = settings.process()
-    mask = np.arange(settings.num_dims) < (settings.num_dims + 1) // 2
-    images = law.sample(np.random.default_rng(7), settings.repetitions)[0]
-    images[0, :2] = 0.15, -0.1  # near the middle, where more than one arm fits
-    matrix = np.eye(settings.num_dims)[mask]
-    given = [law.given_observation(matrix, x_0[mask]) for x_0 in images]
-    claims = [Claim(lambda rng, num, one=one: one.sample(rng, num)[0], settings) for one in given]
-    drawer = settings.drawer(process, law, max(settings.inpainting_calls))
-    floor = estimate([np.mean(claim.floor) for claim in claims])
-    rows, shown = [["exact samples", "", in_thousandths(floor), "50.0"]], {"exact": claims[0].exact}
-
-    def row(name: str, calls: int, runs: list[np.ndarray]) -> None:
-        distances = [claim.distances([run] * 2).mean for claim, run in zip(claims, runs, strict=True)]
-        accuracies = [claim.accuracy([run] * 2).mean for claim, run in zip(claims, runs, strict=True)]
-        rows.append([name, str(calls), in_thousandths(estimate(distances)), in_percent(estimate(accuracies))])
-
-    for sampler in ("dpmpp_2m", "ddim", "ancestral"):
-        for calls in settings.inpainting_calls:
-            table = SAMPLERS[sampler](process, calls)
-            runs = [drawer(table, seed, known=(mask, x_0)) for seed, x_0 in enumerate(images)]
-            row(f"replacement, {sampler}", calls, runs)
-            if sampler == "ancestral":
-                shown[f"{calls} calls"] = runs[0]
-        progress(f"replacement, {sampler}")
-    of_known = [settings.drawer(process, one, 25) for one in given]
-    table = SAMPLERS["dpmpp_2m"](process, 25)
-    row("network of the conditional law, dpmpp_2m", 25, [draw(table, seed) for seed, draw in enumerate(of_known)])
-    return rows, shown
-
-
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A Markdown table."""
     print(f"\n{title}\n\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
@@ -176,8 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--num_samples must be in 100..1000000; got {args.num_samples}")
     settings = Settings(num_dims=args.dims, schedule=args.schedule, x_0_limit=args.x_0_limit)
     if args.quick:
-        few = {"calls": (10,), "guided_calls": (10,), "scales": (1.0, 2.0), "inpainting_calls": (20,)}
-        settings = replace(settings, **few, variant_calls=10, num_samples=500, repetitions=2)
+        few = {"calls": (10,), "guided_calls": (10,), "scales": (1.0, 2.0), "replacement_calls": (20,)}
+        few |= {"measurement_calls": (20,), "resamplings": ((10, 2, 3),), "zetas": ((20, 0.1),), "strengths": (0.5,)}
+        settings = replace(settings, **few, variant_calls=10, edit_calls=10, num_samples=500, repetitions=2)
     if args.num_samples is not None:
         settings = replace(settings, num_samples=args.num_samples)
     print(
@@ -213,17 +182,34 @@ def main(arguments: list[str] | None = None) -> None:
         variants_table(settings),
     )
     progress("variants of guidance")
-    rows, shown = inpainting_table(settings)
+    process, law = settings.process(), pinwheel(args.dims)
+    drawer = settings.drawer(process, law, max(settings.replacement_calls))
+    header = ["method", "calls", "sliced W2", "told apart", "misfit"]
+    methods = inpainting_methods(settings, process)
+    rows, shown = methods_table(settings, drawer, process, Observed.of_half(settings), methods)
     print_table(
         "Inpainting of the second half of the coordinates against p(x | first half): 1000 x sliced W2, two-sample "
-        "accuracy in percent",
-        ["method", "calls", "sliced W2", "told apart"],
+        "accuracy in percent, 1000 x RMS of y - A x",
+        header,
         rows,
+    )
+    progress("inpainting")
+    methods = measurement_methods(settings, process)
+    print_table(
+        "A measurement y = A x, the mean of the coordinates, against p(x | y): as above",
+        header,
+        methods_table(settings, drawer, process, Observed.of_mean(settings), methods)[0],
+    )
+    progress("measurements")
+    print_table(
+        f"SDEdit of uniform points in [-1, 1], ancestral with {settings.edit_calls} calls at strength 1: 1000 x sliced "
+        "W2 to p(x), and 1000 x RMS distance to the start",
+        ["strength", "calls", "to the data", "to the start"],
+        sdedit_table(settings, drawer, process),
     )
     if args.out:
         plots.save_samplers(f"{args.out}_samplers.png", settings.calls, curves, floor)
         if args.dims == 2:
-            law = pinwheel(2)
             plots.save_guidance(f"{args.out}_guidance.png", law, exact, drawn)
             plots.save_inpainting(f"{args.out}_inpainting.png", law, shown)
     print(f"\n{time.monotonic() - _START:.0f} s")

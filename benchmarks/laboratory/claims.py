@@ -26,7 +26,12 @@ class Settings:
     variant_calls: int = 100
     variant_scale: float = 2.0
     interval: tuple[float, float] = (-2.0, 4.0)
-    inpainting_calls: tuple[int, ...] = (25, 100, 1000)
+    replacement_calls: tuple[int, ...] = (25, 100, 1000)
+    measurement_calls: tuple[int, ...] = (25, 100)
+    resamplings: tuple[tuple[int, int, int], ...] = ((25, 5, 4), (25, 2, 20), (100, 10, 10))  # of RePaint: steps, j, r
+    zetas: tuple[tuple[int, float], ...] = ((100, 0.02), (100, 0.1), (1000, 0.02))  # of DPS: calls, zeta
+    edit_calls: int = 100  # of SDEdit at strength 1
+    strengths: tuple[float, ...] = (0.25, 0.5, 0.75)
     num_samples: int = 10_000
     repetitions: int = 4
     x_0_limit: float | None = None
@@ -57,15 +62,22 @@ class Claim:
         seeds = range(200, 200 + max(8, settings.repetitions))
         self.floor = [self._distance(draw(np.random.default_rng(seed), self._num)) for seed in seeds]
 
+    def distance(self, samples: np.ndarray) -> float:
+        """Sliced W2."""
+        return self._distance(samples)
+
     def distances(self, runs: list[np.ndarray]) -> Estimate:
         """Sliced W2 of independent runs."""
         return estimate([self._distance(samples) for samples in runs])
 
-    def accuracy(self, runs: list[np.ndarray]) -> Estimate:
+    def told_apart(self, samples: np.ndarray, seed: int = 0) -> float:
         """How well a classifier tells the samples from exact ones: 0.5 if it cannot."""
         num = min(self._num, 5000)
-        exact = [self._draw(np.random.default_rng(300 + i), num) for i in range(len(runs))]
-        return estimate([two_sample_accuracy(run[:num], one) for run, one in zip(runs, exact, strict=True)])
+        return two_sample_accuracy(samples[:num], self._draw(np.random.default_rng(300 + seed), num))
+
+    def accuracy(self, runs: list[np.ndarray]) -> Estimate:
+        """`told_apart` of independent runs."""
+        return estimate([self.told_apart(samples, seed) for seed, samples in enumerate(runs)])
 
 
 def of_class(law, samples: np.ndarray) -> list[str]:

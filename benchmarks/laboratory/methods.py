@@ -9,6 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
+from ddpm_jax.diffusion.edits import (
+    Measurement,
+    ilvr,
+    known_region,
+    noised_start,
+    posterior_sampling,
+    range_null_projection,
+)
 from ddpm_jax.diffusion.exact import GaussianMixture, exact_class_log_probs_fn, exact_model_fn
 from ddpm_jax.diffusion.gradient_guidance import class_log_prob, gradient_guidance, gradient_shift
 from ddpm_jax.diffusion.guidance import Guidance, Guide, autoguidance, classifier_free_guidance, make_guidance
@@ -19,7 +27,6 @@ from ddpm_jax.diffusion.samplers import (
     ancestral_table,
     ddim_table,
     dpmpp_table,
-    edit_noise,
     heun_table,
     initial_noise,
     plms_table,
@@ -47,6 +54,15 @@ SAMPLERS: dict[str, Callable[[Process, int], SamplerTable]] = {
     "unipc": lambda p, calls: unipc_table(p.schedule, steps=steps_of(p, calls), order=2),
     "unipc_3": lambda p, calls: unipc_table(p.schedule, steps=steps_of(p, calls), order=3),
     "unipc_3, log_snr": lambda p, calls: unipc_table(p.schedule, steps=steps_of(p, calls, "log_snr"), order=3),
+}
+
+# Name -> the arrays that it needs: `mask` and `x_0` [D]; `matrix` [M, D], its pseudo-inverse `pinv` and `y` [M].
+EDITS = {
+    "replacement": ("mask", "x_0"),  # RePaint, too, with a table that rises
+    "ddnm": ("matrix", "pinv", "y"),
+    "dps": ("matrix", "pinv", "y", "zeta"),
+    "ilvr": ("matrix", "pinv", "y"),
+    "sdedit": ("x_0",),  # from the noised x_0, with a part of a table
 }
 
 
@@ -100,7 +116,8 @@ class Drawer:
         projection: Projection | None = None,
         renoises: bool = False,
         classifier: tuple[int, float] | None = None,
-        known: tuple[np.ndarray, np.ndarray] | None = None,
+        edit: str | None = None,
+        **given: np.ndarray | float,
     ) -> np.ndarray:
         """Samples [num, D], float64.
 
@@ -109,7 +126,7 @@ class Drawer:
           scale, interval, rescale, projection, renoises: of guidance; see `guidance.make_guidance`.
           classifier: (label, scale) of guidance by a classifier without error, which shifts the mean of ancestral
             sampling, and eps with other samplers.
-          known: (mask [D], x_0 [D]): replace what is known after each row.
+          edit: one of `EDITS`, with the arrays that it needs in `given`.
         """
         no_class = self._law.num_classes
         labels = {"label": jnp.full(self._num, no_class if label is None else label)}
@@ -121,16 +138,22 @@ class Drawer:
             )
         shifts_mean = classifier is not None and table.c_shift is not None
         padded = table.padded(
-            self._max_rows, learns_variance=self._process.learns_variance, shifts_mean=shifts_mean, renoises=renoises
+            max(self._max_rows, table.num_calls),
+            learns_variance=self._process.learns_variance,
+            shifts_mean=shifts_mean,
+            renoises=renoises,
+            rises=table.rise_scale is not None,
         )
         if classifier is not None:
             classifier = jnp.full(self._num, classifier[0]), jnp.float32(classifier[1])
-        known = None if known is None else tuple(jnp.asarray(part, jnp.float32) for part in known)
-        x_0 = self._draw(padded, table.num_calls, jax.random.key(seed), labels, guidance, classifier, known)
+        if set(given) != set(EDITS[edit] if edit else ()):
+            raise ValueError(f"edit {edit!r} takes {EDITS.get(edit, ())}; got {tuple(given)}")
+        given = {name: jnp.asarray(array, jnp.float32) for name, array in given.items()}
+        x_0 = self._draw(edit, padded, table.num_calls, jax.random.key(seed), labels, guidance, classifier, given)
         return np.asarray(x_0, np.float64)
 
-    @partial(jax.jit, static_argnums=0)
-    def _draw(self, table, num_calls, key, condition, guidance, classifier, known):
+    @partial(jax.jit, static_argnums=(0, 1))
+    def _draw(self, edit, table, num_calls, key, condition, guidance, classifier, given):
         process, law = self._process, self._law
         guide, mean_shift_fn = self._guide(guidance), None
         if classifier is not None:
@@ -139,19 +162,31 @@ class Drawer:
                 guide = gradient_guidance(process, log_prob_fn, scale=classifier[1])
             else:
                 mean_shift_fn = gradient_shift(process, log_prob_fn, scale=classifier[1])
+        measurement = linear(given["matrix"], given["pinv"]) if "matrix" in given else None
         denoise_fn = make_denoiser(
             process,
             self._model_fn,
             condition=condition,
             guide=guide,
             x_0_limit=self._x_0_limit,
+            project_fn=range_null_projection(measurement, given["y"]) if edit == "ddnm" else None,
             mean_shift_fn=mean_shift_fn,
         )
+        edit_fn = None
+        if edit == "dps":
+            denoise_fn = posterior_sampling(denoise_fn, measurement.measure, given["y"], zeta=given["zeta"])
+        elif edit == "replacement":
+            edit_fn = known_region(process, given["x_0"], given["mask"])
+        elif edit == "ilvr":
+            reference = measurement.pseudo_inverse(given["y"][None])
+            edit_fn = ilvr(process, reference, lambda x: measurement.pseudo_inverse(measurement.measure(x)))
         keys = sample_keys(key, jnp.arange(self._num))
-        state = init_sampler_state(table, initial_noise(keys, law.shape))
-        edit_fn = None if known is None else replacement(process, *known)
+        if edit == "sdedit":
+            x_t = noised_start(process, table, given["x_0"], keys)
+        else:
+            x_t = initial_noise(keys, law.shape)
+        state = init_sampler_state(table, x_t)
         return walk_rows(denoise_fn, table, num_calls, state, keys, edit_fn=edit_fn).x_t
-
 
     def _guide(self, guidance: Guidance | None) -> Guide | None:
         if guidance is None:
@@ -165,14 +200,12 @@ class Drawer:
         return autoguidance(self._process, guidance, weak_predict_fn)
 
 
-def replacement(process: Process, mask, x_0):
-    """Inpainting by replacement (Song et al. 2021, appendix I.2): what is known, noised to the level of the row."""
-
-    def edit_fn(x_s, denoised, row, keys):
-        signal, noise = process.levels(row.s[None], ndim=2)
-        return jnp.where(mask[None], signal * x_0[None] + noise * edit_noise(keys, row, x_s.shape[1:]), x_s)
-
-    return edit_fn
+def linear(matrix, pinv) -> Measurement:
+    """y = matrix x of samples [B, D]."""
+    exact = jax.lax.Precision.HIGHEST
+    return Measurement(
+        lambda x: jnp.matmul(x, matrix.T, precision=exact), lambda y: jnp.matmul(y, pinv.T, precision=exact)
+    )
 
 
 def pushed_gaussian(process: Process, law: GaussianMixture, table: SamplerTable) -> tuple[np.ndarray, np.ndarray]:

@@ -47,9 +47,9 @@ def save_guidance(
 
 
 def save_inpainting(path: str, law: GaussianMixture, shown: Mapping[str, np.ndarray]) -> None:
-    """The density of the unknown coordinate: exact, and by replacement with several numbers of calls."""
-    figure = Figure(figsize=(8.6, 3.8), layout="constrained", dpi=120)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
+    """The density of the unknown coordinate: exact, and by each method."""
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained", dpi=120)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     first = next(iter(shown.values()))
     _scatter(left, law, law.sample(np.random.default_rng(0), _SHOWN)[0], "the data, and what is known")
     left.axvline(first[0, 0], color="C3", linewidth=1)
@@ -59,9 +59,9 @@ def save_inpainting(path: str, law: GaussianMixture, shown: Mapping[str, np.ndar
             {"color": "0.75", "histtype": "stepfilled"} if name == "exact" else {"histtype": "step", "linewidth": 1.3}
         )
         right.hist(samples[:, 1], bins, density=True, label=name, **style)
-    right.set(xlabel="the unknown coordinate", ylabel="density", title="given the known one: replacement, ancestral")
+    right.set(xlabel="the unknown coordinate", ylabel="density", title="given the known one")
     right.title.set_fontsize(9)
-    right.legend(fontsize=8, frameon=False)
+    figure.legend(*right.get_legend_handles_labels(), fontsize=8, frameon=False, ncols=2, loc="outside lower center")
     figure.savefig(path)
 
 

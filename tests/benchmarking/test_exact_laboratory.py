@@ -115,10 +115,34 @@ def test_the_best_variance_is_exact_on_a_gaussian(laboratory, methods, distances
 
 def test_what_is_known_is_kept_and_the_rest_is_drawn(methods, laboratory, process):
     law = laboratory.pinwheel(4)
-    known = np.array([True, False, True, False]), np.array([0.3, 9.0, -0.2, 9.0])
-    drawn = methods.Drawer(process, law, num=50, max_calls=5)(methods.SAMPLERS["ddim"](process, 5), 0, known=known)
+    known = {"mask": np.array([1, 0, 1, 0]), "x_0": np.array([0.3, 9.0, -0.2, 9.0])}
+    draw = methods.Drawer(process, law, num=50, max_calls=5)
+    drawn = draw(methods.SAMPLERS["ddim"](process, 5), 0, edit="replacement", **known)
     np.testing.assert_array_equal(drawn[:, [0, 2]], np.tile(np.float32([0.3, -0.2]), (50, 1)))
     assert np.all(drawn[:, [1, 3]] != 9) and drawn[:, 1].std() > 0.01
+
+
+def test_edits_fit_the_measurement_and_one_program_serves_all_settings(laboratory, benchmark_module):
+    """DDNM and ILVR exactly, DPS nearly, whether a coordinate or the mean is known."""
+    edits, law = benchmark_module("laboratory.edits"), laboratory.pinwheel(2)
+    settings = laboratory.Settings(
+        num_steps=200, num_samples=200, repetitions=2, measurement_calls=(20, 10), zetas=((40, 0.1), (30, 0.08))
+    )
+    process = settings.process()
+    draw = settings.drawer(process, law, 40)
+    methods = edits.measurement_methods(settings, process)
+    unedited = draw(methods[-1].table, 0)
+    before = draw._draw._cache_size()
+    for observed in (edits.Observed.of_half(settings), edits.Observed.of_mean(settings)):
+        for method in methods:
+            zeta = {} if method.zeta is None else {"zeta": method.zeta}
+            drawn = draw(method.table, 0, edit=method.edit, **zeta, **observed.given(method.edit, observed.images[0]))
+            free, misfit = (
+                np.sqrt(np.mean(((samples - observed.images[0]) @ observed.matrix.T) ** 2))
+                for samples in (unedited, drawn)
+            )
+            assert misfit < (free / 2 if method.edit == "dps" else 1e-6)
+    assert draw._draw._cache_size() == before + 3  # DDNM, ILVR and DPS
 
 
 def test_guidance_of_scale_1_draws_the_class_and_one_program_serves_all(methods, laboratory, process):
@@ -154,10 +178,10 @@ def test_autoguidance_corrects_a_flawed_network(laboratory, methods, process, be
     assert abs(guided - true) < 0.6 * (alone - true)
 
 
-def test_the_command_prints_five_tables_and_writes_three_plots(laboratory, tmp_path, capsys):
+def test_the_command_prints_seven_tables_and_writes_three_plots(laboratory, tmp_path, capsys):
     laboratory.main(["--quick", "--num_samples=120", f"--out={tmp_path}/lab"])
     out = capsys.readouterr().out
-    assert len(re.findall(r"^\|( --- \|)+$", out, re.M)) == 5 and "nan" not in out
+    assert len(re.findall(r"^\|( --- \|)+$", out, re.M)) == 7 and "nan" not in out
     for name in ("samplers", "guidance", "inpainting"):
         assert (tmp_path / f"lab_{name}.png").stat().st_size > 5000
 
