@@ -144,6 +144,17 @@ def methods_table(
     return rows, {"exact": observed.claims[0].exact} | dict(last_of.values())
 
 
+def peaks_table(shown: dict[str, np.ndarray]) -> list[list[str]]:
+    """Where the samples of the plot are: the unknown coordinate above 0.4, and in the middle peak, -0.3 to 0.25."""
+    rows = []
+    for name, samples in shown.items():
+        unknown = samples[:, 1]
+        middle = unknown[(unknown > -0.3) & (unknown < 0.25)]
+        shares = (f"{100 * np.mean(unknown > 0.4):.1f}", f"{100 * len(middle) / len(unknown):.1f}")
+        rows.append([name, *shares, f"{np.std(middle):.3f}"])
+    return rows
+
+
 def sdedit_table(settings: Settings, drawer: Drawer, process: Process) -> list[list[str]]:
     """From uniform points in [-1, 1]: the distance of the result to p(x), and to where it started."""
     claim = Claim(lambda rng, num: pinwheel(settings.num_dims).sample(rng, num)[0], settings)

@@ -146,8 +146,9 @@ class Drawer:
         )
         if classifier is not None:
             classifier = jnp.full(self._num, classifier[0]), jnp.float32(classifier[1])
-        if set(given) != set(EDITS[edit] if edit else ()):
-            raise ValueError(f"edit {edit!r} takes {EDITS.get(edit, ())}; got {tuple(given)}")
+        takes = EDITS.get(edit, ())
+        if set(given) != set(takes) or not (takes or edit is None):
+            raise ValueError(f"edit {edit!r} of {tuple(EDITS)} takes {takes}; got {tuple(given)}")
         given = {name: jnp.asarray(array, jnp.float32) for name, array in given.items()}
         x_0 = self._draw(edit, padded, table.num_calls, jax.random.key(seed), labels, guidance, classifier, given)
         return np.asarray(x_0, np.float64)

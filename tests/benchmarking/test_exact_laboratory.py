@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -99,7 +100,7 @@ def test_the_best_variance_is_exact_on_a_gaussian(laboratory, methods, distances
     law = laboratory.gaussian(2)
     kinds = laboratory.kinds(laboratory.Settings(num_steps=200))
     # The last row adds no noise: Var[x_0 | x_t] at t = 0 is missing.
-    a, n = (float(level[0, 0]) for level in process.levels(np.zeros(1, np.int32), ndim=2))
+    a, n = (float(level[0, 0]) for level in process.levels(jnp.zeros(1, jnp.int32), ndim=2))
     var = law.variances[0]
     true = law.means[0], np.sqrt(var - var * n**2 / (a**2 * var + n**2))
 
@@ -178,12 +179,19 @@ def test_autoguidance_corrects_a_flawed_network(laboratory, methods, process, be
     assert abs(guided - true) < 0.6 * (alone - true)
 
 
-def test_the_command_prints_seven_tables_and_writes_three_plots(laboratory, tmp_path, capsys):
+def test_the_command_prints_eight_tables_and_writes_three_plots(laboratory, tmp_path, capsys):
     laboratory.main(["--quick", "--num_samples=120", f"--out={tmp_path}/lab"])
     out = capsys.readouterr().out
-    assert len(re.findall(r"^\|( --- \|)+$", out, re.M)) == 7 and "nan" not in out
+    assert len(re.findall(r"^\|( --- \|)+$", out, re.M)) == 8 and "nan" not in out
     for name in ("samplers", "guidance", "inpainting"):
         assert (tmp_path / f"lab_{name}.png").stat().st_size > 5000
+
+
+def test_an_edit_takes_its_own_arrays(methods, laboratory, process):
+    draw = methods.Drawer(process, laboratory.pinwheel(2), num=5, max_calls=5)
+    for edit, given in (("dps", {"y": 1.0}), (None, {"y": 1.0}), ("ddmn", {})):
+        with pytest.raises(ValueError, match="takes"):
+            draw(methods.SAMPLERS["ddim"](process, 5), 0, edit=edit, **given)
 
 
 @pytest.mark.parametrize("flag", ["--dims=1", "--x_0_limit=0", "--num_samples=1", "--schedule=none"])
