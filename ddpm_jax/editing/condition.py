@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from ddpm_jax.data.condition import has_null, null_condition
-from ddpm_jax.experiment.generator import ClassifierOf, ConditionOf, Generator, GuidanceOf
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.sample_inputs import ClassifierOf, ConditionOf, GuidanceOf
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.errors import UserError, arg
 

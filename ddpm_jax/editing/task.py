@@ -13,11 +13,9 @@ from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import EditFn
 from ddpm_jax.editing.condition import Told
 from ddpm_jax.experiment.edit import Edit
+from ddpm_jax.experiment.edit_programs import Arrays, EditPrograms
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.trained_run import TrainedRun
-from ddpm_jax.runtime.devices import replicated
-
-Arrays = dict[str, np.ndarray]  # by name, [B, ...] each
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,13 @@ class EditedRun:
     """A run with its sampler, what its network is told of results, and where they are drawn.
 
     Attributes:
-      programs: what `Pass` keeps of the run, so that other images, masks and numbers compile nothing.
+      programs: what `Pass` keeps of the run.
     """
 
     run: TrainedRun
     told: Told
     mesh: Mesh
-    programs: dict[tuple, tuple[Generator, Arrays]]
+    programs: EditPrograms
 
 
 class Pass:
@@ -75,16 +73,14 @@ class Pass:
     ):
         run, mesh = edited.run, edited.mesh
         key = (name, self_conditioning, run.program_facts, table.c_shift is None, table.t.dtype)
-        if key not in edited.programs:
-            rows: Arrays = {}
+
+        def make_generator(rows: Arrays) -> Generator:
             edit = Edit(lambda ids: rows, make, project, start)
-            generator = run.generator(mesh, edit, table=table, self_conditioning=self_conditioning)
-            edited.programs[key] = generator, rows
-        generator, self._rows = edited.programs[key]
+            return run.generator(mesh, edit, table=table, self_conditioning=self_conditioning)
+
+        generator, self._rows = edited.programs.generator(key, make_generator)
         self._generator = generator.with_table(table).with_samples(*edited.told.functions(run, generator))
-        if "params" not in edited.programs:
-            edited.programs["params"] = jax.device_put(run.params, replicated(mesh))
-        self._params = edited.programs["params"]
+        self._params = edited.programs.params_on(mesh, run.params)
         self._is_first = True
 
     @property

@@ -25,7 +25,7 @@ from ddpm_jax.diffusion.samplers.sampling_loop import (
     scan_rows,
 )
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.experiment.generator import ConditionOf, GuidanceOf, no_condition
+from ddpm_jax.experiment.sample_inputs import ConditionOf, GuidanceOf, no_condition
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import replicated

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.class_condition import checked_classes
-from ddpm_jax.experiment.generator import ClassifierOf, ConditionOf
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
 from ddpm_jax.experiment.same_process import check_same_num_classes, check_same_x_t
+from ddpm_jax.experiment.sample_inputs import ClassifierOf, ConditionOf
 from ddpm_jax.experiment.weights_digest import weights_digest
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.devices import replicated

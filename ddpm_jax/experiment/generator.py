@@ -3,12 +3,10 @@
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ddpm_jax.codecs.codec import PIXELS, Codec
@@ -20,59 +18,19 @@ from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, walk_rows
 from ddpm_jax.experiment.edit import Edit
-from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
+from ddpm_jax.experiment.finite_samples import check_finite
+from ddpm_jax.experiment.sample_inputs import ClassifierOf, ConditionOf, GuidanceOf, InputShardings, no_condition
+from ddpm_jax.experiment.table_chunks import chunks_of_table, first_step, step_after
+from ddpm_jax.runtime.chunked_loop import jit_chunk
 from ddpm_jax.runtime.compilation import release_unused_memory
 from ddpm_jax.runtime.devices import AS_GIVEN, batch_sharded, replicated
-from ddpm_jax.runtime.errors import UserError, check_between
-
-GuidanceOf = Callable[[np.ndarray], Guidance | None]  # numbers of samples, int [N] -> their guidance
-ClassifierOf = Callable[[np.ndarray], ClassifierGuidance | None]  # the same, of a classifier
-ConditionOf = Callable[[np.ndarray], dict[str, np.ndarray]]  # numbers of samples, int [N] -> their condition
-
-
-CHUNK_ROWS = 20  # T = 1000 fits in 50 chunks; twice as many rows per chunk for more steps, and so on
-
-
-def no_condition(ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The condition of an unconditional network."""
-    del ids
-    return {}
-
-
-@jax.jit
-def _all_finite(x: jax.Array, num: jax.Array) -> jax.Array:
-    """Whether the first `num` samples are finite; the others fill the batch."""
-    finite = jnp.all(jnp.isfinite(x.reshape(len(x), -1)), axis=1)
-    return jnp.all(finite | (jnp.arange(len(x), dtype=jnp.int32) >= num))
-
-
-class Chunk(NamedTuple):
-    """A part of a table: its first `num_rows` rows are used; padding rows give all chunks the same length."""
-
-    rows: SamplerTable
-    num_rows: int
-
-
-def _sharding_of(guidance: Guidance, batch: NamedSharding, everywhere: NamedSharding) -> Guidance:
-    """Where the arrays of a guidance are: the reference with the images, everything else on all devices."""
-    return jax.tree.map(lambda _: everywhere, guidance).replace(reference=batch)
-
-
-def _chunks_of(table: SamplerTable, learns_variance: bool, shifts_mean: bool, renoises: bool) -> list[Chunk]:
-    parts = chunks_of(table.num_calls)
-    length = CHUNK_ROWS
-    while length < max(map(len, parts)):
-        length *= 2
-    table = jax.tree.map(np.asarray, table)
-    columns = {"learns_variance": learns_variance, "shifts_mean": shifts_mean, "renoises": renoises}
-    columns["rises"] = table.rise_scale is not None
-    return [Chunk(table.rows(part.start, part.stop).padded(length, **columns), len(part)) for part in parts]
+from ddpm_jax.runtime.errors import check_between
 
 
 class Generator:
     """Samples 0..N-1 of a network as images or other arrays; sample n depends on the seed and n alone.
 
-    The table is processed in chunks (`runtime.chunked_loop`), between which the host can look at x_t. All tables with
+    The table is processed in chunks (`table_chunks`), between which the host can look at x_t. All tables with
     chunks of a similar length share the same programs (one for whole steps, one for fractional): see `with_table`.
 
     Args:
@@ -148,9 +106,8 @@ class Generator:
             return walk_rows(denoise_fn, rows, num_rows, state, keys, edit_fn=edit_fn)
 
         self._begin = jax.jit(begin, in_shardings=(everywhere, batch, batch), out_shardings=batch)
-        guided = self._guidance_sharding = None if guidance is None else _sharding_of(guidance, batch, everywhere)
-        self._classifier_sharding = ClassifierGuidance(everywhere, batch, everywhere)
-        classified = None if classifier_of(np.arange(1)) is None else self._classifier_sharding
+        self._shardings = InputShardings.of(mesh, guidance, classifier_of(np.arange(1)))
+        _, guided, classified = self._shardings
         self._advance = jit_chunk(
             advance, mesh, (AS_GIVEN, everywhere, everywhere, batch, batch, batch, guided, classified, batch), donate=3
         )
@@ -160,7 +117,12 @@ class Generator:
 
     def _take_table(self, table: SamplerTable) -> None:
         self.num_rows = table.num_calls
-        self._chunks = _chunks_of(table, self._learns_variance, self._shifts_mean, self._renoises)
+        self._chunks = chunks_of_table(
+            table,
+            learns_variance=self._learns_variance,
+            shifts_mean=self._shifts_mean,
+            renoises=self._renoises,
+        )
 
     def with_table(self, table: SamplerTable) -> "Generator":
         """A generator with another sampler or number of steps, which shares the compiled programs.
@@ -261,17 +223,13 @@ class Generator:
           is_first: it is the first batch, whose first call compiles: memory of the compiler is given back after it.
         """
         first = int(numbers[0])
-        ids, condition = jax.device_put((numbers, self.condition_of(numbers)), batch_sharded(self._mesh))
-        guidance = self.guidance_of(numbers)
-        if guidance is not None:
-            guidance = jax.device_put(guidance, self._guidance_sharding)
-        classifier = self.classifier_of(numbers)
-        if classifier is not None:
-            classifier = jax.device_put(classifier, self._classifier_sharding)
-        edited = jax.device_put(self._edit.of_samples(numbers), batch_sharded(self._mesh)) if self._edit else ()
+        ids, condition, guidance, classifier = self._shardings.placed(
+            numbers, self.condition_of(numbers), self.guidance_of(numbers), self.classifier_of(numbers)
+        )
+        edited = jax.device_put(self._edit.of_samples(numbers), self._shardings.batch) if self._edit else ()
         state, keys = self._begin(seed_keys(seed).sample, ids, edited)
         if watch:
-            watch(first, int(self._chunks[0].rows.t[0]), np.asarray(self._images_of(state.x_t)))
+            watch(first, first_step(self._chunks), np.asarray(self._images_of(state.x_t)))
         for number, (rows, num_rows) in enumerate(self._chunks):
             state = self._advance(
                 params, rows, np.int32(num_rows), state, keys, condition, guidance, classifier, edited
@@ -280,26 +238,15 @@ class Generator:
                 release_unused_memory()
             state = jax.block_until_ready(state)
             if watch:
-                watch(first, self._step_after(number), np.asarray(self._images_of(state.x_t)))
+                watch(first, step_after(self._chunks, number), np.asarray(self._images_of(state.x_t)))
             on_chunk(num_rows)
-        if not self._allow_nonfinite and not bool(_all_finite(state.x_t, np.int32(num_used))):
-            last = int(numbers[min(num_used, len(numbers)) - 1])
-            raise UserError(
-                f"samples {first} to {last} became NaN or infinite: take more sampler steps, another sampler, "
-                "sample.clip_x_0=true, or a smaller scale of the guidance"
-            )
+        if not self._allow_nonfinite:
+            check_finite(state.x_t, numbers, num_used)
         return state.x_t
 
     def images_of(self, x_0: jax.Array) -> np.ndarray:
         """The images that the codec decodes from x_0."""
         return np.asarray(self._images_of(x_0))
-
-    def _step_after(self, number: int) -> int:
-        """The step t that x is at after a chunk: the end of its last row, or where x rose to from there."""
-        rows, num_rows = self._chunks[number]
-        if rows.rise_noise is not None and rows.rise_noise[num_rows - 1] > 0:
-            return int(self._chunks[number + 1].rows.t[0])
-        return int(rows.s[num_rows - 1])
 
     def batch_of(self, num_samples: int) -> int:
         """The batch size for `num_samples`: if they are few, the next multiple of the number of devices."""

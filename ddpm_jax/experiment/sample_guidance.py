@@ -10,7 +10,7 @@ from ddpm_jax.diffusion.guidance import Guidance, make_guidance
 from ddpm_jax.diffusion.projected_guidance import Projection, make_projection
 from ddpm_jax.experiment.conditions import condition_spec, negative_of
 from ddpm_jax.experiment.config_checks import fields_named
-from ddpm_jax.experiment.generator import GuidanceOf
+from ddpm_jax.experiment.sample_inputs import GuidanceOf
 from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
 from ddpm_jax.runtime.errors import UserError
 

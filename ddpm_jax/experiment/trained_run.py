@@ -1,40 +1,33 @@
-"""A trained run: the weights of a checkpoint, and what its config says and builds."""
+"""A trained run: the weights of a checkpoint, what its config describes, and its samples."""
 
 import dataclasses
 import fnmatch
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from ddpm_jax.codecs.codec import Codec
-from ddpm_jax.data import ImageSource
-from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.experiment import conditions, config_checks, data_factory, model_factory, sampler_factory
-from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
+from ddpm_jax.experiment import model_factory, run_classes, sampler_factory
 from ddpm_jax.experiment.config_overrides import apply_override
+from ddpm_jax.experiment.described_run import DescribedRun
 from ddpm_jax.experiment.edit import Edit
-from ddpm_jax.experiment.generator import ConditionOf, Generator, GuidanceOf
+from ddpm_jax.experiment.edit_programs import EditPrograms
+from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.post_hoc_average import PostHocAverage
 from ddpm_jax.experiment.run_samples import RunSamples
-from ddpm_jax.experiment.sample_guidance import guidance_of
-from ddpm_jax.experiment.sampler_settings import settings_named, with_class_numbers, with_sampler_settings
-from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
+from ddpm_jax.experiment.sampler_settings import settings_named
+from ddpm_jax.experiment.weak_network import WeakNetwork
 from ddpm_jax.models.parameters import num_params
-from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, whole_number
-from ddpm_jax.workdir.class_names import numbered, read_class_names
+from ddpm_jax.runtime.errors import UserError, check_between, check_one_of, whole_number
 
 # What may be said anew of a run: how it is sampled, and where it is measured, which images, and where they are.
 SAMPLE_FIELDS = ("sample.*",)
@@ -42,11 +35,8 @@ DATA_FIELDS = ("data.name", "data.path", "data.data_dir", "data.split", "data.ev
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedRun:
-    """One checkpoint of a run, as NumPy arrays: nothing in it depends on the devices it was trained on.
-
-    What the config describes is built and checked when it is asked for; each raises UserError for what does not fit.
-    """
+class TrainedRun(DescribedRun):
+    """One checkpoint of a run, as NumPy arrays: nothing in it depends on the devices it was trained on."""
 
     step: int
     config: ConfigDict
@@ -62,128 +52,9 @@ class TrainedRun:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
-    def process(self) -> Process:
-        """The noise schedule of training, what the network predicts and the variance."""
-        return model_factory.build_process(self.config)
-
-    @functools.cached_property
-    def codec(self) -> Codec:
-        """The way between images and x_0."""
-        return build_codec(self.config)
-
-    @functools.cached_property
-    def model(self) -> nn.Module:
-        """The network that `params` are of."""
-        return model_factory.build_model(self.config)
-
-    @functools.cached_property
-    def sampler_table(self) -> SamplerTable:
-        """The steps of its sampler."""
-        return sampler_factory.build_table(self.config, self.process)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(H, W, C); (*sizes, C) of other data."""
-        return config_checks.image_shape_of(self.config)
-
-    @property
-    def condition(self) -> ConditionSpec:
-        """What the network is told of an image."""
-        return conditions.condition_spec(self.config)
-
-    @property
-    def condition_of(self) -> ConditionOf:
-        """Numbers of samples -> what the network is told of them."""
-        return conditions.condition_of(self.config)
-
-    @property
-    def guidance_of(self) -> GuidanceOf:
-        """Numbers of samples -> their guidance, or None."""
-        return guidance_of(self.config, self.weak_network)
-
-    @functools.cached_property
-    def weak_network(self) -> WeakNetwork | None:
-        """The weaker network that its samples are guided away from; None without autoguidance."""
-        return weak_network_of_samples(self.config)
-
-    @property
-    def self_conditioning(self) -> bool:
-        """Whether each network call of its sampler sees the x_0_hat of the call before."""
-        return self.config.diffusion.self_conditioning
-
-    @property
-    def held_out_split(self) -> str:
-        """The name of the split that it was not trained on; "" where there is none."""
-        return self.config.data.eval_split
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Images at a time when the held-out ones are measured."""
-        return self.config.eval.batch_size
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a report says of it, as JSON: step, data, schedule, num_steps, prediction, variance, clip_x_0."""
-        config = self.config
-        return {
-            "step": self.step,
-            "data": config.data.name,
-            "schedule": config.schedule.name,
-            "num_steps": config.schedule.num_steps,
-            "prediction": config.diffusion.prediction,
-            "variance": config.diffusion.variance,
-            "clip_x_0": config.sample.clip_x_0,
-        }
-
-    @property
-    def training_data(self) -> dict[str, str]:
-        """What it was trained on, as JSON: name, as NAME:SPLIT, path and data_dir."""
-        data = self.config.data
-        return {"name": f"{data.name}:{data.split}", "path": data.path, "data_dir": data.data_dir}
-
-    @property
-    def sampler_settings(self) -> dict[str, Any]:
-        """The fields of `sample` by name, as JSON; "sampler" is which one."""
-        fields = self.config.sample
-        return {name: list(v) if isinstance(v := fields[name], tuple) else v for name in sorted(fields)}
-
-    @property
-    def program_facts(self) -> tuple:
-        """What the programs that sample it depend on, besides the network and the table; hashable.
-
-        A guidance has its numbers as arrays, and only its kind is here.
-        """
-        sample, guidance = self.config.sample, self.guidance_of(np.arange(1))
-        networks = tuple(sample[name] for name in sorted(sample) if name.startswith(("autoguidance", "classifier")))
-        limits = (sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, self.config.diffusion.variance)
-        return *limits, jax.tree.structure(guidance), networks, tuple(sample.classes if sample.classifier else ())
-
-    @functools.cached_property
-    def edit_programs(self) -> dict:
-        """Programs that edits of this run keep; see `editing.task.Pass`."""
-        return {}
-
-    @property
-    def sampler_name(self) -> str:
-        """Its sampler, with the variance where that sampler reads it: "ancestral (variance fixed_small)", "ddim"."""
-        name = self.config.sample.sampler
-        return f"{name} (variance {self.config.diffusion.variance})" if name == "ancestral" else name
-
-    def source(self, split: str | None = None, field: str = "data.split") -> ImageSource:
-        """The images of a split of its data; None: those that it was trained on.
-
-        Args:
-          field: what a person typed the split as, for complaints about it.
-        """
-        return data_factory.build_source(self.config, split or self.config.data.split, field)
-
-    def check_images(self, what: str, remedy: str = "") -> None:
-        """Raises UserError unless its data are uint8 images; `what` says who needs them."""
-        dtype = data_dtype_of(self.config)
-        if not config_checks.is_image(self.image_shape) or dtype != "uint8":
-            raise UserError(
-                f"{what}, and this run has {dtype} arrays of shape {list(self.image_shape)}{remedy}"
-            )
+    def edit_programs(self) -> EditPrograms:
+        """What its edits keep between calls."""
+        return EditPrograms()
 
     def check_params(self) -> None:
         """Raises UserError unless `params` are those of the config's network."""
@@ -321,28 +192,11 @@ class TrainedRun:
         Args:
           classifier: the folder of a classifier; None: that of the config.
         """
-        classifier = self.config.sample.classifier if classifier is None else classifier
-        if not self.config.model.num_classes and isinstance(classifier, str | os.PathLike) and classifier:
-            return read_class_names(classifier)
-        return self.class_names
-
-    def _check_same_names(self, setting: str, workdir: object) -> None:
-        """Raises UserError if the run and another one both have names for their classes, and not the same."""
-        if not self.config.model.num_classes or not isinstance(workdir, str | os.PathLike) or not workdir:
-            return
-        theirs = read_class_names(workdir)
-        if theirs and self.class_names and theirs != self.class_names:
-            raise UserError(
-                f"{arg(setting)} has the classes {numbered(theirs)}; the run has {numbered(self.class_names)}"
-            )
+        return run_classes.names_of_classes(self.config, self.class_names, classifier)
 
     def with_sampler(self, given: Mapping[str, object], *, batch_size: int | None, num_devices: int) -> "TrainedRun":
         """The run with another sampler; see `sampler_settings.with_sampler_settings`. Classes may be given by name."""
-        for name in ("classifier", "autoguidance"):
-            if given.get(name, "") is None:  # none, as the config says it
-                given = {**given, name: ""}
-            self._check_same_names(name, given.get(name, self.config.sample[name]))
-        names = self.names_of_classes(given.get("classifier", self.config.sample.classifier))
-        given = with_class_numbers(given, names)
-        config = with_sampler_settings(self.config, given, batch_size=batch_size, num_devices=num_devices)
+        config = run_classes.with_sampler(
+            self.config, self.class_names, given, batch_size=batch_size, num_devices=num_devices
+        )
         return dataclasses.replace(self, config=config)
