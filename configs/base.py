@@ -54,6 +54,10 @@ def get_config() -> ConfigDict:
     # the rate, that is the estimate of a first call at the same x_t; in the others it is 0.
     config.diffusion.self_conditioning = False
     config.diffusion.self_conditioning_rate = 0.5
+    # What the network is told of the noise: t (the step), or alpha_bar (the share of the signal's variance, in [0, 1];
+    # with unet.time_scale=1000 it is embedded as finely as t).
+    config.diffusion.network_input = "t"
+    config.diffusion.loss_region = "image"  # where the error counts: image, or hole (of condition.task inpaint, uncrop)
 
     config.codec = ConfigDict()
     # How the data become the x_0 that is diffused: pixels (uint8 scaled to [-1, 1]), or floats (real numbers), whose
@@ -68,6 +72,13 @@ def get_config() -> ConfigDict:
     config.condition = ConfigDict()
     # Share of the training images that are shown without their class, such as 0.1: for classifier-free guidance.
     config.condition.drop_rate = 0.0
+    # What an image-conditional network is shown of an image, besides x_t: inpaint (the image with a free-form hole),
+    # uncrop (with unknown sides), colourise (its grey copy), jpeg (saved at a low quality), deblur. Empty: nothing.
+    config.condition.task = ""
+    config.condition.hole_share = (0.1, 0.6)  # lowest and highest share of the pixels in the hole of inpaint
+    config.condition.jpeg_quality = (5, 30)  # lowest and highest quality of jpeg, 1..100
+    config.condition.jpeg_subsampling = "4:2:0"  # of the colours of jpeg: 4:2:0, 4:4:4
+    config.condition.blur_std = (0.5, 3.0)  # lowest and highest standard deviation of deblur, in pixels
 
     config.model = ConfigDict()
     # unet, or conv_net (small, one resolution: for tests and trials). Its fields are in the group of the same name.

@@ -29,12 +29,15 @@ class Entry:
         NAME, True where the sequence has a value.
       null: the value, broadcast over the row, that means "no information"; None: there is no such value, and the entry
         cannot be dropped.
+      derived: made from the image itself, such as its grey copy, in training by the train step on the device. It is
+        never dropped: whatever the network is guided towards or away from, it is told this.
     """
 
     shape: tuple[int, ...] = ()
     dtype: str = "int32"
     kind: str = "global"
     null: float | int | None = None
+    derived: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -44,21 +47,28 @@ class Entry:
 ConditionSpec = Mapping[str, Entry]
 
 
+def of_data(spec: ConditionSpec) -> ConditionSpec:
+    """The entries that come from the data, and not from the image itself."""
+    return {name: entry for name, entry in spec.items() if not entry.derived}
+
+
 def has_null(spec: ConditionSpec) -> bool:
-    """Whether the condition has entries, and all of them can be dropped."""
-    return bool(spec) and all(entry.null is not None for entry in spec.values())
+    """Whether the condition has entries besides the derived ones, and all of them can be dropped."""
+    given = of_data(spec)
+    return bool(given) and all(entry.null is not None for entry in given.values())
 
 
 def null_condition(spec: ConditionSpec, batch_size: int) -> dict[str, np.ndarray]:
-    """The condition without information, for `batch_size` images.
+    """The condition without information, for `batch_size` images; without the derived entries.
 
     Raises:
       ValueError: an entry without a null.
     """
-    for name, entry in spec.items():
+    given = of_data(spec)
+    for name, entry in given.items():
         if entry.null is None:
             raise ValueError(f"condition {name!r} has no null")
-    return {name: np.full((batch_size, *entry.shape), entry.null, entry.dtype) for name, entry in spec.items()}
+    return {name: np.full((batch_size, *entry.shape), entry.null, entry.dtype) for name, entry in given.items()}
 
 
 def example_condition(spec: ConditionSpec) -> dict[str, np.ndarray]:
@@ -67,7 +77,10 @@ def example_condition(spec: ConditionSpec) -> dict[str, np.ndarray]:
 
 
 def drop(spec: ConditionSpec, condition: Condition, dropped: Bool[Array, "B"]) -> dict[str, Array]:
-    """Replaces all entries by their null for the images that are dropped (Ho and Salimans 2022, algorithm 1)."""
+    """Replaces all entries by their null for the images that are dropped (Ho and Salimans 2022, algorithm 1).
+
+    The condition is that of the data, without derived entries.
+    """
 
     def dropped_entry(name: str, rows: Array) -> Array:
         which = dropped.reshape((-1,) + (1,) * (rows.ndim - 1))

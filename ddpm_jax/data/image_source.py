@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.condition import MASK, ConditionSpec, Entry
 from ddpm_jax.data.ragged import Ragged
-from ddpm_jax.runtime.errors import UserError, arg, arguments_named
+from ddpm_jax.runtime.errors import UserError, arg
 
 # Data sets up to this size are decoded once and kept; larger ones are decoded for each batch.
 MEMORY_BUDGET_BYTES = 2 * 2**30
@@ -108,54 +108,6 @@ def load_rows(source: ImageSource, indices: np.ndarray, spec: ConditionSpec) -> 
         return np.asarray(rows.padded(entry.shape[0]) if entry.kind == "sequence" else rows, entry.dtype)
 
     return Batch(images, {name: rows_of(name, entry) for name, entry in spec.items()})
-
-
-class RenamingSource:
-    """A source whose errors, which may occur as late as when an image is read, name the arguments by `names`.
-
-    Args:
-        names: see `runtime.errors.arguments_named`.
-    """
-
-    def __init__(self, source: ImageSource, names: Callable[[str], str | None]):
-        self._source, self._names = source, names
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """That of the source."""
-        return self._source.image_shape
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """That of the source."""
-        return self._source.labels
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """That of the source."""
-        return getattr(self._source, "columns", {})
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Those of the source; () if its labels have no names."""
-        return getattr(self._source, "class_names", ())
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Those of the source, which may have become more."""
-        return self._source.notes
-
-    def load(self, indices: np.ndarray) -> np.ndarray:
-        """That of the source."""
-        with arguments_named(self._names):
-            return self._source.load(indices)
-
-    def taken(self, indices: np.ndarray) -> np.ndarray:
-        """That of the source, if it replaces damaged images."""
-        return self._source.taken(indices) if hasattr(self._source, "taken") else indices
 
 
 class ArraySource:

@@ -41,7 +41,9 @@ Guide = Callable[[PredictFn], PredictFn]
 class Guidance:
     """Settings for a batch, all of them arrays, so that one compiled program serves all values. See `make_guidance`."""
 
-    reference: Condition  # the condition of the reference, [B, ...] per entry: the null, or another class
+    # The condition of the reference, [B, ...] per entry: the null, or another class. Entries that it lacks are those of
+    # the image.
+    reference: Condition
     scale: Float[Array, ""]
     lowest_log_snr: Float[Array, ""]
     highest_log_snr: Float[Array, ""]
@@ -67,7 +69,8 @@ def make_guidance(
 
     Args:
       reference: the condition to guide away from, [B, ...] per entry: the null (`data.condition.null_condition`), or,
-        as a "negative prompt", any other condition.
+        as a "negative prompt", any other condition. Entries that it lacks, such as an image that is to be edited, are
+        the same for both.
       scale: s in 0..MAX_SCALE; 1 means no guidance, 0 only the reference.
       interval: (low, high): guidance only where the log SNR = log(alpha-bar / (1 - alpha-bar)) = -2 log sigma is
         between them (Kynkaanniemi et al. 2024); outside, the network is called once instead of twice.
@@ -119,7 +122,9 @@ def classifier_free_guidance(process: Process, guidance: Guidance) -> Guide:
 
     def guide(predict_fn: PredictFn) -> PredictFn:
         def both(x_t: Array, t: Steps, condition: Condition) -> tuple[Prediction, Array]:
-            of_both = {name: interleave(rows, guidance.reference[name]) for name, rows in condition.items()}
+            of_both = {
+                name: interleave(rows, guidance.reference.get(name, rows)) for name, rows in condition.items()
+            }
             predicted = predict_fn(interleave(x_t, x_t), interleave(t, t), of_both)
             value, reference = separate(predicted.value)
             var_values = predicted.var_values

@@ -19,20 +19,37 @@ BOUNDS = ("vlb", "rescaled_vlb")
 
 @dataclass(frozen=True)
 class LossFn:
-    """loss_fn(model_fn, x_0=, t=, eps=) -> {"loss": [B], and its parts by name}; see `make_loss_fn`."""
+    """loss_fn(model_fn, x_0=, t=, eps=, region=None) -> {"loss": [B], and its parts by name}; see `make_loss_fn`."""
 
     process: Process
     losses: Callable[..., dict[str, Float[Array, "B"]]]
 
     def __call__(
-        self, model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
+        self,
+        model_fn: ModelFn,
+        *,
+        x_0: Float[Array, "B *D"],
+        t: Int[Array, "B"],
+        eps: Float[Array, "B *D"],
+        region: Float[Array, "B *R"] | None = None,
     ) -> dict[str, Float[Array, "B"]]:
-        """The losses of the images at their steps, for the given noise."""
-        return self.losses(model_fn, x_0=x_0, t=t, eps=eps)
+        """The losses of the images at their steps, for the given noise.
+
+        Args:
+          region: 1 where the network's error counts and 0 elsewhere, broadcast over x_0, such as [B, H, W, 1]: the
+            means over dimensions are over this region. None: everywhere. Only for "simple", "l1" and "huber".
+        """
+        given = {} if region is None else {"region": region}
+        return self.losses(model_fn, x_0=x_0, t=t, eps=eps, **given)
 
 
-def _mean_over_dims(values: Float[Array, "B *D"]) -> Float[Array, "B"]:
-    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
+def _mean_over_dims(values: Float[Array, "B *D"], region: Float[Array, "B *R"] | None = None) -> Float[Array, "B"]:
+    if region is None:
+        return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
+    axes = tuple(range(1, values.ndim))
+    # An image without a region has the loss 0.
+    count = jnp.maximum(jnp.sum(jnp.broadcast_to(region, values.shape), axis=axes), 1.0)
+    return jnp.sum(values * region, axis=axes) / count
 
 
 def _huber(error: Float[Array, "B *D"], delta: float) -> Float[Array, "B *D"]:
@@ -50,7 +67,7 @@ def make_loss_fn(
     weights: Float[Array, "T"] | None = None,
     log_likelihood: LogLikelihood = discretised_gaussian_log_likelihood,
 ) -> LossFn:
-    """loss_fn(model_fn, x_0=, t=, eps=) -> {"loss": [B], and its parts by name}.
+    """loss_fn(model_fn, x_0=, t=, eps=, region=None) -> {"loss": [B], and its parts by name}.
 
     "simple": mean over dimensions of (target - output)^2 (Ho et al. 2020, equation 14), where the target is
     what the network predicts. "l1" and "huber": the same with |.| and Huber's function. "vlb": the term L_t
@@ -80,10 +97,10 @@ def make_loss_fn(
     """
     _check_loss(loss, process, {"huber_delta": huber_delta, "vlb_lambda": vlb_lambda}, weights)
 
-    def simple_of(prediction: Prediction, **at: Array) -> Float[Array, "B"]:
+    def simple_of(prediction: Prediction, region: Array | None, **at: Array) -> Float[Array, "B"]:
         error = process.target(**at) - prediction.value
         values = {"l1": jnp.abs, "huber": lambda error: _huber(error, huber_delta)}.get(loss, jnp.square)(error)
-        losses = _mean_over_dims(values)
+        losses = _mean_over_dims(values, region)
         return losses if weights is None else at_step(weights, at["t"], 1) * losses
 
     def bound_of(prediction: Prediction, *, x_0: Array, x_t: Array, t: Array) -> Float[Array, "B"]:
@@ -92,13 +109,20 @@ def make_loss_fn(
         return term if loss == "vlb" else process.num_steps * term
 
     def losses(
-        model_fn: ModelFn, *, x_0: Float[Array, "B *D"], t: Int[Array, "B"], eps: Float[Array, "B *D"]
+        model_fn: ModelFn,
+        *,
+        x_0: Float[Array, "B *D"],
+        t: Int[Array, "B"],
+        eps: Float[Array, "B *D"],
+        region: Float[Array, "B *R"] | None = None,
     ) -> dict[str, Float[Array, "B"]]:
+        if region is not None and loss in (*BOUNDS, "hybrid"):
+            raise UserError(f"{arg('loss')}={loss!r} is of whole images; for a region take 'simple', 'l1' or 'huber'")
         x_t = q_sample(process.schedule, x_0=x_0, t=t, eps=eps)
         prediction = process.predict(model_fn, x_t, t)
         if loss in BOUNDS:
             return {"loss": bound_of(prediction, x_0=x_0, x_t=x_t, t=t)}
-        simple = simple_of(prediction, x_0=x_0, x_t=x_t, t=t, eps=eps)
+        simple = simple_of(prediction, region, x_0=x_0, x_t=x_t, t=t, eps=eps)
         if loss != "hybrid":
             return {"loss": simple}
         frozen = prediction._replace(value=jax.lax.stop_gradient(prediction.value))

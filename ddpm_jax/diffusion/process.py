@@ -19,6 +19,7 @@ from ddpm_jax.runtime.errors import UserError, check_one_of
 FIXED_VARIANCES = ("fixed_small", "fixed_large")
 LEARNED_VARIANCES = ("learned", "learned_range")
 VARIANCES = FIXED_VARIANCES + LEARNED_VARIANCES
+NETWORK_INPUTS = ("t", "alpha_bar")
 
 ModelFn = Callable[[Float[Array, "B *D C"], Steps], Float[Array, "B *D C_out"]]
 
@@ -42,9 +43,13 @@ class Process:
       variance: of p(x_(t-1) | x_t), one of `VARIANCES`; see `log_var`. If it is learned, the network outputs twice as
         many channels as x_t has, the prediction first.
       network_steps: [T] the t that the network is called with at each step; None: the step itself. See `respaced`.
+      network_input: what the network is told of the noise, one of `NETWORK_INPUTS`: "t", the step, or "alpha_bar",
+        alpha-bar_t in [0, 1], so that a trained network also fits a schedule of other steps (Chen et al. 2021,
+        "WaveGrad", section 2.2; Saharia et al. 2022, "Palette", section 3). Differs: alpha-bar is that of a whole step
+        in training; they draw it between those of two steps.
 
     Raises:
-      UserError: an unknown prediction or variance; "eps" if alpha-bar falls to 0, as with "jsd".
+      UserError: an unknown prediction, variance or network input; "eps" if alpha-bar falls to 0, as with "jsd".
 
     Example:
       >>> from ddpm_jax.diffusion.schedules import make_schedule
@@ -57,11 +62,13 @@ class Process:
     prediction: str | Parameterisation = "eps"
     variance: str = "fixed_large"
     network_steps: np.ndarray | None = None
+    network_input: str = "t"
 
     def __post_init__(self) -> None:
         if not isinstance(self.prediction, Parameterisation):
             check_one_of("prediction", self.prediction, PREDICTIONS)
         check_one_of("variance", self.variance, VARIANCES)
+        check_one_of("network_input", self.network_input, NETWORK_INPUTS)
         self.parameterisation.check(self.schedule)
 
     @functools.cached_property
@@ -104,7 +111,9 @@ class Process:
         return dataclasses.replace(self, schedule=schedule, network_steps=np.asarray(of_network, np.int32))
 
     def network_t(self, t: Steps) -> Steps:
-        """The t that a network is called with at step t; see `network_steps`."""
+        """What a network is called with at step t; see `network_steps` and `network_input`."""
+        if self.network_input == "alpha_bar":
+            return signal_and_noise(self.schedule, t, 1)[0] ** 2
         return t if self.network_steps is None else jnp.take(jnp.asarray(self.network_steps), unsigned(t))
 
     def predict(self, model_fn: ModelFn, x_t: Float[Array, "B *D C"], t: Steps) -> Prediction:

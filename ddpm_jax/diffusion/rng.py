@@ -28,6 +28,7 @@ class Purpose(enum.IntEnum):
     ENCODE = 2  # noise of a codec, for an image
     SELF_CONDITIONING = 3  # whether a training step has an estimate; of the key of a part: dropout of its first call
     RISE = 4  # noise by which x_s rises to an earlier step, for a sample after a row of the sampler's table
+    TASK = 5  # what an image-conditional network is shown of an image
 
 
 def purpose_key(key: Key[Array, ""], purpose: Purpose, n: Int[Array, ""] | int) -> Key[Array, ""]:

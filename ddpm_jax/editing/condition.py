@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ddpm_jax.data.condition import has_null, null_condition
+from ddpm_jax.data.condition import has_null, null_condition, of_data
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.sample_inputs import ClassifierOf, ConditionOf, GuidanceOf
 from ddpm_jax.experiment.trained_run import TrainedRun
@@ -29,7 +29,7 @@ class Told:
             spec = run.condition
             unknown = lambda ids: null_condition(spec, len(ids)) if spec else {}  # noqa: E731
             return unknown, run.guidance_of, generator.classifier_of
-        told_of, guidance_of = run.condition_of, run.guidance_of
+        told_of, guidance_of = run.given_condition_of, run.guidance_of
         turn = lambda ids: ids if self.by_image else ids % self.num_results  # noqa: E731
         return (
             lambda ids: told_of(turn(ids)),
@@ -46,13 +46,13 @@ def sampler_settings_of(run: TrainedRun, given: dict[str, object]) -> dict[str, 
     """
     if given.get("classes") or given.get("classifier"):
         return given
-    if run.condition and not has_null(run.condition):
+    if of_data(run.condition) and not has_null(run.condition):
         raise UserError(
             f"{arg('classes')} must say of which class the results are: the network was not trained without classes "
             "(condition.drop_rate=0)"
         )
     for name in ("guidance_scale", "cfg_plus_plus", "negative_classes"):
-        if run.condition and name in given and not given.get("autoguidance"):
+        if of_data(run.condition) and name in given and not given.get("autoguidance"):
             raise UserError(f"{arg(name)} guides towards classes: give {arg('classes')}, too")
     if given.get("autoguidance") or "guidance_scale" in given:
         return given

@@ -10,7 +10,7 @@ import numpy as np
 from ddpm_jax.data import ImageSource, make_source
 from ddpm_jax.data.array_file import make_array
 from ddpm_jax.data.image_folder import first_image_shape, make_folder
-from ddpm_jax.data.image_source import RenamingSource
+from ddpm_jax.data.wrapped_sources import RenamingSource
 from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.runtime.errors import UserError, arguments_named
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.data import BatchLoader, ImageSource
 from ddpm_jax.data.batch import Batch
-from ddpm_jax.data.condition import ConditionSpec, example_condition
+from ddpm_jax.data.condition import ConditionSpec, example_condition, of_data
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import SeedKeys, seed_keys
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
@@ -126,7 +126,7 @@ class Experiment:
             first_step=first_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            spec=self.condition,
+            spec=of_data(self.condition),
             transform=lambda batch: put_batch(batch, self.mesh),
             batch_of_step=batch_of_step,
         )
@@ -192,7 +192,7 @@ def build_experiment(config: ConfigDict, devices: Iterable[jax.Device] | None = 
     objective = build_objective(config)
     condition = condition_spec(config)
     optimizer = objective.optimizer(training_factory.build_optimizer(config))
-    train_step = training_factory.build_train_step(config, mesh, objective, condition, optimizer)
+    train_step = training_factory.build_train_step(config, mesh, objective, of_data(condition), optimizer)
     image_shape = config_checks.image_shape_of(config)
     ema_names = tuple(training_factory.build_ema_decays(config))
 

@@ -7,13 +7,14 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import ImageSource
-from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.condition import ConditionSpec, of_data
 from ddpm_jax.experiment.class_condition import ClassCondition
 from ddpm_jax.experiment.condition_kind import ConditionKind, RowsOf
+from ddpm_jax.experiment.image_condition import ImageCondition
 from ddpm_jax.runtime.errors import UserError
 
 # A kind that is added here is used wherever its `spec` is not empty.
-CONDITIONS: list[ConditionKind] = [ClassCondition()]
+CONDITIONS: list[ConditionKind] = [ClassCondition(), ImageCondition()]
 
 
 def condition_spec(config: ConfigDict) -> ConditionSpec:
@@ -27,10 +28,10 @@ def condition_spec(config: ConfigDict) -> ConditionSpec:
         raise UserError(f"condition.drop_rate must be in [0, 1); got {drop_rate}")
     for kind in CONDITIONS:
         spec |= kind.spec(config)
-    if drop_rate and not spec:
+    if drop_rate and not of_data(spec):
         raise UserError(
-            f"condition.drop_rate={drop_rate} is for a network with a condition; the config has model.num_classes=0 "
-            "and no other: take 0, or more classes"
+            f"condition.drop_rate={drop_rate} is for a network with a condition from the data; the config has "
+            "model.num_classes=0 and no other: take 0, or more classes"
         )
     return spec
 
@@ -41,9 +42,14 @@ def check_source(config: ConfigDict, source: ImageSource, what: str) -> None:
         kind.check_source(config, source, what)
 
 
-def condition_of(config: ConfigDict) -> RowsOf:
-    """Numbers of samples -> their condition; raises UserError for settings that do not fit."""
-    return _joined([kind.of_samples(config) for kind in CONDITIONS])
+def condition_of(config: ConfigDict, *, derived: bool = True) -> RowsOf:
+    """Numbers of samples -> their condition; raises UserError for settings that do not fit.
+
+    Args:
+      derived: False: without derived entries, and the images that they are made from.
+    """
+    kinds = [kind for kind in CONDITIONS if derived or of_data(kind.spec(config)) or not kind.spec(config)]
+    return _joined([kind.of_samples(config) for kind in kinds])
 
 
 def given_condition(config: ConfigDict, condition: Mapping[str, ArrayLike], num_samples: int) -> RowsOf:
@@ -86,10 +92,10 @@ def negative_of(config: ConfigDict) -> RowsOf | None:
     given = {kind: kind.negative(config) for kind in CONDITIONS}
     if not any(given.values()):
         return None
-    missing = [name for kind in _used(config) if not given[kind] for name in kind.spec(config)]
+    missing = [name for kind in _used(config) if not given[kind] for name in of_data(kind.spec(config))]
     if missing:
         raise UserError(f"guidance away from something needs a value for every condition; got none for {missing}")
-    return _joined([given[kind] for kind in _used(config)])
+    return _joined([given[kind] for kind in _used(config) if given[kind]])
 
 
 def _used(config: ConfigDict) -> list[ConditionKind]:

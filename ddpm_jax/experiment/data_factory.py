@@ -1,32 +1,15 @@
-"""From the group `data` of a config to the images of a split, with the columns for the network's condition."""
+"""From a config to the images of a split, with the columns for the network's condition."""
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.data import ImageSource, make_source
-from ddpm_jax.data.image_source import RenamingSource
-from ddpm_jax.experiment.codec_factory import data_dtype_of
+from ddpm_jax.data import ImageSource
 from ddpm_jax.experiment.conditions import check_source
-from ddpm_jax.experiment.config_checks import field_names, image_shape_of
-from ddpm_jax.runtime.errors import arguments_named
+from ddpm_jax.experiment.image_condition import with_shown_images
+from ddpm_jax.experiment.plain_source import plain_source
 
 
 def build_source(config: ConfigDict, split: str, field: str = "data.split") -> ImageSource:
     """The images of one split; `field` is the config field that named it, for error messages."""
-    data = config.data
-    shape = image_shape_of(config)
-    renamed = {"split": field, "path=DIR": "--config.data.path=DIR", "dtype": "codec.name"}
-    renamed |= {"dtype='uint8'": "codec.name='pixels'", "dtype='float32'": "codec.name='floats'"}
-    names = field_names("data", renamed)
-    with arguments_named(names):
-        source = make_source(
-            name=data.name,
-            split=split,
-            image_size=shape[:-1],
-            num_channels=shape[-1],
-            dtype=data_dtype_of(config),
-            path=data.path,
-            data_dir=data.data_dir,
-        )
-    source = RenamingSource(source, names)
-    check_source(config, source, f"{data.name} {split!r}")
+    source = with_shown_images(config, plain_source(config, split, field))
+    check_source(config, source, f"{config.data.name} {split!r}")
     return source

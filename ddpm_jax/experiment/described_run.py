@@ -11,9 +11,17 @@ from ml_collections import ConfigDict
 from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.diffusion.image_conditions import ImageTask
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.experiment import conditions, config_checks, data_factory, model_factory, sampler_factory
+from ddpm_jax.experiment import (
+    conditions,
+    config_checks,
+    data_factory,
+    image_condition,
+    model_factory,
+    sampler_factory,
+)
 from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
 from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.experiment.sample_inputs import ConditionOf, GuidanceOf
@@ -62,6 +70,16 @@ class DescribedRun:
     def condition_of(self) -> ConditionOf:
         """Numbers of samples -> what the network is told of them."""
         return conditions.condition_of(self.config)
+
+    @property
+    def given_condition_of(self) -> ConditionOf:
+        """The same without what is derived from an image, which whoever edits images has."""
+        return conditions.condition_of(self.config, derived=False)
+
+    @property
+    def image_task(self) -> ImageTask | None:
+        """What the network is shown of an image; None for nothing."""
+        return image_condition.build_task(self.config)
 
     @property
     def guidance_of(self) -> GuidanceOf:

@@ -50,7 +50,9 @@ def build_process(config: ConfigDict) -> Process:
     with fields_named("schedule"):
         schedule = make_schedule(**config.schedule)
     with fields_named("diffusion"):
-        return Process(schedule, diffusion.prediction, diffusion.variance)
+        return Process(
+            schedule, diffusion.prediction, diffusion.variance, network_input=diffusion.network_input
+        )
 
 
 def build_model(config: ConfigDict) -> nn.Module:
@@ -61,9 +63,13 @@ def build_model(config: ConfigDict) -> nn.Module:
     if config.model.num_classes > MOST_CLASSES:
         raise UserError(f"model.num_classes must be at most {MOST_CLASSES}; got {config.model.num_classes}")
     learned, doubled = config.diffusion.variance in LEARNED_VARIANCES, config.diffusion.self_conditioning
-    out_channels = x_0_shape[-1] * (2 if learned else 1) if learned or doubled else 0  # 0: as many as the input has
+    spatial = tuple(name for name, entry in condition_spec(config).items() if entry.derived)
+    wider = doubled or spatial
+    out_channels = x_0_shape[-1] * (2 if learned else 1) if learned or wider else 0  # 0: as many as the input has
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     shared["null_class"] = config.condition.drop_rate > 0
+    if spatial:  # a network without this attribute can still be trained on everything else
+        shared["spatial"] = spatial
     if name not in config:
         raise UserError(f"model.name={name!r} needs the group {name!r} in the config, with the network's own fields")
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)

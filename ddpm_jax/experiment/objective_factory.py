@@ -7,11 +7,14 @@ from ml_collections import ConfigDict
 from ddpm_jax.experiment import model_factory, training_factory
 from ddpm_jax.experiment.codec_factory import build_codec
 from ddpm_jax.experiment.config_checks import fields_named
+from ddpm_jax.experiment.image_condition import build_derive_fn, build_task
 from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.runtime.errors import UserError, check_one_of
 from ddpm_jax.training.classifier_objective import ClassifierObjective
 from ddpm_jax.training.diffusion_objective import DiffusionObjective
 from ddpm_jax.training.objective import Objective
+
+LOSS_REGIONS = ("image", "hole")
 
 
 def build_diffusion(config: ConfigDict) -> DiffusionObjective:
@@ -28,7 +31,29 @@ def build_diffusion(config: ConfigDict) -> DiffusionObjective:
             codec,
             self_conditioning=config.diffusion.self_conditioning,
             self_conditioning_rate=config.diffusion.self_conditioning_rate,
+            derive_fn=build_derive_fn(config),
+            hole_only=_hole_only(config),
         )
+
+
+def _hole_only(config: ConfigDict) -> bool:
+    """Whether the loss is that of the hole; raises UserError where there is none, or for a loss of whole images."""
+    diffusion = config.diffusion
+    check_one_of("diffusion.loss_region", diffusion.loss_region, LOSS_REGIONS)
+    if diffusion.loss_region != "hole":
+        return False
+    task = build_task(config)
+    if task is None or not task.has_hole:
+        raise UserError(
+            f"diffusion.loss_region='hole' needs a condition.task with a hole, inpaint or uncrop; got "
+            f"{config.condition.task!r}"
+        )
+    if diffusion.loss not in ("simple", "l1", "huber"):
+        raise UserError(
+            f"diffusion.loss_region='hole' is for the losses simple, l1 and huber; got diffusion.loss="
+            f"{diffusion.loss!r}, which is of whole images"
+        )
+    return True
 
 
 def build_classifier(config: ConfigDict) -> ClassifierObjective:
@@ -37,6 +62,16 @@ def build_classifier(config: ConfigDict) -> ClassifierObjective:
         raise UserError(
             f"condition.drop_rate must be 0 with objective.name='classifier'; got {config.condition.drop_rate}: a "
             "classifier learns from the class of every image"
+        )
+    if config.condition.task:
+        raise UserError(
+            f"condition.task must be empty with objective.name='classifier'; got {config.condition.task!r}: a "
+            "classifier sees x_t alone"
+        )
+    if config.diffusion.network_input != "t":
+        raise UserError(
+            f"diffusion.network_input must be 't' with objective.name='classifier'; got "
+            f"{config.diffusion.network_input!r}"
         )
     if config.diffusion.self_conditioning:
         raise UserError(

@@ -181,7 +181,7 @@ def build_generator(
         batch_size=config.sample.batch_size,
         condition_of=told,
         guidance_of=guidance_of(config, weak),
-        classifier_of=classifier_of(config, classifier, mesh, told),
+        classifier_of=classifier_of(config, classifier, mesh, condition_of(config, derived=False)),
         shifts_mean=shifts_mean,
         num_classes=len(drawn_classes(config, classifier)),
         other_networks={

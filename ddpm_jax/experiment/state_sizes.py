@@ -10,7 +10,7 @@ from jax.extend.core import Literal
 from jaxtyping import PyTree
 
 from ddpm_jax.data.batch import Batch
-from ddpm_jax.data.condition import Condition
+from ddpm_jax.data.condition import Condition, of_data
 from ddpm_jax.experiment import model_factory, training_factory
 from ddpm_jax.experiment.build import Experiment
 from ddpm_jax.experiment.codec_factory import data_dtype_of
@@ -33,7 +33,8 @@ def abstract_batch(experiment: Experiment) -> Batch:
     sharding, batch_size = batch_sharded(experiment.mesh), experiment.batch_size
     dtype = data_dtype_of(experiment.config)
     images = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), dtype, sharding=sharding)
-    return Batch(images, abstract_condition(experiment, batch_size))
+    condition = abstract_condition(experiment, batch_size)
+    return Batch(images, {name: condition[name] for name in of_data(experiment.condition)})
 
 
 def abstract_condition(experiment: Experiment, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
-from ddpm_jax.models.layers import check_condition, class_embedding, time_embedding
+from ddpm_jax.models.layers import check_condition, class_embedding, time_embedding, with_spatial
 from ddpm_jax.runtime.errors import UserError, arg
 
 
@@ -26,6 +26,8 @@ class ConvNet(nn.Module):
       out_channels: channels of the prediction; 0: as many as x_t.
       num_classes: > 0: the network takes labels, and a learned vector per label is added to the embedding of t.
       null_class: the label num_classes means "no class"; see `data.condition`.
+      spatial: names of the entries of the condition that are joined to the channels of x_t; with them `out_channels` is
+        that of the prediction.
       dtype: of the convolutions. Parameters and the output are float32.
       remat: gradient checkpointing: the backward pass recomputes each layer.
     """
@@ -35,6 +37,7 @@ class ConvNet(nn.Module):
     out_channels: int = 0
     num_classes: int = 0
     null_class: bool = False
+    spatial: tuple[str, ...] = ()
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -53,7 +56,7 @@ class ConvNet(nn.Module):
           x_t: images [B, H, W, C] of any height and width, or arrays with other axes between the first and the last.
           t: steps 0..T-1, whole or fractional.
           condition: {"label": int [B]} with labels 0..num_classes-1, or num_classes for none with `null_class`, if
-            num_classes > 0 (labels out of range give NaN); else empty.
+            num_classes > 0 (labels out of range give NaN); and the entries `spatial`, [B, *S, K] each.
           train: no effect, because there is no dropout.
 
         Raises:
@@ -61,7 +64,7 @@ class ConvNet(nn.Module):
         """
         del train
         condition = condition or {}
-        check_condition(condition, ["label"] if self.num_classes else [])
+        check_condition(condition, [*(["label"] if self.num_classes else []), *self.spatial])
         time = nn.Dense(self.channels, kernel_init=INIT, dtype=self.dtype, name="time")(
             time_embedding(t, self.channels)
         )
@@ -73,7 +76,7 @@ class ConvNet(nn.Module):
         kernel_size = (3,) * (x_t.ndim - 2)
         layer = nn.remat(_Layer) if self.remat else _Layer
         conv_in = nn.Conv(self.channels, kernel_size, kernel_init=INIT, dtype=self.dtype, name="conv_in")
-        h = conv_in(x_t)  # [B, *S, channels]
+        h = conv_in(with_spatial(x_t, condition, self.spatial))  # [B, *S, channels]
         for i in range(self.num_layers):
             h = layer(self.channels, self.dtype, name=f"layer_{i}")(h, time)
         out = self.out_channels or x_t.shape[-1]

@@ -58,6 +58,11 @@ def check_condition(condition: Mapping[str, Array], names: Sequence[str]) -> Non
         raise UserError(f"the network takes the condition {sorted(names)}; got {sorted(condition)}")
 
 
+def with_spatial(x_t: Float[Array, "B *D"], condition: Mapping[str, Array], names: Sequence[str]) -> Array:
+    """concat(x_t, the entries of these names) on the last axis: what a network sees of an image besides x_t."""
+    return jnp.concatenate([x_t, *(condition[name] for name in names)], axis=-1) if names else x_t
+
+
 def class_embedding(module: nn.Module, labels: Int[Array, "B"], num_classes: int, dim: int) -> Float[Array, "B dim"]:
     """A learned vector per class, the parameter "label_embedding" of `module`; NaN for a label out of range."""
     vectors = module.param("label_embedding", nn.initializers.normal(1.0, jnp.float32), (num_classes, dim))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.models.initialisers import ZERO_INIT
-from ddpm_jax.models.layers import Norm, Upsample, check_condition, class_embedding
+from ddpm_jax.models.layers import Norm, Upsample, check_condition, class_embedding, with_spatial
 from ddpm_jax.models.unet_blocks import UNetBlocks, level_widths
 
 
@@ -21,11 +21,14 @@ class UNet(UNetBlocks):
       out_channels: channels of the prediction; 0: as many as x_t.
       num_classes: > 0: the network takes labels, and a learned vector per label is added to the embedding of t.
       null_class: the label num_classes means "no class"; see `data.condition`.
+      spatial: names of the entries of the condition that are joined to the channels of x_t; with them `out_channels` is
+        that of the prediction.
     """
 
     out_channels: int = 0
     num_classes: int = 0
     null_class: bool = False
+    spatial: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -42,14 +45,14 @@ class UNet(UNetBlocks):
           x_t: images, H and W divisible by 2^(levels-1).
           t: steps 0..T-1, whole or fractional.
           condition: {"label": int [B]} with labels 0..num_classes-1, or num_classes for none with `null_class`, if
-            num_classes > 0 (labels out of range give NaN); else empty.
+            num_classes > 0 (labels out of range give NaN); and the entries `spatial`, [B, H, W, K] each.
           train: whether to apply dropout, with the key "dropout".
 
         Raises:
           UserError: an entry is missing, or the network does not take an entry.
         """
         condition = condition or {}
-        check_condition(condition, ["label"] if self.num_classes else [])
+        check_condition(condition, [*(["label"] if self.num_classes else []), *self.spatial])
         time = self.embed_time(t)  # [B, 4 channels]
         if self.num_classes:
             num_vectors = self.num_classes + self.null_class
@@ -58,7 +61,7 @@ class UNet(UNetBlocks):
         def res_block(h: Array, width: int, name: str, resize: str = "", skip: Array | None = None) -> Array:
             return self.res_block(h, skip, time, width=width, resize=resize, train=train, name=name)
 
-        h, skips = self.way_down(x_t, time, train=train)
+        h, skips = self.way_down(with_spatial(x_t, condition, self.spatial), time, train=train)
         for level, width in reversed(list(enumerate(level_widths(self.channels, self.channel_mults)))):
             for i in range(self.num_res_blocks + 1):
                 h = res_block(h, width, f"up_{level}_block_{i}", skip=skips.pop())

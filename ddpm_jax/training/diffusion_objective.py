@@ -21,7 +21,7 @@ from ddpm_jax.diffusion.timestep_samplers import TimestepSampler, make_timestep_
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.runtime.errors import UserError, arg
 from ddpm_jax.training.metrics_window import Binned
-from ddpm_jax.training.noised_inputs import NoisedInputs, by_quarter_of_t, draw_inputs, held_out_inputs
+from ddpm_jax.training.noised_inputs import DeriveFn, NoisedInputs, by_quarter_of_t, draw_inputs, held_out_inputs
 from ddpm_jax.training.objective import Losses, Objective
 
 
@@ -45,6 +45,10 @@ class DiffusionObjective(Objective):
       codec: converts between images and x_0.
       self_conditioning: the network also sees an estimate of x_0; its input has twice the channels of x_0.
       self_conditioning_rate: share of the steps in which that is the estimate of a first call, and not 0, in [0, 1].
+      derive_fn: makes what the network is shown of an image besides x_t, the derived entries of its condition, from the
+        x_0 of the batch; None: nothing. The batches of `eval_losses` have these entries already.
+      hole_only: the loss is that of the hole, where the entry "known" of the condition is 0 (Saharia et al. 2022,
+        "Palette", section 3).
 
     Raises:
       UserError: a time sampler of another T; a rate outside [0, 1].
@@ -56,6 +60,8 @@ class DiffusionObjective(Objective):
     codec: Codec = PIXELS
     self_conditioning: bool = False
     self_conditioning_rate: float = 0.5
+    derive_fn: DeriveFn | None = None
+    hole_only: bool = False
 
     def __post_init__(self) -> None:
         num_steps = self.loss_fn.process.num_steps
@@ -93,7 +99,7 @@ class DiffusionObjective(Objective):
         self, frozen: Codec, batch: Batch, key: Key[Array, ""], extra: Mapping[str, PyTree]
     ) -> tuple[NoisedInputs, Float[Array, "B"]]:
         """x_0, t and eps, and with self-conditioning the coin; the weights come from the time sampler."""
-        drawn, weights = draw_inputs(frozen, batch, key, self.time_sampler, extra)
+        drawn, weights = draw_inputs(frozen, batch, key, self.time_sampler, extra, self.derive_fn)
         if self.self_conditioning:
             key_coin = purpose_key(key, Purpose.SELF_CONDITIONING, 0)
             coin = jax.random.bernoulli(key_coin, jnp.float32(self.self_conditioning_rate))
@@ -108,7 +114,11 @@ class DiffusionObjective(Objective):
         model_fn = self._training_fn(params, drawn, key)
         if self.self_conditioning:
             model_fn = with_estimate(model_fn, self._estimate(params, drawn, key))
-        return self.loss_fn(model_fn, x_0=drawn.x_0, t=drawn.t, eps=drawn.eps), None
+        return self._losses_of(model_fn, drawn), None
+
+    def _losses_of(self, model_fn: ModelFn, drawn: NoisedInputs) -> Losses:
+        region = 1 - drawn.condition["known"] if self.hole_only else None
+        return self.loss_fn(model_fn, x_0=drawn.x_0, t=drawn.t, eps=drawn.eps, region=region)
 
     def _training_fn(self, params: PyTree, drawn: NoisedInputs, key: Key[Array, ""]) -> ModelFn:
         """(x_t, t) -> the output of the network, with dropout."""
@@ -158,4 +168,4 @@ class DiffusionObjective(Objective):
 
         if self.self_conditioning:
             model_fn = with_estimate(model_fn, jnp.zeros_like(drawn.x_0))
-        return self.loss_fn(model_fn, x_0=drawn.x_0, t=drawn.t, eps=drawn.eps)["loss"]
+        return self._losses_of(model_fn, drawn)["loss"]

@@ -1,6 +1,6 @@
 """Images as x_0 at random steps with noise: the inputs of the objectives whose networks see x_t."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, no_type_check
 
 import jax
@@ -15,6 +15,8 @@ from ddpm_jax.diffusion.timestep_samplers import TimestepSampler
 from ddpm_jax.training.metrics_window import Binned
 
 NUM_T_BINS = 4
+# (x_0 [B, *D], keys [B]) -> the derived entries of the condition; see `data.condition.Entry`.
+DeriveFn = Callable[[Float[Array, "B *D"], Key[Array, "B"]], Condition]
 
 
 @no_type_check
@@ -29,18 +31,28 @@ class NoisedInputs(NamedTuple):
 
 
 def draw_inputs(
-    codec: Codec, batch: Batch, key: Key[Array, ""], time_sampler: TimestepSampler, extra: Mapping[str, PyTree]
+    codec: Codec,
+    batch: Batch,
+    key: Key[Array, ""],
+    time_sampler: TimestepSampler,
+    extra: Mapping[str, PyTree],
+    derive_fn: DeriveFn | None = None,
 ) -> tuple[NoisedInputs, Float[Array, "B"]]:
     """The inputs of a training step for its batch; the weights come from the time sampler.
 
     Args:
       extra: has the history of the time sampler as "t_history", if there is one.
+      derive_fn: gives the derived entries of the condition, which the batch lacks.
     """
     _, key_t, key_eps, _ = jax.random.split(key, 4)
     of_codec = sample_keys(purpose_key(key, Purpose.ENCODE, 0), jnp.arange(len(batch.image)))
     x_0 = codec.encode(batch.image, of_codec)
     t, weights = time_sampler.sample(extra.get("t_history"), key_t, x_0.shape[0])
-    return NoisedInputs(x_0, t, jax.random.normal(key_eps, x_0.shape, jnp.float32), batch.condition), weights
+    condition = batch.condition
+    if derive_fn is not None:
+        keys = sample_keys(purpose_key(key, Purpose.TASK, 0), jnp.arange(len(x_0)))
+        condition = {**condition, **derive_fn(x_0, keys)}
+    return NoisedInputs(x_0, t, jax.random.normal(key_eps, x_0.shape, jnp.float32), condition), weights
 
 
 def held_out_inputs(

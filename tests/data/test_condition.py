@@ -67,6 +67,9 @@ def test_spatial_entries_are_mirrored_with_the_image():
 
 def test_a_null_is_of_all_entries():
     assert has_null(SPEC) and not has_null({}) and not has_null(SPEC | {"mask": Entry()})
+    derived = {"grey": Entry((4, 4, 1), "float32", "spatial", derived=True)}  # is never dropped
+    assert has_null(SPEC | derived) and not has_null(derived)
+    assert set(null_condition(SPEC | derived, 2)) == set(SPEC)
     with pytest.raises(ValueError, match="condition 'mask' has no null"):
         null_condition({"mask": Entry()}, 2)
     with pytest.raises(ValueError, match="kind must be one of"):

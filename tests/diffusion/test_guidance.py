@@ -102,6 +102,25 @@ def test_another_class_may_be_the_reference():
     np.testing.assert_allclose(got, 2 * exact_x_0(X_T, 30, 1) - exact_x_0(X_T, 30, 2), atol=1e-4)
 
 
+def test_what_the_reference_lacks_is_the_same_for_both():
+    seen = []
+
+    def predict_fn(x_t, t, condition):
+        seen.append(condition)
+        return Process(SCHEDULE).split(x_t, num_channels=D)
+
+    guidance = make_guidance({"label": np.full(2, NONE)}, scale=2.0)
+    condition = {"label": jnp.array([0, 1]), "shown": jnp.array([[0.1], [0.2]])}
+    guided = classifier_free_guidance(Process(SCHEDULE), guidance)(predict_fn)
+    guided(jnp.ones((2, D)), jnp.full(2, 5), condition)
+    inside = next(condition for condition in seen if condition["label"].shape == (4,))
+    assert inside["shown"].shape == (4, 1)
+    with jax.disable_jit():
+        guided(jnp.ones((2, D)), jnp.full(2, 5), condition)
+    np.testing.assert_array_equal(seen[-1]["label"], [0, NONE, 1, NONE])
+    np.testing.assert_array_equal(seen[-1]["shown"], np.float32([[0.1], [0.1], [0.2], [0.2]]))
+
+
 def test_both_conventions_of_the_scale():
     """The paper's (1 + w) eps_c - w eps_none is ours at s = 1 + w."""
     eps = {label: (X_T - levels(30)[0] * exact_x_0(X_T, 30, label)) / levels(30)[1] for label in (1, NONE)}

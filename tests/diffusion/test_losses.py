@@ -46,6 +46,29 @@ def test_formulas(loss, prediction):
     np.testing.assert_allclose(got, values.reshape(4, -1).mean(1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["simple", "l1", "huber"])
+def test_the_loss_of_a_region_is_the_mean_over_it(loss):
+    x_0, eps = case()
+    loss_fn = make_loss_fn(Process(SCHEDULE), loss=loss)
+    region = jnp.asarray(np.random.default_rng(1).integers(0, 2, (*SHAPE[:3], 1)), jnp.float32).at[3].set(0)
+    at = {"x_0": x_0, "t": jnp.asarray(T), "eps": eps}
+    got = loss_fn(model_fn, region=region, **at)["loss"]
+    # The mean over a region is the mean over everything of an image that is right elsewhere, times the ratio of sizes.
+    right = lambda x_t, t: jnp.where(region > 0, model_fn(x_t, t), eps)  # noqa: E731
+    share = np.asarray(region).reshape(4, -1).mean(1)
+    np.testing.assert_allclose(got * share, loss_fn(right, **at)["loss"], rtol=1e-6)
+    assert got[3] == 0 and np.all(got[:3] > 0)
+    everything = loss_fn(model_fn, region=jnp.ones_like(region), **at)["loss"]
+    np.testing.assert_allclose(everything, loss_fn(model_fn, **at)["loss"], rtol=1e-6)
+
+
+def test_a_bound_has_no_region():
+    x_0, eps = case()
+    loss_fn = make_loss_fn(Process(SCHEDULE), loss="vlb")
+    with pytest.raises(UserError, match="loss='vlb' is of whole images; for a region take 'simple'"):
+        loss_fn(model_fn, x_0=x_0, t=jnp.asarray(T), eps=eps, region=jnp.ones((*SHAPE[:3], 1)))
+
+
 def test_huber_is_l2_for_wide_deltas_and_l1_for_narrow_ones():
     x_0, eps = case()
     arguments = dict(x_0=x_0, t=jnp.asarray(T), eps=eps)

@@ -151,6 +151,27 @@ def test_what_is_refused(fields, message):
         Process(**{"schedule": SCHEDULE} | fields)
 
 
+def test_a_network_that_is_told_alpha_bar_need_not_know_the_steps():
+    told = []
+
+    def model_fn(x_t, level):
+        told.append(level)
+        return x_t
+
+    process = Process(SCHEDULE, "v", network_input="alpha_bar")
+    steps = np.array([3, 20, 49])
+    x_t = jnp.ones((3, 2))
+    process.predict(model_fn, x_t, jnp.asarray(steps))
+    process.respaced(steps).predict(model_fn, x_t, jnp.arange(3))
+    process.predict(model_fn, x_t, jnp.asarray(steps, jnp.float32))
+    for levels in told:  # sqrt(alpha-bar) has a relative error of an ulp, its square of two
+        np.testing.assert_allclose(levels, SCHEDULE.host_alphas_bar[steps], rtol=5e-7)
+    between = process.network_t(jnp.array([20.5]))
+    assert SCHEDULE.host_alphas_bar[21] < between[0] < SCHEDULE.host_alphas_bar[20]
+    with pytest.raises(UserError, match="network_input must be one of .*got 'log_snr'"):
+        Process(SCHEDULE, network_input="log_snr")
+
+
 def test_a_respaced_process_calls_the_network_with_the_steps_that_it_knows():
     seen = []
 

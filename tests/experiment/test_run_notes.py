@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.data.image_source import ArraySource, RenamingSource
+from ddpm_jax.data.image_source import ArraySource
+from ddpm_jax.data.wrapped_sources import RenamingSource
 from ddpm_jax.diffusion.schedules import SCHEDULES, UNREAD, make_schedule
 from ddpm_jax.experiment import resume, run_notes, training_factory
 from ddpm_jax.experiment.build import build_experiment

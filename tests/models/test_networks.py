@@ -90,7 +90,7 @@ def test_its_config_group_has_its_own_fields_at_their_defaults(kind):
     module = NETWORKS[kind].module
     fields = {f.name: f.default for f in dataclasses.fields(module) if f.name not in ("parent", "name", "null_class")}
     assert set(SHARED_FIELDS) | {"out_channels"} < fields.keys()
-    own = {name: value for name, value in fields.items() if name not in (*SHARED_FIELDS, "out_channels")}
+    own = {name: value for name, value in fields.items() if name not in (*SHARED_FIELDS, "out_channels", "spatial")}
     assert {**base_config()[kind]} == own
     shared = {name: base_config().model[name] for name in SHARED_FIELDS}
     assert shared == {name: fields[name] for name in SHARED_FIELDS} | {"dtype": jnp.dtype(fields["dtype"]).name}

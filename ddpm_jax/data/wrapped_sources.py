@@ -1,0 +1,103 @@
+"""Sources that add to another one: errors with other names, or columns that are computed from the images."""
+
+import collections
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.image_source import ImageSource
+from ddpm_jax.runtime.errors import arguments_named
+
+# (images uint8 [N, H, W, C], their numbers in the source int [N]) -> columns by name, [N, ...] each.
+ColumnsFn = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
+
+
+class WrappedSource:
+    """A source that is another one in all respects."""
+
+    def __init__(self, source: ImageSource):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """That of the source."""
+        return self._source.image_shape
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """That of the source."""
+        return self._source.labels
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """That of the source."""
+        return getattr(self._source, "columns", {})
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the source; () if its labels have no names."""
+        return getattr(self._source, "class_names", ())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of the source, which may have become more."""
+        return self._source.notes
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """That of the source."""
+        return self._source.load(indices)
+
+    def taken(self, indices: np.ndarray) -> np.ndarray:
+        """That of the source, if it replaces damaged images."""
+        return self._source.taken(indices) if hasattr(self._source, "taken") else indices
+
+
+class RenamingSource(WrappedSource):
+    """A source whose errors, which may occur as late as when an image is read, name the arguments by `names`.
+
+    Args:
+        names: see `runtime.errors.arguments_named`.
+    """
+
+    def __init__(self, source: ImageSource, names: Callable[[str], str | None]):
+        super().__init__(source)
+        self._names = names
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """That of the source."""
+        with arguments_named(self._names):
+            return self._source.load(indices)
+
+
+class DerivingSource(WrappedSource):
+    """A source with further columns, which are computed from its images whenever rows of them are read.
+
+    Args:
+        spec: the columns, as entries of a condition.
+        columns_fn: computes them.
+    """
+
+    def __init__(self, source: ImageSource, spec: ConditionSpec, columns_fn: ColumnsFn):
+        super().__init__(source)
+        self._derived = {name: _DerivedColumn(source, name, spec, columns_fn) for name in spec}
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """Those of the source, and the derived ones."""
+        return collections.ChainMap(self._derived, super().columns)
+
+
+class _DerivedColumn:
+    """What is read of a column: shape, dtype, size, and rows by their numbers."""
+
+    def __init__(self, source: ImageSource, name: str, spec: ConditionSpec, columns_fn: ColumnsFn):
+        self._source, self._name, self._columns_fn = source, name, columns_fn
+        self.shape, self.dtype = (len(source), *spec[name].shape), np.dtype(spec[name].dtype)
+        self.size = int(np.prod(self.shape, dtype=np.int64))
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        return self._columns_fn(self._source.load(numbers), numbers)[self._name]

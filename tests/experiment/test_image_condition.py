@@ -1,0 +1,123 @@
+"""Image-conditional runs: what the network is shown, in training, of held-out images, and of samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddpm_jax as dj
+from ddpm_jax.data.batch import Batch
+from ddpm_jax.diffusion.image_conditions import TASKS, make_image_task
+from ddpm_jax.experiment.build import build_experiment
+from ddpm_jax.experiment.conditions import condition_of
+from ddpm_jax.experiment.data_factory import build_source
+from ddpm_jax.experiment.training import train
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.workdir.checkpoints import Checkpoints
+
+INPAINT = ("condition.task=inpaint", "diffusion.loss_region=hole", "diffusion.network_input=alpha_bar")
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny_config, made_once):
+    """A small run that fills holes, with classes, trained without a stop."""
+    more = (*INPAINT, "model.num_classes=10", "condition.drop_rate=0.25")
+    return made_once("inpainting", lambda folder: train(tiny_config(*more), str(folder)))
+
+
+def test_held_out_images_and_samples_are_shown_the_same(tiny_config):
+    config = tiny_config(*INPAINT)
+    source = build_source(config, config.data.eval_split)
+    numbers = np.array([3, 0, 5])
+    rows = {name: source.columns[name][numbers] for name in ("shown", "known")}
+    x_0 = source.load(numbers) / 127.5 - 1
+    np.testing.assert_allclose(rows["shown"], np.where(rows["known"] == 1, x_0, 0), atol=1e-6)
+    assert set(np.unique(rows["known"])) == {0, 1} and rows["shown"].dtype == np.float32
+    of_samples = condition_of(config)(numbers + len(source))  # samples begin again with the first image
+    for name in rows:
+        np.testing.assert_array_equal(of_samples[name], rows[name])
+    one = source.columns["known"][np.array([5])]
+    np.testing.assert_array_equal(one[0], rows["known"][2])  # the hole of an image depends on its number alone
+
+
+def test_a_step_derives_the_condition_from_its_images(tiny_config):
+    objective = build_experiment(tiny_config(*INPAINT)).objective
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    draw = jax.jit(lambda key: objective.draw(objective.frozen, Batch(images, {}), key, {})[0])
+    first, again, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
+    known = np.asarray(first.condition["known"])
+    np.testing.assert_array_equal(first.condition["shown"], np.where(known == 1, first.x_0, 0))
+    np.testing.assert_array_equal(known, again.condition["known"])
+    assert np.any(known != other.condition["known"]) and len({row.tobytes() for row in known}) == 6
+
+
+def test_the_loss_is_that_of_the_hole(tiny_config):
+    experiment = build_experiment(tiny_config(*INPAINT))
+    objective, params = experiment.objective, experiment.fresh_state().params
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    drawn, _ = objective.draw(objective.frozen, Batch(images, {}), jax.random.key(0), {})
+    loss = lambda drawn: objective.losses(params, objective.frozen, drawn, jax.random.key(1), {})[0]["loss"]  # noqa: E731
+    known = drawn.condition["known"]
+    # The fresh network predicts 0, so that the loss is the mean square of the target.
+    signal, noise = experiment.process.levels(drawn.t, ndim=4)
+    target = {"v": signal * drawn.eps - noise * drawn.x_0, "eps": drawn.eps}[experiment.process.prediction]
+    wanted = jnp.sum((1 - known) * target**2, axis=(1, 2, 3)) / jnp.sum(1 - known, axis=(1, 2, 3))
+    np.testing.assert_allclose(loss(drawn), wanted, rtol=1e-5)
+
+
+def test_a_run_is_continued_and_sampled_with_guidance(tiny_config, workdir, tmp_path, state_of):
+    more = (*INPAINT, "model.num_classes=10", "condition.drop_rate=0.25")
+    for num_steps in (4, 8):
+        train(tiny_config(*more, f"train.num_steps={num_steps}"), str(tmp_path / "run"))
+    abstract = build_experiment(tiny_config(*more)).abstract_state
+    states = []
+    for folder in (tmp_path / "run", workdir):
+        checkpoints = Checkpoints(str(folder))
+        states.append(jax.tree.leaves(checkpoints.restore_state(abstract)))
+        checkpoints.close()
+    assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
+    run = dj.open_run(str(workdir))
+    quick = {"progress": False, "sampler": "ddim", "num_sampler_steps": 3}
+    samples = run.sample(3, batch_size=8, **quick)
+    np.testing.assert_array_equal(run.sample(5, batch_size=16, **quick)[:3], samples)
+    guided = run.sample(3, batch_size=8, guidance_scale=3, **quick)
+    assert np.any(guided != samples)
+    shown = condition_of(run.config)(np.arange(3))
+    given = run.sample(3, batch_size=8, condition=shown, **quick)
+    np.testing.assert_array_equal(given, samples)
+    with pytest.raises(UserError, match=r"'known' must be 1 where the image is known, and 0 in the hole"):
+        run.sample(3, condition=shown | {"known": shown["known"] / 2}, **quick)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_of_the_config_is_built(tiny_config, task):
+    channels = 3 if task == "colourise" else 1
+    config = tiny_config(f"condition.task={task}", f"data.num_channels={channels}")
+    spec, wanted = build_experiment(config).condition, make_image_task(task)
+    assert spec["shown"].shape == (8, 8, wanted.num_channels(channels))
+    assert ("known" in spec) == wanted.has_hole
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["condition.task=inpant"], r"condition.task must be one of .*; got 'inpant'"),
+        (["condition.task=colourise"], r"condition.task='colourise' needs images with 3 \(RGB\) channels; got 1"),
+        (["condition.task=jpeg", "condition.jpeg_quality=40,30"], r"condition.jpeg_quality must be LOW,HIGH"),
+        (["condition.task=jpeg", "diffusion.loss_region=hole"], r"needs a condition.task with a hole, inpaint or uncrop"),
+        (["diffusion.loss_region=holes"], r"diffusion.loss_region must be one of"),
+        (
+            ["condition.task=inpaint", "diffusion.loss_region=hole", "diffusion.loss=vlb", "diffusion.variance=learned"],
+            r"is for the losses simple, l1 and huber; got diffusion.loss='vlb'",
+        ),
+        (["condition.task=inpaint", "condition.drop_rate=0.1"], r"is for a network with a condition from the data"),
+        (["diffusion.network_input=sigma"], r"diffusion.network_input must be one of"),
+        (
+            ["condition.task=jpeg", "objective.name=classifier", "model.num_classes=10"],
+            r"condition.task must be empty with objective.name='classifier'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(tiny_config, overrides, message):
+    with pytest.raises(UserError, match=message):
+        build_experiment(tiny_config(*overrides))
