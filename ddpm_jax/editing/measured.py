@@ -11,11 +11,10 @@ from ddpm_jax.diffusion.edits import (
     ilvr,
     range_null_projection,
 )
+from ddpm_jax.diffusion.image_conditions.levels import LUMA
 from ddpm_jax.editing.known_part import scaled
 from ddpm_jax.editing.task import Arrays, Batch, EditedRun, Pass, Task
 from ddpm_jax.runtime.errors import UserError, arg
-
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, by which image files become grey
 
 
 class _Measured(Task):
