@@ -14,9 +14,8 @@ import time
 import numpy as np
 
 import ddpm_jax as dj
+from ddpm_jax.diffusion.image_conditions.levels import LUMA
 from ddpm_jax.evaluation.colour_statistics import ColourStatistics, colour_statistics, explained_colour, hue_distance
-
-LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def main() -> None:
@@ -34,9 +33,9 @@ def main() -> None:
     if args.path:
         first = first.with_fields([f"data.path={args.path}"], ("data.path",))
     images = first.source(first.held_out_split).load(np.arange(args.num_images))
-    grey = np.round(images @ LUMA)[..., None].astype(np.uint8)
+    grey = np.round(images @ np.array(LUMA))[..., None].astype(np.uint8)
     true = colour_statistics(images)
-    print("| results | saturation | of an image, 10 / 50 / 90 % | hue distance | explained, one | explained, mean | s |")
+    print("| results | saturation | of an image, 10 / 50 / 90 % | hue distance | explained by one | by the mean | s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     print(f"| true images | {in_words(true)} | 0 | 1 | 1 | |")
     shown = [np.repeat(grey, 3, axis=-1)]

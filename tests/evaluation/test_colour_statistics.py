@@ -14,7 +14,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
 
 def test_chroma_is_that_of_pillow():
     wanted = np.asarray(Image.fromarray(IMAGES[0]).convert("YCbCr"), np.float64)[..., 1:]
-    np.testing.assert_allclose(chroma(IMAGES[0]) * 255 + 128, wanted + 0.5, atol=0.51)  # it rounds down
+    # It rounds down, from tables in steps of 1/64.
+    np.testing.assert_allclose(chroma(IMAGES[0]) * 255 + 128, wanted + 0.5, atol=0.55)
 
 
 def test_grey_has_no_colour():

@@ -104,10 +104,10 @@ def test_every_task_of_the_config_is_built(tiny_config, task):
         (["condition.task=inpant"], r"condition.task must be one of .*; got 'inpant'"),
         (["condition.task=colourise"], r"condition.task='colourise' needs images with 3 \(RGB\) channels; got 1"),
         (["condition.task=jpeg", "condition.jpeg_quality=40,30"], r"condition.jpeg_quality must be LOW,HIGH"),
-        (["condition.task=jpeg", "diffusion.loss_region=hole"], r"needs a condition.task with a hole, inpaint or uncrop"),
+        (["condition.task=jpeg", "diffusion.loss_region=hole"], r"needs a condition.task with a hole"),
         (["diffusion.loss_region=holes"], r"diffusion.loss_region must be one of"),
         (
-            ["condition.task=inpaint", "diffusion.loss_region=hole", "diffusion.loss=vlb", "diffusion.variance=learned"],
+            [*INPAINT, "diffusion.loss=vlb", "diffusion.variance=learned"],
             r"is for the losses simple, l1 and huber; got diffusion.loss='vlb'",
         ),
         (["condition.task=inpaint", "condition.drop_rate=0.1"], r"is for a network with a condition from the data"),
