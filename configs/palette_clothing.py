@@ -1,4 +1,4 @@
-"""Colours for grey photographs, 32x32: an image-conditional network, as Palette (Saharia et al. 2022).
+"""Colours for grey photographs, 32x32: an image-conditional network (Palette), 1.5 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/palette_clothing.py --config.data.path=DIR --workdir=runs/colours
 Then: python -m ddpm_jax.edit --workdir=runs/colours --what=colourise --images=grey/ --out=coloured

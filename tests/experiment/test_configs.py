@@ -8,10 +8,12 @@ import re
 import jax
 import pytest
 
+from ddpm_jax.data.condition import example_condition
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.model_factory import is_classifier
 from ddpm_jax.experiment.packaged_configs import packaged_experiments
 from ddpm_jax.experiment.state_sizes import abstract_batch
 from ddpm_jax.models.parameters import init_params, num_params
@@ -23,6 +25,9 @@ COUNTS = {
     "fashion_mnist": 1_540_681,
     "image_folder": 49_641_699,
     "image_folder_small": 1_541_547,
+    "palette_fashion": 1_541_113,  # two more channels of the input than fashion_mnist, times 9 * 24
+    "palette_clothing": 1_541_763,
+    "palette_image_folder": 57_895_299,
     "cifar10": 35_746_307,  # of the original code, as for 256x256
     "cifar10_paper": 35_746_307,
     "celeba_hq_256": 113_673_219,
@@ -59,15 +64,17 @@ def test_every_experiment_is_counted():
 
 
 @functools.cache
-def count_of(model, image_shape):
-    return num_params(jax.eval_shape(lambda key: init_params(model, key, image_shape), jax.random.key(0)))
+def count_of(model, image_shape, entries):
+    condition = example_condition(dict(entries))
+    return num_params(jax.eval_shape(lambda key: init_params(model, key, image_shape, condition), jax.random.key(0)))
 
 
 @pytest.mark.parametrize("name", packaged_experiments())
 def test_builds(name):
     """All that a run of it needs; its network is traced once for all experiments that have the same."""
     experiment = build_experiment(load_config(name))
-    assert count_of(experiment.model.clone(dropout=0.0), image_shape_of(experiment.config)) == COUNTS[name]
+    told = () if is_classifier(experiment.config) else tuple(experiment.condition.items())
+    assert count_of(experiment.model.clone(dropout=0.0), image_shape_of(experiment.config), told) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
