@@ -74,6 +74,9 @@ class Editor:
         check_seed("seed", seed)
         self.settings = checked_settings(what, {name: given[name] for name in given if name in EDIT_SETTINGS})
         of_sampler = {name: given[name] for name in given if name not in EDIT_SETTINGS}
+        if EDITS[what].of_pixels:
+            others = ", ".join(name for name, kind in EDITS.items() if not kind.of_pixels)
+            run.check_pixels(f"{arg(f'what={what}')} needs the pixels of x_0", f": take {others}")
         self.mesh = make_mesh()
         self.run = self._with_sampler(run, of_sampler, batch_size)
         told = Told(self.num_results, bool(of_sampler.get("classes") or of_sampler.get("classifier")),
@@ -99,6 +102,11 @@ class Editor:
             if run.sampler_table.num_calls > _PAPERS_STEPS:
                 given = given | {"num_sampler_steps": _PAPERS_STEPS}
         return run.with_sampler(given, batch_size=batch_size, num_devices=self.mesh.size)
+
+    def check_masks(self, name: str) -> None:
+        """Raises UserError if the edit takes masks, but not of the x_0 of this run; `name` is the argument."""
+        if EDITS[self.what].takes_mask:
+            self.run.check_pixels(f"{arg(name)} is of pixels", ": leave it out")
 
     def batch_of(self, num_inputs: int) -> int:
         """The results of a batch, for that many inputs."""
@@ -149,8 +157,8 @@ def edit_images(
         if wanted for "sdedit".
       to: for "interpolate": the other images, [N, H, W, C].
       batch_size: results at a time, a multiple of the number of devices; None: that of the run.
-      settings: of the edit (method, strength, factor, side, jump_length, num_resamplings, num_fixed_point, num_pairs)
-        and of the sampler (see `TrainedRun.sample`).
+      settings: of the edit (method, strength, factor, side, jump_length, num_resamplings, zeta, num_fixed_point,
+        num_pairs) and of the sampler (see `TrainedRun.sample`).
 
     Raises:
       UserError: what does not fit, by argument.
@@ -183,6 +191,8 @@ def _checked_arrays(editor: Editor, images, mask, to) -> tuple[np.ndarray, np.nd
             raise UserError(f"{arg('method=noise')} interpolates between noises: leave out the images")
         images = to = np.zeros((editor.settings["num_pairs"], *shape), np.uint8)
     images = _uint8_images("images", images, shape)
+    if mask is not None:
+        editor.check_masks("mask")
     if (to is None) == (what == "interpolate"):
         remedy = "give the other images" if to is None else "leave it out"
         raise UserError(f"{arg('to')} is of {arg('what=interpolate')}; got what={what!r}: {remedy}")

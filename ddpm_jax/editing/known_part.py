@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.codecs.pixels import to_model_scale
-from ddpm_jax.diffusion.edits import known_region, pixel_measurement, range_null_projection, repaint_table
+from ddpm_jax.diffusion.denoiser import DenoiseFn
+from ddpm_jax.diffusion.edits import (
+    known_region,
+    pixel_measurement,
+    posterior_sampling,
+    range_null_projection,
+    repaint_table,
+)
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.editing.task import Arrays, Batch, EditedRun, Pass, Task
 
@@ -25,7 +32,7 @@ class Inpaint(Task):
                 jump_length=settings["jump_length"],
                 num_resamplings=settings["num_resamplings"],
             )
-        self._pass = known_pass(edited, table, method)
+        self._pass, self._settings = known_pass(edited, table, method), settings
         self.num_calls = table.num_calls
         self.sampler = f"{run.sampler_name}, {method}"
 
@@ -36,7 +43,8 @@ class Inpaint(Task):
         return self._filled(batch.images, batch.masks, batch.numbers, **given)
 
     def _filled(self, images: np.ndarray, masks: np.ndarray, numbers: np.ndarray, **given) -> np.ndarray:
-        drawn = self._pass.x_0({"x_0": scaled(images), "mask": masks}, numbers, **given)
+        arrays = {"x_0": scaled(images), "mask": masks, **rates(self._settings, len(images))}
+        drawn = self._pass.x_0(arrays, numbers, **given)
         return np.where(masks, images, self._pass.images(drawn))
 
 
@@ -71,7 +79,7 @@ class Outpaint(Inpaint):
 
 
 def known_pass(edited: EditedRun, table: SamplerTable, method: str, **given: Callable) -> Pass:
-    """A pass with arrays "x_0", of which the part in "mask" is known."""
+    """A pass with arrays "x_0", of which the part in "mask" is known, and those of `rates`."""
 
     def replaced(arrays: Arrays):
         return known_region(edited.run.process, arrays["x_0"], arrays["mask"])
@@ -80,9 +88,20 @@ def known_pass(edited: EditedRun, table: SamplerTable, method: str, **given: Cal
         pixels = pixel_measurement(arrays["mask"])
         return range_null_projection(pixels, pixels.measure(arrays["x_0"]))
 
+    def fitted(arrays: Arrays, denoise_fn: DenoiseFn) -> DenoiseFn:
+        pixels = pixel_measurement(arrays["mask"])
+        return posterior_sampling(denoise_fn, pixels.measure, pixels.measure(arrays["x_0"]), zeta=arrays["zeta"])
+
+    if method == "dps":
+        return Pass(edited, table, ("known", "dps"), wrap=fitted, **given)
     if method == "ddnm":
         return Pass(edited, table, ("known", "ddnm"), project=projected, **given)
     return Pass(edited, table, ("known", *given), make=replaced, **given)
+
+
+def rates(settings: dict[str, object], num: int) -> Arrays:
+    """The zeta of DPS for each of `num` samples; no array for other methods."""
+    return {"zeta": np.full(num, settings["zeta"], np.float32)} if "zeta" in settings else {}
 
 
 def scaled(images: np.ndarray) -> np.ndarray:

@@ -6,33 +6,43 @@ from dataclasses import dataclass
 
 from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, whole_number
 
+_MAX_FLOAT32 = 3.4e38
 SIDES = ("left", "right", "top", "bottom")
 _REPAINT = {"jump_length": 10, "num_resamplings": 10}
+_DPS = {"zeta": 0.5}
+_INPAINTING = {"repaint": _REPAINT, "replacement": {}, "ddnm": {}, "dps": _DPS}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One edit: what it does, its methods, of which the first is the default, and its settings with their defaults."""
+    """One edit: what it does, its methods, of which the first is the default, and its settings with their defaults.
+
+    Attributes:
+      of_pixels: it needs an x_0 that is the image, and not that of another codec; so does every mask.
+    """
 
     about: str
     methods: Mapping[str, Mapping[str, object]]  # method -> settings of that method alone
     settings: Mapping[str, object]
     takes_mask: bool = False
     needs_mask: bool = False
+    of_pixels: bool = False
 
 
 EDITS: dict[str, Kind] = {
     "inpaint": Kind(
         "draws the hole of an image, given a mask or the name of a hole",
-        {"repaint": _REPAINT, "replacement": {}, "ddnm": {}},
+        _INPAINTING,
         {},
         takes_mask=True,
         needs_mask=True,
+        of_pixels=True,
     ),
     "outpaint": Kind(
         "continues an image beyond one side, by half its size",
-        {"repaint": _REPAINT, "replacement": {}, "ddnm": {}},
+        _INPAINTING,
         {"side": "right"},
+        of_pixels=True,
     ),
     "sdedit": Kind(
         "noises an image and draws it again; with a mask, only the hole",
@@ -48,8 +58,10 @@ EDITS: dict[str, Kind] = {
         {"ddim": {"num_fixed_point": 5}, "noised": {"strength": 0.5}, "noise": {"num_pairs": 4}},
         {},
     ),
-    "colourise": Kind("gives a grey image colours", {"ddnm": {}}, {}),
-    "super_resolve": Kind("enlarges a small image", {"ddnm": {}, "ilvr": {}}, {"factor": 4}),
+    "colourise": Kind("gives a grey image colours", {"ddnm": {}, "dps": _DPS}, {}, of_pixels=True),
+    "super_resolve": Kind(
+        "enlarges a small image", {"ddnm": {}, "ilvr": {}, "dps": _DPS}, {"factor": 4}, of_pixels=True
+    ),
 }
 # Every setting of any edit -> the edits that have it, as "inpaint" or "inpaint with method=repaint".
 _OWNERS: dict[str, list[str]] = {}
@@ -97,6 +109,10 @@ def _check_ranges(settings: dict[str, object]) -> None:
         if name in settings:
             settings[name] = whole_number(name, settings[name])
             check_between(name, settings[name], least)
+    if "zeta" in settings:
+        zeta = settings["zeta"]
+        if type(zeta) not in (int, float) or not 0 <= zeta <= _MAX_FLOAT32:
+            raise UserError(f"{arg('zeta')} must be finite and at least 0, 0 for no influence; got {zeta!r}")
     if "strength" in settings:
         strength = settings["strength"]
         if type(strength) not in (int, float) or not math.isfinite(strength) or not 0 <= strength <= 1:
