@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument("--hole", metavar="NAME", help=f"for inpaint, sdedit: {', '.join(HOLES)}")
     parser.add_argument(
+        "--hole_share", type=float, metavar="S", help="of --hole=random: the share of the pixels in it (default 0.5)"
+    )
+    parser.add_argument(
         "--mask", metavar="PATH",
         help="instead of --hole: an image, an array, or a folder with a mask for each image; white: known",
     )  # fmt: skip
@@ -68,6 +71,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--side", metavar="NAME", help=f"of outpaint: {', '.join(SIDES)} (default right)")
     group.add_argument("--jump_length", type=int, metavar="J", help="of repaint (default 10)")
     group.add_argument("--num_resamplings", type=int, metavar="R", help="of repaint (default 10)")
+    group.add_argument("--zeta", type=float, metavar="Z", help="of dps, the size of its steps (default 0.5)")
     group.add_argument(
         "--num_fixed_point", type=int, metavar="N", help="iterations of each step of the DDIM inversion (default 5)"
     )
@@ -97,7 +101,15 @@ def _edit(args: argparse.Namespace) -> None:
             **given,
             **given_sampler_flags(args),
         )
-    files = EditFiles(editor, args.images, mask=args.mask, hole=args.hole, fit_mask=args.fit_mask, to=args.to)
+    files = EditFiles(
+        editor,
+        args.images,
+        mask=args.mask,
+        hole=args.hole,
+        hole_share=args.hole_share,
+        fit_mask=args.fit_mask,
+        to=args.to,
+    )
     out = os.path.expanduser(args.out)
     facts = files.facts(args.workdir)
     job = EditJob(out, facts, files.inputs.names, editor.num_results)

@@ -171,6 +171,23 @@ def straight_run(tiny_config, made_once):
 
 
 @pytest.fixture(scope="session")
+def inpainting_overrides():
+    """Those that make the small run fill holes, with classes."""
+    return (
+        "condition.task=inpaint", "diffusion.loss_region=hole", "diffusion.network_input=alpha_bar",
+        "model.num_classes=10", "condition.drop_rate=0.25",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def inpainting_run(tiny_config, inpainting_overrides, made_once):
+    """The workdir of a small run that fills holes, trained without a stop."""
+    from ddpm_jax.experiment.training import train
+
+    return made_once("inpainting", lambda folder: train(tiny_config(*inpainting_overrides), str(folder)))
+
+
+@pytest.fixture(scope="session")
 def sample_main():
     """`main` of the sample command."""
     from ddpm_jax.sample import main

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ddpm_jax.data.image_listing import skipped_note
-from ddpm_jax.diffusion.edits import make_mask
 from ddpm_jax.editing.edit_images import Editor, Wanted
-from ddpm_jax.editing.inputs import Inputs, open_inputs, open_masks
+from ddpm_jax.editing.inputs import Inputs, named_hole, open_inputs, open_masks
 from ddpm_jax.editing.job import GRID_FILE, MAX_GRID, EditJob, digest
 from ddpm_jax.editing.settings import EDITS
 from ddpm_jax.experiment.weights_digest import weights_digest
@@ -27,7 +26,9 @@ class EditFiles:
     Args:
       editor: with all settings.
       images: the path; None for an edit without images.
-      mask, hole, fit_mask: a file or folder of masks, or the name of a hole; see `inputs.open_masks`.
+      mask, fit_mask: a file or folder of masks; see `inputs.open_masks`.
+      hole, hole_share: the name of a hole in place of a mask, and of "random" the share of the pixels in it; see
+        `named_hole`.
       to: the path of the other image.
 
     Raises:
@@ -38,6 +39,7 @@ class EditFiles:
     images: str | None
     mask: str | None = None
     hole: str | None = None
+    hole_share: float | None = None
     fit_mask: bool = False
     to: str | None = None
     inputs: Inputs = field(init=False)
@@ -89,6 +91,11 @@ class EditFiles:
             raise UserError(f"{arg('mask')} and {arg('hole')} both say what is known: give one of them")
         if self.fit_mask and "mask" not in given:
             raise UserError(f"{arg('fit_mask')} needs a {arg('mask')}")
+        if self.hole_share is not None and self.hole != "random":
+            got = f"no {arg('hole')}: give it" if self.hole is None else f"{arg(f'hole={self.hole}')}: leave it out"
+            raise UserError(f"{arg('hole_share')} is of {arg('hole=random')}; got {got}")
+        if given:
+            self.editor.check_masks(given[0])
         if not given:
             if kind.needs_mask:
                 raise UserError(
@@ -98,7 +105,7 @@ class EditFiles:
             same = np.full((height, width, 1), not kind.takes_mask)
             return lambda number: same
         if self.hole is not None:
-            hole = make_mask(self.hole, height, width)
+            hole = named_hole(self.hole, self.hole_share, height, width)
             return lambda number: hole
         return open_masks(self.mask, self.inputs.names, (height, width), self.fit_mask)
 

@@ -13,7 +13,8 @@ from ddpm_jax.editing.known_part import Inpaint, Outpaint
 from ddpm_jax.editing.latents import Variation
 from ddpm_jax.editing.measured import Colourise, SuperResolve
 from ddpm_jax.editing.restarted import SDEdit
-from ddpm_jax.editing.settings import EDIT_SETTINGS, EDITS, checked_settings
+from ddpm_jax.editing.settings import EDIT_SETTINGS, EDITS, TRAINED, checked_settings
+from ddpm_jax.editing.shown import Restore
 from ddpm_jax.editing.task import Batch, EditedRun, Task
 from ddpm_jax.experiment.sampler_settings import settings_named
 from ddpm_jax.experiment.trained_run import TrainedRun
@@ -29,6 +30,7 @@ _TASKS: dict[str, Callable[..., Task]] = {
     "interpolate": Interpolate,
     "colourise": Colourise,
     "super_resolve": SuperResolve,
+    "restore": Restore,
 }
 # Of the sampler, for the edits by DDIM inversion, which have a sampler of their own.
 _OF_INVERSION = ("num_sampler_steps", "classes", "guidance_scale")
@@ -72,15 +74,21 @@ class Editor:
         self.what, self.num_results, self.seed = what, whole_number("num_results", num_results), seed
         check_between("num_results", self.num_results, 1)
         check_seed("seed", seed)
-        self.settings = checked_settings(what, {name: given[name] for name in given if name in EDIT_SETTINGS})
+        task = run.image_task
+        of_edit = {name: given[name] for name in given if name in EDIT_SETTINGS}
+        self.settings = checked_settings(what, of_edit, "" if task is None else task.name)
         of_sampler = {name: given[name] for name in given if name not in EDIT_SETTINGS}
+        if EDITS[what].of_pixels:
+            others = ", ".join(name for name, kind in EDITS.items() if not kind.of_pixels)
+            run.check_pixels(f"{arg(f'what={what}')} needs the pixels of x_0", f": take {others}")
         self.mesh = make_mesh()
         self.run = self._with_sampler(run, of_sampler, batch_size)
         told = Told(self.num_results, bool(of_sampler.get("classes") or of_sampler.get("classifier")),
                     by_image=what == "interpolate")  # fmt: skip
         names = [*of_sampler, *(["batch_size"] if batch_size is not None else [])]
         with settings_named(names):
-            self.task = _TASKS[what](EditedRun(self.run, told, self.mesh, run.edit_programs), self.settings)
+            make = Restore if what == "colourise" and self.settings["method"] == TRAINED else _TASKS[what]
+            self.task = make(EditedRun(self.run, told, self.mesh, run.edit_programs), self.settings)
 
     def _with_sampler(self, run: TrainedRun, given: dict[str, object], batch_size: int | None) -> TrainedRun:
         method = self.settings["method"]
@@ -99,6 +107,11 @@ class Editor:
             if run.sampler_table.num_calls > _PAPERS_STEPS:
                 given = given | {"num_sampler_steps": _PAPERS_STEPS}
         return run.with_sampler(given, batch_size=batch_size, num_devices=self.mesh.size)
+
+    def check_masks(self, name: str) -> None:
+        """Raises UserError if the edit takes masks, but not of the x_0 of this run; `name` is the argument."""
+        if EDITS[self.what].takes_mask:
+            self.run.check_pixels(f"{arg(name)} is of pixels", ": leave it out")
 
     def batch_of(self, num_inputs: int) -> int:
         """The results of a batch, for that many inputs."""
@@ -144,13 +157,13 @@ def edit_images(
     Args:
       images: uint8 [N, H, W, C] of the size of the run's images; for "colourise" grey, [N, H, W, 1]; for
         "super_resolve" [N, H/factor, W/factor, C]; None for "interpolate" with method="noise".
-      what: "inpaint", "outpaint", "sdedit", "variation", "interpolate", "colourise" or "super_resolve".
+      what: "inpaint", "outpaint", "sdedit", "variation", "interpolate", "colourise", "super_resolve" or "restore".
       mask: 1 or True where the image is known, [H, W, 1] or [N, H, W, 1], such as from `make_mask`: for "inpaint", and
         if wanted for "sdedit".
       to: for "interpolate": the other images, [N, H, W, C].
       batch_size: results at a time, a multiple of the number of devices; None: that of the run.
-      settings: of the edit (method, strength, factor, side, jump_length, num_resamplings, num_fixed_point, num_pairs)
-        and of the sampler (see `TrainedRun.sample`).
+      settings: of the edit (method, strength, factor, side, jump_length, num_resamplings, zeta, num_fixed_point,
+        num_pairs) and of the sampler (see `TrainedRun.sample`).
 
     Raises:
       UserError: what does not fit, by argument.
@@ -183,6 +196,8 @@ def _checked_arrays(editor: Editor, images, mask, to) -> tuple[np.ndarray, np.nd
             raise UserError(f"{arg('method=noise')} interpolates between noises: leave out the images")
         images = to = np.zeros((editor.settings["num_pairs"], *shape), np.uint8)
     images = _uint8_images("images", images, shape)
+    if mask is not None:
+        editor.check_masks("mask")
     if (to is None) == (what == "interpolate"):
         remedy = "give the other images" if to is None else "leave it out"
         raise UserError(f"{arg('to')} is of {arg('what=interpolate')}; got what={what!r}: {remedy}")

@@ -11,6 +11,7 @@ from ddpm_jax.data.array_file import make_array
 from ddpm_jax.data.image_decoding import decode_image, stored_shape
 from ddpm_jax.data.image_listing import ENDINGS, list_images, printable
 from ddpm_jax.data.unreadable_images import reason_of
+from ddpm_jax.diffusion.edits import make_mask
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 
 _ARRAYS = (".npz", ".npy")
@@ -115,6 +116,28 @@ def _names(files: list[str]) -> tuple[str, ...]:
     for stem in stems:
         count[stem.lower()] = count.get(stem.lower(), 0) + 1
     return tuple(stem if count[stem.lower()] == 1 else file for stem, file in zip(stems, files, strict=True))
+
+
+def named_hole(hole: str, share: float | None, height: int, width: int) -> np.ndarray:
+    """`make_mask`, with a `hole_share` of the pixels in the hole "random", by default a half.
+
+    Raises:
+      UserError: an unknown hole; a share outside (0, 1), or one of no pixel or of all.
+    """
+    if share is None:
+        return make_mask(hole, height, width)
+    if not 0 < share < 1:
+        raise UserError(
+            f"{arg('hole_share')} must be above 0 and below 1, the share of the pixels in the hole; got {share:g}"
+        )
+    mask = make_mask(hole, height, width, share=share)
+    if mask.all() or not mask.any():
+        pixels = "no pixel" if mask.all() else "every pixel"
+        raise UserError(
+            f"{arg('hole_share')} {share:g} is {pixels} of {height} x {width}: give at least "
+            f"{1 / (height * width):.3g} and at most {1 - 1 / (height * width):.3g}"
+        )
+    return mask
 
 
 def open_masks(path: str, names: tuple[str, ...], size: tuple[int, int], fit: bool) -> Callable[[int], np.ndarray]:

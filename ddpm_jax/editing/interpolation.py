@@ -9,9 +9,8 @@ import numpy as np
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers import ddim_table, initial_noise
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.editing.known_part import scaled
 from ddpm_jax.editing.latents import DEFAULT_STEPS, Latents
-from ddpm_jax.editing.restarted import noise_levels, start_at, started
+from ddpm_jax.editing.restarted import encoded, noise_levels, start_at, started
 from ddpm_jax.editing.task import Batch, EditedRun, Pass, Task
 
 
@@ -27,7 +26,7 @@ class Interpolate(Task):
         run = edited.run
         self.input_shape = self.result_shape = run.image_shape
         self._num_results, self._method = edited.told.num_results, settings["method"]
-        self._x_0_shape = run.codec.x_0_shape(run.image_shape)
+        self._codec, self._x_0_shape = run.codec, run.codec.x_0_shape(run.image_shape)
         num_steps = run.sampler_settings["num_sampler_steps"] or DEFAULT_STEPS
         if self._method == "ddim":
             self._latents = Latents(edited, settings, num_steps)
@@ -62,7 +61,10 @@ class Interpolate(Task):
             ends = [self._noise(given["seed"], 2 * numbers + end) for end in (0, 1)]
             start = start_at(on_sphere(*ends, share), 1.0, 0.0)
         else:
-            between = (1 - share) * scaled(batch.images) + share * scaled(batch.targets)
+            images, targets = (
+                encoded(self._codec, images, numbers, given["seed"]) for images in (batch.images, batch.targets)
+            )
+            between = (1 - share) * images + share * targets
             start = start_at(between, *self._levels)
         return self._pass.images(self._pass.x_0(start, numbers, **given))
 

@@ -6,8 +6,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.samplers import ddim_inversion_table, ddim_table
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.editing.known_part import scaled
-from ddpm_jax.editing.restarted import start_at, started
+from ddpm_jax.editing.restarted import encoded, start_at, started
 from ddpm_jax.editing.task import Batch, EditedRun, Pass, Task
 
 DEFAULT_STEPS = 50
@@ -18,7 +17,7 @@ class Latents:
     """DDIM from images to latents, and back. x_0_hat is not limited, or the way back would be another one."""
 
     def __init__(self, edited: EditedRun, settings: dict[str, object], num_steps: int):
-        schedule = edited.run.process.schedule
+        schedule, self._codec = edited.run.process.schedule, edited.run.codec
         visible = int(np.sum(schedule.host_alphas_bar >= _LEAST_SIGNAL**2))
         steps = spaced_steps(visible, min(num_steps, visible))
         inversion = ddim_inversion_table(schedule, steps=steps, num_fixed_point=settings["num_fixed_point"])
@@ -30,7 +29,8 @@ class Latents:
 
     def invert(self, images: np.ndarray, numbers: np.ndarray, **given) -> np.ndarray:
         """The latents of images, float32 [B, *D]."""
-        return np.asarray(self._there.x_0(start_at(scaled(images), 1.0, 0.0), numbers, **given))
+        x_0 = encoded(self._codec, images, numbers, given["seed"])
+        return np.asarray(self._there.x_0(start_at(x_0, 1.0, 0.0), numbers, **given))
 
     def draw(self, latents: np.ndarray, keep: float, add: float, numbers: np.ndarray, **given) -> np.ndarray:
         """The images of keep * latents + add * noise."""

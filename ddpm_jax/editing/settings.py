@@ -6,33 +6,52 @@ from dataclasses import dataclass
 
 from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, whole_number
 
+_MAX_FLOAT32 = 3.4e38
 SIDES = ("left", "right", "top", "bottom")
 _REPAINT = {"jump_length": 10, "num_resamplings": 10}
+_DPS = {"zeta": 0.5}
+TRAINED = "trained"  # the method of a network that was trained for the edit
+_INPAINTING = {"repaint": _REPAINT, "replacement": {}, "ddnm": {}, "dps": _DPS, TRAINED: {}}
+# The task of an image-conditional network (`condition.task`) -> the edits that it was trained for.
+EDITS_OF_TASK = {
+    "inpaint": ("inpaint", "outpaint"),
+    "uncrop": ("outpaint", "inpaint"),
+    "colourise": ("colourise",),
+    "jpeg": ("restore",),
+    "deblur": ("restore",),
+}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One edit: what it does, its methods, of which the first is the default, and its settings with their defaults."""
+    """One edit: what it does, its methods, of which the first is the default, and its settings with their defaults.
+
+    Attributes:
+      of_pixels: it needs an x_0 that is the image, and not that of another codec; so does every mask.
+    """
 
     about: str
     methods: Mapping[str, Mapping[str, object]]  # method -> settings of that method alone
     settings: Mapping[str, object]
     takes_mask: bool = False
     needs_mask: bool = False
+    of_pixels: bool = False
 
 
 EDITS: dict[str, Kind] = {
     "inpaint": Kind(
         "draws the hole of an image, given a mask or the name of a hole",
-        {"repaint": _REPAINT, "replacement": {}, "ddnm": {}},
+        _INPAINTING,
         {},
         takes_mask=True,
         needs_mask=True,
+        of_pixels=True,
     ),
     "outpaint": Kind(
         "continues an image beyond one side, by half its size",
-        {"repaint": _REPAINT, "replacement": {}, "ddnm": {}},
+        _INPAINTING,
         {"side": "right"},
+        of_pixels=True,
     ),
     "sdedit": Kind(
         "noises an image and draws it again; with a mask, only the hole",
@@ -48,8 +67,11 @@ EDITS: dict[str, Kind] = {
         {"ddim": {"num_fixed_point": 5}, "noised": {"strength": 0.5}, "noise": {"num_pairs": 4}},
         {},
     ),
-    "colourise": Kind("gives a grey image colours", {"ddnm": {}}, {}),
-    "super_resolve": Kind("enlarges a small image", {"ddnm": {}, "ilvr": {}}, {"factor": 4}),
+    "colourise": Kind("gives a grey image colours", {"ddnm": {}, "dps": _DPS, TRAINED: {}}, {}, of_pixels=True),
+    "restore": Kind("repairs an image, by a network that was trained for it: jpeg, deblur", {TRAINED: {}}, {}),
+    "super_resolve": Kind(
+        "enlarges a small image", {"ddnm": {}, "ilvr": {}, "dps": _DPS}, {"factor": 4}, of_pixels=True
+    ),
 }
 # Every setting of any edit -> the edits that have it, as "inpaint" or "inpaint with method=repaint".
 _OWNERS: dict[str, list[str]] = {}
@@ -62,19 +84,22 @@ for _what, _kind in EDITS.items():
 EDIT_SETTINGS = ("method", *_OWNERS)
 
 
-def checked_settings(what: str, given: Mapping[str, object]) -> dict[str, object]:
+def checked_settings(what: str, given: Mapping[str, object], task: str | None = None) -> dict[str, object]:
     """All settings of an edit: those given, and the defaults of the others; "method" is always one of them.
 
     Args:
       what: one of EDITS.
       given: some of EDIT_SETTINGS by name.
+      task: that of the run, "" without one; None: not yet known.
 
     Raises:
       UserError: an unknown edit, method or setting, one that the edit does not read, or a value outside its range.
     """
     check_one_of("what", what, EDITS)
     kind = EDITS[what]
-    method = given.get("method", next(iter(kind.methods)))
+    method = given.get("method", TRAINED if task else next(iter(kind.methods)))
+    if task is not None:
+        _check_task(what, method, task)
     check_one_of("method", method, kind.methods)
     known = {**kind.settings, **kind.methods[method]}
     for name in given:
@@ -89,6 +114,22 @@ def checked_settings(what: str, given: Mapping[str, object]) -> dict[str, object
     return settings
 
 
+def _check_task(what: str, method: object, task: str) -> None:
+    """Raises UserError unless the run can do the edit by the method: with a task that of its training alone."""
+    if task and (what not in EDITS_OF_TASK[task] or method != TRAINED):
+        got = f"{arg(f'what={what}')}" + (f" by {method}" if method != TRAINED else "")
+        raise UserError(
+            f"a network with condition.task={task!r} was trained for {' and '.join(EDITS_OF_TASK[task])} by {TRAINED}; "
+            f"got {got}: take a run without a task for other edits"
+        )
+    if not task and method == TRAINED:
+        tasks = [name for name, edits in EDITS_OF_TASK.items() if what in edits]
+        raise UserError(
+            f"{arg(f'what={what}')} by {TRAINED} needs a network that was trained for it, with condition.task="
+            f"{' or '.join(tasks)}; this run has none: docs/image_conditions.md"
+        )
+
+
 def _check_ranges(settings: dict[str, object]) -> None:
     if "side" in settings:
         check_one_of("side", settings["side"], SIDES)
@@ -97,6 +138,10 @@ def _check_ranges(settings: dict[str, object]) -> None:
         if name in settings:
             settings[name] = whole_number(name, settings[name])
             check_between(name, settings[name], least)
+    if "zeta" in settings:
+        zeta = settings["zeta"]
+        if type(zeta) not in (int, float) or not 0 <= zeta <= _MAX_FLOAT32:
+            raise UserError(f"{arg('zeta')} must be finite and at least 0, 0 for no influence; got {zeta!r}")
     if "strength" in settings:
         strength = settings["strength"]
         if type(strength) not in (int, float) or not math.isfinite(strength) or not 0 <= strength <= 1:

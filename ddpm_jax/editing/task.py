@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax.diffusion.denoiser import ProjectFn
+from ddpm_jax.diffusion.denoiser import DenoiseFn, ProjectFn
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import EditFn
 from ddpm_jax.editing.condition import Told
@@ -56,7 +56,8 @@ class Pass:
 
     Args:
       name: of the functions below: with the same name they are the same for all edits of the run.
-      make, project, start: see `experiment.edit.Edit`.
+      make, project, wrap, start: see `experiment.edit.Edit`.
+      shown: names of the arrays that are entries of the network's condition.
       self_conditioning: see `TrainedRun.generator`.
     """
 
@@ -68,18 +69,26 @@ class Pass:
         *,
         make: Callable[[Arrays], EditFn] | None = None,
         project: Callable[[Arrays], ProjectFn] | None = None,
+        wrap: Callable[[Arrays, DenoiseFn], DenoiseFn] | None = None,
         start: Callable[[Arrays, jax.Array], jax.Array] | None = None,
+        shown: tuple[str, ...] = (),
         self_conditioning: bool = True,
     ):
         run, mesh = edited.run, edited.mesh
         key = (name, self_conditioning, run.program_facts, table.c_shift is None, table.t.dtype)
 
         def make_generator(rows: Arrays) -> Generator:
-            edit = Edit(lambda ids: rows, make, project, start)
+            edit = Edit(lambda ids: rows, make, project, start, wrap)
             return run.generator(mesh, edit, table=table, self_conditioning=self_conditioning)
 
         generator, self._rows = edited.programs.generator(key, make_generator)
-        self._generator = generator.with_table(table).with_samples(*edited.told.functions(run, generator))
+        told_of, *guidance = edited.told.functions(run, generator)
+        rows = self._rows
+
+        def condition_of(ids: np.ndarray) -> Arrays:
+            return {**told_of(ids), **{entry: rows[entry] for entry in shown}}
+
+        self._generator = generator.with_table(table).with_samples(condition_of, *guidance)
         self._params = edited.programs.params_on(mesh, run.params)
         self._is_first = True
 

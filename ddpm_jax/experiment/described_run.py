@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.codecs.codec import Codec
+from ddpm_jax.codecs.codec import PIXELS, Codec
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec
 from ddpm_jax.diffusion.image_conditions import ImageTask
@@ -39,12 +39,14 @@ class DescribedRun:
     @functools.cached_property
     def process(self) -> Process:
         """The noise schedule of training, what the network predicts and the variance."""
-        return model_factory.build_process(self.config)
+        with jax.ensure_compile_time_eval():  # if a jitted function asks first, no tracer is kept
+            return model_factory.build_process(self.config)
 
     @functools.cached_property
     def codec(self) -> Codec:
         """The way between images and x_0."""
-        return build_codec(self.config)
+        with jax.ensure_compile_time_eval():
+            return build_codec(self.config)
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -54,7 +56,8 @@ class DescribedRun:
     @functools.cached_property
     def sampler_table(self) -> SamplerTable:
         """The steps of its sampler."""
-        return sampler_factory.build_table(self.config, self.process)
+        with jax.ensure_compile_time_eval():
+            return sampler_factory.build_table(self.config, self.process)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -162,3 +165,11 @@ class DescribedRun:
         dtype = data_dtype_of(self.config)
         if not config_checks.is_image(self.image_shape) or dtype != "uint8":
             raise UserError(f"{what}, and this run has {dtype} arrays of shape {list(self.image_shape)}{remedy}")
+
+    def check_pixels(self, what: str, remedy: str = "") -> None:
+        """Raises UserError unless x_0 is the image itself, on the scale [-1, 1]; `what` says who needs that."""
+        if type(self.codec) is not type(PIXELS):
+            raise UserError(
+                f"{what}, and this run diffuses x_0 of shape {list(self.codec.x_0_shape(self.image_shape))} by "
+                f"codec.name={self.config.codec.name!r}{remedy}"
+            )

@@ -1,4 +1,4 @@
-"""What a generator may change about the samples that it draws: where they start, x_0_hat, and x_s after each row."""
+"""What a generator may change about the samples that it draws: their start, the denoiser, and x_s after each row."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ddpm_jax.diffusion.denoiser import ProjectFn
+from ddpm_jax.diffusion.denoiser import DenoiseFn, ProjectFn
 from ddpm_jax.diffusion.samplers.sampling_loop import EditFn
 
 
@@ -21,3 +21,4 @@ class Edit(NamedTuple):
     make: Callable[[PyTree], EditFn] | None = None  # -> edit_fn; see `sampling_loop`
     project: Callable[[PyTree], ProjectFn] | None = None  # -> project_fn; see `make_denoiser`
     start: Callable[[PyTree, jax.Array], jax.Array] | None = None  # (arrays, noise N(0, I)) -> x at the first step
+    wrap: Callable[[PyTree, DenoiseFn], DenoiseFn] | None = None  # -> denoise_fn, for DPS

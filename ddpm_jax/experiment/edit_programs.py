@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.runtime.devices import replicated
 
-Arrays = dict[str, np.ndarray]  # by name, [B, ...] each
+Arrays = dict[str, np.ndarray | jax.Array]  # by name, [B, ...] each
 
 
 class EditGenerator(NamedTuple):

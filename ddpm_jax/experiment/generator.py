@@ -102,6 +102,8 @@ class Generator:
             guided = () if guidance is None and classifier is None else (guidance, classifier)
             made = {} if edit is None or edit.project is None else {"project_fn": edit.project(edited)}
             denoise_fn = denoiser_of(params, condition, *guided, **made)
+            if edit is not None and edit.wrap is not None:
+                denoise_fn = edit.wrap(edited, denoise_fn)
             edit_fn = None if edit is None or edit.make is None else edit.make(edited)
             return walk_rows(denoise_fn, rows, num_rows, state, keys, edit_fn=edit_fn)
 

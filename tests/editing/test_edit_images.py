@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import ddpm_jax as dj
+from ddpm_jax.editing.inputs import named_hole
 from ddpm_jax.editing.interpolation import on_sphere
 from ddpm_jax.editing.settings import EDITS, checked_settings
 
@@ -225,3 +226,33 @@ def test_other_folders_and_missing_images_are_refused(edit, folder, tmp_path, ca
     assert "bad.png' could not be read as an image: not an image" in capfd.readouterr().err
     assert edit("--what=sdedit") == 2
     assert "--images must name the image, a folder of images, or an array file to edit" in capfd.readouterr().err
+
+
+def test_the_share_of_a_random_hole(edit, folder, images, tmp_path, capfd):
+    flags = ["--what=inpaint", "--method=replacement", f"--images={folder}/a.png"]
+    assert edit(*flags, "--hole=random", "--hole_share=0.25") == 0
+    mask = dj.make_mask("random", 8, 8, share=0.25)[..., 0]
+    result = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    assert mask.sum() == 48
+    np.testing.assert_array_equal(result[mask], images[0, ..., 0][mask])
+    assert np.any(result[~mask] != images[0, ..., 0][~mask])
+    for share, message in {
+        1: "hole_share must be above 0 and below 1, the share of the pixels in the hole; got 1",
+        0: "hole_share must be above 0",
+        float("nan"): "hole_share must be above 0",
+        0.001: "hole_share 0.001 is no pixel of 8 x 8: give at least 0.0156 and at most 0.984",
+        0.999: "hole_share 0.999 is every pixel of 8 x 8",
+    }.items():
+        with pytest.raises(dj.UserError, match=message):
+            named_hole("random", share, 8, 8)
+    capfd.readouterr()
+    messages = {
+        ("--hole=random", "--hole_share=1"): "--hole_share must be above 0 and below 1, the share of the pixels in",
+        ("--hole=left", "--hole_share=0.25"): "--hole_share is of --hole=random; got --hole=left: leave it out",
+        ("--hole_share=0.25",): "--hole_share is of --hole=random; got no --hole: give it",
+    }
+    for given, message in messages.items():
+        assert edit(*flags, *given, out="other") == 2
+        err = capfd.readouterr().err
+        assert message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "other").exists()

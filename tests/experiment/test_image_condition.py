@@ -18,13 +18,6 @@ from ddpm_jax.workdir.checkpoints import Checkpoints
 INPAINT = ("condition.task=inpaint", "diffusion.loss_region=hole", "diffusion.network_input=alpha_bar")
 
 
-@pytest.fixture(scope="module")
-def workdir(tiny_config, made_once):
-    """A small run that fills holes, with classes, trained without a stop."""
-    more = (*INPAINT, "model.num_classes=10", "condition.drop_rate=0.25")
-    return made_once("inpainting", lambda folder: train(tiny_config(*more), str(folder)))
-
-
 def test_held_out_images_and_samples_are_shown_the_same(tiny_config):
     config = tiny_config(*INPAINT)
     source = build_source(config, config.data.eval_split)
@@ -65,8 +58,8 @@ def test_the_loss_is_that_of_the_hole(tiny_config):
     np.testing.assert_allclose(loss(drawn), wanted, rtol=1e-5)
 
 
-def test_a_run_is_continued_and_sampled_with_guidance(tiny_config, workdir, tmp_path, state_of):
-    more = (*INPAINT, "model.num_classes=10", "condition.drop_rate=0.25")
+def test_a_run_is_continued_and_sampled_with_guidance(tiny_config, inpainting_overrides, inpainting_run, tmp_path):
+    more, workdir = inpainting_overrides, inpainting_run
     for num_steps in (4, 8):
         train(tiny_config(*more, f"train.num_steps={num_steps}"), str(tmp_path / "run"))
     abstract = build_experiment(tiny_config(*more)).abstract_state

@@ -48,6 +48,12 @@ def test_numpy_numbers_will_do(run):
     np.testing.assert_array_equal(images, run.sample(4, seed=3, num_sampler_steps=6, progress=False))
 
 
+def test_a_jitted_function_may_be_the_first_to_ask_for_the_parts_of_a_run(straight_run):
+    run = dj.open_run(str(straight_run))
+    jax.eval_shape(lambda: (run.process.schedule.betas, run.sampler_table.t))
+    assert not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((run.process, run.sampler_table)))
+
+
 def test_a_run_can_be_pickled_and_shown(run):
     run.sample(4, num_sampler_steps=6, progress=False)
     again = pickle.loads(pickle.dumps(run))
