@@ -92,7 +92,9 @@ def test_the_hole_hides_values_that_are_not_finite():
 def test_grey_is_that_of_pillow():
     for levels, image in zip(LEVELS, shown("colourise").image, strict=True):
         wanted = np.asarray(Image.fromarray(levels).convert("L"), int)
-        apart = np.round((image[..., 0] + 1) * 127.5) - wanted
+        got = (image[..., 0] + 1) * 127.5
+        np.testing.assert_allclose(got, np.round(got), atol=3e-5)
+        apart = np.round(got) - wanted
         # Pillow's weights are multiples of 1/65536: a sum may be off by 255 * 1.5/65536 = 0.006 levels.
         assert np.abs(apart).max() <= 1 and np.mean(apart != 0) < 0.02
 
@@ -121,15 +123,17 @@ def test_jpeg_is_a_round_trip_of_some_quality_in_the_range():
 
 
 def test_how_often_each_jpeg_quality_comes(monkeypatch):
-    """exp(-q / 10), normalised; five standard deviations of the counts of 4000 draws."""
+    """exp(-q / 10), normalised; five standard deviations of the counts of 20,000 draws, and of their mean."""
     monkeypatch.setattr(f"{MODULE}.jpeg_round_trip", lambda x_0, quality, subsampling: jnp.full_like(x_0, quality))
     make = jax.jit(jax.vmap(lambda key: make_image_task("jpeg").make(jnp.zeros((1, 1, 1)), key).image[0, 0, 0]))
-    drawn = np.asarray(make(jax.random.split(jax.random.key(0), 4000))).astype(int)
+    drawn = np.asarray(make(jax.random.split(jax.random.key(0), 20_000))).astype(int)
     shares = np.exp(-np.arange(5, 31) / 10)
-    wanted = 4000 * shares / shares.sum()
+    wanted = 20_000 * shares / shares.sum()
     counts = np.bincount(drawn, minlength=31)
     assert counts[:5].sum() == 0 and len(counts) == 31
     assert np.all(np.abs(counts[5:] - wanted) < 5 * np.sqrt(wanted))
+    mean = np.average(np.arange(5, 31), weights=shares)
+    assert abs(drawn.mean() - mean) < 5 * drawn.std() / np.sqrt(20_000)
 
 
 def test_deblur_is_a_blur_of_some_width_in_the_range(monkeypatch):

@@ -77,6 +77,7 @@ def test_rectangles(monkeypatch):
     inside = ~(rows[:, 0] | rows[:, -1] | columns[:, 0] | columns[:, -1])
     ratio = columns.sum(axis=1)[inside] / rows.sum(axis=1)[inside]
     assert inside.sum() > 20 and np.all((0.9 < ratio) & (ratio < 4.4))  # 1..4, and roundings of sides of 10 and more
+    assert ratio.min() < 1.3 and ratio.max() > 3
 
 
 def test_distances_to_segments():
@@ -99,6 +100,9 @@ def test_strokes_stay_in_the_image_and_are_no_longer_than_a_quarter_of_the_diago
     for vertices in (starts, ends):
         assert np.all((vertices >= 0) & (vertices <= np.array([40, 96])))
     np.testing.assert_array_equal(starts[:, :, 1:], ends[:, :, :-1])
+    # Each turns back by 2 (2 pi / 5 +- 2 pi / 15), which is 96 degrees at least, but at the border.
+    steps = ends - starts
+    assert np.mean(np.sum(steps[:, :, 1:] * steps[:, :, :-1], axis=-1) < 0) > 0.75
     lengths = np.linalg.norm(ends - starts, axis=-1)
     # The border folds a segment, which makes it shorter; roundings of coordinates up to 192 beside.
     assert lengths.max() <= np.hypot(40, 96) / 4 + 1e-4 and 0.5 < lengths.mean() / (np.hypot(40, 96) / 8) < 1.1
