@@ -3,10 +3,11 @@
     python benchmarks/exact_laboratory.py --out=docs/images/laboratory
 
 The network makes no error, so that every distance to the claimed law is that of the method. Prints eight Markdown
-tables and writes OUT_samplers.png, OUT_guidance.png and OUT_inpainting.png (the last two, and the table of peaks, in
-two dimensions only).
+tables and writes PREFIX_samplers.png, PREFIX_guidance.png and PREFIX_inpainting.png for --out=PREFIX (the last two, and
+the table of peaks, in two dimensions only).
 
---dims sets another number of dimensions, --schedule another noise schedule, --quick tries everything in a minute.
+Takes about ten minutes on two CPU cores. --quick takes two to three, with few samples and settings: its numbers only
+show that the program runs. --dims sets another number of dimensions, --schedule another noise schedule.
 """
 
 import argparse
@@ -114,7 +115,7 @@ def guidance_table(settings: Settings) -> tuple[list[list[str]], dict[float, np.
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A Markdown table."""
+    """A Markdown table; the title has no "|", which would begin a row of a table."""
     print(f"\n{title}\n\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
     for row in rows:
         print(f"| {' | '.join(row)} |", flush=True)
@@ -133,9 +134,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dims", type=int, default=2, help="number of dimensions, at least 2 (default 2)")
     parser.add_argument("--schedule", choices=tuple(SCHEDULES), default="cosine")
     parser.add_argument("--x_0_limit", type=float, help="clip x_0_hat to this, as 1 for images; by default no clipping")
-    parser.add_argument("--out", help="write the plots OUT_samplers.png, OUT_guidance.png, OUT_inpainting.png")
+    parser.add_argument("--out", metavar="PREFIX", help="write the plots PREFIX_samplers.png, ...; without it none")
     parser.add_argument("--num_samples", type=int, help=f"per run (default {Settings.num_samples})")
-    parser.add_argument("--quick", action="store_true", help="few samples and settings, to try the program")
+    parser.add_argument(
+        "--quick", action="store_true", help="few samples and settings, only to try the program: two to three minutes"
+    )
     args = parser.parse_args(arguments)
     if args.dims < 2:
         parser.error(f"--dims must be at least 2; got {args.dims}")
@@ -155,6 +158,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{args.x_0_limit or 'nothing'}; {settings.repetitions} x "
         f"{settings.num_samples} samples per cell"
     )
+    if not args.out:
+        print("no plots: give --out=PREFIX")
     print_table(
         "One Gaussian: W2 by number of network calls, and KL in nats at the most calls; no sampling error",
         ["sampler", *map(str, settings.calls), f"KL at {settings.calls[-1]}"],
@@ -170,15 +175,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     rows, exact, drawn = guidance_table(settings)
     print_table(
-        f"Guidance to class {LABEL} against p(x) p(class | x)^scale: 1000 x sliced W2, two-sample "
-        "accuracy in percent, mean of p(class | x) in percent, standard deviation",
+        f"Guidance to class {LABEL} against p(x) p(class given x)^scale: 1000 x sliced W2, two-sample "
+        "accuracy in percent, mean of p(class given x) in percent, standard deviation",
         ["scale", "method", "calls", "sliced W2", "told apart", "p(class)", "deviation"],
         rows,
     )
     print_table(
         f"Variants of guidance to class {LABEL}, ancestral with {settings.variant_calls} calls: 1000 x sliced W2 to "
-        f"the class and to p(x) p(class | x)^{settings.variant_scale:g}, mean of p(class | x) in percent, standard "
-        "deviation",
+        f"the class and to p(x) p(class given x)^{settings.variant_scale:g}, mean of p(class given x) in percent, "
+        "standard deviation",
         ["method", "to the class", "to the sharpened one", "p(class)", "deviation"],
         variants_table(settings),
     )
@@ -189,8 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
     methods = inpainting_methods(settings, process)
     rows, shown = methods_table(settings, drawer, process, Observed.of_half(settings), methods)
     print_table(
-        "Inpainting of the second half of the coordinates against p(x | first half): 1000 x sliced W2, two-sample "
-        "accuracy in percent, 1000 x RMS of y - A x",
+        "Inpainting of the second half of the coordinates against p(x given first half): 1000 x sliced W2, "
+        "two-sample accuracy in percent, 1000 x RMS of y - A x",
         header,
         rows,
     )
@@ -204,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     methods = measurement_methods(settings, process)
     print_table(
-        "A measurement y = A x, the mean of the coordinates, against p(x | y): as above",
+        "A measurement y = A x, the mean of the coordinates, against p(x given y): as above",
         header,
         methods_table(settings, drawer, process, Observed.of_mean(settings), methods)[0],
     )

@@ -2,9 +2,10 @@
 
     python benchmarks/guidance_cost.py --config=cifar10 --batch_size=8
 
-Runs one row of DDIM without guidance and with each kind of it, in turn in one process, and prints the medians of
---repeats calls and their ratios to the first program. The weaker network of autoguidance has half the channels. The
-classifier has the config's own settings; its forward and backward pass alone is a program as well.
+Runs one row of DDIM without guidance and with each kind of it, in turn in one process, and prints the median of
+--repeats calls of each, the median of the ratios to the first program in the same round (not the ratio of the medians),
+and the range of these ratios. The weaker network of autoguidance has half the channels. The classifier has the config's
+own settings; its forward and backward pass alone is a program as well.
 """
 
 import argparse

@@ -15,7 +15,8 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
     args = parser.parse_args()
-    save_packaged_run(open_run(args.workdir), args.out)
+    run = open_run(args.workdir)
+    save_packaged_run(run.step, run.config, run.params, args.out)
     print(f"wrote {args.out}")
 
 

@@ -1,7 +1,8 @@
 """The digits with classes and classifier-free guidance: you choose which digit to draw; 0.7 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/digits_classes.py --workdir=runs/digits_classes
-Then: python -m ddpm_jax.sample --workdir=runs/digits_classes --num_samples=100 --guidance_scale=2 --out=guided
+Then: python -m ddpm_jax.sample --workdir=runs/digits_classes --num_samples=100 --guidance_scale=1.5
+  --guidance_interval=-2,4 --out=runs/digits_classes/samples/guided
 Hardware and time: 2 CPU cores, about 8 minutes.
 Expected results: docs/guidance.md.
 

@@ -260,6 +260,17 @@ def test_workdir_without_permission(train_error, tmp_path, monkeypatch):
         (["--weights=ema/0.9"], "--weights must be one of ['ema', 'ema/0.995', 'raw']; got 'ema/0.9'; did you mean"),
         (["--sampler=dim"], "--sampler must be one of ['ancestral', 'ddim', 'dpmpp_1', 'dpmpp_2m',"),
         (["--eta=1"], "--eta is of --sampler=ddim; got 'ancestral', which does not read it"),
+        (["--guidance_scale=2,5"], "argument --guidance_scale: invalid float value: '2,5': use a decimal point: 2.5"),
+        (["--classifier_scale=1,5"], "argument --classifier_scale: invalid float value: '1,5': use a decimal point"),
+        (["--ema_std=0,15"], "argument --ema_std: invalid float value: '0,15': use a decimal point: 0.15"),
+        (["--config.sample.eta=0,5"], "config field 'sample.eta' must be a finite float; got '0,5': use a decimal "
+         "point: 0.5; an example"),
+        (["--config.sample.num_steps=10"], "unknown config field 'sample.num_steps'; did you mean "
+         "'sample.num_sampler_steps'?"),
+        (["--classifier=digits"], "--classifier must be the folder of a training run; there is no 'digits', and the "
+         "packaged run of that name can only be the --workdir"),
+        (["--autoguidance=digits", "--guidance_scale=2"], "--autoguidance must be the folder of a training run; there "
+         "is no 'digits', and the packaged run of that name can only be the --workdir"),
         (["--sampler=unipc", "--churn=1"], "--churn is of --sampler=heun; got 'unipc', which does not read it"),
         (["--respacing=ddim10", "--num_sampler_steps=4"], "--respacing says which steps are visited: leave out "),
         (["--respacing=ddim0"], "--respacing='ddim0': no whole stride visits exactly 0 of 20 steps"),

@@ -1,4 +1,6 @@
-"""The Python examples of docs/ run as written, in a folder of their own: `pytest -m slow tests/test_docs.py`.
+"""The pages of docs/: their tables are whole, and their Python examples run as written, in a folder of their own.
+
+The examples are run by `pytest -m slow tests/test_docs.py`.
 
 Training is cut to a few updates of the small run, `runs/digits` is the run that comes with the package, and
 `runs/digits_classes` a small one.
@@ -34,6 +36,35 @@ def test_examples_compile():
     assert len({page for page, _, _ in EXAMPLES}) >= 8
     for page, line, code in EXAMPLES:
         compile(code, f"{page}, line {line}", "exec")
+
+
+def tables(text):
+    """(line, cells by row) of each run of lines that begin with "|", outside of code blocks."""
+    text = re.sub(r"^```.*?^```$", lambda block: "\n" * block[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
+    for rows in re.finditer(r"(^[ ]*\|.*\n?)+", text, re.MULTILINE):
+        cells = [re.split(r"(?<!\\)\|", row.strip()) for row in rows[0].splitlines()]
+        yield text[: rows.start()].count("\n") + 1, cells
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_tables_are_whole(page):
+    """A header, a separator, at least one row, and as many cells in each; pasted fragments are none."""
+    for line, (header, *others) in tables(page.read_text("utf-8")):
+        where = f"{page.name}, line {line}"
+        assert len(others) >= 2, f"{where}: a table needs a header, a separator and a row"
+        assert all(re.fullmatch(r"\s*:?-+:?\s*", cell) for cell in others[0][1:-1]), f"{where}: no separator"
+        for row in (header, *others):
+            assert row[0] == row[-1] == "" and len(row) == len(header), f"{where}: {'|'.join(row)}"
+
+
+def test_fragments_of_tables_are_found():
+    text = "a | b\n\n| c): d\n\n```\n| in code |\n```\n\n| e | `f \\| g` |\n| --- | ---: |\n| 1 | 2 |"
+    assert list(tables(text)) == [
+        (3, [["", " c): d"]]),
+        (9, [["", " e ", " `f \\| g` ", ""], ["", " --- ", " ---: ", ""], ["", " 1 ", " 2 ", ""]]),
+    ]
 
 
 @pytest.fixture

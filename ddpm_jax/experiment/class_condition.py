@@ -78,5 +78,6 @@ def checked_classes(config: ConfigDict, name: str, num_classes: int) -> tuple[in
         )
     for number in classes:
         if type(number) is not int or not 0 <= number < num_classes:
-            raise UserError(f"sample.{name} must be in 0..{num_classes - 1}, the known classes; got {number!r}")
+            remedy = ": give a list such as 3,7" if isinstance(number, str) else ""
+            raise UserError(f"sample.{name} must be in 0..{num_classes - 1}, the known classes; got {number!r}{remedy}")
     return classes

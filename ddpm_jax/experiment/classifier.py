@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
 from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.class_condition import checked_classes
+from ddpm_jax.experiment.packaged_runs import no_such_folder
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
 from ddpm_jax.experiment.same_process import check_same_num_classes, check_same_x_t
 from ddpm_jax.experiment.sample_inputs import ClassifierOf, ConditionOf
@@ -60,7 +61,7 @@ def open_classifier(
     """
     workdir = os.fspath(workdir)
     if not os.path.isdir(workdir):
-        raise UserError(f"{arg('classifier')} must be the folder of a training run; there is no {workdir!r}")
+        raise no_such_folder(arg("classifier"), workdir)
     step, config, params = read_run_checkpoint(workdir, step=step, best=best, weights=weights)
     if config.objective.name != "classifier":
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.moved_fields import MOVED, new_form
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, decimal_point
 
 _TRUE, _FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 # The name of a type in an error message, and an example for a field whose default is None.
@@ -52,12 +52,17 @@ def fields_by_group(config: ConfigDict) -> dict[str, dict[str, Any]]:
 def closest_field(got: str, fields: Sequence[str]) -> str | None:
     """The dotted field that a user who typed `got` most likely meant: `train.batch_size` for `train.bs`.
 
-    If several groups have the name, such as num_steps, it is that of `train`.
+    If a field of the typed group has all words of the name, it is that field. If several other groups have the name,
+    such as num_steps, it is that of `train`.
     """
     group, name = _group(got), _name(got)
     siblings = {_name(field): field for field in fields if _group(field) == group}
     initials = {"".join(word[:1] for word in sibling.split("_")): sibling for sibling in siblings}
     elsewhere = [field for field in fields if _name(field) == name]
+    words = set(name.split("_"))
+    longer = [sibling for sibling in siblings if len(words) > 1 and words <= set(sibling.split("_"))]
+    if longer:  # sample.num_sampler_steps for sample.num_steps, and not train.num_steps
+        return siblings[difflib.get_close_matches(name, longer, n=1, cutoff=0.0)[0]]
     if elsewhere:  # the right field in the wrong group
         return next((field for field in elsewhere if _group(field) == "train"), elsewhere[0])
     if not group and _MEANT.get(name) in fields:
@@ -121,7 +126,7 @@ def _parse(field: str, text: str, default: Any, kind: type) -> Any:
         example = _EXAMPLES[kind] if default is None else default
         wanted = _WANTED[kind] + (f" of {_element_type(default).__name__}s" if kind is tuple else "")
         raise UserError(
-            f"config field {field!r} must be {wanted}; got {text!r}; "
+            f"config field {field!r} must be {wanted}; got {text!r}{decimal_point(text) if kind is float else ''}; "
             f"an example: --config.{field}={_text_of(example)}"
         ) from None
 

@@ -3,7 +3,7 @@
 import os
 
 from ddpm_jax.experiment.objective_factory import draws_images
-from ddpm_jax.experiment.packaged_runs import is_packaged, open_packaged_run, packaged_runs
+from ddpm_jax.experiment.packaged_runs import is_packaged, packaged_runs, read_packaged_run
 from ddpm_jax.experiment.post_hoc_average import read_post_hoc_average
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
 from ddpm_jax.experiment.trained_run import TrainedRun
@@ -58,7 +58,7 @@ def open_run(
                 f"the packaged run {workdir!r} has one checkpoint and its ema weights: leave out {arg('step')}, "
                 f"{arg('best')}, {arg('weights')} and {arg('ema_std')}"
             )
-        return open_packaged_run(workdir)
+        return TrainedRun(*read_packaged_run(workdir))
     if not os.path.isdir(workdir):
         packaged = ", ".join(map(repr, packaged_runs()))
         raise UserError(

@@ -1,6 +1,7 @@
 """Another sampler for a trained run: which settings may be given, and the config with them."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -135,7 +136,8 @@ def _number_of(setting: str, name: object, names: Sequence[str]) -> object:
         return name.strip()
     if name.strip() not in names:
         known = numbered(names)
-        raise UserError(f"{arg(setting)} must be numbers or names of the classes {known}; got {name.strip()!r}")
+        remedy = ": give a list such as 3,7" if re.fullmatch(r"\d+\s*-\s*\d+", name.strip()) else ""
+        raise UserError(f"{arg(setting)} must be numbers or names of the classes {known}; got {name.strip()!r}{remedy}")
     return names.index(name.strip())
 
 

@@ -173,7 +173,7 @@ def last_lines(config: ConfigDict, workdir: str) -> list[str]:
         return [f"done: checkpoints in {workdir}/checkpoints"]
     guided = ""
     if config.model.num_classes:
-        guided = "--guidance_scale=2 " if config.condition.drop_rate else ""
+        guided = "--guidance_scale=1.5 --guidance_interval=-2,4 " if config.condition.drop_rate else ""
     return [
         f"done: {'images' if is_image(image_shape_of(config)) else 'samples'} in {workdir}/samples",
         f"next: python -m ddpm_jax.sample --workdir={shlex.quote(workdir)} --num_samples={config.sample.num_grid} "

@@ -20,6 +20,7 @@ from ddpm_jax.experiment import model_factory
 from ddpm_jax.experiment.conditions import condition_spec
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.objective_factory import draws_images
+from ddpm_jax.experiment.packaged_runs import no_such_folder
 from ddpm_jax.experiment.run_checkpoint import read_run_checkpoint
 from ddpm_jax.experiment.same_process import check_same_num_classes, check_same_x_t
 from ddpm_jax.experiment.weights_digest import weights_digest
@@ -90,7 +91,7 @@ def weak_network_of_samples(config: ConfigDict) -> WeakNetwork | None:
 
 def _read(workdir: str, step: int, weights: str) -> WeakNetwork:
     if not os.path.isdir(workdir):
-        raise UserError(f"sample.autoguidance must be the folder of a training run; there is no {workdir!r}")
+        raise no_such_folder("sample.autoguidance", workdir)
     if step < 0:
         raise UserError(f"sample.autoguidance_step must be at least 0, 0 for the newest; got {step}")
     with fields_named("sample", {"step": "sample.autoguidance_step", "weights": "sample.autoguidance_weights"}):

@@ -4,12 +4,13 @@ import argparse
 import contextlib
 import difflib
 import errno
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from ddpm_jax.runtime.compilation import enable_compilation_cache
 from ddpm_jax.runtime.disk_space import DiskFullError, is_full
-from ddpm_jax.runtime.errors import UserError, out_of_memory
+from ddpm_jax.runtime.errors import UserError, decimal_point, out_of_memory
 from ddpm_jax.runtime.multi_host_flags import add_host_flags, joined
 from ddpm_jax.runtime.output import tolerant_output
 
@@ -51,6 +52,9 @@ class CommandParser(argparse.ArgumentParser):
                               help="do not store compiled programs in the user's cache folder")  # fmt: skip
 
     def error(self, message: str) -> None:
+        number = re.search("invalid float value: '(.*)'$", message)
+        if number:
+            message += decimal_point(number[1])
         raise UserError(f"{message}; see python -m {self.prog} --help")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:

@@ -93,6 +93,11 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
+def decimal_point(text: str) -> str:
+    """`": use a decimal point: 1.5"` for a number that is written as 1,5; else an empty string."""
+    return f": use a decimal point: {text.replace(',', '.')}" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
+
+
 def check_one_of(name: str, got: object, allowed: Iterable[object], remedy: str = "") -> None:
     """Raises UserError unless `got`, which is the argument `name`, is one of `allowed`.
 

@@ -1,6 +1,7 @@
 """The exact laboratory: its distances on pairs whose distance is known, and methods that are known to be exact."""
 
 import re
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -182,9 +183,17 @@ def test_autoguidance_corrects_a_flawed_network(laboratory, methods, process, be
 def test_the_command_prints_eight_tables_and_writes_three_plots(laboratory, tmp_path, capsys):
     laboratory.main(["--quick", "--num_samples=120", f"--out={tmp_path}/lab"])
     out = capsys.readouterr().out
-    assert len(re.findall(r"^\|( --- \|)+$", out, re.M)) == 8 and "nan" not in out
+    assert len(re.findall(r"^\|( --- \|)+$", out, re.M)) == 8 and "nan" not in out and "no plots" not in out
+    assert all(line[0] + line[-1] == "||" for line in out.splitlines() if "|" in line)  # titles have none
     for name in ("samplers", "guidance", "inpainting"):
         assert (tmp_path / f"lab_{name}.png").stat().st_size > 5000
+
+
+def test_the_command_says_that_it_writes_no_plots(laboratory, monkeypatch, capsys):
+    monkeypatch.setattr(laboratory, "gaussian_table", lambda settings: sys.exit())
+    with pytest.raises(SystemExit):
+        laboratory.main(["--quick"])
+    assert capsys.readouterr().out.splitlines()[-1] == "no plots: give --out=PREFIX"
 
 
 def test_an_edit_takes_its_own_arrays(methods, laboratory, process):

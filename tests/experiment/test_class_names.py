@@ -64,6 +64,8 @@ def test_names_and_numbers():
     assert with_class_numbers({"classes": "x"}, ()) == {"classes": "x"}  # refused where the values are checked
     with pytest.raises(UserError, match="^negative_classes must be numbers or names of the classes 0 hat.*got 'x'"):
         with_class_numbers({"negative_classes": ("x",)}, NAMES)
+    with pytest.raises(UserError, match="got '0-2': give a list such as 3,7$"):
+        with_class_numbers({"classes": "0-2"}, NAMES)
     assert numbered([str(i) for i in range(20)]).endswith("11 11, ...") and numbered((), [3, 4]) == "3, 4"
 
 

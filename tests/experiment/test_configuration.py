@@ -289,6 +289,7 @@ def test_reference_follows(tmp_path):
         ("train.bs=1", "unknown config field 'train.bs'; did you mean 'train.batch_size'?"),
         ("train.batchsize=1", "unknown config field 'train.batchsize'; did you mean 'train.batch_size'?"),
         ("train.clip=1", "unknown config field 'train.clip'; did you mean 'optim.clip'?"),
+        ("train.path=1", "unknown config field 'train.path'; did you mean 'data.path'?"),
         ("clip=1", "unknown config field 'clip'; did you mean 'optim.clip'?"),
         ("trian.batch_sise=1", "unknown config field 'trian.batch_sise'; did you mean 'train.batch_size'?"),
         ("optim.zc=1", "unknown config field 'optim.zc'; the group has ['clip', 'learning_rate']"),

@@ -103,6 +103,7 @@ def test_a_config_may_have_it(guided_run, draw):
          "--guidance_interval must be LOW,HIGH of the log SNR, or empty; got (3,)"),
         (["--guidance_scale=2", "--guidance_interval=a,b"],
          "--guidance_interval must be LOW,HIGH of the log SNR, or empty; got ('a', "),
+        (["--classes=3-7"], "--classes must be in 0..9, the known classes; got '3-7': give a list such as 3,7"),
         (["--guidance_scale=2", "--guidance_rescale=2"], "--guidance_rescale must be in [0, 1], 0 for none; got"),
         (["--guidance_scale=2", "--negative_classes=10"], "--negative_classes must be in 0..9"),
     ],

@@ -161,8 +161,8 @@ class TestPackagedRun:
 
     def test_what_is_saved_is_opened(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr(packaged_runs, "_FOLDER", tmp_path)
-        packaged_runs.save_packaged_run(run, str(tmp_path / "tiny"))
-        again = packaged_runs.open_packaged_run("tiny")
+        packaged_runs.save_packaged_run(run.step, run.config, run.params, str(tmp_path / "tiny"))
+        again = dj.open_run("tiny")
         assert again.step == run.step and again.config.to_json() == run.config.to_json()
         for one, two in zip(*map(jax.tree.leaves, (run.params, again.params)), strict=True):
             np.testing.assert_allclose(one, two, rtol=2**-11, atol=2**-25)

@@ -45,6 +45,7 @@ def train_parser(takes_config=True):
     parser = (ConfigParser if takes_config else OverridesParser)("train", "Trains.", example)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
     parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="how many")
+    parser.add_argument("--scale", type=float, metavar="S", help="a number")
     return parser
 
 
@@ -112,6 +113,11 @@ def test_run_reads_the_process_arguments(experiment, monkeypatch, capsys):
         ([], "error: the following arguments are required: --workdir; see python -m ddpm_jax.train --help"),
         (["--workdir=W", "--num_samples=x"],
          "error: argument --num_samples: invalid int value: 'x'; see python -m ddpm_jax.train --help"),
+        (["--workdir=W", "--scale=-1,5"],
+         "error: argument --scale: invalid float value: '-1,5': use a decimal point: -1.5; see python -m "
+         "ddpm_jax.train --help"),
+        (["--workdir=W", "--scale=1,5,2"],
+         "error: argument --scale: invalid float value: '1,5,2'; see python -m ddpm_jax.train --help"),
     ],
 )
 def test_mistakes_are_one_line(experiment, capsys, argv, line):
