@@ -12,9 +12,9 @@ import argparse
 import time
 
 import numpy as np
+from PIL import Image
 
 import ddpm_jax as dj
-from ddpm_jax.diffusion.image_conditions.levels import LUMA
 from ddpm_jax.evaluation.colour_statistics import ColourStatistics, colour_statistics, explained_colour, hue_distance
 
 
@@ -32,8 +32,11 @@ def main() -> None:
     first = next(iter(runs.values()))
     if args.path:
         first = first.with_fields([f"data.path={args.path}"], ("data.path",))
-    images = first.source(first.held_out_split).load(np.arange(args.num_images))
-    grey = np.round(images @ np.array(LUMA))[..., None].astype(np.uint8)
+    if not first.held_out_split:
+        parser.error(f"{next(iter(runs))} has no held-out images")
+    source = first.source(first.held_out_split)
+    images = source.load(np.arange(min(args.num_images, len(source))))
+    grey = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., None]
     true = colour_statistics(images)
     print("| results | saturation | of an image, 10 / 50 / 90 % | hue distance | explained by one | by the mean | s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -70,7 +70,7 @@ def _sample(args: argparse.Namespace) -> None:
     from ddpm_jax.experiment.open_run import open_run, weights_text
     from ddpm_jax.experiment.packaged_runs import output_folder
     from ddpm_jax.experiment.sampler_settings import settings_named
-    from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS
+    from ddpm_jax.experiment.trained_run import MOVED_DATA_FIELDS, SAMPLE_FIELDS
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
     from ddpm_jax.runtime.image_files import can_be_drawn, class_columns, save_grid, save_npz
@@ -80,12 +80,13 @@ def _sample(args: argparse.Namespace) -> None:
     check_seed("--seed", args.seed)
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights, ema_std=args.ema_std)
     mesh = make_mesh()
-    trained = trained.with_fields(args.overrides, SAMPLE_FIELDS)
+    trained = trained.with_fields(args.overrides, (*SAMPLE_FIELDS, *(MOVED_DATA_FIELDS if trained.image_task else ())))
     given = given_sampler_flags(args)
     with as_typed(args):
         trained = trained.with_sampler(given, batch_size=args.batch_size, num_devices=mesh.size)
         with settings_named([*given, *(["batch_size"] if args.batch_size is not None else [])]):
             generator = trained.generator(mesh)
+            generator.condition_of(np.arange(1))  # opens the images that samples are shown, where there are some
     if out is None:
         out = os.path.join(output_folder(args.workdir), "samples", f"step_{trained.step}_seed_{args.seed}")
         _check_out(out)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ddpm_jax.data.condition import ConditionSpec
+from ddpm_jax.data.condition import ConditionSpec, Entry
 from ddpm_jax.data.image_source import ImageSource
 from ddpm_jax.runtime.errors import arguments_named
 
@@ -83,7 +83,16 @@ class DerivingSource(WrappedSource):
 
     def __init__(self, source: ImageSource, spec: ConditionSpec, columns_fn: ColumnsFn):
         super().__init__(source)
-        self._derived = {name: _DerivedColumn(source, name, spec, columns_fn) for name in spec}
+        self._columns_fn, self._last = columns_fn, (b"", {})
+        self._derived = {name: _DerivedColumn(self, name, entry) for name, entry in spec.items()}
+
+    def derived(self, numbers: np.ndarray) -> Mapping[str, np.ndarray]:
+        """The derived columns of these rows; those of the last call are kept, because columns are read in turn."""
+        numbers = np.asarray(numbers)
+        key, last = numbers.tobytes(), self._last  # one tuple: another thread may replace it
+        if last[0] != key:
+            last = self._last = key, self._columns_fn(self._source.load(numbers), numbers)
+        return last[1]
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
@@ -94,10 +103,10 @@ class DerivingSource(WrappedSource):
 class _DerivedColumn:
     """What is read of a column: shape, dtype, size, and rows by their numbers."""
 
-    def __init__(self, source: ImageSource, name: str, spec: ConditionSpec, columns_fn: ColumnsFn):
-        self._source, self._name, self._columns_fn = source, name, columns_fn
-        self.shape, self.dtype = (len(source), *spec[name].shape), np.dtype(spec[name].dtype)
+    def __init__(self, source: DerivingSource, name: str, entry: Entry):
+        self._source, self._name = source, name
+        self.shape, self.dtype = (len(source), *entry.shape), np.dtype(entry.dtype)
         self.size = int(np.prod(self.shape, dtype=np.int64))
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        return self._columns_fn(self._source.load(numbers), numbers)[self._name]
+        return self._source.derived(numbers)[self._name]

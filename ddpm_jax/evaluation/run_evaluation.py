@@ -103,6 +103,8 @@ class Evaluation:
             "max_images": settings.max_images,
         }
         bits = None
+        if {"bits", "ode"} & set(settings.what):
+            run.check_likelihood()
         if "bits" in settings.what:
             bits = build_bits_per_dim(run, split, self._mesh, **common, respacing=settings.bits_respacing)
         progressive = build_progressive(run, self._mesh) if "pictures" in settings.what else None

@@ -10,7 +10,7 @@ from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec, of_data
 from ddpm_jax.experiment.class_condition import ClassCondition
 from ddpm_jax.experiment.condition_kind import ConditionKind, RowsOf
-from ddpm_jax.experiment.image_condition import ImageCondition
+from ddpm_jax.experiment.image_condition import ImageCondition, labels_of_shown
 from ddpm_jax.runtime.errors import UserError
 
 # A kind that is added here is used wherever its `spec` is not empty.
@@ -49,7 +49,8 @@ def condition_of(config: ConfigDict, *, derived: bool = True) -> RowsOf:
       derived: False: without derived entries, and the images that they are made from.
     """
     kinds = [kind for kind in CONDITIONS if derived or of_data(kind.spec(config)) or not kind.spec(config)]
-    return _joined([kind.of_samples(config) for kind in kinds])
+    labels = labels_of_shown(config)
+    return _joined([kind.of_samples(config) for kind in kinds] + ([labels] if labels else []))
 
 
 def given_condition(config: ConfigDict, condition: Mapping[str, ArrayLike], num_samples: int) -> RowsOf:

@@ -84,6 +84,14 @@ class DescribedRun:
         """What the network is shown of an image; None for nothing."""
         return image_condition.build_task(self.config)
 
+    def check_likelihood(self) -> None:
+        """Raises UserError if the likelihood of its images is not defined, because a part of them is given."""
+        if self.image_task is not None and self.image_task.has_hole:
+            raise UserError(
+                f"the likelihood of a network with condition.task={self.image_task.name!r} is not defined, because it is "
+                "shown a part of the image: take pictures or samples"
+            )
+
     @property
     def guidance_of(self) -> GuidanceOf:
         """Numbers of samples -> their guidance, or None."""

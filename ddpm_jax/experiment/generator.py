@@ -45,6 +45,7 @@ class Generator:
       self_conditioning: whether each network call sees the x_0_hat of the call before.
       edit: edits samples, given by number; None for none.
       condition_of: numbers of samples -> their condition, [N, ...] each.
+      given_of: the same without derived entries; None: there are none.
       guidance_of: numbers of samples -> their guidance; None for none.
       classifier_of: numbers of samples -> the guidance of a classifier; None for none.
       shifts_mean: whether the denoiser of a classifier shifts the mean of the steps, for tables with `c_shift`.
@@ -65,6 +66,7 @@ class Generator:
         self_conditioning: bool = False,
         edit: Edit | None = None,
         condition_of: ConditionOf = no_condition,
+        given_of: ConditionOf | None = None,
         guidance_of: GuidanceOf = lambda ids: None,
         classifier_of: ClassifierOf = lambda ids: None,
         shifts_mean: bool = False,
@@ -74,6 +76,7 @@ class Generator:
         self.num_classes, self.other_networks = num_classes, dict(other_networks or {})
         self._allow_nonfinite = False
         self._mesh, self._batch_size, self.condition_of = mesh, batch_size, condition_of
+        self._given_of = condition_of if given_of is None else given_of
         self.guidance_of, self.classifier_of = guidance_of, classifier_of
         self._learns_variance, self._shifts_mean, self._edit = learns_variance, shifts_mean, edit
         guidance = guidance_of(np.arange(1))
@@ -144,12 +147,14 @@ class Generator:
         """
         other = copy.copy(self)
         other.condition_of, other.guidance_of, other.classifier_of = condition_of, guidance_of, classifier_of
+        other._given_of = condition_of
         return other
 
     def labels_of(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """What samples were asked to be: their condition, or the label that a classifier guides them to."""
+        """What samples were asked to be: their condition without derived entries, or the label that a classifier guides
+        them to."""
         classifier = self.classifier_of(ids)
-        return ({} if classifier is None else {"label": np.asarray(classifier.label)}) | self.condition_of(ids)
+        return ({} if classifier is None else {"label": np.asarray(classifier.label)}) | self._given_of(ids)
 
     def allowing_nonfinite(self) -> "Generator":
         """A generator that shares the programs and decodes NaN, too: for previews, which must not end a run."""

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from ddpm_jax.codecs.codec import Codec
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec, Entry
 from ddpm_jax.data.wrapped_sources import DerivingSource
@@ -47,19 +48,22 @@ class ImageCondition(ConditionKind):
             raise UserError(
                 f"the condition {SHOWN!r} must be in [-1, 1], the range of x_0; got {shown.min()}..{shown.max()}"
             )
-        if KNOWN in rows and not np.isin(rows[KNOWN], (0, 1)).all():
+        if KNOWN not in rows:
+            return
+        if not np.isin(rows[KNOWN], (0, 1)).all():
             raise UserError(f"the condition {KNOWN!r} must be 1 where the image is known, and 0 in the hole")
+        if np.any(np.where(rows[KNOWN] == 0, shown, 0)):
+            raise UserError(f"the condition {SHOWN!r} must be 0 in the hole, where {KNOWN!r} is 0")
 
     def of_samples(self, config: ConfigDict) -> RowsOf:
         """Sample n is shown the held-out image n mod N, or, where none is held out, the training image."""
         if build_task(config) is None:
             return lambda ids: {}
-        names = tuple(self.spec(config))
+        names, images = tuple(self.spec(config)), _images_of_samples(config)
 
         def rows_of(ids: np.ndarray) -> dict[str, np.ndarray]:
-            columns = _shown_to_samples(_without_sampler(config)).columns
-            numbers = ids % columns[SHOWN].shape[0]
-            return {name: columns[name][numbers] for name in names}
+            source = images()
+            return {name: source.columns[name][ids % len(source)] for name in names}
 
         return rows_of
 
@@ -87,7 +91,8 @@ def build_task(config: ConfigDict) -> ImageTask | None:
             jpeg_subsampling=condition.jpeg_subsampling,
             blur_std=tuple(condition.blur_std),
         )
-        task.num_channels(x_0_shape_of(config)[-1])
+        x_0 = jax.ShapeDtypeStruct(x_0_shape_of(config), "float32")
+        jax.eval_shape(task.make, x_0, jax.random.key(0))  # for its checks of the shape
     return task
 
 
@@ -99,33 +104,56 @@ def entries_of(shown: Shown) -> dict[str, Array]:
 def build_derive_fn(config: ConfigDict) -> Callable[[Array, Array], dict[str, Array]] | None:
     """(x_0 [B, H, W, C], keys [B]) -> the entries of the condition; None without a task."""
     task = build_task(config)
-    return None if task is None else jax.vmap(lambda x_0, key: entries_of(task.make(x_0, key)))
+    return None if task is None else _derive_fn(task)
+
+
+def _derive_fn(task: ImageTask) -> Callable[[Array, Array], dict[str, Array]]:
+    return jax.vmap(lambda x_0, key: entries_of(task.make(x_0, key)))
 
 
 def with_shown_images(config: ConfigDict, source: ImageSource) -> ImageSource:
     """The source with the entries as columns. Image n has the same hole, quality and so on in every run."""
-    derive_fn = build_derive_fn(config)
-    if derive_fn is None:
+    task = build_task(config)
+    if task is None:
         return source
-    codec, key = build_codec(config), purpose_key(jax.random.key(0), Purpose.TASK, 0)
-
-    @jax.jit
-    def columns_of(images: Array, numbers: Array) -> dict[str, Array]:
-        keys = sample_keys(key, numbers)
-        return derive_fn(codec.encode(images, keys), keys)
+    codec = build_codec(config)
 
     def columns_fn(images: np.ndarray, numbers: np.ndarray) -> Mapping[str, np.ndarray]:
-        return jax.device_get(columns_of(images, np.asarray(numbers, np.uint32)))
+        return jax.device_get(_columns_of(task, codec, images, np.asarray(numbers, np.uint32)))
 
     return DerivingSource(source, ImageCondition().spec(config), columns_fn)
 
 
-def _without_sampler(config: ConfigDict) -> str:
-    """The config as JSON, the same for all settings of the sampler."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.sample = base_config().sample
-    return config_to_json(config)
+@functools.partial(jax.jit, static_argnums=0)
+def _columns_of(task: ImageTask, codec: Codec, images: Array, numbers: Array) -> dict[str, Array]:
+    keys = sample_keys(purpose_key(jax.random.key(0), Purpose.TASK, 0), numbers)
+    return _derive_fn(task)(codec.encode(images, keys), keys)
+
+
+def labels_of_shown(config: ConfigDict) -> RowsOf | None:
+    """Numbers of samples -> the label of the image that each is shown; None unless the network has classes and a task,
+    and sample.classes does not say others."""
+    if not config.condition.task or not config.model.num_classes or config.sample.classes:
+        return None
+    images = _images_of_samples(config)
+
+    def rows_of(ids: np.ndarray) -> dict[str, np.ndarray]:
+        labels = images().labels
+        if labels is None:
+            raise UserError("the images that samples are shown have no labels: give sample.classes")
+        return {"label": np.asarray(labels[ids % len(labels)], np.int32)}
+
+    return rows_of
+
+
+def _images_of_samples(config: ConfigDict) -> Callable[[], ImageSource]:
+    """Opens the images that samples are shown, with the entries as columns; those of the last call again."""
+    key = config.copy_and_resolve_references()
+    with key.unlocked():
+        for group in ("sample", "train", "optim", "eval", "mesh"):  # which have no influence on them
+            key[group] = base_config()[group]
+    key = config_to_json(key)
+    return lambda: _shown_to_samples(key)
 
 
 @functools.lru_cache(maxsize=2)

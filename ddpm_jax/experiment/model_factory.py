@@ -3,6 +3,7 @@
 User input is checked here, outside jit, and named by its config field.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data.condition import Condition, example_condition
 from ddpm_jax.diffusion.denoiser import DenoiseFn, GuidedDenoiserOf, ProjectFn, make_denoiser
+from ddpm_jax.diffusion.edits import pixel_measurement, range_null_projection
 from ddpm_jax.diffusion.gradient_guidance import (
     ClassifierGuidance,
     class_log_prob,
@@ -29,6 +31,7 @@ from ddpm_jax.diffusion.self_conditioning import input_shape
 from ddpm_jax.experiment.codec_factory import build_codec, x_0_shape_of
 from ddpm_jax.experiment.conditions import condition_spec
 from ddpm_jax.experiment.config_checks import fields_named
+from ddpm_jax.experiment.image_condition import KNOWN, SHOWN
 from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.models.unet_checks import check_blocks
@@ -68,10 +71,15 @@ def build_model(config: ConfigDict) -> nn.Module:
     out_channels = x_0_shape[-1] * (2 if learned else 1) if learned or wider else 0  # 0: as many as the input has
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     shared["null_class"] = config.condition.drop_rate > 0
-    if spatial:  # a network without this attribute can still be trained on everything else
-        shared["spatial"] = spatial
     if name not in config:
         raise UserError(f"model.name={name!r} needs the group {name!r} in the config, with the network's own fields")
+    if spatial:  # a network without this attribute can still be trained on everything else
+        if "spatial" not in {field.name for field in dataclasses.fields(NETWORKS[name].module)}:
+            raise UserError(
+                f"condition.task={config.condition.task!r} needs a network with the attribute 'spatial' "
+                f"(docs/networks.md); model.name={name!r} has none"
+            )
+        shared["spatial"] = spatial
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
     shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):
@@ -168,7 +176,7 @@ def build_denoiser(
     weak_predict_of: WeakPredictOf | None = None,
 ) -> GuidedDenoiserOf:
     """(params, condition, guidance = None, classifier = None, *, project_fn = None) -> denoise_fn, as in the config
-    except for the arguments given here.
+    except for the arguments given here. The x_0_hat of a network that fills holes has the pixels that it is shown.
 
     Args:
       classifier: the network that the arrays `ClassifierGuidance` are of.
@@ -180,6 +188,7 @@ def build_denoiser(
     if dynamic_threshold is None:
         dynamic_threshold = config.sample.dynamic_threshold
     limit = _limit_of_x_0(config, clip_x_0, dynamic_threshold)
+    of_classifier = dataclasses.replace(process, network_input="t")  # which it was trained with
 
     def denoiser_of(
         params: dict,
@@ -192,15 +201,18 @@ def build_denoiser(
         def model_fn(x_t: jax.Array, t: jax.Array, condition: Condition | None = None) -> jax.Array:
             return model.apply({"params": params}, x_t, t, condition or {})
 
+        if KNOWN in condition and project_fn is None:  # the samples keep what the network is shown
+            pixels = pixel_measurement(condition[KNOWN])
+            project_fn = range_null_projection(pixels, pixels.measure(condition[SHOWN]))
         guides = [] if guidance is None else [_guide(process, guidance, weak_predict_of)]
         mean_shift_fn = None
         if gradient is not None:
             logits_fn = lambda x_t, t: classifier.apply({"params": gradient.params}, x_t, t)  # noqa: E731
             log_prob_fn = class_log_prob(logits_fn, gradient.label)
             if shifts_mean:
-                mean_shift_fn = gradient_shift(process, log_prob_fn, scale=gradient.scale)
+                mean_shift_fn = gradient_shift(of_classifier, log_prob_fn, scale=gradient.scale)
             else:
-                guides.append(gradient_guidance(process, log_prob_fn, scale=gradient.scale))
+                guides.append(gradient_guidance(of_classifier, log_prob_fn, scale=gradient.scale))
 
         with fields_named("diffusion", {"dynamic_threshold": "sample.dynamic_threshold"}):
             return make_denoiser(

@@ -23,11 +23,12 @@ MUCH_FOR_GRIDS = 20  # per cent of the network calls
 FEWER_CALLS = "--config.sample.sampler=euler_ancestral --config.sample.num_sampler_steps=50 --config.sample.num_grid=16"
 # Cost of one image in an update, in forward passes: the forward pass, and the backward pass, which costs two.
 CALLS_OF_A_TRAINED_IMAGE = 3
+FINE_TIME_SCALE = 100  # alpha-bar is in [0, 1]; t goes to 1000
 
 
 def notes_on(experiment: Experiment, resumed_from: int | None) -> list[str]:
     """The notes; `resumed_from` is the step that a run resumes from (0: imported weights), None for a fresh run."""
-    notes = _size_notes(experiment) + _schedule_notes(experiment.config.schedule)
+    notes = _size_notes(experiment) + _noise_notes(experiment.config) + _schedule_notes(experiment.config.schedule)
     notes += _learning_rate_notes(experiment, resumed_from)
     train = experiment.config.train
     if not 0 < train.checkpoint_every_steps < train.num_steps:
@@ -75,6 +76,16 @@ def _size_notes(experiment: Experiment) -> list[str]:
     if config.data.flip and config.data.name in ("image_folder", "array"):
         notes.append("half of the images are mirrored left-right at random; none: --config.data.flip=false")
     return notes
+
+
+def _noise_notes(config: ConfigDict) -> list[str]:
+    """For alpha-bar that is embedded too coarsely to tell noise levels apart."""
+    if config.diffusion.network_input != "alpha_bar" or (
+        config.model.name == "unet" and config.unet.time_scale >= FINE_TIME_SCALE
+    ):
+        return []
+    remedy = ": give --config.unet.time_scale=1000" if config.model.name == "unet" else ""
+    return [f"diffusion.network_input='alpha_bar' is embedded as coarsely as t in 0..1{remedy}"]
 
 
 def grids_share(experiment: Experiment) -> float:

@@ -22,6 +22,8 @@ from ddpm_jax.runtime.progress import ProgressBar
 Other = TypeVar("Other")
 
 
+_OF_WEAK = ("variance", "network_input")  # fields of `diffusion` that the program of a weaker network depends on
+
 class RunSamples:
     """Draws from one set of parameters, by the sampler of whatever config is given."""
 
@@ -51,9 +53,9 @@ class RunSamples:
         table = sampler_factory.build_table(config, process)
         weak = self._other(config, "autoguidance", self._read_weak)
         guidance_of = sample_guidance.guidance_of(config, weak)
-        told = conditions.condition_of(config)
+        told, given = conditions.condition_of(config), conditions.condition_of(config, derived=False)
         if condition is not None:
-            told = conditions.given_condition(config, condition, num_samples)
+            told = given = conditions.given_condition(config, condition, num_samples)
         classifier = self._other(config, "classifier", classifier_of_samples)
         drawn_classes(config, classifier)  # for its checks
         shifts_mean = classifier is not None and table.c_shift is not None
@@ -61,14 +63,14 @@ class RunSamples:
         # What the compiled programs depend on; everything else is an argument of theirs.
         program = (
             sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, jax.tree.structure(guidance_of(np.arange(1))),
-            None if weak is None else (weak.network, weak.config.diffusion.variance),
+            None if weak is None else (weak.network, *(weak.config.diffusion[name] for name in _OF_WEAK)),
             None if classifier is None else classifier.network, shifts_mean,
         )  # fmt: skip
         if program not in self._generators:
             self._generators[program] = sampler_factory.build_generator(
                 config, process, table, model, self._mesh, classifier=classifier, weak=weak
             )
-        of_classifier = classifier_of(config, classifier, self._mesh, told)
+        of_classifier = classifier_of(config, classifier, self._mesh, given)
         generator = self._generators[program].with_table(table).with_samples(told, guidance_of, of_classifier)
         total = generator.num_batches(num_samples) * generator.num_rows
         with ProgressBar(total, "sampling", enabled=progress and multi_host.is_first()) as bar:

@@ -22,6 +22,7 @@ from ddpm_jax.experiment.conditions import condition_of
 from ddpm_jax.experiment.config_checks import fields_named, image_shape_of
 from ddpm_jax.experiment.edit import Edit
 from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.image_condition import labels_of_shown
 from ddpm_jax.experiment.model_factory import build_denoiser
 from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
@@ -156,7 +157,8 @@ def build_generator(
     if weak is not None:
         weak = weak.on_devices(mesh)
     shifts_mean = classifier is not None and table.c_shift is not None
-    network, told = None if classifier is None else classifier.network, condition_of(config)
+    network = None if classifier is None else classifier.network
+    told, given = condition_of(config), condition_of(config, derived=False)
     denoiser_of = build_denoiser(
         config,
         process,
@@ -180,10 +182,11 @@ def build_generator(
         mesh=mesh,
         batch_size=config.sample.batch_size,
         condition_of=told,
+        given_of=given,
         guidance_of=guidance_of(config, weak),
-        classifier_of=classifier_of(config, classifier, mesh, condition_of(config, derived=False)),
+        classifier_of=classifier_of(config, classifier, mesh, given),
         shifts_mean=shifts_mean,
-        num_classes=len(drawn_classes(config, classifier)),
+        num_classes=0 if labels_of_shown(config) else len(drawn_classes(config, classifier)),
         other_networks={
             name: other.facts for name, other in (("classifier", classifier), ("autoguidance", weak)) if other
         },

@@ -31,6 +31,7 @@ from ddpm_jax.runtime.errors import UserError, check_between, check_one_of, whol
 
 # What may be said anew of a run: how it is sampled, and where it is measured, which images, and where they are.
 SAMPLE_FIELDS = ("sample.*",)
+MOVED_DATA_FIELDS = ("data.path", "data.data_dir")
 DATA_FIELDS = ("data.name", "data.path", "data.data_dir", "data.split", "data.eval_split")
 
 

@@ -48,7 +48,8 @@ class WeakNetwork:
 
     def predict_of(self, process: Process, params: dict) -> PredictFn:
         """(x_t, t, condition) -> the prediction of the network with these parameters, at the steps of `process`."""
-        process = dataclasses.replace(process, variance=self.config.diffusion.variance)  # it may learn another variance
+        diffusion = self.config.diffusion  # it may learn another variance, and be told another number of the noise
+        process = dataclasses.replace(process, variance=diffusion.variance, network_input=diffusion.network_input)
 
         def predict_fn(x_t: jax.Array, t: jax.Array, condition: Condition) -> Prediction:
             run = lambda x_t, t: self.network.apply({"params": params}, x_t, t, condition)  # noqa: E731
@@ -104,6 +105,9 @@ def _check_fits(config: ConfigDict, weak: WeakNetwork, setting: str) -> None:
     if ours != theirs:
         raise UserError(f"{setting} has diffusion.prediction={theirs!r}; the run has {ours!r}: both must be the same")
     check_same_num_classes(config.model.num_classes, weak.config.model.num_classes, setting=setting)
+    ours, theirs = config.condition.task, weak.config.condition.task
+    if ours != theirs:
+        raise UserError(f"{setting} has condition.task={theirs!r}; the run has {ours!r}: both must be the same")
     ours, theirs = condition_spec(config), condition_spec(weak.config)
     if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
         raise UserError(

@@ -169,6 +169,16 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "diffusers has no sampler for diffusion.self_conditioning=True; got a network that also sees its previous "
             "estimate: export it to FILE.safetensors or FILE.npz"
         )
+    if groups["condition"]["task"]:
+        raise UserError(
+            f"UNet2DModel does not support condition.task={groups['condition']['task']!r}: it sees x_t alone; export "
+            "the network to FILE.safetensors or FILE.npz"
+        )
+    if groups["diffusion"]["network_input"] != "t":
+        raise UserError(
+            f"diffusers has no sampler for diffusion.network_input={groups['diffusion']['network_input']!r}: export "
+            "the network to FILE.safetensors or FILE.npz"
+        )
     unet, size = groups["unet"], list(groups["data"]["image_size"])
     if unet["time_scale"] != 1:
         raise UserError(f"UNet2DModel does not support unet.time_scale={unet['time_scale']}: it does not scale t")

@@ -7,11 +7,14 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.data.batch import Batch
+from ddpm_jax.data.image_source import load_rows
 from ddpm_jax.diffusion.image_conditions import TASKS, make_image_task
+from ddpm_jax.experiment import image_condition
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.conditions import condition_of
 from ddpm_jax.experiment.data_factory import build_source
 from ddpm_jax.experiment.training import train
+from ddpm_jax.experiment.weak_network import WeakNetwork
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
@@ -31,6 +34,16 @@ def test_held_out_images_and_samples_are_shown_the_same(tiny_config):
         np.testing.assert_array_equal(of_samples[name], rows[name])
     one = source.columns["known"][np.array([5])]
     np.testing.assert_array_equal(one[0], rows["known"][2])  # the hole of an image depends on its number alone
+
+
+def test_a_batch_is_derived_once(tiny_config, monkeypatch):
+    calls = []
+    derive = image_condition._columns_of
+    monkeypatch.setattr(image_condition, "_columns_of", lambda *args: calls.append(len(args[3])) or derive(*args))
+    config = tiny_config(*INPAINT)
+    source = build_source(config, config.data.eval_split)
+    load_rows(source, np.arange(4), build_experiment(config).condition)
+    assert calls == [4]
 
 
 def test_a_step_derives_the_condition_from_its_images(tiny_config):
@@ -76,8 +89,14 @@ def test_a_run_is_continued_and_sampled_with_guidance(tiny_config, inpainting_ov
     guided = run.sample(3, batch_size=8, guidance_scale=3, **quick)
     assert np.any(guided != samples)
     shown = condition_of(run.config)(np.arange(3))
+    source = run.source(run.held_out_split)
+    assert shown["label"].tolist() == source.labels[:3].tolist()  # the class of the image that is shown
+    kept = source.load(np.arange(3))
     given = run.sample(3, batch_size=8, condition=shown, **quick)
     np.testing.assert_array_equal(given, samples)
+    np.testing.assert_array_equal(np.where(shown["known"] == 1, samples, 0), np.where(shown["known"] == 1, kept, 0))
+    with pytest.raises(UserError, match=r"'shown' must be 0 in the hole, where 'known' is 0"):
+        run.sample(3, condition=shown | {"shown": np.ones_like(shown["shown"])}, **quick)
     with pytest.raises(UserError, match=r"'known' must be 1 where the image is known, and 0 in the hole"):
         run.sample(3, condition=shown | {"known": shown["known"] / 2}, **quick)
 
@@ -114,3 +133,47 @@ def test_every_task_of_the_config_is_built(tiny_config, task):
 def test_what_does_not_fit_is_refused_before_the_first_step(tiny_config, overrides, message):
     with pytest.raises(UserError, match=message):
         build_experiment(tiny_config(*overrides))
+
+
+def test_the_likelihood_of_a_hole_is_refused(inpainting_run):
+    with pytest.raises(UserError, match="condition.task='inpaint' is not defined, because it is shown a part"):
+        dj.open_run(str(inpainting_run)).check_likelihood()
+
+
+def test_another_network_is_told_what_it_was_trained_with(tiny_config):
+    """A classifier gets t beside a network that gets alpha-bar; so does a weaker network that was trained with t."""
+    config = tiny_config(*INPAINT[2:], "model.num_classes=10")
+    process = build_experiment(config).process
+    told = []
+
+    class Weak(WeakNetwork):
+        network = property(lambda self: self)
+
+        def apply(self, params, x_t, t, condition):
+            told.append(t)
+            return x_t
+
+    t = jnp.array([0, 5])
+    for network_input in ("t", "alpha_bar"):
+        weak = Weak(1, tiny_config(f"diffusion.network_input={network_input}"), {})
+        weak.predict_of(process, {})(jnp.zeros((2, 8, 8, 1)), t, {})
+    assert told[0].tolist() == [0, 5] and np.all(told[1] < 1)
+
+
+def test_samples_are_drawn_from_images_that_have_moved(tiny_config, tmp_path, sample_main, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "here.npz", images=images)
+    data = (
+        "data.name=array", f"data.path={tmp_path / 'here.npz'}", "data.split=train[:16]", "data.eval_split=train[16:]",
+    )  # fmt: skip
+    train(tiny_config("condition.task=deblur", *data, "train.num_steps=1"), str(tmp_path / "run"))
+    (tmp_path / "here.npz").rename(tmp_path / "there.npz")
+    image_condition._shown_to_samples.cache_clear()  # as in another process
+    flags = [
+        f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'new'}", "--num_samples=4", "--sampler=ddim",
+        "--num_sampler_steps=2", "--nocompilation_cache",
+    ]  # fmt: skip
+    assert sample_main(flags) == 2
+    assert "give --config.data.path where they have moved" in capsys.readouterr().err
+    assert sample_main([*flags, f"--config.data.path={tmp_path / 'there.npz'}"]) == 0
+    assert sorted(np.load(tmp_path / "new.npz")) == ["arr_0"]

@@ -30,6 +30,8 @@ def folder(tmp_path):
         ("diffusion.prediction", "mean", "does not support diffusion.prediction='mean'"),
         ("diffusion.variance", "learned", "does not support diffusion.variance='learned'"),
         ("diffusion.self_conditioning", True, "no sampler for diffusion.self_conditioning=True; .* to FILE.safet"),
+        ("condition.task", "inpaint", "does not support condition.task='inpaint': it sees x_t alone; .* to FILE.safet"),
+        ("diffusion.network_input", "alpha_bar", "no sampler for diffusion.network_input='alpha_bar': .* FILE.safet"),
         ("unet.num_heads", 2, r"heads of one width; unet.num_heads=2 gives \[2, 4\]"),
     ],
 )

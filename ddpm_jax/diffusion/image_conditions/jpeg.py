@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddpm_jax.diffusion.image_conditions.levels import LUMA, from_levels, nearest_integer, to_levels
+from ddpm_jax.diffusion.image_conditions.levels import from_levels, nearest_integer, to_levels
 from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of
 
 SUBSAMPLINGS = ("4:2:0", "4:4:4")
@@ -104,13 +104,15 @@ def _coded(planes: Float[Array, "N H W"], steps: Float[Array, "8 8"]) -> Float[A
 
 def _to_luma_and_chroma(levels: Float[Array, "H W 3"]) -> tuple[Float[Array, "1 H W"], Float[Array, "2 H W"]]:
     """Y, and Cb and Cr, rounded: JFIF 1.02, that is ITU-R BT.601 with all 256 levels."""
-    red, green, blue = (levels[..., channel] for channel in range(3))
-    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    red, green, blue = (levels[..., channel].astype(jnp.int32) for channel in range(3))
+    # libjpeg's whole numbers, 2^16 times the weights. Halves of chroma go down.
+    luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    half = (128 << 16) + 32767
     chroma = jnp.stack([
-        128.0 - 0.168735892 * red - 0.331264108 * green + 0.5 * blue,
-        128.0 + 0.5 * red - 0.418687589 * green - 0.081312411 * blue,
+        (-11058 * red - 21710 * green + 32768 * blue + half) >> 16,
+        (32768 * red - 27439 * green - 5329 * blue + half) >> 16,
     ])  # fmt: skip
-    return nearest_integer(luma)[None], jnp.clip(nearest_integer(chroma), 0.0, 255.0)
+    return luma[None].astype(jnp.float32), chroma.astype(jnp.float32)
 
 
 def _to_rgb(luma: Float[Array, "1 H W"], chroma: Float[Array, "2 H W"]) -> Float[Array, "H W 3"]:
