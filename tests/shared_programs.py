@@ -52,7 +52,8 @@ def share_programs(patch):
     def shared_generator(config, process, table, model, mesh, edit=None, **others):
         if edit is not None or config.sample.classifier:
             return build_generator(config, process, table, model, mesh, edit, **others)
-        key = ("generator", key_of(config, mesh, tuple(config.sample[name] for name in SAMPLE_FIELDS)))
+        images = repr(config.data) if config.condition.task else ""  # which its samples are shown
+        key = ("generator", key_of(config, mesh, tuple(config.sample[name] for name in SAMPLE_FIELDS), images))
         return once(key, lambda: build_generator(config, process, table, model, mesh)).with_table(table)
 
     def shared_eval_loss(experiment):

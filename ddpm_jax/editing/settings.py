@@ -68,7 +68,9 @@ EDITS: dict[str, Kind] = {
         {},
     ),
     "colourise": Kind("gives a grey image colours", {"ddnm": {}, "dps": _DPS, TRAINED: {}}, {}, of_pixels=True),
-    "restore": Kind("repairs an image, by a network that was trained for it: jpeg, deblur", {TRAINED: {}}, {}, of_pixels=True),
+    "restore": Kind(
+        "repairs an image, by a network that was trained for it: jpeg, deblur", {TRAINED: {}}, {}, of_pixels=True
+    ),
     "super_resolve": Kind(
         "enlarges a small image", {"ddnm": {}, "ilvr": {}, "dps": _DPS}, {"factor": 4}, of_pixels=True
     ),

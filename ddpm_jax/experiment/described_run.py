@@ -88,8 +88,8 @@ class DescribedRun:
         """Raises UserError if the likelihood of its images is not defined, because a part of them is given."""
         if self.image_task is not None and self.image_task.has_hole:
             raise UserError(
-                f"the likelihood of a network with condition.task={self.image_task.name!r} is not defined, because it is "
-                "shown a part of the image: take pictures or samples"
+                f"the likelihood of a network with condition.task={self.image_task.name!r} is not defined, because it "
+                "is shown a part of the image: take pictures or samples"
             )
 
     @property

@@ -175,5 +175,5 @@ def test_samples_are_drawn_from_images_that_have_moved(tiny_config, tmp_path, sa
     ]  # fmt: skip
     assert sample_main(flags) == 2
     assert "give --config.data.path where they have moved" in capsys.readouterr().err
-    assert sample_main([*flags, f"--config.data.path={tmp_path / 'there.npz'}"]) == 0
+    assert sample_main([*flags, f"--config.data.path={tmp_path / 'there.npz'}"]) == 0, capsys.readouterr()
     assert sorted(np.load(tmp_path / "new.npz")) == ["arr_0"]
