@@ -5,7 +5,7 @@ Then: python -m ddpm_jax.edit --workdir=runs/colours --what=colourise --images=g
 Data: any folder of colour images, such as the CC0 photographs of alexeygrigorev/clothing-dataset-small, from which the
 results in docs/image_conditions.md come; 5 % of them are held out.
 Hardware and time: 2 CPU cores, about half an hour for the 2,000 updates.
-Expected results: docs/image_conditions.md.
+Expected results: docs/image_conditions.md, for 1,000 updates. Not yet run at full length.
 """
 
 from ml_collections import ConfigDict

@@ -21,8 +21,7 @@ class UNet(UNetBlocks):
       out_channels: channels of the prediction; 0: as many as x_t.
       num_classes: > 0: the network takes labels, and a learned vector per label is added to the embedding of t.
       null_class: the label num_classes means "no class"; see `data.condition`.
-      spatial: names of the entries of the condition that are joined to the channels of x_t; with them `out_channels` is
-        that of the prediction.
+      spatial: names of the entries that are joined to the channels of x_t; `out_channels` must then be given.
     """
 
     out_channels: int = 0
