@@ -21,5 +21,5 @@ def get_config() -> ConfigDict:
     config.diffusion.loss_region = "hole"
     config.train.num_steps = 2500
     config.train.checkpoint_every_steps = 500
-    config.train.sample_every_steps = 1250
+    config.train.sample_every_steps = 0
     return config

@@ -50,7 +50,7 @@ def share_programs(patch):
     flops, peak = trainer.train_step_flops, {"flops_per_second": 1e11}
 
     def shared_generator(config, process, table, model, mesh, edit=None, **others):
-        if edit is not None or config.sample.classifier:
+        if edit is not None or config.sample.classifier or others.get("weak") is not None:
             return build_generator(config, process, table, model, mesh, edit, **others)
         images = repr(config.data) if config.condition.task else ""  # which its samples are shown
         key = ("generator", key_of(config, mesh, tuple(config.sample[name] for name in SAMPLE_FIELDS), images))

@@ -21,8 +21,8 @@ from ddpm_jax.runtime.progress import ProgressBar
 
 Other = TypeVar("Other")
 
-
 _OF_WEAK = ("variance", "network_input")  # fields of `diffusion` that the program of a weaker network depends on
+
 
 class RunSamples:
     """Draws from one set of parameters, by the sampler of whatever config is given."""

@@ -170,7 +170,7 @@ def test_a_whole_run(run_with_classes, tmp_path, sample_main, capsys):
     ("classes", "message"),
     [
         ("10", "--classes must be in 0..9, the known classes; got 10"),
-        ("cat", "--classes must be in 0..9, the known classes; got 'cat'"),
+        ("cat", "--classes must be in 0..9, the known classes; got 'cat': give a list such as 3,7"),
     ],
 )
 def test_a_class_that_is_none(run_with_classes, tmp_path, sample_main, capsys, classes, message):
