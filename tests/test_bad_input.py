@@ -83,7 +83,7 @@ CASES = [
     ("model.name=u-net", "model.name must be one of ['conv_net', 'unet']; got 'u-net'; did you mean 'unet'?"),
     ("model.num_classes=-1", "model.num_classes must be at least 0; got -1"),
     ("condition.drop_rate=1", "condition.drop_rate must be in [0, 1); got 1.0"),
-    ("condition.drop_rate=0.1", "condition.drop_rate=0.1 is for a network with a condition from the data; the config has"),
+    ("condition.drop_rate=0.1", "condition.drop_rate=0.1 is for a network with a condition from the data"),
     ("model.channels=5", "config field 'model.channels' is now 'unet.channels'"),
     ("model.dtype=float16", "model.dtype must be one of ['bfloat16', 'float32']; got 'float16'"),
     ("unet.norm_eps=0", "unet.norm_eps must be above 0 and below 1, such as 1e-6 or 1e-5; got 0.0"),
