@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.models.convolution import Conv
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
 from ddpm_jax.models.layers import check_condition, class_embedding, time_embedding, with_spatial
 from ddpm_jax.runtime.errors import UserError, arg
@@ -74,12 +75,12 @@ class ConvNet(nn.Module):
         time = time.reshape(len(time), *(1,) * (x_t.ndim - 2), -1)
         kernel_size = (3,) * (x_t.ndim - 2)
         layer = nn.remat(_Layer) if self.remat else _Layer
-        conv_in = nn.Conv(self.channels, kernel_size, kernel_init=INIT, dtype=self.dtype, name="conv_in")
+        conv_in = Conv(self.channels, kernel_size, kernel_init=INIT, dtype=self.dtype, name="conv_in")
         h = conv_in(with_spatial(x_t, condition, self.spatial))  # [B, *S, channels]
         for i in range(self.num_layers):
             h = layer(self.channels, self.dtype, name=f"layer_{i}")(h, time)
         out = self.out_channels or x_t.shape[-1]
-        conv_out = nn.Conv(out, kernel_size, kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")
+        conv_out = Conv(out, kernel_size, kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")
         return conv_out(nn.swish(h))
 
 
@@ -92,7 +93,7 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, h: Array, time: Array) -> Array:
         kernel_size = (3,) * (h.ndim - 2)
-        conv = nn.Conv(self.channels, kernel_size, kernel_init=INIT, dtype=self.dtype, name="conv")
+        conv = Conv(self.channels, kernel_size, kernel_init=INIT, dtype=self.dtype, name="conv")
         return h + conv(nn.swish(h + time))
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.models.convolution import Conv
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
 from ddpm_jax.models.upsample_conv import UpsampleConv, upsample_nearest
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -161,7 +162,7 @@ class ResBlock(nn.Module):
             h = UpsampleConv(self.channels, self.dtype, name="conv_1")(h)
         else:
             h = resize(h).astype(self.dtype)
-            h = nn.Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_1")(h)
+            h = Conv(self.channels, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_1")(h)
         x = resize(x)
         width = 2 * self.channels if self.scale_shift_norm else self.channels
         by_time = nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name="time")(nn.swish(time))[:, None, None, :]
@@ -175,7 +176,7 @@ class ResBlock(nn.Module):
             h = norm_2(h.astype(jnp.float32) + by_time.astype(jnp.float32))
         h = nn.swish(h).astype(self.dtype)
         h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(h)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=ZERO_INIT, dtype=self.dtype, name="conv_2")(h)
+        h = Conv(self.channels, (3, 3), kernel_init=ZERO_INIT, dtype=self.dtype, name="conv_2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, kernel_init=INIT, dtype=self.dtype, name="shortcut")(x)
         return x + h
@@ -230,9 +231,7 @@ class Downsample(nn.Module):
     def __call__(self, x: Array) -> Array:
         check_one_of("padding", self.padding, DOWN_PADDINGS)
         padding = ((0, 1), (0, 1)) if self.padding == "end" else ((1, 1), (1, 1))
-        return nn.Conv(
-            x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=INIT, dtype=self.dtype, name="conv"
-        )(x)
+        return Conv(x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=INIT, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):

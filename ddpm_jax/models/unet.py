@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ddpm_jax.models.convolution import Conv
 from ddpm_jax.models.initialisers import ZERO_INIT
 from ddpm_jax.models.layers import Norm, Upsample, check_condition, class_embedding, with_spatial
 from ddpm_jax.models.unet_blocks import UNetBlocks, level_widths
@@ -76,4 +77,4 @@ class UNet(UNetBlocks):
         h = nn.swish(Norm(self.num_groups, self.norm_eps, self.dtype, name="norm_out")(h))
         out = self.out_channels or x_t.shape[-1]
         # The output layer stays in float32, because its rounding would be noise on the prediction.
-        return nn.Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(h)
+        return Conv(out, (3, 3), kernel_init=ZERO_INIT, dtype=jnp.float32, name="conv_out")(h)

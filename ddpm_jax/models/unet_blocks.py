@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ddpm_jax.models.convolution import Conv, convolution_p
 from ddpm_jax.models.initialisers import INIT
 from ddpm_jax.models.layers import Downsample, ResBlock, SelfAttention, time_embedding
 
@@ -68,7 +69,7 @@ class UNetBlocks(nn.Module):
             return self.res_block(h, None, time, width=width, resize=resize, train=train, name=name)
 
         first = self.conv_in_channels or self.channels
-        h = nn.Conv(first, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_in")(x_t)
+        h = Conv(first, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_in")(x_t)
         skips = [h]
         widths = level_widths(self.channels, self.channel_mults)
         for level, width in enumerate(widths):
@@ -139,7 +140,7 @@ class UNetBlocks(nn.Module):
 
 def _is_convolution(primitive: object, *_: object, **__: object) -> bool:
     """Selects what remat keeps: the costliest outputs, which are few. Other values are cheap, or large like logits."""
-    return primitive is jax.lax.conv_general_dilated_p
+    return primitive in (convolution_p, jax.lax.conv_general_dilated_p)
 
 
 def level_widths(channels: int, channel_mults: Sequence[int | float]) -> list[int]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ddpm_jax.models.convolution import convolution
 from ddpm_jax.models.initialisers import INIT
 
 
@@ -62,7 +63,7 @@ def _as_four_convs(x: Array, kernel: Float[Array, "4 4 C D"]) -> Array:
 
 
 def _conv(x: Array, kernel: Array, **window: object) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"), **window)
+    return convolution(x, kernel, (1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"), **window)
 
 
 class UpsampleConv(nn.Module):
