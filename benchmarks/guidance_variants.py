@@ -6,8 +6,8 @@ r"""The variants of guidance on a run with classes, side by side: what each cost
 Prints a Markdown table. For each setting it has the share of samples that an independent classifier (that of `evaluate
 --extractor=classifier`) assigns to the class that was asked for; the Frechet distance of their pixels (0..1) to the
 training images, over all classes and as the mean over the classes; and precision and recall in the features of that
-classifier. Writes OUT.png: the class distance against the accuracy and the recall against the precision, one line per
-variant. --weak is the run whose network is the reference of autoguidance.
+classifier. Writes OUT.png: the class distance by scale, and the precision by recall, one line per variant. --weak is
+the run whose network is the reference of autoguidance.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from ddpm_jax.experiment.open_run import open_run
 SCALES = (1.5, 2.0, 3.0)
 LAMBDAS = (0.1, 0.3, 0.6)
 COLUMNS = ("accuracy", "distance", "of each class", "precision", "recall")
+OF_LAMBDA = "CFG++"  # its numbers are no scales
 
 
 def variants(weak: str | None, interval: tuple[float, float]) -> dict[str, list[dict]]:
@@ -41,7 +42,7 @@ def variants(weak: str | None, interval: tuple[float, float]) -> dict[str, list[
         f"in {low:g},{high:g}": of_scales(guidance_interval=interval),
         "rescale 0.7": of_scales(guidance_rescale=0.7),
         "APG, eta 0": of_scales(apg_eta=0.0),
-        "CFG++": [{"guidance_scale": scale, "cfg_plus_plus": True} for scale in LAMBDAS],
+        OF_LAMBDA: [{"guidance_scale": scale, "cfg_plus_plus": True} for scale in LAMBDAS],
     }
     if weak:
         found["autoguidance"] = of_scales(autoguidance=weak)
@@ -50,18 +51,25 @@ def variants(weak: str | None, interval: tuple[float, float]) -> dict[str, list[
 
 
 def save_plot(path: str, points: dict[str, list[dict[str, float]]]) -> None:
-    """Two panels, one line per variant."""
+    """Two panels, one line per variant; beside a point its scale."""
     figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=120)
-    panels = figure.subplots(1, 2)
-    axes_of = (("accuracy", "of each class"), ("recall", "precision"))
-    for axes, (x, y) in zip(panels, axes_of, strict=True):
-        for i, (name, row) in enumerate(points.items()):
-            line = "o" if len(row) == 1 else "o-"
-            axes.plot([p[x] for p in row], [p[y] for p in row], line, color=f"C{i}", markersize=4, label=name)
+    left, right = figure.subplots(1, 2)
+    for i, (name, row) in enumerate(points.items()):
+        style = {"color": f"C{i}", "marker": "o", "markersize": 4, "linewidth": 1.2}
+        scales, distances = ([p[of] for p in row] for of in ("scale", "of each class"))
+        if name != OF_LAMBDA:
+            left.plot(scales, distances, **style)
+        recalls, precisions = ([p[of] for p in row] for of in ("recall", "precision"))
+        right.plot(recalls, precisions, **style, label=name)
+        for *point, scale in zip(recalls, precisions, scales, strict=True):
+            right.annotate(f"{scale:g}", point, (4, 3), textcoords="offset points", fontsize=7, color=f"C{i}")
+    left.set(xlabel="scale", ylabel="Frechet distance, mean over the classes", ylim=(0, None))
+    left.set_xticks([1.0, *SCALES])
+    right.set(xlabel="recall", ylabel="precision")
+    right.margins(x=0.1)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    for axes in (left, right):
         axes.grid(True, linewidth=0.5, color="0.88")
-    panels[0].set(xlabel="read as asked", ylabel="Frechet distance, mean over the classes", yscale="log")
-    panels[1].set(xlabel="recall", ylabel="precision")
-    panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.savefig(path)
 
 
@@ -115,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
                 progress=False,
                 **given,
             )
-            point = measured(images)
+            point = {"scale": given["guidance_scale"], **measured(images)}
             points[name].append(point)
             shown = f"{100 * point['accuracy']:.1f} % | {point['distance']:.3f} | {point['of each class']:.3f} | "
             shown += f"{point['precision']:.3f} | {point['recall']:.3f}"

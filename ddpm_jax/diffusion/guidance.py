@@ -85,7 +85,7 @@ def make_guidance(
     """
     if not 0 <= scale <= MAX_SCALE:
         raise UserError(
-            f"{arg('guidance_scale')} must be in 0..{MAX_SCALE:g}; got {scale}: 1 means no guidance, try 2 to 4"
+            f"{arg('guidance_scale')} must be in 0..{MAX_SCALE:g}; got {scale}: 1 means no guidance, try 1.5 to 3"
         )
     if len(interval) != 2 or not interval[0] < interval[1]:
         got = ",".join(map(str, interval)) or "nothing"

@@ -77,7 +77,7 @@ def weak_network_of_samples(config: ConfigDict) -> WeakNetwork | None:
         return None
     setting = f"sample.autoguidance={sample.autoguidance!r}"
     if sample.guidance_scale == 1 and not sample.cfg_plus_plus:
-        raise UserError(f"{setting} has no effect at sample.guidance_scale=1: give a scale such as 2")
+        raise UserError(f"{setting} has no effect at sample.guidance_scale=1: try 1.5")
     if sample.negative_classes:
         raise UserError(
             f"{setting} and sample.negative_classes={tuple(sample.negative_classes)} are both what samples are guided "

@@ -95,7 +95,7 @@ def test_a_config_may_have_it(guided_run, draw):
     ("flags", "message"),
     [
         (["--guidance_scale=-1"], "--guidance_scale must be in 0..1e+06; got -1.0: "
-         "1 means no guidance, try 2 to 4"),
+         "1 means no guidance, try 1.5 to 3"),
         (["--guidance_scale=nan"], "--guidance_scale must be in 0..1e+06; got nan"),
         (["--guidance_scale=2", "--guidance_interval=3,1"], "--guidance_interval must be LOW,HIGH of the log SNR, "
          "LOW below HIGH; got 3,1"),
