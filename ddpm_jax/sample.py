@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", metavar="PATH", help="writes PATH.png and PATH.npz; by default DIR/samples/step_N_seed_S"
     )
     parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="images (default 64)")
-    parser.add_argument("--columns", type=int, metavar="N", help="of the PNG; by default one class in each")
+    parser.add_argument(
+        "--columns", type=int, metavar="N", help="samples in a row of the PNG; by default one class in each column"
+    )
     parser.add_argument("--seed", type=int, default=0, help="sample n depends on it and n alone (default 0)")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint; by default the newest")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest eval loss")
@@ -69,11 +71,12 @@ def _sample(args: argparse.Namespace) -> None:
     from ddpm_jax.diffusion.rng import check_seed
     from ddpm_jax.experiment.open_run import open_run, weights_text
     from ddpm_jax.experiment.packaged_runs import output_folder
+    from ddpm_jax.experiment.sample_picture import sample_picture
     from ddpm_jax.experiment.sampler_settings import settings_named
     from ddpm_jax.experiment.trained_run import MOVED_DATA_FIELDS, SAMPLE_FIELDS
     from ddpm_jax.runtime import multi_host
     from ddpm_jax.runtime.devices import make_mesh, replicated
-    from ddpm_jax.runtime.image_files import can_be_drawn, class_columns, save_grid, save_npz
+    from ddpm_jax.runtime.image_files import can_be_drawn, class_columns, save_npz, save_picture
     from ddpm_jax.runtime.progress import ProgressBar
     from ddpm_jax.workdir.class_names import numbered
 
@@ -116,12 +119,14 @@ def _sample(args: argparse.Namespace) -> None:
         classes = ", classes as arr_1" if "label" in condition else ""
         arrays, grid = f"{images.dtype} {list(images.shape)} as arr_0{classes}", ""
         if can_be_drawn(images):
-            shown, grid = images[:MAX_GRID], f" and {out}.png"
-            columns = args.columns or class_columns(len(shown), generator.num_classes)
-            save_grid(f"{out}.png", shown, num_columns=columns)
+            grid = f" and {out}.png"
+            save_picture(f"{out}.png", sample_picture(generator, images[:MAX_GRID], args.columns))
         print(f"wrote {out}.npz ({arrays}){grid}{replaced}")
         num_classes = generator.num_classes
-        if grid and columns and num_classes > 1 and columns % num_classes == 0:
+        columns = args.columns or class_columns(min(len(images), MAX_GRID), num_classes)
+        if grid and trained.image_task is not None:
+            print("grid: each sample beside what the network was shown")
+        elif grid and columns and num_classes > 1 and columns % num_classes == 0:
             in_turn = ", and so on in turn" if columns > num_classes else ""
             of_columns = condition["label"][:num_classes].tolist()
             print(f"columns: {numbered(trained.names_of_classes(), of_columns)}{in_turn}")

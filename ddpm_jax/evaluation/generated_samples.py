@@ -49,6 +49,11 @@ class GeneratedSamples:
             **self._generator.other_networks,
             "fingerprint": fingerprint(run.params, run.codec, config_to_json(run.config)),
         }
+        if run.image_task is not None:
+            # Some from all over, so that other images under the same name are noticed.
+            looked_at = np.unique(np.linspace(0, num_samples - 1, 64).astype(np.int64))
+            self.facts["shown_images"] = run.num_shown
+            self.facts["shown_fingerprint"] = fingerprint(self._generator.condition_of(looked_at))
 
     def draw(self, progress: Callable[[str, int, int], Callable[[int], None]], environment: dict) -> ImageSet:
         """Draws the missing samples.

@@ -169,6 +169,8 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
             f"{images(samples)}, step {samples['step']}, {samples['weights']} weights, {samples['sampler']} with "
             f"{samples['num_calls']} network calls, seed {samples['seed']}"
         )
+        if "shown_images" in samples:
+            how += f", the network shown {samples['shown_images']} images in turn"
     else:
         how = images(samples)
     if extractor["name"] == "inception":

@@ -84,6 +84,11 @@ class DescribedRun:
         """What the network is shown of an image; None for nothing."""
         return image_condition.build_task(self.config)
 
+    @property
+    def num_shown(self) -> int:
+        """How many images its samples are shown, in turn; 0 without a task."""
+        return image_condition.num_shown(self.config)
+
     def check_likelihood(self) -> None:
         """Raises UserError if the likelihood of its images is not defined, because a part of them is given."""
         if self.image_task is not None and self.image_task.has_hole:

@@ -130,6 +130,11 @@ def _columns_of(task: ImageTask, codec: Codec, images: Array, numbers: Array) ->
     return _derive_fn(task)(codec.encode(images, keys), keys)
 
 
+def num_shown(config: ConfigDict) -> int:
+    """How many images the samples are shown, in turn; 0 without a task."""
+    return len(_images_of_samples(config)()) if config.condition.task else 0
+
+
 def labels_of_shown(config: ConfigDict) -> RowsOf | None:
     """Numbers of samples -> the label of the image that each is shown; None unless the network has classes and a task,
     and sample.classes does not say others."""

@@ -7,14 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.sample_picture import sample_picture
 from ddpm_jax.runtime.disk_space import disk_full_as_warning
 from ddpm_jax.runtime.image_files import (
     can_be_drawn,
-    class_columns,
-    image_grid,
     save_gif,
-    save_grid,
     save_npz,
+    save_picture,
     save_strip,
 )
 from ddpm_jax.runtime.multi_host import is_first
@@ -41,7 +40,7 @@ def draw_samples(
 ) -> dict[str, float]:
     """Writes the grids PATH_ema.png and PATH_raw.png, and passes both to the reporter; a full disk is only a warning.
 
-    With classes each column has one. Samples that are no images are written as PATH_ema.npz and PATH_raw.npz.
+    See `sample_picture`. Samples that are no images are written as PATH_ema.npz and PATH_raw.npz.
 
     Returns:
       sample_mean_c1, ...: the mean of each channel of the EMA samples, which shows drift; of pixels in 0..255.
@@ -51,7 +50,7 @@ def draw_samples(
     grids = {name: _generate(generator, params, name, num_samples) for name, params in weights.items()}
     with disk_full_as_warning(f"the images of {os.path.basename(path)}"):
         for name, images in grids.items():
-            _write(images, reporter, path, name, int(state.step), generator.num_classes)
+            _write(images, reporter, path, name, int(state.step), generator)
     means = grids["ema"].mean(axis=tuple(range(grids["ema"].ndim - 1)), dtype=np.float64)
     return {f"sample_mean_c{i}": float(mean) for i, mean in enumerate(means, start=1)}
 
@@ -71,8 +70,8 @@ def draw_final(
     path, step = os.path.join(folder, "final"), int(state.step)
     raw = _generate(generator, state.params, "raw", num_samples)
     ema = _generate(generator, state.ema_params, "ema", num_samples, watch=record)
-    _write(raw, reporter, path, "raw", step, generator.num_classes)
-    _write(ema, reporter, path, "ema", step, generator.num_classes)
+    _write(raw, reporter, path, "raw", step, generator)
+    _write(ema, reporter, path, "ema", step, generator)
     if is_first() and can_be_drawn(ema):
         columns = np.unique(np.rint(np.linspace(0, len(steps) - 1, NUM_STRIP_COLUMNS)).astype(int))
         labels = ["x_0" if steps[i] < 0 else f"t={steps[i]}" for i in columns]
@@ -93,15 +92,11 @@ def _generate(
         return generator.generate(params, seed=SEED, num_samples=num_samples, on_chunk=bar.update, watch=watch)
 
 
-def _write(images: np.ndarray, reporter: Reporter, path: str, name: str, step: int, num_classes: int) -> None:
-    """Writes PATH_NAME.png, or PATH_NAME.npz where that cannot be drawn, on the first process.
-
-    Args:
-      num_classes: of the samples, drawn in turn, so that each column has one class; 0: none.
-    """
+def _write(images: np.ndarray, reporter: Reporter, path: str, name: str, step: int, generator: Generator) -> None:
+    """Writes PATH_NAME.png, or PATH_NAME.npz where that cannot be drawn, on the first process."""
     if is_first() and not can_be_drawn(images):
         save_npz(f"{path}_{name}.npz", images)
     elif is_first():
-        columns = class_columns(len(images), num_classes)
-        save_grid(f"{path}_{name}.png", images, columns)
-        reporter.image(f"samples/{name}", image_grid(images, columns), step)
+        picture = sample_picture(generator, images)
+        save_picture(f"{path}_{name}.png", picture)
+        reporter.image(f"samples/{name}", picture, step)

@@ -53,6 +53,32 @@ def image_grid(images: np.ndarray, num_columns: int | None = None, scale: int | 
     return np.concatenate([_text_row(picture, [title], picture.shape[1]), picture])
 
 
+def grid_of_groups(parts: Mapping[str, np.ndarray], num_groups: int | None = None) -> np.ndarray:
+    """A grid in which the images that belong together are side by side, with the names of the parts above.
+
+    Args:
+      parts: name -> uint8 [N, H, W, C]; grey images beside colour become colour.
+      num_groups: per row; None makes the grid about as high as wide.
+
+    Returns:
+      uint8 [height, width] or [height, width, 3], as `image_grid`.
+
+    Raises:
+      UserError: as `image_grid`.
+    """
+    arrays = [_shown_channels(images) for images in parts.values()]
+    num_channels = max(images.shape[-1] for images in arrays)
+    arrays = [np.broadcast_to(images, (*images.shape[:-1], num_channels)) for images in arrays]
+    num_images, height, width, _ = arrays[0].shape
+    if num_groups is None:
+        num_groups = min(math.ceil(math.sqrt(num_images * height / (len(parts) * width))), num_images)
+    cells = np.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+    num_columns = num_groups * len(parts)
+    picture = image_grid(cells, num_columns)
+    column = (picture.shape[1] - _GAP) // num_columns
+    return np.concatenate([_text_row(picture, [*parts] * num_groups, column), picture])
+
+
 def class_columns(num_images: int, num_classes: int) -> int | None:
     """Columns of a grid of classes that are drawn in turn, such that each column has one class; None: as usual.
 
@@ -71,7 +97,7 @@ def save_grid(path: str | os.PathLike, images: np.ndarray, num_columns: int | No
     Raises:
       UserError: an unknown format, or an error of `image_grid`.
     """
-    _save(path, image_grid(images, num_columns, scale, title))
+    save_picture(path, image_grid(images, num_columns, scale, title))
 
 
 def save_strip(path: str | os.PathLike, frames: np.ndarray, labels: Sequence[str],
@@ -94,7 +120,7 @@ def save_strip(path: str | os.PathLike, frames: np.ndarray, labels: Sequence[str
     rows = np.swapaxes(frames, 0, 1).reshape(num_images * num_moments, *frames.shape[2:])
     picture = image_grid(rows, num_moments, scale)
     column = (picture.shape[1] - _GAP) // num_moments
-    _save(path, np.concatenate([_text_row(picture, labels, column), picture]))
+    save_picture(path, np.concatenate([_text_row(picture, labels, column), picture]))
 
 
 def save_gif(path: str | os.PathLike, frames: np.ndarray, duration_ms: int = 60, hold_last_ms: int = 2000,
@@ -217,7 +243,12 @@ def _text_row(picture: np.ndarray, texts: Sequence[str], column: int) -> np.ndar
     return row if picture.ndim == 2 else np.repeat(row[..., None], 3, axis=-1)
 
 
-def _save(path: str | os.PathLike, picture: np.ndarray) -> None:
+def save_picture(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Writes one image, uint8 [height, width] or [height, width, 3]; the file extension decides the format.
+
+    Raises:
+      UserError: an unknown format.
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
         raise UserError(f"an image file must end in one of {sorted(_FORMATS)}; got {str(path)!r}")

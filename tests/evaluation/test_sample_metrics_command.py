@@ -89,6 +89,19 @@ def test_a_run_is_measured_on_the_samples_that_sample_draws(straight_run, tmp_pa
     assert f"| speckled images | {numbers['speckled']['share']:.1%} | have more grain than 99 % of the real" in table
 
 
+def test_samples_of_a_task_name_what_they_are_shown(inpainting_run, tmp_path, cache):
+    folder = tmp_path / "out"
+    assert measure(inpainting_run, folder, cache, "--extractor=pixels", "--num_reference=30") == 0
+    (entry,) = entries(folder)
+    run = open_run(str(inpainting_run))
+    assert entry["protocol"]["samples"]["shown_images"] == len(run.source(run.held_out_split))
+    assert f"seed 0, the network shown {run.num_shown} images in turn" in (folder / "evaluation.md").read_text()
+    (pictures,) = folder.glob("samples_step_*/pictures.npy")
+    shown = run.condition_of(np.arange(20))
+    kept, true = np.load(pictures), run.source(run.held_out_split).load(np.arange(20))
+    np.testing.assert_array_equal(np.where(shown["known"] == 1, kept - true, 0), 0)
+
+
 def test_nothing_is_drawn_or_extracted_twice(straight_run, tmp_path, cache, monkeypatch):
     flags = ["--extractor=pixels", "--num_reference=30"]
     assert measure(straight_run, tmp_path / "out", cache, *flags) == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
+from ddpm_jax.codecs.pixels import to_uint8
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.data.image_source import load_rows
 from ddpm_jax.diffusion.image_conditions import TASKS, make_image_task
@@ -13,9 +14,12 @@ from ddpm_jax.experiment import image_condition
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.conditions import condition_of
 from ddpm_jax.experiment.data_factory import build_source
+from ddpm_jax.experiment.sample_picture import sample_picture
 from ddpm_jax.experiment.training import train
 from ddpm_jax.experiment.weak_network import WeakNetwork
+from ddpm_jax.runtime.devices import batch_sharded, make_mesh
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.image_files import grid_of_groups
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 INPAINT = ("condition.task=inpaint", "diffusion.loss_region=hole", "diffusion.network_input=alpha_bar")
@@ -101,6 +105,34 @@ def test_a_run_is_continued_and_sampled_with_guidance(tiny_config, inpainting_ov
         run.sample(3, condition=shown | {"known": shown["known"] / 2}, **quick)
 
 
+def test_the_step_is_the_same_in_parts_and_on_more_devices(tiny_config):
+    """What an example is shown depends on its number in the batch, not on the device or the part that it is in."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    losses = []
+    for devices, parts in ((1, 1), (8, 1), (1, 4)):
+        experiment = build_experiment(
+            tiny_config(*INPAINT, f"train.num_devices={devices}", f"train.grad_accum_steps={parts}")
+        )
+        state, step_fn, values = experiment.fresh_state(), experiment.jitted_step(), []
+        batch = jax.device_put(Batch(images), batch_sharded(experiment.mesh))
+        for _ in range(2):
+            state, metrics = step_fn(state, batch, experiment.keys.train)
+            values += [float(metrics["loss"]), float(metrics["grad_norm"])]
+        losses.append(values)
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+
+
+def test_samples_are_beside_what_they_are_shown(inpainting_run):
+    run = dj.open_run(str(inpainting_run)).with_sampler(
+        {"sampler": "ddim", "num_sampler_steps": 2}, batch_size=8, num_devices=8
+    )
+    samples = np.full((4, 8, 8, 1), 255, np.uint8)
+    picture = sample_picture(run.generator(make_mesh()), samples)
+    shown = condition_of(run.config)(np.arange(4))["shown"]
+    wanted = grid_of_groups({"shown": to_uint8(shown), "sample": samples})
+    np.testing.assert_array_equal(picture, wanted)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_of_the_config_is_built(tiny_config, task):
     channels = 3 if task == "colourise" else 1
@@ -177,3 +209,7 @@ def test_samples_are_drawn_from_images_that_have_moved(tiny_config, tmp_path, sa
     assert "give --config.data.path where they have moved" in capsys.readouterr().err
     assert sample_main([*flags, f"--config.data.path={tmp_path / 'there.npz'}"]) == 0, capsys.readouterr()
     assert sorted(np.load(tmp_path / "new.npz")) == ["arr_0"]
+    run, quick = dj.open_run(str(tmp_path / "run")), {"sampler": "ddim", "num_sampler_steps": 2, "progress": False}
+    restored = dj.edit_images(run, images[:3], "restore", batch_size=8, **quick)
+    shown = images[:3].astype(np.float32) / 127.5 - 1
+    np.testing.assert_array_equal(restored[:, 0], run.sample(3, batch_size=8, condition={"shown": shown}, **quick))

@@ -6,7 +6,15 @@ from PIL import Image
 
 from ddpm_jax.runtime import image_files
 from ddpm_jax.runtime.errors import UserError
-from ddpm_jax.runtime.image_files import can_be_drawn, image_grid, save_gif, save_grid, save_npz, save_strip
+from ddpm_jax.runtime.image_files import (
+    can_be_drawn,
+    grid_of_groups,
+    image_grid,
+    save_gif,
+    save_grid,
+    save_npz,
+    save_strip,
+)
 
 GAP = image_files._GAP
 
@@ -72,6 +80,18 @@ def test_title():
     row = len(titled) - len(plain)
     np.testing.assert_array_equal(titled[row:], plain)
     assert row > 10 and titled[:row].max() > 200
+
+
+def test_groups_are_side_by_side_under_their_names():
+    grey, colour = batch(6, 8, 8, 1), batch(6, 8, 8, 3)
+    picture = grid_of_groups({"shown": grey, "sample": colour}, num_groups=2)
+    top = picture.shape[0] - (3 * 64 + 4 * GAP)
+    assert top > 10 and picture.shape[1:] == (4 * 64 + 5 * GAP, 3)
+    for number in range(6):
+        row, column = number // 2, number % 2 * 2
+        np.testing.assert_array_equal(cell(picture, row, column, 8, 8, 8, top), np.repeat(grey[number], 3, axis=-1))
+        np.testing.assert_array_equal(cell(picture, row, column + 1, 8, 8, 8, top), colour[number])
+    assert all(picture[:top, GAP + k * (64 + GAP) :][:, :64].max() > 200 for k in range(4))
 
 
 @pytest.mark.parametrize("name", ["grid.png", "grid.webp", "sub/grid.PNG", "grid.jpg"])
