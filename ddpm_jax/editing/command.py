@@ -195,7 +195,7 @@ def _wanted(files: EditFiles, missing: list[int]) -> Iterator[Wanted]:
 
 def _write_grid(files: EditFiles, job: EditJob) -> None:
     editor, num_results = files.editor, files.editor.num_results
-    kind = EDITS[editor.what]
+    has_mask = files.mask is not None or files.hole is not None
     shown_results = np.rint(np.linspace(0, num_results - 1, min(num_results, MAX_GRID))).astype(int).tolist()
     has_images = files.images is not None
     rows = []
@@ -207,12 +207,12 @@ def _write_grid(files: EditFiles, job: EditJob) -> None:
             continue
         given, mask, target = files.inputs_of(image)
         row = [_enlarged(given, editor.task.result_shape)] if has_images else []
-        row += [np.where(mask, given, np.uint8(_HOLE))] if kind.takes_mask else []
+        row += [np.where(mask, given, np.uint8(_HOLE))] if has_mask else []
         row += [job.read(number) for number in numbers]
         row += [target] if has_images and editor.what == "interpolate" else []
         rows.append(row)
     labels = ["image"] if has_images else []
-    labels += ["known"] if kind.takes_mask else []
+    labels += ["known"] if has_mask else []
     if editor.what == "interpolate" and num_results > 1:
         labels += [f"{k / (num_results - 1):.2g}" for k in shown_results]
     else:
