@@ -7,7 +7,8 @@ follows the gradient of a classifier, it falls back to a slow one. Here the tran
 
 The order is chosen where JAX transposes its convolution, so this is a primitive of its own, made as JAX's documentation
 says ("How JAX primitives work"). It is bilinear, and its transposes are convolutions of the same kind: all derivatives
-follow, of any order and mode.
+follow, of any order and mode. A vmap over images and kernels at once is JAX's grouped convolution, slow in loops as
+before. Image sizes must be numbers, also in `jax.export`; the batch need not be.
 """
 
 import functools
@@ -21,6 +22,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 from jaxtyping import Array
 
 Padding = str | Sequence[tuple[int, int]]
@@ -47,10 +49,12 @@ def convolution(
         "lhs_dilation": ones if lhs_dilation is None else tuple(lhs_dilation),
         "rhs_dilation": ones if rhs_dilation is None else tuple(rhs_dilation),
         "dimension_numbers": lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers),
-        "precision": precision,
+        # Read here, as JAX does: a lowering may come after the end of `with jax.default_matmul_precision(...)`.
+        "precision": jax.config.jax_default_matmul_precision if precision is None else precision,
     }
-    # The rules below are not for groups and two dtypes, which no network here has.
-    is_plain = feature_group_count == 1 and x.dtype == kernel.dtype
+    # The rules below are not for groups, two dtypes, `jax.shard_map` and explicit meshes, which no network here has.
+    is_automatic = all(kind == AxisType.Auto for kind in jax.sharding.get_abstract_mesh().axis_types)
+    is_plain = feature_group_count == 1 and x.dtype == kernel.dtype and is_automatic
     has_no_such_padding = isinstance(padding, str) and settings["lhs_dilation"] != ones
     if not is_plain or has_no_such_padding:
         return lax.conv_general_dilated(x, kernel, padding=padding, feature_group_count=feature_group_count, **settings)

@@ -3,6 +3,7 @@
 Whole numbers, so that all sums are exact and results must be equal, in whatever order they are added.
 """
 
+import functools
 import re
 
 import flax.linen as nn
@@ -73,6 +74,33 @@ def test_values_and_gradients_are_those_of_jax(window):
 
     forms, arrays = both(window)
     assert_same(results, forms, *arrays)
+
+
+def test_the_precision_is_that_of_the_trace():
+    """The context ends before anything is lowered; the gradients take it over."""
+    forms, arrays = both(WINDOWS["3x3"])
+
+    def precise(form):
+        def loss(*arrays):
+            with jax.default_matmul_precision("highest"):
+                return jnp.sum(form(*arrays) ** 2)
+
+        return jax.jit(jax.grad(loss, (0, 1))).trace(*arrays).lower().as_text()
+
+    ours, theirs = map(precise, forms)
+    assert ours.count("precision HIGHEST") == theirs.count("precision HIGHEST") >= 3
+
+
+def test_under_shard_map():
+    """The gradient of a kernel that all devices share is summed over them, as JAX does."""
+    mesh, over = Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data")
+
+    def loss(form, x, kernel):
+        mean = lambda x, kernel: jax.lax.psum(jnp.sum(form(x, kernel) ** 2), "data")  # noqa: E731
+        return jax.shard_map(mean, mesh=mesh, in_specs=(over, PartitionSpec()), out_specs=PartitionSpec())(x, kernel)
+
+    forms, arrays = both(WINDOWS["3x3"])
+    assert_same(lambda form, *arrays: jax.grad(functools.partial(loss, form), (0, 1))(*arrays), forms, *arrays)
 
 
 @pytest.mark.parametrize("name", ["down, end", "all"])
