@@ -60,7 +60,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         "--autoguidance_step", type=int, metavar="N", help="its checkpoint; 0: the newest (default)"
     )
     parser.add_argument(
-        "--autoguidance_weights", metavar="NAME", help="its weights: ema (default), ema/DECAY or raw"
+        "--autoguidance_weights", metavar="NAME", help="its weights: ema (default), ema/NAME or raw"
     )
     parser.add_argument(
         "--negative_classes", metavar="LIST", help="guide away from these classes, in turn, not from the null class"

@@ -34,8 +34,8 @@ def profile_products(t_a: Numbers, gamma_a: Numbers, t_b: Numbers, gamma_b: Numb
 def post_hoc_weights(steps: Sequence[int], stds: Sequence[float], *, step: int, std: float) -> tuple[np.ndarray, float]:
     """The weights X with which stored averages give that of length `std` at `step`, and the error of its profile.
 
-    X minimises |sum_i X_i p_i - p| (L2 norm) and is then divided by its sum (Karras et al. 2024, algorithm 3), so that
-    a constant parameter stays what it is. The error is |sum_i X_i p_i - p|/|p| after the division.
+    X minimises |sum_i X_i p_i - p| (L2 norm; Karras et al. 2024, algorithm 3) and is then divided by its sum, as in the
+    authors' code, so that a constant parameter stays what it is. The error is |sum_i X_i p_i - p|/|p| after that.
 
     Differs: A X = B is solved for profiles that are divided by their L2 norm. A then has ones on its diagonal and a
     condition number of 6e4 for 50 equally spaced steps and 1e6 for 100, with stds of 0.05 and 0.1.
