@@ -27,6 +27,7 @@ To use other images than the run's, give --config.data.path=DIR and other fields
 changed as well. With --samples in place of --workdir, the last of these is measured for any set of images.
 After Ctrl-C or a kill, the same command resumes where it stopped, and gives the same numbers."""
 
+DEFAULT_WHAT = "bits,pictures"
 # Common names of numbers -> the measurement that includes them.
 MEASURED_BY = dict.fromkeys(
     ("fid", "kid", "sfid", "is", "inception_score", "precision", "recall", "frechet", "speckle"), "samples"
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = OverridesParser("evaluate", PURPOSE, EXAMPLE, takes_hosts=True)
     parser.add_argument("--workdir", metavar="DIR", help="folder of the training run")
-    parser.add_argument("--what", default="bits,pictures", metavar="LIST", help="what to measure (default %(default)s)")
+    parser.add_argument("--what", metavar="LIST", help=f"what to measure (default {DEFAULT_WHAT})")
     parser.add_argument("--ode", action="store_true", help="add ode to that list")
     parser.add_argument("--split", metavar="NAME", help="split of the run's data; by default its held-out split")
     parser.add_argument("--max_images", type=int, default=0, metavar="N", help="the first N images; 0: all (default)")
@@ -98,7 +99,7 @@ def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    what = [name.strip() for name in args.what.split(",") if name.strip()]
+    what = [name.strip() for name in (args.what or DEFAULT_WHAT).split(",") if name.strip()]
     for name in what:
         if name.lower() in MEASURED_BY:
             of = MEASURED_BY[name.lower()]
@@ -108,6 +109,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.samples is not None:
         if args.workdir is not None:
             raise UserError("--workdir draws samples of a run, and --samples reads them from a file: give one of them")
+        for name in ("ode", "split", "max_images", "weights"):
+            if getattr(args, name) not in (False, None, 0, "ema"):
+                raise UserError(f"--{name} is only for a run, and --samples are images: leave it out")
+        if args.what not in (None, "samples"):
+            raise UserError(f"--what={args.what} is only for a run; of --samples there are sample metrics alone")
         what = ["samples"]
         if args.overrides:
             raise UserError(f"--config.{args.overrides[0]} is only for a run, and --samples are images: leave it out")

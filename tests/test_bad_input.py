@@ -154,6 +154,11 @@ def test_batches_that_the_devices_do_not_divide(train_error):
     )
 
 
+def test_settings_of_churn_without_churn(train_error):
+    message = train_error("--config.sample.sampler=heun", "--config.sample.churn_noise=1.003")
+    assert message.startswith("sample.churn_noise=1.003 needs a sample.churn above 0")
+
+
 def test_eta_that_asks_for_too_much_noise(train_error):
     message = train_error("--config.sample.sampler=ddim", "--config.sample.eta=50")
     assert message.startswith("sample.eta must be at least 0 and leave sigma^2 <= 1 - alpha_bar; got 50.0")

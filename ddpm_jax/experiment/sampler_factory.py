@@ -24,7 +24,7 @@ from ddpm_jax.experiment.edit import Edit
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.image_condition import labels_of_shown
 from ddpm_jax.experiment.model_factory import build_denoiser
-from ddpm_jax.experiment.sample_guidance import guidance_of
+from ddpm_jax.experiment.sample_guidance import guidance_of, is_guided
 from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
 from ddpm_jax.runtime.devices import check_batch_size
 from ddpm_jax.runtime.errors import UserError, check_one_of
@@ -82,6 +82,10 @@ def build_table(config: ConfigDict, process: Process, strength: float = 1.0) -> 
         if not math.isfinite(fields[name]) or fields[name] < 0:
             hint = ": 0 is deterministic, 1 has full noise" if name == "eta" else ""
             raise UserError(f"sample.{name} must be finite and at least 0; got {fields[name]}{hint}")
+    if fields.sampler == "heun" and not fields.churn:
+        for name, neutral in (("churn_min", 0.0), ("churn_max", 0.0), ("churn_noise", 1.0)):
+            if fields[name] != neutral:
+                raise UserError(f"sample.{name}={fields[name]} needs a sample.churn above 0, which it is a part of")
     if not 0 <= fields.dynamic_threshold <= 1:
         raise UserError(f"sample.dynamic_threshold must be in [0, 1], 0 for none; got {fields.dynamic_threshold}")
     schedule = process.schedule
@@ -99,7 +103,26 @@ def build_table(config: ConfigDict, process: Process, strength: float = 1.0) -> 
                     f"{strength}: take more steps, or a higher strength"
                 )
             steps = steps[len(steps) - kept :]
-        return _named_table(config, process, "sampler", steps)
+        table = _named_table(config, process, "sampler", steps)
+    if strength == 1:
+        _check_interval(config, process, table)
+    return table
+
+
+def _check_interval(config: ConfigDict, process: Process, table: SamplerTable) -> None:
+    """Raises UserError for an interval of guidance that contains no step of the table."""
+    interval = tuple(config.sample.guidance_interval)
+    numbers = [type(end) in (int, float) for end in interval]
+    if not is_guided(config) or numbers != [True, True] or interval[0] >= interval[1]:
+        return  # none, or one that `guidance_of` refuses
+    signal, noise = map(np.asarray, process.levels(table.t, ndim=1))
+    with np.errstate(divide="ignore"):
+        log_snr = 2 * (np.log(signal) - np.log(noise))
+    if not np.any((log_snr >= interval[0]) & (log_snr <= interval[1])):
+        raise UserError(
+            f"sample.guidance_interval={interval[0]:g},{interval[1]:g} contains none of the {len(log_snr)} steps of "
+            f"the sampler, whose log SNR is in {log_snr.min():.1f}..{log_snr.max():.1f}: leave it out, or take -2,4"
+        )
 
 
 def _named_table(config: ConfigDict, process: Process, field: str, steps: np.ndarray) -> SamplerTable:

@@ -326,6 +326,9 @@ def test_what_does_not_fit_files_is_one_line(tmp_path, cache, digits, capsys):
         ([f"--samples={floats}", f"--reference={mine}", "--extractor=pixels"], "must hold uint8 images"),
         ([f"--samples={tmp_path / 'empty'}", f"--reference={mine}", "--extractor=pixels"], "holds no image file"),
         ([f"--samples={mine}", f"--reference={mine}", "--sampler=ddim"], "--sampler is only for a run"),
+        ([f"--samples={mine}", f"--reference={mine}", "--what=bits"], "--what=bits is only for a run"),
+        ([f"--samples={mine}", f"--reference={mine}", "--ode"], "--ode is only for a run"),
+        ([f"--samples={mine}", f"--reference={mine}", "--max_images=3"], "--max_images is only for a run"),
         (["--samples=celeb_a:train", f"--reference={mine}"], "needs the size of the images: give --image_size=H,W"),
         ([], "what to measure? give --workdir=DIR, the folder of a training run, or --samples=FILE"),
     ):
