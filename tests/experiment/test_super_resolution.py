@@ -1,5 +1,7 @@
 """Runs of super-resolution: the level of noise in training, of held-out images and of samples."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,10 +9,12 @@ import pytest
 import ddpm_jax as dj
 from ddpm_jax.data.batch import Batch
 from ddpm_jax.diffusion.image_conditions import enlarged, shrunk
+from ddpm_jax.experiment import weak_network
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.conditions import condition_of
 from ddpm_jax.experiment.data_factory import build_source
 from ddpm_jax.experiment.training import train
+from ddpm_jax.experiment.weak_network import WeakNetwork
 from ddpm_jax.runtime.devices import batch_sharded
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -35,6 +39,10 @@ def at_level(config, level):
     with config.unlocked():
         config.sample.augmentation_level = level
     return config
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @jax.jit
@@ -101,6 +109,9 @@ def test_a_run_is_continued_to_the_bit(tiny_config, workdir, tmp_path):
         states.append(jax.tree.leaves(checkpoints.restore_state(abstract)))
         checkpoints.close()
     assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
+    losses = [{line["step"]: line["eval_loss"] for line in lines_of(folder) if "eval_loss" in line}
+              for folder in (tmp_path / "run", workdir)]  # fmt: skip
+    assert losses[0] == losses[1] and len(losses[0]) == 4  # held-out images have the levels of every run
 
 
 def test_the_level_of_samples_changes_what_is_shown_and_compiles_nothing(run):
@@ -167,3 +178,12 @@ def test_the_command_says_the_level_and_refuses_others(workdir, tmp_path, sample
 def test_what_does_not_fit_is_refused_before_the_first_step(tiny_config, overrides, message):
     with pytest.raises(UserError, match=message):
         build_experiment(tiny_config(*overrides))
+
+
+def test_a_weaker_network_must_be_shown_the_same(tiny_config):
+    for given, message in ((["condition.factor=4"], "condition.factor=4; the run has 2"),
+                           (["condition.upsampling=nearest"], "condition.upsampling='nearest'; the run has 'bilinear'"),
+                           (["condition.max_level=7"], "condition.max_level=7; the run has 12")):  # fmt: skip
+        weak = WeakNetwork(1, tiny_config(*NOISE, *given), {})
+        with pytest.raises(UserError, match=f"weak has {message}: both must be the same"):
+            weak_network._check_fits(tiny_config(*NOISE), weak, "weak")

@@ -60,18 +60,22 @@ def test_level_0_is_the_clean_image_bit_for_bit():
     assert given.level.dtype == jnp.int32 and given.level == 0
 
 
-@pytest.mark.parametrize("level", [1, 7, 20])
-def test_the_law_of_a_level(level):
-    """Mean sqrt(alpha-bar) z and variance 1 - alpha-bar of the step level - 1, without correlation: nearest enlargement
-    shows z_s itself. Tolerances of five standard deviations of the mean, the variance and the covariances."""
+def test_the_law_of_a_level():
+    """z_s = sqrt(alpha-bar) z + sqrt(1 - alpha-bar) eps of the step s - 1, and eps is N(0, I), up to five standard
+    deviations of its moments. Nearest enlargement shows z_s itself."""
     num = 4000
     nearest = task("noise", upsampling="nearest")
-    z = small(X_0)[0]
-    shown = jax.jit(jax.vmap(lambda key: nearest.at_level(z, level, key).image))(jax.random.split(KEYS[0], num))
-    z_s = np.asarray(shown, np.float64)[:, ::FACTOR, ::FACTOR]
-    np.testing.assert_array_equal(np.repeat(np.repeat(z_s, FACTOR, 1), FACTOR, 2), shown)
-    alpha_bar = SCHEDULE.host_alphas_bar[level - 1]
-    eps = ((z_s - np.sqrt(alpha_bar) * np.asarray(z, np.float64)) / np.sqrt(1 - alpha_bar)).reshape(num, -1)
+    draw = jax.jit(jax.vmap(lambda z, level, key: nearest.at_level(z, level, key).image, (None, None, 0)))
+    z, keys, noises = small(X_0)[0], jax.random.split(KEYS[0], num), []
+    for level in (1, 7, 20):
+        signal, noise = np.sqrt([SCHEDULE.host_alphas_bar[level - 1], SCHEDULE.host_one_minus_alphas_bar[level - 1]])
+        shown = [np.asarray(draw(given, level, keys)) for given in (z, jnp.zeros_like(z))]
+        z_s, of_0 = (one[:, ::FACTOR, ::FACTOR] for one in shown)
+        np.testing.assert_array_equal(np.repeat(np.repeat(z_s, FACTOR, 1), FACTOR, 2), shown[0])
+        np.testing.assert_allclose(z_s - of_0, np.broadcast_to(signal * z, z_s.shape), atol=2e-6)  # eps up to 5
+        noises.append(of_0 / noise)
+    np.testing.assert_allclose(noises[1:], [noises[0]] * 2, rtol=1e-5)
+    eps = noises[0].astype(np.float64).reshape(num, -1)
     assert np.abs(eps.mean(0)).max() < 5 / np.sqrt(num)
     assert np.abs(eps.T @ eps / num - np.eye(eps.shape[1])).max() < 5 * np.sqrt(2 / num)
 
