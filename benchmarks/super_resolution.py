@@ -49,7 +49,7 @@ def main() -> None:
     for rule in ("nearest", "bicubic"):
         larger = jax.vmap(lambda x: enlarged(x, task.factor, rule))(to_model_scale(small))  # noqa: B023
         by_rule[rule] = np.asarray(to_uint8(larger))
-        print(f"| {rule} | {in_words(images, small, by_rule[rule][:, None])} | | |")
+        print(f"| {rule} | {in_words(images, small, by_rule[rule][:, None])} | | | |")
     columns = [by_rule["nearest"], by_rule["bicubic"]]
     for level in map(int, args.levels.split(",")):
         since = time.perf_counter()
