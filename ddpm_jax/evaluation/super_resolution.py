@@ -56,8 +56,8 @@ def ssim(images: np.ndarray, results: np.ndarray) -> np.ndarray:
 def inconsistency(small: np.ndarray, results: np.ndarray) -> np.ndarray:
     """The root mean squared difference of each small image and the means of blocks of its result, in levels, [N].
 
-    The given image is rounded to whole levels, so that the true image itself has up to 0.29 (the standard deviation of
-    rounding errors).
+    The given image is rounded to whole levels, so that the true image itself has about 0.29, the standard deviation of
+    rounding errors.
 
     Args:
       small: uint8 [N, h, w, C].

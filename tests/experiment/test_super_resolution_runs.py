@@ -21,18 +21,12 @@ from ddpm_jax.workdir.checkpoints import Checkpoints
 
 PLAIN = ("condition.task=super_resolve", "condition.factor=2")
 NOISE = (*PLAIN, "condition.augmentation=noise", "condition.max_level=12")
-CLASSES = ("model.num_classes=10", "condition.drop_rate=0.25")
 QUICK = {"progress": False, "batch_size": 8, "sampler": "ddim", "num_sampler_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def workdir(tiny_config, made_once):
-    return made_once("super_resolution", lambda folder: train(tiny_config(*NOISE, *CLASSES), str(folder)))
-
-
-@pytest.fixture(scope="module")
-def run(workdir):
-    return dj.open_run(str(workdir))
+def run(super_resolution_run):
+    return dj.open_run(str(super_resolution_run))
 
 
 def at_level(config, level):
@@ -98,19 +92,19 @@ def test_the_step_is_the_same_in_parts_and_on_more_devices(tiny_config):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def test_a_run_is_continued_to_the_bit(tiny_config, workdir, tmp_path):
-    config = lambda *more: tiny_config(*NOISE, *CLASSES, *more)  # noqa: E731
+def test_a_run_is_continued_to_the_bit(tiny_config, super_resolution_overrides, super_resolution_run, tmp_path):
+    config = lambda *more: tiny_config(*super_resolution_overrides, *more)  # noqa: E731
     for num_steps in (4, 8):
         train(config(f"train.num_steps={num_steps}"), str(tmp_path / "run"))
     abstract = build_experiment(config()).abstract_state
     states = []
-    for folder in (tmp_path / "run", workdir):
+    for folder in (tmp_path / "run", super_resolution_run):
         checkpoints = Checkpoints(str(folder))
         states.append(jax.tree.leaves(checkpoints.restore_state(abstract)))
         checkpoints.close()
     assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
     losses = [{line["step"]: line["eval_loss"] for line in lines_of(folder) if "eval_loss" in line}
-              for folder in (tmp_path / "run", workdir)]  # fmt: skip
+              for folder in (tmp_path / "run", super_resolution_run)]  # fmt: skip
     assert losses[0] == losses[1] and len(losses[0]) == 4  # held-out images have the levels of every run
 
 
@@ -150,8 +144,8 @@ def test_a_run_without_noise_has_no_level(tiny_config, straight_run):
         dj.open_run(str(straight_run)).sample(3, augmentation_level=3, **QUICK)
 
 
-def test_the_command_says_the_level_and_refuses_others(workdir, tmp_path, sample_main, capsys):
-    flags = [f"--workdir={workdir}", f"--out={tmp_path / 'new'}", "--num_samples=4", "--sampler=ddim",
+def test_the_command_says_the_level_and_refuses_others(super_resolution_run, tmp_path, sample_main, capsys):
+    flags = [f"--workdir={super_resolution_run}", f"--out={tmp_path / 'new'}", "--num_samples=4", "--sampler=ddim",
              "--num_sampler_steps=2", "--nocompilation_cache"]  # fmt: skip
     assert sample_main([*flags, "--augmentation_level=3"]) == 0
     assert "augmentation level 3, seed 0" in capsys.readouterr().out
