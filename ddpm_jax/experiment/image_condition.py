@@ -46,8 +46,8 @@ class ImageCondition(ConditionKind):
         return spec | ({LEVEL: Entry((), "int32", derived=True)} if task.max_level else {})
 
     def check_values(self, config: ConfigDict, rows: Mapping[str, np.ndarray]) -> None:
-        """Raises UserError for images outside [-1, 1] (enlarged ones may be beyond it: not finite), a mask with other
-        values than 0 and 1, or a level beyond the highest."""
+        """Raises UserError for images outside [-1, 1] (enlarged ones need only be finite, as noise and bicubic weights
+        lead beyond), a mask with other values than 0 and 1, or a level beyond the highest."""
         shown, task = rows[SHOWN], build_task(config)
         if task.factor > 1:
             if not np.all(np.isfinite(shown)):
