@@ -46,6 +46,8 @@ def main() -> None:
     seconds_of(sample)
     for what, method in rows_of(run):
         given = {"method": method, **steps, **SETTINGS.get(method, {}), **SETTINGS.get(what, {})}
+        if method == TRAINED and what == "super_resolve":
+            given["factor"] = run.image_task.factor
         if what in ("variation", "interpolate") and method == "ddim":
             del given["sampler"]
         arrays = inputs_of(what, images, given)

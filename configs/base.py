@@ -73,12 +73,22 @@ def get_config() -> ConfigDict:
     # Share of the training images that are shown without their class, such as 0.1: for classifier-free guidance.
     config.condition.drop_rate = 0.0
     # What an image-conditional network is shown of an image, besides x_t: inpaint (the image with a free-form hole),
-    # uncrop (with unknown sides), colourise (its grey copy), jpeg (saved at a low quality), deblur. Empty: nothing.
+    # uncrop (with unknown sides), colourise (its grey copy), jpeg (saved at a low quality), deblur, super_resolve (a
+    # small copy, enlarged again). Empty: nothing.
     config.condition.task = ""
     config.condition.hole_share = (0.1, 0.6)  # lowest and highest share of the pixels in the hole of inpaint
     config.condition.jpeg_quality = (5, 30)  # lowest and highest quality of jpeg, 1..100
     config.condition.jpeg_subsampling = "4:2:0"  # of the colours of jpeg: 4:2:0, 4:4:4
     config.condition.blur_std = (0.5, 3.0)  # lowest and highest standard deviation of deblur, in pixels
+    config.condition.factor = 4  # of super_resolve: how many times larger the image is than its small copy, per side
+    # How super_resolve enlarges the small copy: nearest, bilinear, bilinear_corners (corner pixels coincide), bicubic.
+    config.condition.upsampling = "bilinear"
+    # What super_resolve does to the small copy first: none; noise (of a random level, which the network is told); blur
+    # (of half of the images, by 3x3 weights).
+    config.condition.augmentation = "none"
+    # Highest level of that noise: level i has the noise of the i-th step of the schedule, level 0 none; 0: T.
+    config.condition.max_level = 0
+    config.condition.augmentation_blur_std = (0.4, 0.6)  # of that blur: lowest and highest, in pixels of the small copy
 
     config.model = ConfigDict()
     # unet, or conv_net (small, one resolution: for tests and trials). Its fields are in the group of the same name.
@@ -196,6 +206,8 @@ def get_config() -> ConfigDict:
     config.sample.classifier = ""
     config.sample.classifier_scale = 1.0
     config.sample.classes = ()  # with a class-conditional network or a classifier: classes to draw, in turn; (): all
+    # Of a network with condition.augmentation=noise: the level of the noise that is added to the small copy; 0: none.
+    config.sample.augmentation_level = 0
     config.sample.batch_size = 256
     config.sample.num_grid = 64  # images per grid in a training run
     # Sampler of the grids during training; the final grids use `sampler`. Networks that are not yet well trained often

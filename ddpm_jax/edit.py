@@ -67,7 +67,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "--strength", type=float, metavar="S",
         help="of sdedit (default 0.5), variation (0.3), interpolate by noised (0.5): 0 is the image, 1 a new one",
     )  # fmt: skip
-    group.add_argument("--factor", type=int, metavar="N", help="of super_resolve (default 4)")
+    group.add_argument("--factor", type=int, metavar="N", help="of super_resolve (default 4, or that of the network)")
     group.add_argument("--side", metavar="NAME", help=f"of outpaint: {', '.join(SIDES)} (default right)")
     group.add_argument("--jump_length", type=int, metavar="J", help="of repaint (default 10)")
     group.add_argument("--num_resamplings", type=int, metavar="R", help="of repaint (default 10)")

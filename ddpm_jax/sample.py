@@ -99,6 +99,8 @@ def _sample(args: argparse.Namespace) -> None:
         if trained.post_hoc is not None:
             print(trained.post_hoc)
         guidance, weights = _guidance_line(trained.sampler_settings), weights_text(args.weights, args.ema_std)
+        level = trained.sampler_settings["augmentation_level"]
+        guidance += f"augmentation level {level}, " if level else ""
         print(
             f"{args.num_samples} samples of step {trained.step} ({weights} weights), "
             f"{trained.sampler_name} with {generator.num_rows} network calls, {guidance}seed {args.seed}"

@@ -188,6 +188,23 @@ def inpainting_run(tiny_config, inpainting_overrides, made_once):
 
 
 @pytest.fixture(scope="session")
+def super_resolution_overrides():
+    """Those that make the small run enlarge images with noise of 12 levels, with classes."""
+    return (
+        "condition.task=super_resolve", "condition.factor=2", "condition.augmentation=noise", "condition.max_level=12",
+        "model.num_classes=10", "condition.drop_rate=0.25",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def super_resolution_run(tiny_config, super_resolution_overrides, made_once):
+    """The workdir of a small run that enlarges images, trained without a stop."""
+    from ddpm_jax.experiment.training import train
+
+    return made_once("super_resolution", lambda folder: train(tiny_config(*super_resolution_overrides), str(folder)))
+
+
+@pytest.fixture(scope="session")
 def sample_main():
     """`main` of the sample command."""
     from ddpm_jax.sample import main

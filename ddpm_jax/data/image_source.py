@@ -75,7 +75,7 @@ def _check_values(column: str, values: np.ndarray, entry: Entry) -> None:
     dtype = np.dtype(entry.dtype)
     kinds = "biuf" if dtype.kind == "f" else "b" if dtype.kind == "b" else "biu"
     fits = values.dtype.kind in kinds
-    if fits and dtype.kind in "iu" and values.size:
+    if fits and dtype.kind in "iu" and values.size and not entry.derived:  # derived ones are computed in that type
         info, low, high = np.iinfo(dtype), int(values.min()), int(values.max())
         fits = info.min <= low and high <= info.max
     if not fits:

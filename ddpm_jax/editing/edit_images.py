@@ -76,6 +76,11 @@ class Editor:
         check_seed("seed", seed)
         task = run.image_task
         of_edit = {name: given[name] for name in given if name in EDIT_SETTINGS}
+        if what == "super_resolve" and task is not None and task.factor > 1:
+            if of_edit.setdefault("factor", task.factor) != task.factor:
+                raise UserError(
+                    f"{arg('factor')} must be {task.factor}, for which the network was trained; got {of_edit['factor']}"
+                )
         self.settings = checked_settings(what, of_edit, "" if task is None else task.name)
         of_sampler = {name: given[name] for name in given if name not in EDIT_SETTINGS}
         if EDITS[what].of_pixels:
@@ -87,7 +92,8 @@ class Editor:
                     by_image=what == "interpolate")  # fmt: skip
         names = [*of_sampler, *(["batch_size"] if batch_size is not None else [])]
         with settings_named(names):
-            make = Restore if what == "colourise" and self.settings["method"] == TRAINED else _TASKS[what]
+            shown = what in ("colourise", "super_resolve") and self.settings["method"] == TRAINED
+            make = Restore if shown else _TASKS[what]
             self.task = make(EditedRun(self.run, told, self.mesh, run.edit_programs), self.settings)
 
     def _with_sampler(self, run: TrainedRun, given: dict[str, object], batch_size: int | None) -> TrainedRun:

@@ -19,6 +19,7 @@ EDITS_OF_TASK = {
     "colourise": ("colourise",),
     "jpeg": ("restore",),
     "deblur": ("restore",),
+    "super_resolve": ("super_resolve",),
 }
 
 
@@ -72,7 +73,7 @@ EDITS: dict[str, Kind] = {
         "repairs an image, by a network that was trained for it: jpeg, deblur", {TRAINED: {}}, {}, of_pixels=True
     ),
     "super_resolve": Kind(
-        "enlarges a small image", {"ddnm": {}, "ilvr": {}, "dps": _DPS}, {"factor": 4}, of_pixels=True
+        "enlarges a small image", {"ddnm": {}, "ilvr": {}, "dps": _DPS, TRAINED: {}}, {"factor": 4}, of_pixels=True
     ),
 }
 # Every setting of any edit -> the edits that have it, as "inpaint" or "inpaint with method=repaint".

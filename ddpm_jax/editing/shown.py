@@ -1,22 +1,32 @@
 """Edits by a network that was trained for them: each call is shown the image, as in its training (`condition.task`)."""
 
-import numpy as np
+import functools
 
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from ddpm_jax.diffusion.image_conditions import ImageTask
+from ddpm_jax.diffusion.rng import Purpose, purpose_key, sample_keys, seed_keys
 from ddpm_jax.editing.known_part import scaled, shown_arrays
-from ddpm_jax.editing.task import Batch, EditedRun, Pass, Task
-from ddpm_jax.experiment.image_condition import SHOWN
+from ddpm_jax.editing.task import Arrays, Batch, EditedRun, Pass, Task
+from ddpm_jax.experiment.image_condition import LEVEL, SHOWN, entries_of
 
 
 class Restore(Task):
-    """Images from their grey copies, from blurred ones or from JPEG files, whichever the network was trained for."""
+    """Images from their grey copies, from blurred or small ones or from JPEG files, whichever the network was trained
+    for. Noise of `sample.augmentation_level` is added to small ones."""
 
     def __init__(self, edited: EditedRun, settings: dict[str, object]):
         del settings
         run = edited.run
         self._task, table = run.image_task, run.sampler_table
-        self.result_shape = run.image_shape
-        self.input_shape = (*run.image_shape[:-1], self._task.num_channels(run.image_shape[-1]))
-        self._pass = Pass(edited, table, ("shown",), shown=(SHOWN,))
+        self.result_shape, (*sizes, channels) = run.image_shape, run.image_shape
+        self.input_shape = (*(size // self._task.factor for size in sizes), self._task.num_channels(channels))
+        level = run.sampler_settings["augmentation_level"]
+        self._level = level if self._task.max_level else None
+        shown = (SHOWN,) if self._level is None else (SHOWN, LEVEL)
+        self._pass = Pass(edited, table, ("shown",), shown=shown)
         self.num_calls = table.num_calls
         self.sampler = f"{run.sampler_name}, by a network trained to {self._task.name}"
 
@@ -24,5 +34,26 @@ class Restore(Task):
         return self._pass.batch_of(num_samples)
 
     def draw(self, batch: Batch, **given) -> np.ndarray:
-        arrays = shown_arrays(self._task, scaled(batch.images))
+        images = scaled(batch.images)
+        if self._level is None:
+            arrays = shown_arrays(self._task, images)
+        else:
+            arrays = arrays_at_level(self._task, images, self._level, given["seed"], batch.numbers)
         return self._pass.images(self._pass.x_0(arrays, batch.numbers, **given))
+
+
+def arrays_at_level(task: ImageTask, x_0: np.ndarray, level: int, seed: int, numbers: np.ndarray) -> Arrays:
+    """What the network is shown of small images with noise of a level, which depends on the seed and the number of the
+    result.
+
+    Args:
+      x_0: [B, H/factor, W/factor, C].
+      numbers: of the results, int32 [B].
+    """
+    return jax.device_get(_at_level(task, x_0, np.int32(level), seed_keys(seed).sample, numbers))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _at_level(task: ImageTask, x_0: Array, level: Array, key: Array, numbers: Array) -> Arrays:
+    keys = jax.vmap(lambda key: purpose_key(key, Purpose.TASK, 0))(sample_keys(key, numbers))
+    return jax.vmap(lambda x_0, key: entries_of(task.at_level(x_0, level, key)))(x_0, keys)

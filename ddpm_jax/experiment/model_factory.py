@@ -31,7 +31,7 @@ from ddpm_jax.diffusion.self_conditioning import input_shape
 from ddpm_jax.experiment.codec_factory import build_codec, x_0_shape_of
 from ddpm_jax.experiment.conditions import condition_spec
 from ddpm_jax.experiment.config_checks import fields_named
-from ddpm_jax.experiment.image_condition import KNOWN, SHOWN
+from ddpm_jax.experiment.image_condition import KNOWN, LEVEL, SHOWN
 from ddpm_jax.models.networks import NETWORKS, SHARED_FIELDS
 from ddpm_jax.models.parameters import init_params
 from ddpm_jax.models.unet_checks import check_blocks
@@ -66,20 +66,24 @@ def build_model(config: ConfigDict) -> nn.Module:
     if config.model.num_classes > MOST_CLASSES:
         raise UserError(f"model.num_classes must be at most {MOST_CLASSES}; got {config.model.num_classes}")
     learned, doubled = config.diffusion.variance in LEARNED_VARIANCES, config.diffusion.self_conditioning
-    spatial = tuple(name for name, entry in condition_spec(config).items() if entry.derived)
+    derived = {name: entry for name, entry in condition_spec(config).items() if entry.derived}
+    spatial = tuple(name for name, entry in derived.items() if entry.kind == "spatial")
     wider = doubled or spatial
     out_channels = x_0_shape[-1] * (2 if learned else 1) if learned or wider else 0  # 0: as many as the input has
     shared = {field: config.model[field] for field in SHARED_FIELDS} | {"dtype": DTYPES[config.model.dtype]}
     shared["null_class"] = config.condition.drop_rate > 0
     if name not in config:
         raise UserError(f"model.name={name!r} needs the group {name!r} in the config, with the network's own fields")
-    if spatial:  # a network without this attribute can still be trained on everything else
-        if "spatial" not in {field.name for field in dataclasses.fields(NETWORKS[name].module)}:
+    # A network without these attributes can still be trained on everything else.
+    attributes = ({"spatial": spatial} if spatial else {}) | ({"takes_level": True} if LEVEL in derived else {})
+    for attribute in attributes:
+        if attribute not in {field.name for field in dataclasses.fields(NETWORKS[name].module)}:
+            field = "task" if attribute == "spatial" else "augmentation"
             raise UserError(
-                f"condition.task={config.condition.task!r} needs a network with the attribute 'spatial' "
+                f"condition.{field}={config.condition[field]!r} needs a network with the attribute {attribute!r} "
                 f"(docs/networks.md); model.name={name!r} has none"
             )
-        shared["spatial"] = spatial
+    shared |= attributes
     model = NETWORKS[name].module(**config[name], **shared, out_channels=out_channels)
     shared_names = {field: f"model.{field}" for field in SHARED_FIELDS}
     with fields_named(name, shared_names | {"image_size": "data.image_size"}):

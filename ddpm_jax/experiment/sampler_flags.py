@@ -77,6 +77,10 @@ def add_sampler_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         "--variance", metavar="NAME", help=f"of ancestral, where no network gives it: {_one_of(FIXED_VARIANCES)}"
     )
     parser.add_argument("--clip_x_0", metavar="BOOL", help="true or false: keeps x_0 of each step in the images' range")
+    parser.add_argument(
+        "--augmentation_level", type=int, metavar="S",
+        help="of super-resolution with condition.augmentation=noise: level of the noise in what is shown (default 0)",
+    )  # fmt: skip
     parser.add_argument("--dynamic_threshold", type=float, metavar="Q", help="a quantile such as 0.995; 0: none")
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.process import FIXED_VARIANCES, LEARNED_VARIANCES
 from ddpm_jax.experiment.config_overrides import apply_override
+from ddpm_jax.experiment.image_condition import check_augmentation_level
 from ddpm_jax.experiment.sample_guidance import is_guided
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
 from ddpm_jax.runtime.errors import UserError, arg, check_one_of
@@ -20,7 +21,7 @@ SAMPLER_SETTINGS = (
     "sampler", "num_sampler_steps", "spacing", "respacing", "eta", "churn", "dynamic_threshold", "guidance_scale",
     "guidance_rescale", "variance", "classes", "negative_classes", "guidance_interval", "clip_x_0", "classifier",
     "classifier_scale", "apg_eta", "apg_norm", "cfg_plus_plus", "autoguidance", "autoguidance_step",
-    "autoguidance_weights",
+    "autoguidance_weights", "augmentation_level",
 )  # fmt: skip
 _FIELDS = {name: f"sample.{name}" for name in SAMPLER_SETTINGS} | {
     "variance": "diffusion.variance", "batch_size": "sample.batch_size"
@@ -85,6 +86,9 @@ def with_sampler_settings(
             sample.update({"autoguidance": "", "autoguidance_step": 0, "autoguidance_weights": "ema"})
     if "classifier_scale" in given and not sample.classifier:
         raise UserError(f"{arg('classifier_scale')} needs a {arg('classifier')}, the run of a classifier")
+    if "augmentation_level" in given:
+        with settings_named(given):
+            check_augmentation_level(config)
     _check_effect(given, sample.sampler)
     if "variance" in given:
         _check_variance(config, str(given["variance"]))

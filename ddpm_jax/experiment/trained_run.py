@@ -125,8 +125,9 @@ class TrainedRun(DescribedRun):
         batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
         check_between("num_samples", num_samples, 1)
         check_seed("seed", seed)
-        if condition is not None and "classes" in sampler_settings:
-            raise UserError("condition and classes both say what the samples are of: give one of them")
+        for name in ("classes", "augmentation_level"):
+            if condition is not None and name in sampler_settings:
+                raise UserError(f"condition and {name} both say what the samples are of: give one of them")
         run = self.with_sampler(sampler_settings, batch_size=batch_size, num_devices=self._samples.mesh.size)
         with settings_named([*sampler_settings, *(["batch_size"] if batch_size is not None else [])]):
             return self._samples.draw(

@@ -27,6 +27,8 @@ from ddpm_jax.experiment.weights_digest import weights_digest
 from ddpm_jax.runtime.devices import replicated
 from ddpm_jax.runtime.errors import UserError
 
+_OF_SUPER_RESOLUTION = ("factor", "upsampling", "max_level")  # fields of `condition` on which what is shown depends
+
 
 @dataclass(frozen=True, eq=False)
 class WeakNetwork:
@@ -105,9 +107,10 @@ def _check_fits(config: ConfigDict, weak: WeakNetwork, setting: str) -> None:
     if ours != theirs:
         raise UserError(f"{setting} has diffusion.prediction={theirs!r}; the run has {ours!r}: both must be the same")
     check_same_num_classes(config.model.num_classes, weak.config.model.num_classes, setting=setting)
-    ours, theirs = config.condition.task, weak.config.condition.task
-    if ours != theirs:
-        raise UserError(f"{setting} has condition.task={theirs!r}; the run has {ours!r}: both must be the same")
+    for field in ("task", *(_OF_SUPER_RESOLUTION if config.condition.task == "super_resolve" else ())):
+        ours, theirs = config.condition[field], weak.config.condition[field]
+        if ours != theirs:
+            raise UserError(f"{setting} has condition.{field}={theirs!r}; the run has {ours!r}: both must be the same")
     ours, theirs = condition_spec(config), condition_spec(weak.config)
     if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
         raise UserError(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.models.convolution import Conv
 from ddpm_jax.models.initialisers import INIT, ZERO_INIT
-from ddpm_jax.models.layers import check_condition, class_embedding, time_embedding, with_spatial
+from ddpm_jax.models.layers import check_condition, class_embedding, entries_taken, time_embedding, with_spatial
 from ddpm_jax.runtime.errors import UserError, arg
 
 
@@ -28,6 +28,7 @@ class ConvNet(nn.Module):
       num_classes: > 0: the network takes labels, and a learned vector per label is added to the embedding of t.
       null_class: the label num_classes means "no class"; see `data.condition`.
       spatial: names of the entries that are joined to the channels of x_t; `out_channels` must then be given.
+      takes_level: the network takes the augmentation level of what it is shown, whose embedding is added to that of t.
       dtype: of the convolutions. Parameters and the output are float32.
       remat: gradient checkpointing: the backward pass recomputes each layer.
     """
@@ -38,6 +39,7 @@ class ConvNet(nn.Module):
     num_classes: int = 0
     null_class: bool = False
     spatial: tuple[str, ...] = ()
+    takes_level: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -56,7 +58,8 @@ class ConvNet(nn.Module):
           x_t: images [B, H, W, C] of any height and width, or arrays with other axes between the first and the last.
           t: steps 0..T-1, whole or fractional.
           condition: {"label": int [B]} with labels 0..num_classes-1, or num_classes for none with `null_class`, if
-            num_classes > 0 (labels out of range give NaN); and the entries `spatial`, [B, *S, K] each.
+            num_classes > 0 (labels out of range give NaN); the entries `spatial`, [B, *S, K] each; and with
+            `takes_level` {"level": int [B]}.
           train: no effect, because there is no dropout.
 
         Raises:
@@ -64,14 +67,19 @@ class ConvNet(nn.Module):
         """
         del train
         condition = condition or {}
-        check_condition(condition, [*(["label"] if self.num_classes else []), *self.spatial])
-        time = nn.Dense(self.channels, kernel_init=INIT, dtype=self.dtype, name="time")(
-            time_embedding(t, self.channels)
-        )
+        check_condition(condition, entries_taken(self))
+
+        def embedding(number: Array, name: str) -> Array:
+            dense = nn.Dense(self.channels, kernel_init=INIT, dtype=self.dtype, name=name)
+            return dense(time_embedding(number, self.channels))
+
+        time = embedding(t, "time")
         if self.num_classes:
             num_vectors = self.num_classes + self.null_class
             vectors = class_embedding(self, condition["label"], num_vectors, self.channels)
             time = time + vectors.astype(self.dtype)
+        if self.takes_level:
+            time = time + embedding(condition["level"], "level")
         time = time.reshape(len(time), *(1,) * (x_t.ndim - 2), -1)
         kernel_size = (3,) * (x_t.ndim - 2)
         layer = nn.remat(_Layer) if self.remat else _Layer

@@ -53,6 +53,12 @@ def time_embedding(
     return jnp.concatenate(parts if order == "sin_cos" else parts[::-1], axis=1)
 
 
+def entries_taken(network: nn.Module) -> list[str]:
+    """The names of the entries of its condition that a network takes, by its attributes."""
+    names = ["label"] * bool(network.num_classes) + ["level"] * network.takes_level
+    return [*names, *network.spatial]
+
+
 def check_condition(condition: Mapping[str, Array], names: Sequence[str]) -> None:
     """Raises UserError unless the condition has exactly the entries that the network takes."""
     if set(condition) != set(names):

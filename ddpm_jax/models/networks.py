@@ -2,9 +2,9 @@
 its name in configs/base.py.
 
 A network is a Linen module (x_t, t, condition, *, train) -> the prediction. Besides its own attributes it has those of
-`SHARED_FIELDS`, `null_class` and `out_channels` (0: as many as x_t has), and, if it is to be conditional on images
-(`condition.task`), `spatial`. `t` may be fractional. A network never gets a schedule, a config or another image of the
-batch.
+`SHARED_FIELDS`, `null_class` and `out_channels` (0: as many as x_t has); if it is to be conditional on images
+(`condition.task`), `spatial`; and if these may have noise (`condition.augmentation`), `takes_level`. `t` may be
+fractional. A network never gets a schedule, a config or another image of the batch.
 """
 
 from collections.abc import Callable

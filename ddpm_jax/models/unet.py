@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.models.convolution import Conv
 from ddpm_jax.models.initialisers import ZERO_INIT
-from ddpm_jax.models.layers import Norm, Upsample, check_condition, class_embedding, with_spatial
+from ddpm_jax.models.layers import Norm, Upsample, check_condition, class_embedding, entries_taken, with_spatial
 from ddpm_jax.models.unet_blocks import UNetBlocks, level_widths
 
 
@@ -23,12 +23,14 @@ class UNet(UNetBlocks):
       num_classes: > 0: the network takes labels, and a learned vector per label is added to the embedding of t.
       null_class: the label num_classes means "no class"; see `data.condition`.
       spatial: names of the entries that are joined to the channels of x_t; `out_channels` must then be given.
+      takes_level: the network takes the augmentation level of what it is shown, whose embedding is added to that of t.
     """
 
     out_channels: int = 0
     num_classes: int = 0
     null_class: bool = False
     spatial: tuple[str, ...] = ()
+    takes_level: bool = False
 
     @nn.compact
     def __call__(
@@ -45,18 +47,21 @@ class UNet(UNetBlocks):
           x_t: images, H and W divisible by 2^(levels-1).
           t: steps 0..T-1, whole or fractional.
           condition: {"label": int [B]} with labels 0..num_classes-1, or num_classes for none with `null_class`, if
-            num_classes > 0 (labels out of range give NaN); and the entries `spatial`, [B, H, W, K] each.
+            num_classes > 0 (labels out of range give NaN); the entries `spatial`, [B, H, W, K] each; and with
+            `takes_level` {"level": int [B]}.
           train: whether to apply dropout, with the key "dropout".
 
         Raises:
           UserError: an entry is missing, or the network does not take an entry.
         """
         condition = condition or {}
-        check_condition(condition, [*(["label"] if self.num_classes else []), *self.spatial])
+        check_condition(condition, entries_taken(self))
         time = self.embed_time(t)  # [B, 4 channels]
         if self.num_classes:
             num_vectors = self.num_classes + self.null_class
             time = time + class_embedding(self, condition["label"], num_vectors, 4 * self.channels).astype(self.dtype)
+        if self.takes_level:
+            time = time + self.embed_level(condition["level"])
 
         def res_block(h: Array, width: int, name: str, resize: str = "", skip: Array | None = None) -> Array:
             return self.res_block(h, skip, time, width=width, resize=resize, train=train, name=name)

@@ -93,14 +93,18 @@ class UNetBlocks(nn.Module):
 
     def embed_time(self, t: Array) -> Float[Array, "B E"]:
         """The embedding of the step; E = 4 channels."""
+        return self._embed(self.time_scale * t, "time")
 
-        def dense(name: str) -> nn.Dense:
-            return nn.Dense(4 * self.channels, kernel_init=INIT, dtype=self.dtype, name=name)
+    def embed_level(self, level: Array) -> Float[Array, "B E"]:
+        """The embedding of an augmentation level, as that of a step, with dense layers of its own."""
+        return self._embed(level, "level")
 
-        time = time_embedding(
-            self.time_scale * t, self.channels, order=self.embedding_order, spacing=self.embedding_spacing
-        )
-        return dense("time_2")(nn.swish(dense("time_1")(time)))
+    def _embed(self, number: Array, name: str) -> Float[Array, "B E"]:
+        def dense(layer: int) -> nn.Dense:
+            return nn.Dense(4 * self.channels, kernel_init=INIT, dtype=self.dtype, name=f"{name}_{layer}")
+
+        waves = time_embedding(number, self.channels, order=self.embedding_order, spacing=self.embedding_spacing)
+        return dense(2)(nn.swish(dense(1)(waves)))
 
     def res_block(
         self, h: Array, skip: Array | None, time: Array, *, width: int, resize: str, train: bool, name: str

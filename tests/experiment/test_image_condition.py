@@ -200,7 +200,8 @@ def test_samples_are_drawn_from_images_that_have_moved(tiny_config, tmp_path, sa
     )  # fmt: skip
     train(tiny_config("condition.task=deblur", *data, "train.num_steps=1"), str(tmp_path / "run"))
     (tmp_path / "here.npz").rename(tmp_path / "there.npz")
-    image_condition._shown_to_samples.cache_clear()  # as in another process
+    for kept in (image_condition._shown_to_samples, image_condition._source_of_samples):
+        kept.cache_clear()  # as in another process
     flags = [
         f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'new'}", "--num_samples=4", "--sampler=ddim",
         "--num_sampler_steps=2", "--nocompilation_cache",

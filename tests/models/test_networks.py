@@ -90,7 +90,8 @@ def test_its_config_group_has_its_own_fields_at_their_defaults(kind):
     module = NETWORKS[kind].module
     fields = {f.name: f.default for f in dataclasses.fields(module) if f.name not in ("parent", "name", "null_class")}
     assert set(SHARED_FIELDS) | {"out_channels"} < fields.keys()
-    own = {name: value for name, value in fields.items() if name not in (*SHARED_FIELDS, "out_channels", "spatial")}
+    of_condition = ("out_channels", "spatial", "takes_level")
+    own = {name: value for name, value in fields.items() if name not in (*SHARED_FIELDS, *of_condition)}
     assert {**base_config()[kind]} == own
     shared = {name: base_config().model[name] for name in SHARED_FIELDS}
     assert shared == {name: fields[name] for name in SHARED_FIELDS} | {"dtype": jnp.dtype(fields["dtype"]).name}
@@ -137,6 +138,35 @@ def test_labels_are_seen_needed_and_checked(made, inputs):
     plain, params, _ = made()
     with pytest.raises(UserError, match="the network takes the condition"):
         plain.apply({"params": params}, *inputs, {"label": labels})
+
+
+def test_an_image_and_its_level_are_seen_and_needed(kind, inputs):
+    """With 0 for the weights of both it is the network that is told nothing; and it has the parameters of that one."""
+    x_t, t = inputs
+    network = NETWORKS[kind].module(**SMALL[kind], spatial=("shown",), takes_level=True, out_channels=3)
+    condition = {"shown": jnp.roll(x_t, 1, axis=0)[..., :2], "level": jnp.arange(BATCH)}
+    one = {name: rows[:1] for name, rows in condition.items()}
+    shapes = jax.eval_shape(lambda key: init_params(network, key, SHAPE, one), jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+    apply = jax.jit(lambda params, *inputs: network.apply({"params": params}, *inputs))
+    out = np.asarray(apply(params, x_t, t, condition))
+    for name in condition:
+        other = np.asarray(apply(params, x_t, t, condition | {name: condition[name].at[0].add(3)}))
+        assert np.abs(other - out)[0].max() > 1e-3
+        np.testing.assert_array_equal(other[1:], out[1:])
+    with pytest.raises(UserError, match=r"the network takes the condition \['level', 'shown'\]; got \['shown'\]"):
+        network.apply({"params": params}, x_t, t, {"shown": condition["shown"]})
+    conv_in = params["conv_in"]["kernel"]
+    told = {name: jax.tree.map(jnp.zeros_like, layer) for name, layer in params.items() if name.startswith("level")}
+    assert told
+    deaf = params | told | {"conv_in": params["conv_in"] | {"kernel": conv_in.at[..., 3:, :].set(0.0)}}
+    plain = {name: layer for name, layer in deaf.items() if name not in told}
+    plain["conv_in"] = plain["conv_in"] | {"kernel": conv_in[..., :3, :]}
+    alone = NETWORKS[kind].module(**SMALL[kind])
+    assert jax.tree.structure(shapes_of(alone)) == jax.tree.structure(plain)
+    wanted = jax.jit(lambda params: alone.apply({"params": params}, x_t, t))(plain)
+    np.testing.assert_allclose(apply(deaf, x_t, t, condition), wanted, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_training_is_a_function_of_the_key(made, inputs):

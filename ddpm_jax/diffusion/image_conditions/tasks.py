@@ -1,11 +1,9 @@
 """What an image-conditional model is shown of an image: Palette (Saharia et al. 2022, "Palette: image-to-image
-diffusion models"), section 5 and appendix B; and a blurred image.
+diffusion models"), section 5 and appendix B; a blurred image; and a small one (`super_resolution`).
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,43 +12,17 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from ddpm_jax.diffusion.edits.inputs import as_mask
 from ddpm_jax.diffusion.image_conditions.blur import gaussian_blur
+from ddpm_jax.diffusion.image_conditions.image_task import ImageTask, Shown, check_no_known, checked_range
 from ddpm_jax.diffusion.image_conditions.jpeg import SUBSAMPLINGS, jpeg_round_trip
 from ddpm_jax.diffusion.image_conditions.levels import grey
 from ddpm_jax.diffusion.image_conditions.random_masks import free_form_mask, uncropping_mask
+from ddpm_jax.diffusion.image_conditions.super_resolution import NAME as SUPER_RESOLVE
+from ddpm_jax.diffusion.image_conditions.super_resolution import SuperResolution, super_resolution_task
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named, check_one_of, whole_number
 
-TASKS: tuple[str, ...] = ("inpaint", "uncrop", "colourise", "jpeg", "deblur")
+TASKS: tuple[str, ...] = ("inpaint", "uncrop", "colourise", "jpeg", "deblur", SUPER_RESOLVE)
 QUALITY_DECAY = 10.0  # the probability of a JPEG quality is proportional to exp(-quality / 10)
 MAX_STD = 100.0  # pixels: the kernel then has 801
-
-
-class Shown(NamedTuple):
-    """What is shown of one image."""
-
-    image: Float[Array, "H W K"]  # in the range of x_0, [-1, 1]; 0 where nothing is known
-    known: Float[Array, "H W 1"] | None = None  # 1 = known, 0 = hole; None: the task has no hole
-
-
-@dataclass(frozen=True)
-class ImageTask:
-    """A task on single images; see `make_image_task`. Take `jax.vmap(task.make)` for a batch.
-
-    Attributes:
-      name: one of `TASKS`.
-      has_hole: whether part of the image is not shown at all.
-      num_channels: channels of x_0 -> channels K of what is shown. Raises UserError for images that the task refuses.
-      make: (x_0 [H, W, C] in [-1, 1], key) -> the random task of this image.
-      of_given: (x_0 [H, W, C], known [H, W, 1] or None) -> what the network is shown of an image that a user gives:
-        the grey of a colour image, or the grey image itself, to colourise; the image itself for "jpeg" and "deblur";
-        the image with 0 in the hole, where `known` is 0 or False, for tasks with a hole. Raises UserError if `known` is
-        missing, or given to a task without a hole.
-    """
-
-    name: str
-    has_hole: bool
-    num_channels: Callable[[int], int]
-    make: Callable[[Float[Array, "H W C"], Key[Array, ""]], Shown]
-    of_given: Callable[[Float[Array, "H W C"], Shaped[Array | np.ndarray, "H W 1"] | None], Shown]
 
 
 def make_image_task(
@@ -60,13 +32,15 @@ def make_image_task(
     jpeg_quality: tuple[int, ...] = (5, 30),
     jpeg_subsampling: str = "4:2:0",
     blur_std: tuple[float, ...] = (0.5, 3.0),
+    super_resolution: SuperResolution | None = None,
 ) -> ImageTask:
     """The task of a name, the same object for the same settings.
 
     "inpaint": holes of brush strokes or rectangles, from `free_form_mask`. "uncrop": half of the image is unknown, on
     one or all sides, from `uncropping_mask`. "colourise": the image is grey, from `grey`. "jpeg": the image comes from
     a JPEG file, from `jpeg_round_trip`; the quality q has a probability proportional to exp(-q / 10). "deblur": the
-    image is blurred, from `gaussian_blur`. Differs: the paper has no blur, fills holes with noise and shows no mask.
+    image is blurred, from `gaussian_blur`. "super_resolve": the image is small and enlarged again, from
+    `super_resolution_task`. Differs: the paper has no blur, fills holes with noise and shows no mask.
 
     Args:
       name: one of `TASKS`.
@@ -76,10 +50,11 @@ def make_image_task(
       jpeg_subsampling: "4:2:0" or "4:4:4", of the colours. Only for "jpeg".
       blur_std: lowest and highest standard deviation of the blur in pixels, uniform between them; above 0 and at most
         100. Only for "deblur".
+      super_resolution: its settings; None: their defaults. Only for "super_resolve".
 
     Raises:
       UserError: an unknown name; a setting outside its range. When called: colourise needs 3 channels, jpeg 1 or 3;
-        inpaint and uncrop at least 2 x 2 pixels.
+        inpaint and uncrop at least 2 x 2 pixels; super_resolve sizes that are multiples of its factor.
 
     Example:
       >>> task = make_image_task("uncrop")
@@ -89,13 +64,13 @@ def make_image_task(
     """
     check_one_of("name", name, TASKS)
     check_one_of("jpeg_subsampling", jpeg_subsampling, SUBSAMPLINGS)
-    low, high = _checked_range("hole_share", hole_share, "0 < LOW <= HIGH < 1", lambda low, high: 0 < low and high < 1)
+    low, high = checked_range("hole_share", hole_share, "0 < LOW <= HIGH < 1", lambda low, high: 0 < low and high < 1)
     hole_share = (float(low), float(high))
-    jpeg_quality = _checked_range(
+    jpeg_quality = checked_range(
         "jpeg_quality", jpeg_quality, "1 <= LOW <= HIGH <= 100", lambda low, high: 1 <= low and high <= 100
     )
     jpeg_quality = tuple(whole_number("jpeg_quality", quality) for quality in jpeg_quality)
-    low, high = _checked_range(
+    low, high = checked_range(
         "blur_std", blur_std, f"0 < LOW <= HIGH <= {MAX_STD:g}", lambda low, high: 0 < low and high <= MAX_STD
     )
     builders = {
@@ -104,14 +79,9 @@ def make_image_task(
         "colourise": _colourise,
         "jpeg": lambda: _jpeg(jpeg_quality, jpeg_subsampling),
         "deblur": lambda: _deblur((float(low), float(high))),
+        SUPER_RESOLVE: lambda: super_resolution_task(super_resolution or SuperResolution()),
     }
     return builders[name]()
-
-
-def _checked_range(name: str, got: tuple, allowed: str, inside: Callable) -> tuple:
-    if len(got) != 2 or not got[0] <= got[1] or not inside(*got):
-        raise UserError(f"{arg(name)} must be LOW,HIGH with {allowed}; got {','.join(map(str, got)) or 'nothing'}")
-    return tuple(got)
 
 
 # Cached, so that settings that are equal give one task, with which `jit` traces once.
@@ -156,8 +126,7 @@ def _without_hole(
         return Shown(make(x_0, key))
 
     def shown_of_given(x_0: Float[Array, "H W C"], known: Shaped[Array | np.ndarray, "H W 1"] | None = None) -> Shown:
-        if known is not None:
-            raise UserError(f"{arg('known')} must be None for {arg('name')}={name!r}, which has no hole")
+        check_no_known(name, known)
         return Shown(of_given(x_0))
 
     return ImageTask(name, False, num_channels, make_shown, shown_of_given)

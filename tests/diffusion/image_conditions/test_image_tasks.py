@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm_jax.diffusion.image_conditions import (
     TASKS,
+    SuperResolution,
     gaussian_blur,
     grey,
     jpeg_round_trip,
@@ -23,6 +24,8 @@ LEVELS = np.random.default_rng(0).integers(0, 256, (NUM, *SIZE, 3), dtype=np.uin
 X_0 = jnp.asarray(LEVELS / 127.5 - 1, jnp.float32)
 KEYS = jax.random.split(jax.random.key(0), NUM)
 HOLES = {"inpaint", "uncrop"}
+# Images of other sizes than multiples of the factor are refused, and 18 is no multiple of 4.
+make_image_task = functools.partial(make_image_task, super_resolution=SuperResolution(factor=2))
 
 
 @functools.cache
@@ -37,10 +40,11 @@ def shown(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_shape_type_and_range(name):
-    task, (image, known) = make_image_task(name), shown(name)
+    task, (image, known, level) = make_image_task(name), shown(name)
     assert image.shape == (NUM, *SIZE, task.num_channels(3)) and image.dtype == np.float32
     assert np.abs(image).max() <= 1
     assert task.name == name and task.has_hole == (name in HOLES) == (known is not None)
+    assert level is None and task.max_level == 0
     if known is not None:
         assert known.shape == (NUM, *SIZE, 1) and known.dtype == np.float32 and set(np.unique(known)) == {0, 1}
 
@@ -71,12 +75,12 @@ def test_an_image_depends_on_its_own_key(name):
     )  # fmt: skip
     others = program(name)(X_0, jax.random.split(jax.random.key(1), NUM))
     same = np.all(np.asarray(others.image) == shown(name).image, axis=(1, 2, 3))
-    assert same.all() if name == "colourise" else not same.all()
+    assert same.all() if name in ("colourise", "super_resolve") else not same.all()
 
 
 @pytest.mark.parametrize("name", sorted(HOLES))
 def test_known_pixels_are_kept_and_others_are_0(name):
-    image, known = shown(name)
+    image, known, _ = shown(name)
     np.testing.assert_array_equal(image, np.where(known == 1, X_0, 0))
     shares = 1 - known.mean(axis=(1, 2, 3))
     assert np.all((shares >= 0.1) & (shares <= 0.6))
@@ -85,7 +89,7 @@ def test_known_pixels_are_kept_and_others_are_0(name):
 def test_the_hole_hides_values_that_are_not_finite():
     known = np.ones((*SIZE, 1))
     known[2, 3] = 0
-    image, _ = make_image_task("inpaint").of_given(X_0[0].at[2, 3].set(jnp.nan), known)
+    image, *_ = make_image_task("inpaint").of_given(X_0[0].at[2, 3].set(jnp.nan), known)
     assert np.all(np.isfinite(image)) and not image[2, 3].any()
 
 
@@ -103,7 +107,7 @@ def test_inpaint_has_the_share_of_its_settings(monkeypatch):
         return jnp.arange(height)[:, None, None] + jnp.zeros((1, width, 1)) < 3
 
     monkeypatch.setattr(f"{MODULE}.free_form_mask", mask)
-    image, known = make_image_task("inpaint", hole_share=(0.3, 0.4)).make(X_0[0], KEYS[0])
+    image, known, _ = make_image_task("inpaint", hole_share=(0.3, 0.4)).make(X_0[0], KEYS[0])
     np.testing.assert_array_equal(known, np.arange(SIZE[0])[:, None, None] + np.zeros((1, SIZE[1], 1)) < 3)
     np.testing.assert_array_equal(image[:3], X_0[0, :3])
 
@@ -172,7 +176,7 @@ def test_equal_settings_give_one_task(name):
     one, same = make_image_task(name), make_image_task(name, hole_share=(0.1, 0.6), jpeg_quality=(5, 30))
     assert one is same and hash(one) == hash(same)
     other = make_image_task(name, hole_share=(0.2, 0.6), jpeg_quality=(5, 31), blur_std=(0.5, 4.0))
-    assert (other is one) == (name in {"uncrop", "colourise"})
+    assert (other is one) == (name in {"uncrop", "colourise", "super_resolve"})
 
 
 @pytest.mark.parametrize("settings, message", [
