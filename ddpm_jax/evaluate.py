@@ -99,7 +99,7 @@ def _add_sample_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    what = [name.strip() for name in (args.what or DEFAULT_WHAT).split(",") if name.strip()]
+    what = [name.strip() for name in (DEFAULT_WHAT if args.what is None else args.what).split(",") if name.strip()]
     for name in what:
         if name.lower() in MEASURED_BY:
             of = MEASURED_BY[name.lower()]
