@@ -7,7 +7,7 @@ import numpy as np
 
 from ddpm_jax.data.image_listing import first_of, printable, skipped_note
 from ddpm_jax.editing.edit_images import Editor, Wanted
-from ddpm_jax.editing.inputs import Inputs, open_inputs
+from ddpm_jax.editing.inputs import NOT_READ, Inputs, open_inputs
 from ddpm_jax.editing.job import GRID_FILE, MAX_GRID, EditJob, digest
 from ddpm_jax.editing.masks_of_files import Masks, named_hole, open_masks
 from ddpm_jax.editing.settings import EDITS
@@ -211,7 +211,8 @@ def _wanted(files: EditFiles, missing: list[int]) -> Iterator[Wanted]:
             except UserError as error:
                 if len(files.inputs) == 1:
                     raise
-                files.unreadable.append((files.inputs.names[image], str(error).rpartition(": ")[2]))
+                reason = str(error).partition(f" {NOT_READ}: ")[2] or str(error)
+                files.unreadable.append((files.inputs.names[image], reason))
         if inputs is not None:
             yield Wanted(number, *inputs)
 

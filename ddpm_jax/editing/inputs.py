@@ -18,6 +18,7 @@ from ddpm_jax.editing.result_names import result_names
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 
 ARRAYS = (".npz", ".npy")
+NOT_READ = "could not be read as an image"  # before the reason, in messages
 _KINDS = {1: "grey", 3: "colour"}
 
 
@@ -148,7 +149,7 @@ def _decoded(what: str, openable: Callable[[], str], shape: tuple[int, int, int]
         with large_images():
             return decode_image(openable(), image_size=shape[:2], num_channels=shape[2])
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise UserError(f"{what} could not be read as an image: {reason_of(error)}") from None
+        raise UserError(f"{what} {NOT_READ}: {reason_of(error)}") from None
 
 
 def _stamp(path: str) -> str:

@@ -11,7 +11,7 @@ from ddpm_jax.data.image_decoding import FORMATS, check_pixels, to_8_bit
 from ddpm_jax.data.image_listing import ENDINGS, list_images, printable
 from ddpm_jax.data.unreadable_images import reason_of
 from ddpm_jax.diffusion.edits import make_mask
-from ddpm_jax.editing.inputs import ARRAYS, existing, large_images
+from ddpm_jax.editing.inputs import ARRAYS, NOT_READ, existing, large_images
 from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 
 
@@ -133,7 +133,7 @@ def read_mask(place: str, size: tuple[int, int], fit: bool) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise UserError(f"{arg('mask')} {place!r} could not be read as an image: {reason_of(error)}") from None
+        raise UserError(f"{arg('mask')} {place!r} {NOT_READ}: {reason_of(error)}") from None
     height, width = size
     if fit:
         if (grey.height, grey.width) != size:

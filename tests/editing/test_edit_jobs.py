@@ -128,6 +128,15 @@ def test_a_job_without_an_image_leaves_its_folder(edit, tmp_path, capfd):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_the_whole_reason_why_an_image_is_skipped_is_told(edit, images, tmp_path, capfd):
+    Image.new("1", (9600, 9600)).save(images / "large.png")
+    assert edit(f"--images={images}", "--strength=0") == 0
+    told = "skipped 1 of 4 image files that could not be read: large (9600 x 9600 pixels; the most is 89,478,485: make"
+    out, err = capfd.readouterr()
+    assert told in out and "Warning" not in err
+    assert not (tmp_path / "out" / "large.png").exists()
+
+
 def test_every_mask_of_an_array_is_checked_and_remembered(edit, images, tmp_path, capfd):
     masks = np.zeros((3, 8, 8), bool)
     masks[:, 4:] = True
