@@ -82,13 +82,14 @@ def _edit(args: argparse.Namespace) -> None:
     # Here, so that --help and errors in flags need not wait for JAX.
     from ddpm_jax.editing.command import EditFiles, run_edit
     from ddpm_jax.editing.edit_images import Editor
-    from ddpm_jax.editing.job import EditJob
+    from ddpm_jax.editing.job import EditJob, check_out
     from ddpm_jax.editing.settings import checked_settings
     from ddpm_jax.experiment.open_run import open_run
     from ddpm_jax.experiment.trained_run import SAMPLE_FIELDS
 
     given = {name: getattr(args, name) for name in EDIT_SETTINGS if getattr(args, name) is not None}
     checked_settings(args.what, given)
+    check_out(args.out, args.images)
     trained = open_run(args.workdir, step=args.step, best=args.best, weights=args.weights, ema_std=args.ema_std)
     trained = trained.with_fields(args.overrides, SAMPLE_FIELDS)
     with as_typed(args), arguments_named({"table": "--sampler"}.get):
@@ -111,7 +112,7 @@ def _edit(args: argparse.Namespace) -> None:
         to=args.to,
     )
     out = os.path.expanduser(args.out)
-    facts = files.facts(args.workdir)
+    facts = files.facts(args.workdir, trained.edit_programs)
     job = EditJob(out, facts, files.inputs.names, editor.num_results)
     for note in files.inputs.notes:
         print(f"note: {note}")

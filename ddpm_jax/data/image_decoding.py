@@ -5,11 +5,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # Recognised by content, not by file name. The list keeps Pillow from passing untrusted files to decoders that start
 # other programs (EPS).
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 # Pillow's own limit against small files that unpack to gigabytes; Pillow only warns.
 MAX_PIXELS = 89_478_485
@@ -21,18 +21,26 @@ _large = ThreadPoolExecutor(1, thread_name_prefix="ddpm_jax-large")
 
 def read_header(file: str | os.PathLike) -> None:
     """Raises Pillow's error if `file` does not begin like an image, ValueError if the image is too large."""
-    with Image.open(file, formats=_FORMATS) as image:
+    with Image.open(file, formats=FORMATS) as image:
         if image.format != "JPEG":  # a JPEG may be decoded at an eighth of its size
-            _check_pixels(image)
+            check_pixels(image)
 
 
 def stored_shape(file: str | os.PathLike) -> tuple[int, int, int]:
     """(H, W, C) of an image in its upright orientation; C is 1 for grey, 3 for everything else."""
-    with Image.open(file, formats=_FORMATS) as image:
-        _check_pixels(image)
+    with Image.open(file, formats=FORMATS) as image:
+        check_pixels(image)
         upright = ImageOps.exif_transpose(image)
-        is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
-        return upright.height, upright.width, 1 if is_grey and not image.has_transparency_data else 3
+        return upright.height, upright.width, _stored_channels(image)
+
+
+def header_shape(file: str | os.PathLike) -> tuple[int, int, int]:
+    """`stored_shape` from the header alone, of an image of any size and of one that is damaged further on."""
+    with Image.open(file, formats=FORMATS) as image:
+        # That of the base class: of a PNG, Pillow's own decodes all pixels to look for EXIF data behind them.
+        is_turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        sizes = (image.width, image.height) if is_turned else (image.height, image.width)
+        return *sizes, _stored_channels(image)
 
 
 def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int], num_channels: int) -> np.ndarray:
@@ -56,11 +64,11 @@ def decode_image(file: str | os.PathLike | bytes, *, image_size: tuple[int, int]
         Exception: many types, from Pillow's decoders, if the file is damaged.
     """
     height, width = image_size
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
         # JPEG can be decoded at 1/2, 1/4, 1/8 of its size in a fraction of the time. We ask for at least twice the size
         # on both sides, in either orientation, so that the resize below still does the antialiasing.
         image.draft(None, (2 * max(height, width),) * 2)
-        _check_pixels(image)
+        check_pixels(image)
         if image.width * image.height > _LARGE_PIXELS:
             fitted = _large.submit(_load, image, image_size, num_channels).result()
         else:
@@ -86,7 +94,13 @@ def fit_array(image: np.ndarray, *, image_size: tuple[int, int], num_channels: i
     return np.stack([np.array(_fit(plane, image_size)) for plane in planes], axis=-1)
 
 
-def _check_pixels(image: Image.Image) -> None:
+def _stored_channels(image: Image.Image) -> int:
+    is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
+    return 1 if is_grey and not image.has_transparency_data else 3
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Raises ValueError if an opened image is too large to decode."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels; the most is {MAX_PIXELS:,}: make it smaller")
 
@@ -95,11 +109,11 @@ def _load(image: Image.Image, image_size: tuple[int, int], num_channels: int) ->
     """The image of an opened file in mode L or RGB and at image_size."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image would need a lot of memory
-    return _fit(_to_8_bit(image, num_channels), image_size)
+    return _fit(to_8_bit(image, num_channels), image_size)
 
 
-def _to_8_bit(image: Image.Image, num_channels: int) -> Image.Image:
-    """Converts any of Pillow's modes to L or RGB."""
+def to_8_bit(image: Image.Image, num_channels: int) -> Image.Image:
+    """Converts any of Pillow's modes to L or RGB; 16-bit grey is scaled, 65535 -> 255."""
     if image.mode.startswith("I"):  # I;16, I;16B, and I, which older versions of Pillow use for 16-bit PNGs
         values = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
         # Pillow's own conversion to L clips at 255, which would make such images white.

@@ -1,16 +1,17 @@
 """Runs the edit of a command: images and masks from files, results into a folder, and what is printed."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ddpm_jax.data.image_listing import skipped_note
+from ddpm_jax.data.image_listing import first_of, printable, skipped_note
 from ddpm_jax.editing.edit_images import Editor, Wanted
-from ddpm_jax.editing.inputs import Inputs, named_hole, open_inputs, open_masks
+from ddpm_jax.editing.inputs import NOT_READ, Inputs, open_inputs
 from ddpm_jax.editing.job import GRID_FILE, MAX_GRID, EditJob, digest
+from ddpm_jax.editing.masks_of_files import Masks, named_hole, open_masks
 from ddpm_jax.editing.settings import EDITS
+from ddpm_jax.experiment.edit_programs import EditPrograms
 from ddpm_jax.experiment.weights_digest import weights_digest
 from ddpm_jax.runtime.errors import MAX_INT, UserError, arg
 from ddpm_jax.runtime.progress import ProgressBar
@@ -26,7 +27,7 @@ class EditFiles:
     Args:
       editor: with all settings.
       images: the path; None for an edit without images.
-      mask, fit_mask: a file or folder of masks; see `inputs.open_masks`.
+      mask, fit_mask: a file or folder of masks; see `masks_of_files.open_masks`.
       hole, hole_share: the name of a hole in place of a mask, and of "random" the share of the pixels in it; see
         `named_hole`.
       to: the path of the other image.
@@ -54,16 +55,16 @@ class EditFiles:
                 raise UserError(f"{arg('method=noise')} takes no images: leave out {arg('images')} and {arg('to')}")
             count = self.editor.settings["num_pairs"]
             names = tuple(f"noises_{2 * pair}_{2 * pair + 1}" for pair in range(count))
-            self.inputs = Inputs(names, (), lambda number: np.zeros(shape, np.uint8))
+            self.inputs = Inputs(names, names, (), lambda number: np.zeros(shape, np.uint8))
         elif self.images is None:
             raise UserError(f"{arg('images')} must name the image, a folder of images, or an array file to edit")
         else:
-            self.inputs = open_inputs("images", self.images, shape)
+            self.inputs = open_inputs("images", self.images, shape, self.editor.num_results)
         if len(self.inputs) * self.editor.num_results > MAX_INT:
             raise UserError(f"at most {MAX_INT} results; got {len(self.inputs)} images of {self.editor.num_results}")
         self._target = self._open_target()
-        self._mask_of = self._open_masks()
-        self._check_masks()
+        self._masks = self._open_masks()
+        self._masks_digest = self._check_masks()
 
     def _open_target(self) -> np.ndarray | None:
         what = self.editor.what
@@ -80,7 +81,7 @@ class EditFiles:
             raise UserError(f"{arg('to')} must name one image; {self.to!r} has {len(others)}")
         return others.load(0)
 
-    def _open_masks(self) -> Callable[[int], np.ndarray]:
+    def _open_masks(self) -> Masks:
         kind, what = EDITS[self.editor.what], self.editor.what
         height, width, _ = self.editor.task.input_shape
         given = [name for name in ("mask", "hole") if getattr(self, name) is not None]
@@ -103,20 +104,23 @@ class EditFiles:
                     "file that is white where the image is known and black in the hole"
                 )
             same = np.full((height, width, 1), not kind.takes_mask)
-            return lambda number: same
+            return Masks(lambda number: same)
         if self.hole is not None:
             hole = named_hole(self.hole, self.hole_share, height, width)
-            return lambda number: hole
-        return open_masks(self.mask, self.inputs.names, (height, width), self.fit_mask)
+            return Masks(lambda number: hole)
+        return open_masks(self.mask, self.inputs.files, (height, width), self.fit_mask)
 
-    def _check_masks(self) -> None:
-        """Reads all masks, so that no damaged one shows after hours. Raises UserError for one without a hole."""
-        self._masks = None
+    def _check_masks(self) -> str | None:
+        """Reads all masks, so that no damaged one shows after hours, and returns their digest; None without masks.
+
+        Raises:
+          UserError: one that cannot be read, or without a hole.
+        """
         if not EDITS[self.editor.what].takes_mask:
-            return
+            return None
         digests, num_empty = [], 0
-        for number, name in enumerate(self.inputs.names if os.path.isdir(self.mask or "") else self.inputs.names[:1]):
-            mask = self._mask_of(number)
+        for number, name in enumerate(self.inputs.names if self._masks.by_image else self.inputs.names[:1]):
+            mask = self._masks.of(number)
             if mask.all():
                 raise UserError(
                     f"{arg('mask')} is white everywhere for {name!r}, so that all is known and nothing would be drawn: "
@@ -124,18 +128,24 @@ class EditFiles:
                 )
             num_empty += not mask.any()
             digests.append(digest(mask))
-        self._masks = digest(*digests)
         if num_empty and EDITS[self.editor.what].needs_mask:
             print(f"note: {num_empty} of {len(digests)} masks are black everywhere: nothing of the image is known")
+        return digest(*digests)
 
     def inputs_of(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The image of that number, its mask and its target. Raises UserError if a file cannot be read."""
         image = self.inputs.load(number)
-        return image, self._mask_of(number), image if self._target is None else self._target
+        return image, self._masks.of(number), image if self._target is None else self._target
 
-    def facts(self, run_name: str) -> dict[str, object]:
-        """Everything that the results depend on, as JSON."""
+    def facts(self, run_name: str, programs: EditPrograms) -> dict[str, object]:
+        """Everything that the results depend on, as JSON.
+
+        Args:
+          programs: of the run that was given to the editor.
+        """
         editor, run = self.editor, self.editor.run
+        others = [generator.other_networks for generator, _ in programs.generators.values()]
+        guides = {name: about for networks in others for name, about in networks.items()}
         return {
             "what": editor.what,
             "run": run_name,
@@ -143,34 +153,47 @@ class EditFiles:
             "weights": weights_digest(run.params),
             "settings": editor.settings,
             "sampler": {k: v for k, v in run.sampler_settings.items() if k not in _NO_INFLUENCE},
+            **({"guiding network": guides} if guides else {}),
             "seed": editor.seed,
             "num_results": editor.num_results,
             "images": self.images,
             "list of images": digest(*self.inputs.names, *self.inputs.sources),
-            "mask": self._masks,
+            "mask": self._masks_digest,
             "to": None if self._target is None else digest(self._target),
         }
 
 
 def run_edit(files: EditFiles, job: EditJob) -> None:
-    """Draws the results that the job lacks, writes them and the grid, and says what was done."""
+    """Draws the results that the job lacks, writes them and the grid, and says what was done.
+
+    Raises:
+      UserError: no image could be read; a job without results then leaves its folder.
+    """
     editor, inputs = files.editor, files.inputs
     num_results, num_images = editor.num_results, len(inputs)
     missing = [number for number in range(num_images * num_results) if not job.is_done(number)]
     done_before = num_images * num_results - len(missing)
     if done_before:
         print(f"{done_before} of {num_images * num_results} results are there already; drawing the others")
+    damaged = [printable(job.path_of(number).name) for number in missing if job.path_of(number).exists()]
+    if damaged:
+        print(f"note: results that are damaged are drawn again: {first_of(damaged)}")
     batch_size = editor.batch_of(num_images)
     total = -(-len(missing) // batch_size) * editor.task.num_calls
     num_written = 0
-    with ProgressBar(total, editor.what, enabled=bool(missing)) as bar:
-        for number, image in editor.results(_wanted(files, missing), batch_size, bar.update):
-            job.write(number, image)
-            num_written += 1
-    if files.unreadable:
-        print(f"note: {skipped_note(files.unreadable, num_images)}")
-    if not num_written and not done_before:
-        raise UserError(f"{arg('images')} {files.images!r}: no image could be read")
+    try:
+        with ProgressBar(total, editor.what, enabled=bool(missing)) as bar:
+            for number, image in editor.results(_wanted(files, missing), batch_size, bar.update):
+                job.write(number, image)
+                num_written += 1
+        if files.unreadable:
+            print(f"note: {skipped_note(files.unreadable, num_images)}")
+        if not num_written and not done_before:
+            raise UserError(f"{arg('images')} {files.images!r}: no image could be read")
+    except UserError:
+        if not num_written and not done_before:
+            job.give_up()
+        raise
     _write_grid(files, job)
     images = "image" if num_written == 1 else "images"
     print(f"wrote {num_written} {images} to {job.folder}, and {GRID_FILE} with the first results")
@@ -188,7 +211,8 @@ def _wanted(files: EditFiles, missing: list[int]) -> Iterator[Wanted]:
             except UserError as error:
                 if len(files.inputs) == 1:
                     raise
-                files.unreadable.append((files.inputs.names[image], str(error).rpartition(": ")[2]))
+                reason = str(error).partition(f" {NOT_READ}: ")[2] or str(error)
+                files.unreadable.append((files.inputs.names[image], reason))
         if inputs is not None:
             yield Wanted(number, *inputs)
 

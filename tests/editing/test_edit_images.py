@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import ddpm_jax as dj
-from ddpm_jax.editing.inputs import named_hole
 from ddpm_jax.editing.interpolation import on_sphere
+from ddpm_jax.editing.masks_of_files import named_hole
 from ddpm_jax.editing.settings import EDITS, checked_settings
 
 QUICK = {"progress": False, "batch_size": 8}
