@@ -1,5 +1,6 @@
 """Another sampler for a trained run: which settings may be given, and the config with them."""
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -78,6 +79,8 @@ def with_sampler_settings(
     idle = [name for name, neutral in _OF_GUIDANCE.items() if name in given and sample[name] != neutral]
     if idle and not is_guided(config):
         raise UserError(f"{arg(idle[0])} needs a {arg('guidance_scale')} other than 1, which is no guidance")
+    if {"classes", "negative_classes"} & given.keys() and is_guided(config):
+        _check_another_class(config)
     for name in ("autoguidance_step", "autoguidance_weights"):
         if name in given and not sample.autoguidance:
             raise UserError(f"{arg(name)} needs an {arg('autoguidance')}, the run that it is of")
@@ -162,6 +165,20 @@ def _check_effect(given: Mapping[str, object], sampler: str) -> None:
     idle = [name for name in ("num_sampler_steps", "spacing") if name in given]
     if "respacing" in given and idle:
         raise UserError(f"{arg('respacing')} says which steps are visited: leave out {arg(idle[0])}")
+
+
+def _check_another_class(config: ConfigDict) -> None:
+    """Raises UserError if every sample would be guided away from the class that it has."""
+    classes = tuple(config.sample.classes) or tuple(range(config.model.num_classes))
+    negative = tuple(config.sample.negative_classes)
+    if not classes or not negative or (config.condition.task and not config.sample.classes):
+        return  # with a task the classes are those of the images that are shown
+    period = math.lcm(len(classes), len(negative))
+    if all(classes[n % len(classes)] == negative[n % len(negative)] for n in range(period)):
+        raise UserError(
+            f"{arg('negative_classes')} has no effect: it is the class of every sample itself; got "
+            f"{','.join(map(str, negative))}: give others than {arg('classes')}"
+        )
 
 
 def _check_variance(config: ConfigDict, variance: str) -> None:
