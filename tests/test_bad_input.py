@@ -3,8 +3,10 @@
 import pytest
 
 from ddpm_jax import train as train_command
+from ddpm_jax.diffusion.image_conditions import TASKS
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.task_fields import FIELDS
 from ddpm_jax.runtime.errors import UserError
 
 
@@ -157,6 +159,29 @@ def test_batches_that_the_devices_do_not_divide(train_error):
 def test_settings_of_churn_without_churn(train_error):
     message = train_error("--config.sample.sampler=heun", "--config.sample.churn_noise=1.003")
     assert message.startswith("sample.churn_noise=1.003 needs a sample.churn above 0")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["blur_std=1,2"], "condition.blur_std is of condition.task=deblur; got condition.task='', which does not read "
+         "it: leave it at (0.5, 3.0), or give --config.condition.task=deblur"),
+        (["task=jpeg", "hole_share=0.2,0.3"], "condition.hole_share is of condition.task=inpaint; got"),
+        (["task=uncrop", "factor=2"], "condition.factor is of condition.task=super_resolve; got"),
+        (["task=super_resolve", "max_level=3"], "condition.max_level is of condition.augmentation=noise; got 'none'"),
+        (["task=super_resolve", "augmentation=blur", "max_level=3"], "condition.max_level is of"),
+    ],
+    ids=lambda value: "",
+)  # fmt: skip
+def test_fields_of_another_task(train_error, fields, message):
+    assert train_error(*(f"--config.condition.{field}" for field in fields)).startswith(message)
+
+
+def test_every_field_of_a_task_is_in_the_table(tiny_config):
+    """An older run, made when a field had another default, is opened nevertheless."""
+    fields = {name for names in FIELDS.values() for name in names}
+    assert fields | {"task", "drop_rate"} == set(tiny_config().condition) and tuple(FIELDS) == TASKS
+    build_experiment(tiny_config("condition.blur_std=0.5,2.0"))
 
 
 def test_eta_that_asks_for_too_much_noise(train_error):
