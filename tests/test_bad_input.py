@@ -60,6 +60,7 @@ CASES = [
     ("diffusion.prediction=x0", "diffusion.prediction must be one of ['eps', 'mean', 'v', 'x_0']; got 'x0'; did"),
     ("diffusion.loss=l2", "diffusion.loss must be one of ['huber', 'hybrid', 'l1', 'rescaled_vlb', 'simple', 'vlb']"),
     ("diffusion.loss=hybrid", "diffusion.loss='hybrid' trains a learned variance; got diffusion.variance='fixed_"),
+    ("diffusion.loss_region=all", "diffusion.loss_region must be one of ['hole', 'image']; got 'all'"),
     ("diffusion.vlb_lambda=0", "diffusion.vlb_lambda must be above 0; got 0.0"),
     ("diffusion.weighting=snr", "diffusion.weighting must be one of ['min_snr', 'none', 'p2']; got 'snr'"),
     ("diffusion.min_snr_gamma=0", "diffusion.min_snr_gamma must be above 0; got 0.0"),
@@ -313,6 +314,9 @@ def test_workdir_without_permission(train_error, tmp_path, monkeypatch):
         (["--num-samples=3"], "unknown flag '--num-samples'; did you mean '--num_samples'?"),
         (["--out="], "--out must be a path such as samples/new"),
         (["--out=" + "x" * 260], "--out="),
+        (["--classes=3"], "--classes=3 is for a network with classes; the run has model.num_classes=0: leave it out, "
+         "train a run with model.num_classes, or give a --classifier"),
+        (["--guidance_scale=0.3", "--cfg_plus_plus=true", "--apg_eta=0"], "--apg_eta must be 1 with --cfg_plus_plus"),
         (["--steps=3"], "unknown flag '--steps': --num_sampler_steps=N is the number of sampler steps; --step=N is a"),
         (["--cfg=3"], "unknown flag '--cfg': --guidance_scale=S, the papers' 1 + w"),
         (["--out=new/"], "--out must be a path such as samples/new"),

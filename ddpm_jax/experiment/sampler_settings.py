@@ -14,7 +14,7 @@ from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.image_condition import check_augmentation_level
 from ddpm_jax.experiment.sample_guidance import is_guided
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
-from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of, whole_number
 from ddpm_jax.workdir.class_names import numbered
 
 # Fields of the group `sample`, but for the variance, which is `diffusion.variance`.
@@ -58,6 +58,7 @@ def with_sampler_settings(
     """
     for name in given:
         check_one_of("a setting of the sampler", name, SAMPLER_SETTINGS)
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
     config = config.copy_and_resolve_references()
     with settings_named(given):
         for name, value in given.items():

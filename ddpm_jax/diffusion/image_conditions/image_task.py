@@ -60,7 +60,7 @@ def checked_range(name: str, got: tuple, allowed: str, inside: Callable[[float, 
       inside: must hold for the two, and for them as float32, in which all is computed.
     """
     ends = tuple(got) if isinstance(got, tuple | list | np.ndarray) else ()
-    are_numbers = len(ends) == 2 and np.asarray(ends).dtype.kind in "iuf"
+    are_numbers = len(ends) == 2 and all(np.ndim(end) == 0 and np.asarray(end).dtype.kind in "iuf" for end in ends)
     if not are_numbers or not ends[0] <= ends[1] or not (inside(*ends) and inside(*map(np.float32, ends))):
         shown = ",".join(map(str, ends)) or ("nothing" if isinstance(got, tuple | list) else repr(got))
         raise UserError(f"{arg(name)} must be LOW,HIGH with {allowed}; got {shown}")
