@@ -124,7 +124,7 @@ def real_number(name: str, got: object) -> float:
         try:
             return float(got)
         except OverflowError:  # of an int
-            return math.copysign(math.inf, got)
+            return math.inf if got > 0 else -math.inf
         except (TypeError, ValueError):
             pass
     raise UserError(f"{arg(name)} must be a number; got {got!r:.60}")

@@ -240,8 +240,3 @@ def test_other_types(make, message):
     with pytest.raises((UserError, TypeError), match=message) as error:
         make()
     assert isinstance(error.value, TypeError) or "\n" not in str(error.value)
-
-
-def test_numbers_of_numpy_and_jax():
-    ours = make_guidance({}, scale=2.0, rescale=0.5)
-    assert make_guidance({}, scale=np.float32(2), rescale=jnp.float32(0.5)) == ours
