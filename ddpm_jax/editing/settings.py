@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, real_number, whole_number
 
 MAX_RESULTS = 10_000_000  # of all images together: more files than a folder is good for, and a mistyped number
-_MAX_ZETA = 1000.0  # the paper has at most 1; with a step so much longer than the misfit nothing of the image is left
+_MAX_ZETA = 1000.0  # useful ones are 0.1 to 2; so far beyond them the steps lead away from every image
 # Beyond these a mistyped number would fill the memory: the sampler's tables have a row for each network call.
 _LIMITS = {
     "jump_length": (1, 1_000_000), "num_resamplings": (1, 1_000_000), "num_fixed_point": (0, 1_000_000),
