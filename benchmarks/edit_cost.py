@@ -8,29 +8,40 @@ table: the network calls of a result, and the medians of --repeats ratios with t
 """
 
 import argparse
+import sys
 import time
 
 import numpy as np
+from one_line import check_counts, run
 
 import ddpm_jax as dj
 from ddpm_jax.editing.edit_images import Editor
 from ddpm_jax.editing.settings import EDITS, EDITS_OF_TASK, TRAINED
+from ddpm_jax.runtime.errors import check_between
 
 # The methods that are no edit of given images, or the same walk as another row.
 LEFT_OUT = {("interpolate", "noise")}
 SETTINGS = {"repaint": {"jump_length": 5, "num_resamplings": 4}, "super_resolve": {"factor": 2}}
 
 
-def main() -> None:
-    """Times the edits and prints the table."""
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--num_images", type=int, default=8)
     parser.add_argument("--num_sampler_steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    run = dj.open_run(args.workdir)
-    images = run.source(run.held_out_split or "train").load(np.arange(args.num_images))
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Times the edits and prints the table."""
+    check_counts(args, "num_images", "num_sampler_steps", "repeats")
+    trained = dj.open_run(args.workdir)
+    trained.check_images("edits are of images")
+    source = trained.source(trained.held_out_split or None)
+    check_between("--num_images", args.num_images, 1, len(source))
+    images = source.load(np.arange(args.num_images))
     steps = {"sampler": "ddim", "num_sampler_steps": args.num_sampler_steps}
 
     def seconds_of(call) -> float:
@@ -39,25 +50,27 @@ def main() -> None:
         return time.perf_counter() - since
 
     def sample() -> None:
-        run.sample(args.num_images, batch_size=args.num_images, progress=False, **steps)
+        trained.sample(args.num_images, batch_size=args.num_images, progress=False, **steps)
 
-    print(f"{args.num_images} images of {'x'.join(map(str, run.image_shape))}, ddim, {args.num_sampler_steps} steps\n")
+    print(
+        f"{args.num_images} images of {'x'.join(map(str, trained.image_shape))}, ddim, {args.num_sampler_steps} steps\n"
+    )
     print("| edit | method | network calls | time / sampling |\n| --- | --- | --- | --- |")
     seconds_of(sample)
-    for what, method in rows_of(run):
+    for what, method in rows_of(trained):
         given = {"method": method, **steps, **SETTINGS.get(method, {}), **SETTINGS.get(what, {})}
         if method == TRAINED and what == "super_resolve":
-            given["factor"] = run.image_task.factor
+            given["factor"] = trained.image_task.factor
         if what in ("variation", "interpolate") and method == "ddim":
             del given["sampler"]
         arrays = inputs_of(what, images, given)
 
         def edit(what=what, given=given, arrays=arrays) -> None:
-            dj.edit_images(run, what=what, batch_size=args.num_images, progress=False, **given, **arrays)
+            dj.edit_images(trained, what=what, batch_size=args.num_images, progress=False, **given, **arrays)
 
         seconds_of(edit)  # compiles
         ratios = [seconds_of(edit) / seconds_of(sample) for _ in range(args.repeats)]
-        calls = Editor(run, what, batch_size=args.num_images, **given).task.num_calls
+        calls = Editor(trained, what, batch_size=args.num_images, **given).task.num_calls
         print(
             f"| {what} | {method} | {calls} | {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
             flush=True,
@@ -88,4 +101,4 @@ def inputs_of(what: str, images: np.ndarray, given: dict) -> dict[str, np.ndarra
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, flags()))

@@ -143,6 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.dims < 2:
         parser.error(f"--dims must be at least 2; got {args.dims}")
+    if args.out == "":
+        parser.error("--out must be a prefix such as docs/images/laboratory; got ''; without it there are no plots")
     if args.x_0_limit is not None and not 0 < args.x_0_limit < math.inf:
         parser.error(f"--x_0_limit must be above 0 and finite; got {args.x_0_limit}")
     if args.num_samples is not None and not 100 <= args.num_samples <= 1_000_000:

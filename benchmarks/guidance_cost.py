@@ -4,17 +4,20 @@
 
 Runs one row of DDIM without guidance and with each kind of it, in turn in one process, and prints the median of
 --repeats calls of each, the median of the ratios to the first program in the same round (not the ratio of the medians),
-and the range of these ratios. The weaker network of autoguidance has half the channels. The classifier has the config's
-own settings; its forward and backward pass alone is a program as well.
+and the range of these ratios. The weaker network of autoguidance has half the channels, in as many groups as fit. The
+classifier has the config's own settings; its forward and backward pass alone is a program as well.
 """
 
 import argparse
+import math
+import sys
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from one_line import check_counts, run
 
 from ddpm_jax.diffusion.denoiser import make_denoiser
 from ddpm_jax.diffusion.gradient_guidance import class_log_prob, gradient_guidance
@@ -26,6 +29,7 @@ from ddpm_jax.diffusion.samplers.sampling_loop import init_sampler_state, scan_r
 from ddpm_jax.experiment.build import Experiment, build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.runtime.compilation import compiler_options
+from ddpm_jax.runtime.errors import UserError
 
 SCALE, NUM_CLASSES = 3.0, 10
 
@@ -34,8 +38,7 @@ def programs(config: str, batch_size: int) -> dict[str, Callable[[], jax.Array]]
     """Name -> one call. The weights are random: time does not depend on them."""
     classes = [f"model.num_classes={NUM_CLASSES}", f"sample.batch_size={batch_size}"]
     main = built(config, [*classes, "condition.drop_rate=0.1"])
-    half = load_config(config, []).unet.channels // 2
-    weak = built(config, [*classes, "condition.drop_rate=0.1", f"unet.channels={half}"])
+    weak = built(config, [*classes, "condition.drop_rate=0.1", *half_as_wide(config)])
     classifier = built(config, [*classes, "objective.name=classifier"])
     process, null = main.process, jnp.full(batch_size, NUM_CLASSES)
     label = jnp.arange(batch_size) % NUM_CLASSES
@@ -90,17 +93,34 @@ def programs(config: str, batch_size: int) -> dict[str, Callable[[], jax.Array]]
     }
 
 
+def half_as_wide(config: str) -> list[str]:
+    """The fields of a network with half of the channels, and as many groups as fit them."""
+    given = load_config(config, [])
+    if given.model.name != "unet" or given.condition.task:
+        raise UserError(
+            f"--config must be of a unet without a condition.task; got model.name={given.model.name!r} and "
+            f"condition.task={given.condition.task!r}: take cifar10 or fashion_mnist"
+        )
+    channels = given.unet.channels // 2
+    groups = math.gcd(given.unet.num_groups, *(int(channels * mult) for mult in given.unet.channel_mults))
+    return [f"unet.channels={channels}", f"unet.num_groups={groups}"]
+
+
 def built(config: str, changes: list[str]) -> Experiment:
     """The experiment on one device."""
     return build_experiment(load_config(config, changes), jax.devices()[:1])
 
 
-def main() -> None:
+def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="cifar10")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
-    args = parser.parse_args()
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    check_counts(args, "batch_size", "repeats")
     calls = programs(args.config, args.batch_size)
     seconds = {name: [] for name in calls}
     for repeat in range(args.repeats + 1):
@@ -118,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, flags()))

@@ -12,16 +12,20 @@ the run whose network is the reference of autoguidance.
 
 import argparse
 import os
+import sys
 
 import jax
 import numpy as np
 from guidance import pixels
 from matplotlib.figure import Figure
+from one_line import check_counts, run
 
 from ddpm_jax.evaluation.feature_classifier import Classifier, check_labels, to_model_scale, train_classifier
 from ddpm_jax.evaluation.frechet_distance import frechet_from_features
 from ddpm_jax.evaluation.precision_recall import precision_recall
 from ddpm_jax.experiment.open_run import open_run
+from ddpm_jax.runtime.atomic_files import check_folder
+from ddpm_jax.runtime.devices import make_mesh
 
 SCALES = (1.5, 2.0, 3.0)
 LAMBDAS = (0.1, 0.3, 0.6)
@@ -73,7 +77,8 @@ def save_plot(path: str, points: dict[str, list[dict[str, float]]]) -> None:
     figure.savefig(path)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--weak", metavar="DIR", help="a smaller or less trained run, for autoguidance")
@@ -82,19 +87,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sampler", default="ddim", help="one that CFG++ can use (default ddim)")
     parser.add_argument("--num_sampler_steps", type=int, default=30)
     parser.add_argument("--interval", type=float, nargs=2, default=(-2.0, 4.0))
-    args = parser.parse_args(arguments)
+    return parser
 
+
+def main(args: argparse.Namespace) -> None:
+    """Draws the samples, and prints the table."""
+    check_counts(args, "num_samples", "num_sampler_steps")
+    trained = open_run(args.workdir)
+    check_folder("--out", os.path.dirname(os.path.abspath(args.out)))
+    sampler = {"sampler": args.sampler, "num_sampler_steps": args.num_sampler_steps}
+    for settings in variants(args.weak, tuple(args.interval)).values():
+        for given in settings:  # for their checks
+            mesh = make_mesh()
+            trained.with_sampler(sampler | given, batch_size=None, num_devices=mesh.size).generator(mesh)
     if os.path.isdir(args.workdir):
         jax.config.update("jax_compilation_cache_dir", os.path.join(args.workdir, "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    run = open_run(args.workdir)
-    source = run.source()
+    source = trained.source()
     num_classes = check_labels(source, args.workdir)
-    trained = train_classifier(source, num_classes)
-    read = jax.jit(lambda images: Classifier(num_classes).apply({"params": trained.params}, to_model_scale(images)))
+    check_counts(args, "num_samples", least=2 * num_classes)  # the covariance of a class needs two
+    judge = train_classifier(source, num_classes)
+    read = jax.jit(lambda images: Classifier(num_classes).apply({"params": judge.params}, to_model_scale(images)))
     real, labels = source.load(np.arange(len(source))), np.asarray(source.labels)
     of_real, asked = np.asarray(read(real)[0]), np.arange(args.num_samples) % num_classes
-    print(f"the classifier is right on {100 * trained.accuracy:.1f} % of held-out real images")
+    print(f"the classifier is right on {100 * judge.accuracy:.1f} % of held-out real images")
     print(f"{args.num_samples} samples per row, {args.sampler}, {args.num_sampler_steps} steps\n")
     print("| guidance | scale | read as asked | Frechet distance | of each class alone, mean | precision | recall |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -115,14 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, settings in variants(args.weak, tuple(args.interval)).items():
         points[name] = []
         for given in settings:
-            images = run.sample(
-                args.num_samples,
-                seed=1,
-                sampler=args.sampler,
-                num_sampler_steps=args.num_sampler_steps,
-                progress=False,
-                **given,
-            )
+            images = trained.sample(args.num_samples, seed=1, progress=False, **sampler, **given)
             point = {"scale": given["guidance_scale"], **measured(images)}
             points[name].append(point)
             shown = f"{100 * point['accuracy']:.1f} % | {point['distance']:.3f} | {point['of each class']:.3f} | "
@@ -133,4 +142,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, flags()))

@@ -9,19 +9,25 @@ of the mean of the results, and the mean standard deviation of a pixel between t
 """
 
 import argparse
+import os
+import sys
 import time
 
 import jax
 import numpy as np
+from one_line import check_counts, run
 
 import ddpm_jax as dj
 from ddpm_jax.codecs.pixels import to_model_scale, to_uint8
 from ddpm_jax.diffusion.image_conditions import enlarged, shrunk
+from ddpm_jax.editing.edit_images import Editor
 from ddpm_jax.evaluation.super_resolution import inconsistency, psnr, ssim
+from ddpm_jax.runtime.atomic_files import check_folder
+from ddpm_jax.runtime.errors import UserError
 
 
-def main() -> None:
-    """Enlarges the images and prints the table."""
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--path", help="the images, where they have moved since the training")
@@ -30,16 +36,29 @@ def main() -> None:
     parser.add_argument("--num_results", type=int, default=4)
     parser.add_argument("--num_sampler_steps", type=int, default=50)
     parser.add_argument("--grid", help="PNG for the first 8 images: small, bicubic, results of each level, true")
-    args = parser.parse_args()
-    run = dj.open_run(args.workdir)
-    task = run.image_task
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Enlarges the images and prints the table."""
+    check_counts(args, "num_images", "num_results", "num_sampler_steps")
+    if args.grid:
+        check_folder("--grid", os.path.dirname(os.path.abspath(args.grid)))
+    levels = [level.strip() for level in args.levels.split(",")]
+    if not all(level.isdecimal() for level in levels):
+        raise UserError(f"--levels must be whole numbers, separated by commas; got {args.levels!r}")
+    trained = dj.open_run(args.workdir)
+    task = trained.image_task
     if task is None or task.factor == 1:
-        parser.error(f"{args.workdir} was not trained with condition.task=super_resolve")
+        raise UserError(f"{args.workdir} was not trained with condition.task=super_resolve")
     if args.path:
-        run = run.with_fields([f"data.path={args.path}"], ("data.path",))
-    if not run.held_out_split:
-        parser.error(f"{args.workdir} has no held-out images")
-    source = run.source(run.held_out_split)
+        trained = trained.with_fields([f"data.path={args.path}"], ("data.path",))
+    if not trained.held_out_split:
+        raise UserError(f"{args.workdir} has no held-out images")
+    settings = {"num_results": args.num_results, "num_sampler_steps": args.num_sampler_steps}
+    for level in levels:
+        Editor(trained, "super_resolve", augmentation_level=int(level), **settings)  # for its checks
+    source = trained.source(trained.held_out_split)
     numbers = np.linspace(0, len(source) - 1, min(args.num_images, len(source)))  # folders list a class at a time
     images = source.load(numbers.astype(int))
     small = np.asarray(to_uint8(jax.vmap(lambda x_0: shrunk(x_0, task.factor))(to_model_scale(images))))
@@ -51,16 +70,9 @@ def main() -> None:
         by_rule[rule] = np.asarray(to_uint8(larger))
         print(f"| {rule} | {in_words(images, small, by_rule[rule][:, None])} | | | |")
     columns = [by_rule["nearest"], by_rule["bicubic"]]
-    for level in map(int, args.levels.split(",")):
+    for level in map(int, levels):
         since = time.perf_counter()
-        results = dj.edit_images(
-            run,
-            small,
-            "super_resolve",
-            num_results=args.num_results,
-            num_sampler_steps=args.num_sampler_steps,
-            augmentation_level=level,
-        )
+        results = dj.edit_images(trained, small, "super_resolve", augmentation_level=level, **settings)
         seconds = time.perf_counter() - since
         mean = np.rint(results.mean(axis=1)).astype(np.uint8)
         deviation = results.std(axis=1, ddof=1).mean() if args.num_results > 1 else float("nan")
@@ -83,4 +95,4 @@ def in_words(images: np.ndarray, small: np.ndarray, results: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, flags()))

@@ -3,8 +3,10 @@
 import pytest
 
 from ddpm_jax import train as train_command
+from ddpm_jax.diffusion.image_conditions import TASKS
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_overrides import flatten
+from ddpm_jax.experiment.task_fields import FIELDS
 from ddpm_jax.runtime.errors import UserError
 
 
@@ -58,6 +60,7 @@ CASES = [
     ("diffusion.prediction=x0", "diffusion.prediction must be one of ['eps', 'mean', 'v', 'x_0']; got 'x0'; did"),
     ("diffusion.loss=l2", "diffusion.loss must be one of ['huber', 'hybrid', 'l1', 'rescaled_vlb', 'simple', 'vlb']"),
     ("diffusion.loss=hybrid", "diffusion.loss='hybrid' trains a learned variance; got diffusion.variance='fixed_"),
+    ("diffusion.loss_region=all", "diffusion.loss_region must be one of ['hole', 'image']; got 'all'"),
     ("diffusion.vlb_lambda=0", "diffusion.vlb_lambda must be above 0; got 0.0"),
     ("diffusion.weighting=snr", "diffusion.weighting must be one of ['min_snr', 'none', 'p2']; got 'snr'"),
     ("diffusion.min_snr_gamma=0", "diffusion.min_snr_gamma must be above 0; got 0.0"),
@@ -157,6 +160,29 @@ def test_batches_that_the_devices_do_not_divide(train_error):
 def test_settings_of_churn_without_churn(train_error):
     message = train_error("--config.sample.sampler=heun", "--config.sample.churn_noise=1.003")
     assert message.startswith("sample.churn_noise=1.003 needs a sample.churn above 0")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["blur_std=1,2"], "condition.blur_std is of condition.task=deblur; got condition.task='', which does not read "
+         "it: leave it at (0.5, 3.0), or give --config.condition.task=deblur"),
+        (["task=jpeg", "hole_share=0.2,0.3"], "condition.hole_share is of condition.task=inpaint; got"),
+        (["task=uncrop", "factor=2"], "condition.factor is of condition.task=super_resolve; got"),
+        (["task=super_resolve", "max_level=3"], "condition.max_level is of condition.augmentation=noise; got 'none'"),
+        (["task=super_resolve", "augmentation=blur", "max_level=3"], "condition.max_level is of"),
+    ],
+    ids=lambda value: "",
+)  # fmt: skip
+def test_fields_of_another_task(train_error, fields, message):
+    assert train_error(*(f"--config.condition.{field}" for field in fields)).startswith(message)
+
+
+def test_every_field_of_a_task_is_in_the_table(tiny_config):
+    """An older run, made when a field had another default, is opened nevertheless."""
+    fields = {name for names in FIELDS.values() for name in names}
+    assert fields | {"task", "drop_rate"} == set(tiny_config().condition) and tuple(FIELDS) == TASKS
+    build_experiment(tiny_config("condition.blur_std=0.5,2.0"))
 
 
 def test_eta_that_asks_for_too_much_noise(train_error):
@@ -288,6 +314,9 @@ def test_workdir_without_permission(train_error, tmp_path, monkeypatch):
         (["--num-samples=3"], "unknown flag '--num-samples'; did you mean '--num_samples'?"),
         (["--out="], "--out must be a path such as samples/new"),
         (["--out=" + "x" * 260], "--out="),
+        (["--classes=3"], "--classes=3 is for a network with classes; the run has model.num_classes=0: leave it out, "
+         "train a run with model.num_classes, or give a --classifier"),
+        (["--guidance_scale=0.3", "--cfg_plus_plus=true", "--apg_eta=0"], "--apg_eta must be 1 with --cfg_plus_plus"),
         (["--steps=3"], "unknown flag '--steps': --num_sampler_steps=N is the number of sampler steps; --step=N is a"),
         (["--cfg=3"], "unknown flag '--cfg': --guidance_scale=S, the papers' 1 + w"),
         (["--out=new/"], "--out must be a path such as samples/new"),

@@ -28,7 +28,7 @@ from ddpm_jax.diffusion.forward_process import signal_and_noise
 from ddpm_jax.diffusion.parameterisations import Steps
 from ddpm_jax.diffusion.process import Prediction, Process
 from ddpm_jax.diffusion.projected_guidance import Projection, projected
-from ddpm_jax.runtime.errors import UserError, arg
+from ddpm_jax.runtime.errors import UserError, arg, real_number
 
 Condition = Mapping[str, Array]
 PredictFn = Callable[[Float[Array, "B *D"], Steps, Condition], Prediction]
@@ -83,18 +83,22 @@ def make_guidance(
     Raises:
       UserError: a number out of its range.
     """
+    if not isinstance(reference, Mapping):
+        raise UserError(f"{arg('reference')} must be arrays by name, such as {{'label': rows}}; got {reference!r:.60}")
+    scale, rescale = real_number("guidance_scale", scale), real_number("guidance_rescale", rescale)
     if not 0 <= scale <= MAX_SCALE:
         raise UserError(
             f"{arg('guidance_scale')} must be in 0..{MAX_SCALE:g}; got {scale}: 1 means no guidance, try 1.5 to 3"
         )
-    if len(interval) != 2 or not interval[0] < interval[1]:
+    ends = [real_number("guidance_interval", end) for end in interval]
+    if len(ends) != 2 or not ends[0] < ends[1]:
         got = ",".join(map(str, interval)) or "nothing"
         raise UserError(f"{arg('guidance_interval')} must be LOW,HIGH of the log SNR, LOW below HIGH; got {got}")
-    low, high = interval
     if renoises and projection is not None:
+        name, neutral = ("apg_eta", 1) if projection.eta != 1 else ("apg_norm", 0)
         raise UserError(
-            f"{arg('apg_eta')} and {arg('apg_norm')} must be 1 and 0 with {arg('cfg_plus_plus')}, whose scale is in "
-            "[0, 1]: there is no difference beyond the conditional prediction to project"
+            f"{arg(name)} must be {neutral} with {arg('cfg_plus_plus')}, whose scale is in [0, 1]: there is no "
+            "difference beyond the conditional prediction to project"
         )
     if renoises and not scale <= 1:
         raise UserError(
@@ -104,7 +108,7 @@ def make_guidance(
     if not 0 <= rescale <= 1:
         raise UserError(f"{arg('guidance_rescale')} must be in [0, 1], 0 for none; got {rescale}")
     with np.errstate(over="ignore"):  # an end beyond float32 means unlimited
-        numbers = [np.asarray(number, np.float32) for number in (scale, low, high, rescale)]
+        numbers = [np.asarray(number, np.float32) for number in (scale, *ends, rescale)]
     return Guidance(dict(reference), *numbers, projection=projection, renoises=renoises)
 
 
@@ -118,7 +122,11 @@ def classifier_free_guidance(process: Process, guidance: Guidance) -> Guide:
     Args:
       guidance: from `make_guidance`. The t of the first image decides whether there is guidance; all images have the
         same t.
+
+    Raises:
+      UserError: something else in place of one of them.
     """
+    _check_guidance(process, guidance)
 
     def guide(predict_fn: PredictFn) -> PredictFn:
         def both(x_t: Array, t: Steps, condition: Condition) -> tuple[Prediction, Array]:
@@ -142,7 +150,13 @@ def autoguidance(process: Process, guidance: Guidance, weak_predict_fn: PredictF
       guidance: as for `classifier_free_guidance`; its `reference` is not used.
       weak_predict_fn: (x_t, t, condition) -> its prediction, of the same process: of a smaller network, or of one that
         was trained for less time.
+
+    Raises:
+      UserError: something else in place of one of them.
     """
+    _check_guidance(process, guidance)
+    if not callable(weak_predict_fn):
+        raise UserError(f"{arg('weak_predict_fn')} must be a function; got {weak_predict_fn!r:.60}")
 
     def guide(predict_fn: PredictFn) -> PredictFn:
         def both(x_t: Array, t: Steps, condition: Condition) -> tuple[Prediction, Array]:
@@ -151,6 +165,13 @@ def autoguidance(process: Process, guidance: Guidance, weak_predict_fn: PredictF
         return _guided(process, guidance, predict_fn, both)
 
     return guide
+
+
+def _check_guidance(process: Process, guidance: Guidance) -> None:
+    if not isinstance(process, Process):
+        raise UserError(f"{arg('process')} must be a Process; got {process!r:.60}")
+    if not isinstance(guidance, Guidance):
+        raise UserError(f"{arg('guidance')} must come from make_guidance; got {guidance!r:.60}")
 
 
 def _guided(

@@ -13,7 +13,7 @@ from ddpm_jax.editing.masks_of_files import Masks, named_hole, open_masks
 from ddpm_jax.editing.settings import EDITS
 from ddpm_jax.experiment.edit_programs import EditPrograms
 from ddpm_jax.experiment.weights_digest import weights_digest
-from ddpm_jax.runtime.errors import MAX_INT, UserError, arg
+from ddpm_jax.runtime.errors import UserError, arg
 from ddpm_jax.runtime.progress import ProgressBar
 
 _HOLE = 128  # brightness of holes in the grid
@@ -60,8 +60,7 @@ class EditFiles:
             raise UserError(f"{arg('images')} must name the image, a folder of images, or an array file to edit")
         else:
             self.inputs = open_inputs("images", self.images, shape, self.editor.num_results)
-        if len(self.inputs) * self.editor.num_results > MAX_INT:
-            raise UserError(f"at most {MAX_INT} results; got {len(self.inputs)} images of {self.editor.num_results}")
+        self.editor.check_num_images(len(self.inputs))
         self._target = self._open_target()
         self._masks = self._open_masks()
         self._masks_digest = self._check_masks()

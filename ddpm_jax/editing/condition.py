@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ddpm_jax.data.condition import has_null, null_condition, of_data
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.sample_inputs import ClassifierOf, ConditionOf, GuidanceOf
@@ -38,13 +40,19 @@ class Told:
         )
 
 
+def says_classes(given: dict[str, object]) -> bool:
+    """Whether the settings of the sampler say of which classes the results are, or which classifier guides them."""
+    values = (given.get("classes"), given.get("classifier"))
+    return any(value is not None and np.size(value) > 0 and str(value) not in ("", "()") for value in values)
+
+
 def sampler_settings_of(run: TrainedRun, given: dict[str, object]) -> dict[str, object]:
     """The settings of the sampler with no guidance where no classes are given, because there is nothing to guide to.
 
     Raises:
       UserError: guidance without classes, or a network that must be told one.
     """
-    if given.get("classes") or given.get("classifier"):
+    if says_classes(given):
         return given
     if of_data(run.condition) and not has_null(run.condition):
         raise UserError(

@@ -7,19 +7,19 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.diffusion.rng import check_seed
-from ddpm_jax.editing.condition import Told, sampler_settings_of
+from ddpm_jax.editing.condition import Told, sampler_settings_of, says_classes
 from ddpm_jax.editing.interpolation import Interpolate
 from ddpm_jax.editing.known_part import Inpaint, Outpaint
 from ddpm_jax.editing.latents import Variation
 from ddpm_jax.editing.measured import Colourise, SuperResolve
 from ddpm_jax.editing.restarted import SDEdit
-from ddpm_jax.editing.settings import EDIT_SETTINGS, EDITS, TRAINED, checked_settings
+from ddpm_jax.editing.settings import EDIT_SETTINGS, EDITS, MAX_RESULTS, TRAINED, checked_settings
 from ddpm_jax.editing.shown import Restore
 from ddpm_jax.editing.task import Batch, EditedRun, Task
 from ddpm_jax.experiment.sampler_settings import settings_named
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.devices import make_mesh
-from ddpm_jax.runtime.errors import MAX_INT, UserError, arg, check_between, whole_number
+from ddpm_jax.runtime.errors import UserError, arg, check_between, whole_number
 from ddpm_jax.runtime.progress import ProgressBar
 
 _TASKS: dict[str, Callable[..., Task]] = {
@@ -70,9 +70,11 @@ class Editor:
         batch_size: int | None = None,
         **given: object,
     ):
+        if not isinstance(run, TrainedRun):
+            raise UserError(f"{arg('run')} must be a TrainedRun, from dj.open_run; got {run!r:.60}")
         run.check_images("edits are of images")
         self.what, self.num_results, self.seed = what, whole_number("num_results", num_results), seed
-        check_between("num_results", self.num_results, 1)
+        check_between("num_results", self.num_results, 1, MAX_RESULTS)
         check_seed("seed", seed)
         task = run.image_task
         of_edit = {name: given[name] for name in given if name in EDIT_SETTINGS}
@@ -88,8 +90,9 @@ class Editor:
             run.check_pixels(f"{arg(f'what={what}')} needs the pixels of x_0", f": take {others}")
         self.mesh = make_mesh()
         self.run = self._with_sampler(run, of_sampler, batch_size)
-        told = Told(self.num_results, bool(of_sampler.get("classes") or of_sampler.get("classifier")),
-                    by_image=what == "interpolate")  # fmt: skip
+        told = Told(self.num_results, says_classes(of_sampler), by_image=what == "interpolate")
+        if told.with_classes and not told.by_image:
+            self._check_classes()
         names = [*of_sampler, *(["batch_size"] if batch_size is not None else [])]
         with settings_named(names):
             shown = what in ("colourise", "super_resolve") and self.settings["method"] == TRAINED
@@ -113,6 +116,23 @@ class Editor:
             if run.sampler_table.num_calls > _PAPERS_STEPS:
                 given = given | {"num_sampler_steps": _PAPERS_STEPS}
         return run.with_sampler(given, batch_size=batch_size, num_devices=self.mesh.size)
+
+    def _check_classes(self) -> None:
+        """Raises UserError for more classes than an image has results, of which some would never be drawn."""
+        count = len(self.run.sampler_settings["classes"])
+        if count > self.num_results:
+            results = f"{self.num_results} result{'s' * (self.num_results != 1)}"
+            raise UserError(
+                f"{arg('classes')} has {count} classes and each image {results}: give {arg(f'num_results={count}')} or "
+                "more"
+            )
+
+    def check_num_images(self, num_images: int) -> None:
+        """Raises UserError for so many images that they have too many results."""
+        if num_images * self.num_results > MAX_RESULTS:
+            raise UserError(
+                f"at most {MAX_RESULTS:,} results; got {num_images:,} times {arg(f'num_results={self.num_results}')}"
+            )
 
     def check_masks(self, name: str) -> None:
         """Raises UserError if the edit takes masks, but not of the x_0 of this run; `name` is the argument."""
@@ -184,8 +204,7 @@ def edit_images(
     editor = Editor(run, what, num_results=num_results, seed=seed, batch_size=batch_size, **settings)
     arrays = _checked_arrays(editor, images, mask, to)
     num_images = len(arrays[0])
-    if num_images * editor.num_results > MAX_INT:
-        raise UserError(f"{arg('num_results')} is too large: at most {MAX_INT} results; got {editor.num_results}")
+    editor.check_num_images(num_images)
     num_wanted = num_images * editor.num_results
     batch_size = editor.batch_of(num_images)
     wanted = (Wanted(n, *(array[n // editor.num_results] for array in arrays)) for n in range(num_wanted))
@@ -200,7 +219,7 @@ def _checked_arrays(editor: Editor, images, mask, to) -> tuple[np.ndarray, np.nd
     if what == "interpolate" and editor.settings["method"] == "noise":
         if images is not None or to is not None:
             raise UserError(f"{arg('method=noise')} interpolates between noises: leave out the images")
-        images = to = np.zeros((editor.settings["num_pairs"], *shape), np.uint8)
+        images = to = np.broadcast_to(np.uint8(0), (editor.settings["num_pairs"], *shape))
     images = _uint8_images("images", images, shape)
     if mask is not None:
         editor.check_masks("mask")
@@ -214,10 +233,17 @@ def _checked_arrays(editor: Editor, images, mask, to) -> tuple[np.ndarray, np.nd
 
 
 def _uint8_images(name: str, images: object, shape: tuple[int, ...]) -> np.ndarray:
-    images = np.asarray(images)
+    images = _array(name, images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not len(images):
         raise UserError(f"{arg(name)} must be uint8 {['N', *shape]}, 0..255; got {images.dtype} {list(images.shape)}")
     return images
+
+
+def _array(name: str, given: object) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except ValueError:
+        raise UserError(f"{arg(name)} must be one array; got parts of different shapes") from None
 
 
 def _masks(what: str, mask: object, shape: tuple[int, ...]) -> np.ndarray:
@@ -228,7 +254,7 @@ def _masks(what: str, mask: object, shape: tuple[int, ...]) -> np.ndarray:
         remedy = "give one" if mask is None else "leave it out"
         takers = ", ".join(name for name, kind in EDITS.items() if kind.takes_mask)
         raise UserError(f"{arg('mask')} says what is known, for {takers}; got what={what!r}: {remedy}")
-    mask = np.asarray(mask)
+    mask = _array("mask", mask)
     if mask.dtype.kind not in "biuf" or not np.all((mask == 0) | (mask == 1)):
         raise UserError(
             f"{arg('mask')} must be boolean, or 1 where the image is known and 0 elsewhere: take mask > 127 of an image"

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.diffusion.rng import sample_keys, seed_keys
 from ddpm_jax.diffusion.samplers import ddim_table, initial_noise
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
-from ddpm_jax.editing.latents import DEFAULT_STEPS, Latents
+from ddpm_jax.editing.latents import Latents, num_steps_of
 from ddpm_jax.editing.restarted import encoded, noise_levels, start_at, started
 from ddpm_jax.editing.task import Batch, EditedRun, Pass, Task
 
@@ -27,16 +27,15 @@ class Interpolate(Task):
         self.input_shape = self.result_shape = run.image_shape
         self._num_results, self._method = edited.told.num_results, settings["method"]
         self._codec, self._x_0_shape = run.codec, run.codec.x_0_shape(run.image_shape)
-        num_steps = run.sampler_settings["num_sampler_steps"] or DEFAULT_STEPS
         if self._method == "ddim":
-            self._latents = Latents(edited, settings, num_steps)
+            self._latents = Latents(edited, settings)
             self._batch_of = self._latents.batch_of
             self.num_calls = 2 * self._latents.num_calls_there + self._latents.num_calls_back
             self.sampler = "ddim inversion"
             return
         if self._method == "noise":
             schedule = run.process.schedule
-            table = ddim_table(schedule, steps=spaced_steps(schedule.num_steps, num_steps))
+            table = ddim_table(schedule, steps=spaced_steps(schedule.num_steps, num_steps_of(run)))
             self.sampler = "ddim"
         else:
             table = run.last_steps(settings["strength"])

@@ -8,18 +8,32 @@ from ddpm_jax.diffusion.samplers import ddim_inversion_table, ddim_table
 from ddpm_jax.diffusion.timestep_spacing import spaced_steps
 from ddpm_jax.editing.restarted import encoded, start_at, started
 from ddpm_jax.editing.task import Batch, EditedRun, Pass, Task
+from ddpm_jax.experiment.trained_run import TrainedRun
+from ddpm_jax.runtime.errors import UserError, arg
 
 DEFAULT_STEPS = 50
 _LEAST_SIGNAL = 0.01  # sqrt(alpha-bar) of the noisiest step: beyond it too little of the image is left to come back
 
 
+def num_steps_of(run: TrainedRun) -> int:
+    """The DDIM steps of an edit: `sample.num_sampler_steps`; where that is 0, DEFAULT_STEPS, or T if that is less.
+
+    Raises:
+      UserError: more than T.
+    """
+    wanted, most = run.sampler_settings["num_sampler_steps"], run.process.schedule.num_steps
+    if wanted > most:
+        raise UserError(f"{arg('num_sampler_steps')} must be in 1..{most} (T); got {wanted}")
+    return wanted or min(DEFAULT_STEPS, most)
+
+
 class Latents:
     """DDIM from images to latents, and back. x_0_hat is not limited, or the way back would be another one."""
 
-    def __init__(self, edited: EditedRun, settings: dict[str, object], num_steps: int):
+    def __init__(self, edited: EditedRun, settings: dict[str, object]):
         schedule, self._codec = edited.run.process.schedule, edited.run.codec
         visible = int(np.sum(schedule.host_alphas_bar >= _LEAST_SIGNAL**2))
-        steps = spaced_steps(visible, min(num_steps, visible))
+        steps = spaced_steps(visible, min(num_steps_of(edited.run), visible))
         inversion = ddim_inversion_table(schedule, steps=steps, num_fixed_point=settings["num_fixed_point"])
         table = ddim_table(schedule, steps=steps)
         self._back = Pass(edited, table, ("latents",), start=started, self_conditioning=False)
@@ -46,8 +60,7 @@ class Variation(Task):
     def __init__(self, edited: EditedRun, settings: dict[str, object]):
         run = edited.run
         self.input_shape = self.result_shape = run.image_shape
-        num_steps = run.sampler_settings["num_sampler_steps"] or DEFAULT_STEPS
-        self._latents = Latents(edited, settings, num_steps)
+        self._latents = Latents(edited, settings)
         self._angle = settings["strength"] * math.pi / 2
         self.num_calls = self._latents.num_calls_there + self._latents.num_calls_back
         self.sampler = f"ddim inversion, strength {settings['strength']:g}"

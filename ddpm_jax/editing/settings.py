@@ -1,12 +1,17 @@
 """The edits by name, and the settings of each: their defaults and what they may be."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, whole_number
+from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, real_number, whole_number
 
-_MAX_FLOAT32 = 3.4e38
+MAX_RESULTS = 10_000_000  # of all images together: more files than a folder is good for, and a mistyped number
+_MAX_ZETA = 1000.0  # useful ones are 0.1 to 2; so far beyond them the steps lead away from every image
+# Beyond these a mistyped number would fill the memory: the sampler's tables have a row for each network call.
+_LIMITS = {
+    "jump_length": (1, 1_000_000), "num_resamplings": (1, 1_000_000), "num_fixed_point": (0, 1_000_000),
+    "factor": (2, 1024), "num_pairs": (1, 1_000_000),
+}  # fmt: skip
 SIDES = ("left", "right", "top", "bottom")
 _REPAINT = {"jump_length": 10, "num_resamplings": 10}
 _DPS = {"zeta": 0.5}
@@ -136,16 +141,15 @@ def _check_task(what: str, method: object, task: str) -> None:
 def _check_ranges(settings: dict[str, object]) -> None:
     if "side" in settings:
         check_one_of("side", settings["side"], SIDES)
-    for name, least in (("jump_length", 1), ("num_resamplings", 1), ("num_fixed_point", 0), ("factor", 2),
-                        ("num_pairs", 1)):  # fmt: skip
+    for name, (least, most) in _LIMITS.items():
         if name in settings:
             settings[name] = whole_number(name, settings[name])
-            check_between(name, settings[name], least)
+            check_between(name, settings[name], least, most)
     if "zeta" in settings:
-        zeta = settings["zeta"]
-        if type(zeta) not in (int, float) or not 0 <= zeta <= _MAX_FLOAT32:
-            raise UserError(f"{arg('zeta')} must be finite and at least 0, 0 for no influence; got {zeta!r}")
+        zeta = settings["zeta"] = real_number("zeta", settings["zeta"])
+        if not 0 <= zeta <= _MAX_ZETA:
+            raise UserError(f"{arg('zeta')} must be in [0, {_MAX_ZETA:g}], 0 for no influence; got {zeta:g}")
     if "strength" in settings:
-        strength = settings["strength"]
-        if type(strength) not in (int, float) or not math.isfinite(strength) or not 0 <= strength <= 1:
-            raise UserError(f"{arg('strength')} must be in [0, 1], 0 for the image itself; got {strength!r}")
+        strength = settings["strength"] = real_number("strength", settings["strength"])
+        if not 0 <= strength <= 1:
+            raise UserError(f"{arg('strength')} must be in [0, 1], 0 for the image itself; got {strength:g}")

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.data import ImageSource
 from ddpm_jax.data.condition import ConditionSpec, Entry
 from ddpm_jax.experiment.condition_kind import ConditionKind, RowsOf
-from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.errors import UserError, arg
 
 
 class ClassCondition(ConditionKind):
@@ -74,7 +74,7 @@ def checked_classes(config: ConfigDict, name: str, num_classes: int) -> tuple[in
     if classes and not num_classes:
         raise UserError(
             f"sample.{name}={','.join(map(str, classes))} is for a network with classes; the run has "
-            "model.num_classes=0: leave it out, train a run with model.num_classes, or give a sample.classifier"
+            f"model.num_classes=0: leave it out, train a run with model.num_classes, or give a {arg('classifier')}"
         )
     for number in classes:
         if type(number) is not int or not 0 <= number < num_classes:

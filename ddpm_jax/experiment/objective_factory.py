@@ -23,6 +23,7 @@ def build_diffusion(config: ConfigDict) -> DiffusionObjective:
     codec = build_codec(config)
     model, loss_fn = model_factory.build_model(config), training_factory.build_loss(config, process, codec)
     time_sampler = training_factory.build_timestep_sampler(config)
+    hole_only = _hole_only(config)
     with fields_named("diffusion"):
         return DiffusionObjective(
             model,
@@ -32,7 +33,7 @@ def build_diffusion(config: ConfigDict) -> DiffusionObjective:
             self_conditioning=config.diffusion.self_conditioning,
             self_conditioning_rate=config.diffusion.self_conditioning_rate,
             derive_fn=build_derive_fn(config),
-            hole_only=_hole_only(config),
+            hole_only=hole_only,
         )
 
 

@@ -14,7 +14,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.experiment import conditions, sample_guidance, sampler_factory
 from ddpm_jax.experiment.classifier import classifier_of, classifier_of_samples, drawn_classes
 from ddpm_jax.experiment.generator import Generator
-from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
+from ddpm_jax.experiment.weak_network import WeakNetwork, check_is_another, weak_network_of_samples
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.progress import ProgressBar
@@ -78,6 +78,7 @@ class RunSamples:
 
     def _read_weak(self, config: ConfigDict) -> WeakNetwork | None:
         weak = weak_network_of_samples(config)
+        check_is_another(weak, config, self._params)
         return None if weak is None else weak.on_devices(self._mesh)
 
     def _other(self, config: ConfigDict, field: str, read: Callable[[ConfigDict], Other]) -> Other:

@@ -27,7 +27,7 @@ from ddpm_jax.experiment.model_factory import build_denoiser
 from ddpm_jax.experiment.sample_guidance import guidance_of, is_guided
 from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
 from ddpm_jax.runtime.devices import check_batch_size
-from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of
 
 # The samplers by name: (process, steps, config) -> table.
 _TABLES: dict[str, Callable[[Process, np.ndarray, ConfigDict], SamplerTable]] = {
@@ -59,6 +59,7 @@ SAMPLERS = tuple(_TABLES)  # every other list of these names is made from this o
 _NAMES = {
     "name": "sample.respacing",
     "variance": "diffusion.variance",
+    "strength": arg("strength"),  # an argument, and no field
     "steps=None": "sample.num_sampler_steps=0",
     "ddim_table": "sample.sampler='ddim'",
 }
@@ -99,7 +100,7 @@ def build_table(config: ConfigDict, process: Process, strength: float = 1.0) -> 
             kept = int(strength * len(steps) + 1e-9)  # 0.29 * 100 is a little less than 29
             if kept < 1:
                 raise UserError(
-                    f"a strength must be 0, or at least 1/{len(steps)} with {len(steps)} sampler steps; got "
+                    f"{arg('strength')} must be 0, or at least 1/{len(steps)} with {len(steps)} sampler steps; got "
                     f"{strength}: take more steps, or a higher strength"
                 )
             steps = steps[len(steps) - kept :]

@@ -1,5 +1,6 @@
 """Another sampler for a trained run: which settings may be given, and the config with them."""
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.image_condition import check_augmentation_level
 from ddpm_jax.experiment.sample_guidance import is_guided
 from ddpm_jax.experiment.sampler_factory import SAMPLERS
-from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_one_of, whole_number
 from ddpm_jax.workdir.class_names import numbered
 
 # Fields of the group `sample`, but for the variance, which is `diffusion.variance`.
@@ -57,6 +58,7 @@ def with_sampler_settings(
     """
     for name in given:
         check_one_of("a setting of the sampler", name, SAMPLER_SETTINGS)
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
     config = config.copy_and_resolve_references()
     with settings_named(given):
         for name, value in given.items():
@@ -78,6 +80,8 @@ def with_sampler_settings(
     idle = [name for name, neutral in _OF_GUIDANCE.items() if name in given and sample[name] != neutral]
     if idle and not is_guided(config):
         raise UserError(f"{arg(idle[0])} needs a {arg('guidance_scale')} other than 1, which is no guidance")
+    if {"classes", "negative_classes"} & given.keys() and is_guided(config):
+        _check_another_class(config)
     for name in ("autoguidance_step", "autoguidance_weights"):
         if name in given and not sample.autoguidance:
             raise UserError(f"{arg(name)} needs an {arg('autoguidance')}, the run that it is of")
@@ -162,6 +166,20 @@ def _check_effect(given: Mapping[str, object], sampler: str) -> None:
     idle = [name for name in ("num_sampler_steps", "spacing") if name in given]
     if "respacing" in given and idle:
         raise UserError(f"{arg('respacing')} says which steps are visited: leave out {arg(idle[0])}")
+
+
+def _check_another_class(config: ConfigDict) -> None:
+    """Raises UserError if every sample would be guided away from the class that it has."""
+    classes = tuple(config.sample.classes) or tuple(range(config.model.num_classes))
+    negative = tuple(config.sample.negative_classes)
+    if not classes or not negative or (config.condition.task and not config.sample.classes):
+        return  # with a task the classes are those of the images that are shown
+    period = math.lcm(len(classes), len(negative))
+    if all(classes[n % len(classes)] == negative[n % len(negative)] for n in range(period)):
+        raise UserError(
+            f"{arg('negative_classes')} has no effect: it is the class of every sample itself; got "
+            f"{','.join(map(str, negative))}: give others than {arg('classes')}"
+        )
 
 
 def _check_variance(config: ConfigDict, variance: str) -> None:

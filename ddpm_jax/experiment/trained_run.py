@@ -25,7 +25,7 @@ from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.post_hoc_average import PostHocAverage
 from ddpm_jax.experiment.run_samples import RunSamples
 from ddpm_jax.experiment.sampler_settings import settings_named
-from ddpm_jax.experiment.weak_network import WeakNetwork
+from ddpm_jax.experiment.weak_network import WeakNetwork, check_is_another, weak_network_of_samples
 from ddpm_jax.models.parameters import num_params
 from ddpm_jax.runtime.errors import UserError, check_between, check_one_of, whole_number
 
@@ -162,8 +162,10 @@ class TrainedRun(DescribedRun):
         """
         table = self.sampler_table if table is None else table
         self.check_params()
+        weak = weak_network_of_samples(self.config)
+        check_is_another(weak, self.config, self.params)
         return sampler_factory.build_generator(
-            self.config, self.process, table, self.model, mesh, edit, self_conditioning=self_conditioning
+            self.config, self.process, table, self.model, mesh, edit, weak=weak, self_conditioning=self_conditioning
         )
 
     def last_steps(self, strength: float) -> SamplerTable:

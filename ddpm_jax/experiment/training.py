@@ -17,6 +17,7 @@ from ddpm_jax.experiment.config_overrides import flatten
 from ddpm_jax.experiment.objective_factory import draws_images
 from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.resume import resumed_state, saved_length
+from ddpm_jax.experiment.task_fields import check_fields_are_read
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.experiment.trainer import Trainer
 from ddpm_jax.experiment.training_factory import build_power_averages, ema_snapshot_steps
@@ -64,6 +65,8 @@ def train(config: ConfigDict, workdir: str, *, profile_steps: str = "") -> int |
     same = {name: repr(value) for name, value in flatten(config).items() if name not in ("data.path", "data.data_dir")}
     multi_host.check_same(same, "config")
     experiment = build_experiment(config)
+    if not os.path.isdir(os.path.join(workdir, "checkpoints")):
+        check_fields_are_read(config)
     with fields_named("train", {"project": "train.wandb_project"}):
         check_wandb(config.train.wandb_project)
     profiler = StepProfiler(profile_steps, workdir)

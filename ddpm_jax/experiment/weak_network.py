@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ddpm_jax.data.condition import Condition
@@ -90,6 +92,26 @@ def weak_network_of_samples(config: ConfigDict) -> WeakNetwork | None:
         raise UserError(f"{setting} must be a run of a diffusion model; it trained {weak.config.objective.name!r}")
     _check_fits(config, weak, setting)
     return weak
+
+
+def check_is_another(weak: WeakNetwork | None, config: ConfigDict, params: PyTree) -> None:
+    """Raises UserError if the network that samples are guided away from is the run's own, with the same weights.
+
+    Args:
+      params: of the run.
+    """
+    if weak is None or weak.network != model_factory.build_model(config):
+        return
+    if weak.config.diffusion.network_input != config.diffusion.network_input:
+        return
+    if jax.tree.structure(weak.params) == jax.tree.structure(params) and all(
+        np.array_equal(theirs, ours)  # ends at the first that differs, as digests of all would not
+        for theirs, ours in zip(jax.tree.leaves(weak.params), jax.tree.leaves(params), strict=True)
+    ):
+        raise UserError(
+            f"sample.autoguidance={config.sample.autoguidance!r} has no effect: its weights at step {weak.step} are "
+            "those of the run itself: give an earlier sample.autoguidance_step, or a weaker run"
+        )
 
 
 def _read(workdir: str, step: int, weights: str) -> WeakNetwork:

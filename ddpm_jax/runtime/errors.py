@@ -1,6 +1,7 @@
 """Errors in user input: one line that says what is wrong, what was given, what is allowed, and the remedy."""
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -115,6 +116,18 @@ def whole_number(name: str, got: object) -> int:
         return operator.index(got)
     except TypeError:
         raise UserError(f"{arg(name)} must be a whole number; got {got!r}") from None
+
+
+def real_number(name: str, got: object) -> float:
+    """`got`, which is the argument `name`, as a float; raises UserError for what is no number."""
+    if not isinstance(got, bool | str | bytes):
+        try:
+            return float(got)
+        except OverflowError:  # of an int
+            return math.inf if got > 0 else -math.inf
+        except (TypeError, ValueError):
+            pass
+    raise UserError(f"{arg(name)} must be a number; got {got!r:.60}")
 
 
 def check_between(name: str, got: int, least: int, most: int = MAX_INT) -> None:

@@ -203,7 +203,7 @@ def test_an_edit_takes_its_own_arrays(methods, laboratory, process):
             draw(methods.SAMPLERS["ddim"](process, 5), 0, edit=edit, **given)
 
 
-@pytest.mark.parametrize("flag", ["--dims=1", "--x_0_limit=0", "--num_samples=1", "--schedule=none"])
+@pytest.mark.parametrize("flag", ["--dims=1", "--x_0_limit=0", "--num_samples=1", "--schedule=none", "--out="])
 def test_wrong_flags_are_one_line(laboratory, flag, capsys):
     with pytest.raises(SystemExit) as end:
         laboratory.main([flag])

@@ -209,7 +209,11 @@ def test_the_variance_is_that_of_the_main_network():
         (lambda: make_projection(norm_limit=math.inf), "^apg_norm must be finite"),
         (
             lambda: make_guidance({}, scale=0.5, renoises=True, projection=make_projection()),
-            "^apg_eta and apg_norm must be 1 and 0 with cfg_plus_plus",
+            "^apg_eta must be 1 with cfg_plus_plus",
+        ),
+        (
+            lambda: make_guidance({}, scale=0.5, renoises=True, projection=make_projection(eta=1.0, norm_limit=2.0)),
+            "^apg_norm must be 0 with cfg_plus_plus",
         ),
         (lambda: make_guidance({}, scale=2.0, renoises=True), r"^guidance_scale must be in \[0, 1\] with cfg_plus"),
     ],
@@ -217,3 +221,22 @@ def test_the_variance_is_that_of_the_main_network():
 def test_numbers_out_of_range(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_guidance(None, scale=2.0), "reference"),
+        (lambda: make_guidance({}, scale="3"), "scale"),
+        (lambda: make_guidance({}, scale=2.0, interval=("a", "b")), "interval"),
+        (lambda: autoguidance(None, make_guidance({}, scale=2.0), None), "process"),
+        (lambda: autoguidance(Process(SCHEDULE), None, None), "guidance"),
+        (lambda: autoguidance(Process(SCHEDULE), make_guidance({}, scale=2.0), None), "weak_predict_fn"),
+        (lambda: classifier_free_guidance(Process(SCHEDULE), {}), "guidance"),
+    ],
+)
+def test_other_types(make, message):
+    """A TypeError where the tests check types."""
+    with pytest.raises((UserError, TypeError), match=message) as error:
+        make()
+    assert isinstance(error.value, TypeError) or "\n" not in str(error.value)

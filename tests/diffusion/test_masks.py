@@ -38,9 +38,17 @@ def test_the_share_of_a_random_hole(share):
         assert np.any(one != make_mask("random", 8, 5, share=share, seed=2))
 
 
+@pytest.mark.parametrize("wrong", [{"height": 8.5}, {"width": "8"}, {"share": "a"}, {"seed": 1.5}])
+def test_wrong_types(wrong):
+    """A TypeError where the tests check types."""
+    with pytest.raises((UserError, TypeError), match=str(next(iter(wrong)))):
+        make_mask(**{"hole": "random", "height": 4, "width": 4} | wrong)
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"hole": "center"}, {"height": 0}, {"width": -1}, {"share": float("nan")}, {"share": 1.1}, {"seed": -1}],
+    [{"hole": "center"}, {"height": 0}, {"width": -1}, {"share": float("nan")}, {"share": 1.1}, {"seed": -1},
+     {"hole": "left", "share": 0.5}],
 )
 def test_wrong_values(wrong):
     with pytest.raises(UserError, match=str(next(iter(wrong)))):

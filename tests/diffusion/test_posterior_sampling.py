@@ -246,5 +246,8 @@ def test_what_is_refused():
         posterior_sampling(FREE, measure, np.zeros((1, 1, 3), np.uint8))
     with pytest.raises(UserError, match="y must be finite"):
         posterior_sampling(FREE, measure, np.full((1, 1, 3), np.nan, np.float32))
+    for zeta in (-1.0, np.nan, np.inf):
+        with pytest.raises(UserError, match="zeta must be finite and at least 0"):
+            posterior_sampling(FREE, measure, np.zeros((1, 1, 3), np.float32), zeta=zeta)
     with pytest.raises(UserError, match="y must have the shape"):
         posterior_sampling(FREE, measure, X_0)(X_T, jnp.full(NUM, 9))

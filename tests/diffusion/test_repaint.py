@@ -226,6 +226,7 @@ def test_it_is_nearer_to_the_exact_law_than_replacement():
         (FALLING["ddim"], {"jump_length": 12}, "jump_length must be below the sampler's 12"),
         (FALLING["ddim"], {"jump_length": 0}, "jump_length must be at least 1"),
         (FALLING["ddim"], {"num_resamplings": 0}, "num_resamplings must be at least 1"),
+        (FALLING["ddim"], {"jump_length": 1, "num_resamplings": 10**8}, "at most 1,000,000.* are 1,100,000,001"),
     ],
 )
 def test_what_is_refused(table, settings, match):

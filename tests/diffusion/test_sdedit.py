@@ -89,6 +89,8 @@ def test_what_is_refused():
     for strength in (-0.1, 1.1, np.nan):
         with pytest.raises(UserError, match="strength must be in"):
             partial_table(TABLE, strength)
+    with pytest.raises((UserError, TypeError), match="strength"):  # where the tests check types
+        partial_table(TABLE, "a")
     with pytest.raises(UserError, match=r"looks back 1: make the table from the last of its steps: steps="):
         partial_table(dpmpp_table(PROCESS.schedule, order=2), 0.5)
     with pytest.raises(UserError, match="x_0 must have the shape"):

@@ -396,6 +396,8 @@ def test_refusals():
         heun_table(LINEAR, churn=-1.0)
     with pytest.raises(UserError, match="num_fixed_point must be at least 0; got -2"):
         ddim_inversion_table(LINEAR, num_fixed_point=-2)
+    with pytest.raises(UserError, match="num_fixed_point must leave at most 1,000,000 network calls; got 1000000000"):
+        ddim_inversion_table(LINEAR, num_fixed_point=10**9)
     with pytest.raises(UserError, match="num_fixed_point iterates towards eps_at='target'; got 3"):
         ddim_inversion_table(LINEAR, num_fixed_point=3, eps_at="source")
     with pytest.raises(UserError, match="eps_at='source' needs at least two steps; got 1"):

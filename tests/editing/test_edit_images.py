@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 import ddpm_jax as dj
+from ddpm_jax.editing.condition import says_classes
+from ddpm_jax.editing.edit_images import Editor
 from ddpm_jax.editing.interpolation import on_sphere
 from ddpm_jax.editing.masks_of_files import named_hole
 from ddpm_jax.editing.settings import EDITS, checked_settings
@@ -138,12 +140,47 @@ def test_other_images_masks_strengths_and_seeds_compile_nothing(straight_run, im
         ("interpolate", {}, "to is of what=interpolate; got what='interpolate': give the other images"),
         ("variation", {"eta": 0.5}, "eta has no effect on what=variation by ddim"),
         ("variation", {"num_results": 0}, "num_results must be at least 1; got 0"),
+        ("variation", {"num_sampler_steps": 21}, r"num_sampler_steps must be in 1..20 \(T\); got 21"),
+        ("interpolate", {"to": np.zeros((3, 8, 8, 1), np.uint8), "num_sampler_steps": 10**5}, r"in 1..20 \(T\); got"),
+        ("variation", {"num_fixed_point": 10**6}, "num_fixed_point must leave at most 1,000,000 network calls"),
+        ("inpaint", {"mask": np.zeros((8, 8, 1)), "num_resamplings": 10**6}, "num_resamplings must leave at most 1,"),
+        ("inpaint", {"jump_length": 10**8}, "jump_length must be at most 1000000; got 100000000"),
+        ("interpolate", {"method": "noise", "num_pairs": 10**9}, "num_pairs must be at most 1000000"),
+        ("variation", {"num_results": 10**8}, "num_results must be at most 10000000"),
+        ("sdedit", {"num_results": 4_000_000}, "at most 10,000,000 results; got 3 times num_results=4000000"),
+        ("inpaint", {"method": "dps", "zeta": 3e38}, r"zeta must be in \[0, 1000\], 0 for no influence; got 3e\+38"),
+        ("inpaint", {"method": "dps", "zeta": "a"}, "zeta must be a number; got 'a'"),
+        ("sdedit", {"batch_size": 1.5}, "batch_size must be a whole number; got 1.5"),
+        ("sdedit", {"mask": [[1], [1, 0]]}, "mask must be one array; got parts of different shapes"),
+        ("sdedit", {"num_sampler_steps": 2, "strength": 0.2}, "^strength must be 0, or at least 1/2 with 2 sampler st"),
         ("paint", {}, "what must be one of .*; got 'paint'; did you mean 'inpaint'"),
     ],
 )
 def test_what_does_not_fit_is_said(run, images, what, given, message):
     with pytest.raises(dj.UserError, match=message):
-        dj.edit_images(run, images, what, **given, **QUICK)
+        dj.edit_images(run, images, what, **QUICK | given)
+
+
+def test_other_types_are_said_in_one_line(run, images):
+    with pytest.raises(dj.UserError, match="^run must be a TrainedRun, from dj.open_run; got 'digits'$"):
+        dj.edit_images("digits", images, "sdedit")
+    with pytest.raises(dj.UserError, match="^images must be one array; got parts of different shapes$"):
+        dj.edit_images(run, [np.zeros((8, 8, 1)), np.zeros((4, 8, 1))], "sdedit")
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert checked_settings("sdedit", {"strength": np.float32(0.5)}) == {"method": "sdedit", "strength": 0.5}
+    assert checked_settings("inpaint", {"method": "dps", "zeta": np.float32(1)})["zeta"] == 1
+
+
+def test_classes_may_be_an_array_or_one_number(inpainting_run, images, mask):
+    run = dj.open_run(str(inpainting_run))
+    for classes, wanted in ((np.array([3, 7]), (3, 7)), (0, (0,)), ("0", (0,)), ((), ()), (None, ())):
+        given = {} if classes is None else {"classes": classes}
+        editor = Editor(run, "inpaint", num_results=2, batch_size=8, **given)
+        assert says_classes(given) == bool(wanted) and editor.run.sampler_settings["classes"] == list(wanted)
+    with pytest.raises(dj.UserError, match="^classes has 2 classes and each image 1 result: give num_results=2 or mo"):
+        dj.edit_images(run, images, "inpaint", mask=mask, classes=(3, 7), **QUICK)
 
 
 def test_every_edit_has_its_defaults():

@@ -76,14 +76,17 @@ def test_autoguidance_by_the_command(run, guided_run, sample_main, tmp_path, cap
     np.testing.assert_array_equal(run.sample(12, autoguidance_step=2, **given), by_command)
     plain = run.sample(12, **DRAW)
     assert np.any(by_command != plain)
-    # Its own weights: value + 3 (value - value), up to the rounding of another program.
-    assert np.abs(run.sample(12, **given).astype(int) - plain).max() <= 1
+    for itself in (given, given | {"autoguidance_step": 4}):
+        with pytest.raises(UserError, match="autoguidance=.* has no effect: its weights at step 4 are those"):
+            run.sample(12, **itself)
+    assert sample_main([*argv, "--autoguidance_step=4"]) == 2
+    assert "those of the run itself: give an earlier --autoguidance_step, or a weaker" in capsys.readouterr().err
     raw = run.sample(12, autoguidance_weights="raw", **given)
     assert np.any(raw != plain)
 
 
-def test_another_network_is_read_again_only_if_it_changed(run, guided_run, monkeypatch, tmp_path):
-    other, reads = tmp_path / "other", []
+def test_another_network_is_read_again_only_if_it_changed(guided_run, monkeypatch, tmp_path):
+    run, other, reads = open_run(guided_run, weights="raw"), tmp_path / "other", []
     shutil.copytree(guided_run, other)
     real = weak_network.read_run_checkpoint
     monkeypatch.setattr(weak_network, "read_run_checkpoint", lambda *a, **k: reads.append(a) or real(*a, **k))
@@ -165,6 +168,10 @@ def test_it_is_in_the_report_of_samples(run, guided_run, tmp_path):
         ({"autoguidance_step": 2, "guidance_scale": 2.0}, "autoguidance_step needs an autoguidance"),
         ({"autoguidance": "{run}", "guidance_scale": 2.0, "negative_classes": (3,)},
          "are both what samples are guided away from: give one of them"),
+        ({"classes": 3, "negative_classes": 3, "guidance_scale": 2.0}, "^negative_classes has no effect.*got 3: give"),
+        ({"classes": (3, 7, 3, 7), "negative_classes": "3,7", "guidance_scale": 0.5, "cfg_plus_plus": True},
+         "^negative_classes has no effect"),
+        ({"negative_classes": tuple(range(10)), "guidance_scale": 2.0}, "^negative_classes has no effect"),
         ({"autoguidance": "{unconditional}", "guidance_scale": 2.0}, "has 0 classes; the run has model.num_classes=10"),
     ],
 )  # fmt: skip

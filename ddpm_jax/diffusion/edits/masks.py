@@ -3,12 +3,14 @@
 import numpy as np
 from jaxtyping import Bool
 
-from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, real_number, whole_number
 
 HOLES = ("centre", "left", "right", "top", "bottom", "expand", "stripes", "random")
 
 
-def make_mask(hole: str, height: int, width: int, *, share: float = 0.5, seed: int = 0) -> Bool[np.ndarray, "H W 1"]:
+def make_mask(
+    hole: str, height: int, width: int, *, share: float | None = None, seed: int = 0
+) -> Bool[np.ndarray, "H W 1"]:
     """The mask of an image with a hole: True where the image is known, False in the hole, bool [H, W, 1].
 
     "centre": the hole is the middle half of the rows and columns. "left", "right", "top", "bottom": that half of the
@@ -17,11 +19,11 @@ def make_mask(hole: str, height: int, width: int, *, share: float = 0.5, seed: i
 
     Args:
       hole: one of `HOLES`.
-      share: of the pixels that are in the hole, in [0, 1]; only for "random".
+      share: of the pixels that are in the hole, in [0, 1]; only for "random", where None is a half.
       seed: of the choice of pixels, at least 0; only for "random".
 
     Raises:
-      UserError: an unknown name; a size below 1; a share or seed outside its range.
+      UserError: an unknown name; a size below 1; a share or seed outside its range; a share of another hole.
 
     Example:
       >>> make_mask("top", 2, 2)[..., 0]
@@ -29,13 +31,16 @@ def make_mask(hole: str, height: int, width: int, *, share: float = 0.5, seed: i
              [ True,  True]])
     """
     check_one_of("hole", hole, HOLES)
+    height, width, seed = (whole_number(*one) for one in (("height", height), ("width", width), ("seed", seed)))
     check_between("height", height, 1)
     check_between("width", width, 1)
+    if share is not None and hole != "random":
+        raise UserError(f"{arg('share')} is of {arg('hole=random')}; got {hole!r}, which has its own: leave it out")
     rows, columns = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
     middle = _middle(rows, height) & _middle(columns, width)
     everywhere = np.ones((height, width, 1), bool)
     if hole == "random":
-        return _random(height, width, share, seed)
+        return _random(height, width, 0.5 if share is None else real_number("share", share), seed)
     known = {
         "centre": ~middle,
         "left": columns >= width // 2,

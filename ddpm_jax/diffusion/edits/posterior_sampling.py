@@ -11,6 +11,7 @@ from ddpm_jax.diffusion.denoiser import Denoised, DenoiseFn
 from ddpm_jax.diffusion.edits.inputs import aligned, as_floats
 from ddpm_jax.diffusion.gradient_guidance import Scale
 from ddpm_jax.diffusion.parameterisations import Steps
+from ddpm_jax.runtime.errors import UserError, arg
 
 
 def posterior_sampling(
@@ -41,8 +42,13 @@ def posterior_sampling(
         measurements, with 1,000 steps; fewer steps need more.
 
     Raises:
-      UserError: y is not finite floats; when called, it has not the shape of a measurement.
+      UserError: y is not finite floats, or zeta is below 0 or not finite; when called, y has not the shape of a
+        measurement.
     """
+    if not isinstance(zeta, jax.core.Tracer):
+        rates = np.asarray(zeta)
+        if rates.dtype.kind not in "iuf" or not np.all((rates >= 0) & np.isfinite(rates)):
+            raise UserError(f"{arg('zeta')} must be finite and at least 0, 0 for no influence; got {zeta!r:.60}")
     y = as_floats("y", y)
 
     def of_posterior(x_t: Float[Array, "B *D"], t: Steps, *carry: Float[Array, "B *D"]) -> Denoised:

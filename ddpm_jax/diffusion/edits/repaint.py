@@ -8,7 +8,9 @@ from ddpm_jax.diffusion.edits.first_order import falling_steps
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.timestep_spacing import time_grid
-from ddpm_jax.runtime.errors import UserError, arg, check_between
+from ddpm_jax.runtime.errors import UserError, arg, check_between, whole_number
+
+MAX_ROWS = 1_000_000  # the table is on the device; the paper's has 2,410
 
 
 def repaint_table(
@@ -29,7 +31,7 @@ def repaint_table(
       table: of a sampler of first order, `ancestral_table` (the paper's) or `ddim_table`, over S steps.
       process: that the table was made for.
       jump_length: j, in 1..S-1. 10 in the paper, where S = 250.
-      num_resamplings: r, at least 1; 10 in the paper. 1: the table itself.
+      num_resamplings: r, at least 1; 10 in the paper. 1: the table itself. The table has at most 1,000,000 rows.
 
     Returns:
       A table of S + ceil((S - j)/j) (r - 1) j rows, one network call each: 2,410 for S = 250, j = r = 10.
@@ -47,6 +49,8 @@ def repaint_table(
     """
     t, _ = falling_steps(table, "take ancestral or ddim")
     num_steps = table.num_calls
+    jump_length = whole_number("jump_length", jump_length)
+    num_resamplings = whole_number("num_resamplings", num_resamplings)
     check_between("num_resamplings", num_resamplings, 1)
     if num_resamplings == 1:
         return table
@@ -55,6 +59,12 @@ def repaint_table(
         raise UserError(
             f"{arg('jump_length')} must be below the sampler's {num_steps} steps, or there is no jump; got "
             f"{jump_length}: take more steps or shorter jumps"
+        )
+    num_rows = num_steps - (jump_length - num_steps) // jump_length * (num_resamplings - 1) * jump_length
+    if num_rows > MAX_ROWS:
+        raise UserError(
+            f"{arg('num_resamplings')} must leave at most {MAX_ROWS:,} network calls of a sample; {num_resamplings} "
+            f"of jumps of {jump_length} from {num_steps} steps are {num_rows:,}: take fewer"
         )
     rows, rises_to = _walk(num_steps, jump_length, num_resamplings)
     grid = time_grid(process.schedule, t)

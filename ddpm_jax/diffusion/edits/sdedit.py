@@ -9,7 +9,7 @@ from ddpm_jax.diffusion.edits.inputs import aligned, as_floats
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import initial_noise
-from ddpm_jax.runtime.errors import UserError, arg
+from ddpm_jax.runtime.errors import UserError, arg, real_number
 
 
 def partial_table(table: SamplerTable, strength: float) -> SamplerTable:
@@ -31,6 +31,7 @@ def partial_table(table: SamplerTable, strength: float) -> SamplerTable:
       >>> partial_table(ddim_table(make_schedule("cosine", num_steps=5)), 0.6).t.tolist()
       [2, 1, 0]
     """
+    strength = real_number("strength", strength)
     if not 0 <= strength <= 1:
         raise UserError(f"{arg('strength')} must be in [0, 1], 0 for the image itself; got {strength}")
     t, _ = falling_steps(table, f"make the table from the last of its steps: {arg('steps=steps[start:]')}")

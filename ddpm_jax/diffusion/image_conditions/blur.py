@@ -11,6 +11,7 @@ from ddpm_jax.diffusion.image_conditions.levels import from_levels, to_levels
 from ddpm_jax.runtime.errors import UserError, arg
 
 TRUNCATED_AT = 4.0  # standard deviations
+MIN_STD = 0.01  # pixels: already at 0.1 a neighbour weighs exp(-50); far below, float32 has only zeros, and 0/0
 
 
 def gaussian_blur(
@@ -23,14 +24,16 @@ def gaussian_blur(
     no file has.
 
     Args:
-      std: standard deviation in pixels, above 0 and at most `highest_std`; may be traced.
+      std: standard deviation in pixels, at least 0.01 and at most `highest_std`; may be traced.
       highest_std: fixes the size of the kernel, 2 ceil(4 highest_std) + 1 pixels.
 
     Raises:
       UserError: a standard deviation outside its range (not seen where it is traced).
     """
-    if not isinstance(std, jax.core.Tracer) and not 0 < std <= highest_std:
-        raise UserError(f"{arg('std')} must be above 0 and at most {arg('highest_std')}, {highest_std}; got {std}")
+    if not isinstance(std, jax.core.Tracer) and not MIN_STD <= std <= highest_std:
+        raise UserError(
+            f"{arg('std')} must be at least {MIN_STD:g} and at most {arg('highest_std')}, {highest_std}; got {std}"
+        )
     return from_levels(to_levels(smoothed(x_0, std, radius=math.ceil(TRUNCATED_AT * highest_std))))
 
 

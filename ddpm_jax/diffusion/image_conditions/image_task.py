@@ -54,7 +54,14 @@ def check_no_known(name: str, known: object) -> None:
 
 
 def checked_range(name: str, got: tuple, allowed: str, inside: Callable[[float, float], bool]) -> tuple:
-    """(LOW, HIGH) of a setting; raises UserError, which says what is allowed, for others."""
-    if len(got) != 2 or not got[0] <= got[1] or not inside(*got):
-        raise UserError(f"{arg(name)} must be LOW,HIGH with {allowed}; got {','.join(map(str, got)) or 'nothing'}")
-    return tuple(got)
+    """(LOW, HIGH) of a setting; raises UserError, which says what is allowed, for others.
+
+    Args:
+      inside: must hold for the two, and for them as float32, in which all is computed.
+    """
+    ends = tuple(got) if isinstance(got, tuple | list | np.ndarray) else ()
+    are_numbers = len(ends) == 2 and all(np.ndim(end) == 0 and np.asarray(end).dtype.kind in "iuf" for end in ends)
+    if not are_numbers or not ends[0] <= ends[1] or not (inside(*ends) and inside(*map(np.float32, ends))):
+        shown = ",".join(map(str, ends)) or ("nothing" if isinstance(got, tuple | list) else repr(got))
+        raise UserError(f"{arg(name)} must be LOW,HIGH with {allowed}; got {shown}")
+    return ends

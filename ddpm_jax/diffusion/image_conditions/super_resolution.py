@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from ddpm_jax.diffusion.image_conditions.blur import smoothed
+from ddpm_jax.diffusion.image_conditions.blur import MIN_STD, smoothed
 from ddpm_jax.diffusion.image_conditions.image_task import ImageTask, Shown, check_no_known, checked_range
 from ddpm_jax.diffusion.image_conditions.resizing import UPSAMPLINGS, enlarged, shrunk
 from ddpm_jax.diffusion.schedules import Schedule, schedule_from_betas
@@ -64,8 +64,8 @@ def super_resolution_task(settings: SuperResolution) -> ImageTask:
     low, high = checked_range(
         "augmentation_blur_std",
         settings.augmentation_blur_std,
-        f"0 < LOW <= HIGH <= {MAX_BLUR_STD:g}",
-        lambda low, high: 0 < low and high <= MAX_BLUR_STD,
+        f"{MIN_STD:g} <= LOW <= HIGH <= {MAX_BLUR_STD:g}",
+        lambda low, high: np.float32(MIN_STD) <= low and high <= MAX_BLUR_STD,
     )
     if settings.augmentation == "noise":
         return _noisy(factor, settings.upsampling, _betas_of_levels(settings.schedule, settings.max_level))

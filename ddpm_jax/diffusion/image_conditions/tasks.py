@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
 from ddpm_jax.diffusion.edits.inputs import as_mask
-from ddpm_jax.diffusion.image_conditions.blur import gaussian_blur
+from ddpm_jax.diffusion.image_conditions.blur import MIN_STD, gaussian_blur
 from ddpm_jax.diffusion.image_conditions.image_task import ImageTask, Shown, check_no_known, checked_range
 from ddpm_jax.diffusion.image_conditions.jpeg import SUBSAMPLINGS, jpeg_round_trip
 from ddpm_jax.diffusion.image_conditions.levels import grey
@@ -48,8 +48,8 @@ def make_image_task(
         for "inpaint".
       jpeg_quality: lowest and highest quality, both included, in 1..100. Only for "jpeg".
       jpeg_subsampling: "4:2:0" or "4:4:4", of the colours. Only for "jpeg".
-      blur_std: lowest and highest standard deviation of the blur in pixels, uniform between them; above 0 and at most
-        100. Only for "deblur".
+      blur_std: lowest and highest standard deviation of the blur in pixels, uniform between them; at least 0.01 and at
+        most 100. Only for "deblur".
       super_resolution: its settings; None: their defaults. Only for "super_resolve".
 
     Raises:
@@ -71,7 +71,10 @@ def make_image_task(
     )
     jpeg_quality = tuple(whole_number("jpeg_quality", quality) for quality in jpeg_quality)
     low, high = checked_range(
-        "blur_std", blur_std, f"0 < LOW <= HIGH <= {MAX_STD:g}", lambda low, high: 0 < low and high <= MAX_STD
+        "blur_std",
+        blur_std,
+        f"{MIN_STD:g} <= LOW <= HIGH <= {MAX_STD:g}",
+        lambda low, high: np.float32(MIN_STD) <= low and high <= MAX_STD,
     )
     builders = {
         "inpaint": lambda: _inpaint(hole_share),

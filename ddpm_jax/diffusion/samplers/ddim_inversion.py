@@ -6,7 +6,9 @@ from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable, make_tab
 from ddpm_jax.diffusion.samplers.solver_coefficients import basis, eps_of, flow, grid_with_signal, table_of
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timestep_spacing import TimeGrid
-from ddpm_jax.runtime.errors import UserError, arg, check_one_of
+from ddpm_jax.runtime.errors import UserError, arg, check_between, check_one_of, whole_number
+
+MAX_ROWS = 1_000_000  # the table is on the device, a network call for each row
 
 
 def ddim_inversion_table(
@@ -36,9 +38,14 @@ def ddim_inversion_table(
         with "source"; fewer than two steps with "source".
     """
     check_one_of("eps_at", eps_at, ("target", "source"))
-    if num_fixed_point < 0:
-        raise UserError(f"{arg('num_fixed_point')} must be at least 0; got {num_fixed_point}")
+    num_fixed_point = whole_number("num_fixed_point", num_fixed_point)
+    check_between("num_fixed_point", num_fixed_point, 0)
     grid = grid_with_signal(schedule, steps, "ddim inversion")
+    if grid.num_steps * (num_fixed_point + 1) > MAX_ROWS:
+        raise UserError(
+            f"{arg('num_fixed_point')} must leave at most {MAX_ROWS:,} network calls; got {num_fixed_point} for each "
+            f"of {grid.num_steps} steps: take fewer"
+        )
     if eps_at == "source":
         return _with_eps_at_the_source(grid, num_fixed_point)
     x_t, x_0, _, past = basis(1)

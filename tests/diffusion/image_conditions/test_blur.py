@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from ddpm_jax.diffusion.image_conditions import gaussian_blur
-from ddpm_jax.diffusion.image_conditions.blur import smoothed
+from ddpm_jax.diffusion.image_conditions.blur import MIN_STD, smoothed
 from ddpm_jax.runtime.errors import UserError
 
 X = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (9, 14, 3)), jnp.float32)
@@ -59,7 +59,12 @@ def test_one_program_serves_every_standard_deviation():
     assert blur._cache_size() == before
 
 
-@pytest.mark.parametrize("std", [0.0, -1.0, 3.1, float("nan")])
+def test_the_least_standard_deviation_keeps_the_image():
+    np.testing.assert_array_equal(blur(X, MIN_STD), blur(X, 0.1))
+    np.testing.assert_allclose(blur(X, MIN_STD), X, atol=0.5 / 127.5 + 1e-6)  # rounded to a level
+
+
+@pytest.mark.parametrize("std", [0.0, 1e-9, -1.0, 3.1, float("nan")])
 def test_what_is_refused(std):
-    with pytest.raises(UserError, match="std must be above 0 and at most highest_std, 3.0; got"):
+    with pytest.raises(UserError, match="std must be at least 0.01 and at most highest_std, 3.0; got"):
         gaussian_blur(X, std, highest_std=3.0)

@@ -187,7 +187,10 @@ def test_equal_settings_give_one_task(name):
     ({"jpeg_quality": (0, 5)}, "jpeg_quality must be LOW,HIGH with 1 <= LOW <= HIGH <= 100; got 0,5"),
     ({"jpeg_quality": (5, 101)}, "jpeg_quality"),
     ({"jpeg_subsampling": "4:2:2"}, "jpeg_subsampling must be one of"),
-    ({"blur_std": (0.0, 1.0)}, "blur_std must be LOW,HIGH with 0 < LOW <= HIGH <= 100; got 0.0,1.0"),
+    ({"blur_std": (0.0, 1.0)}, "blur_std must be LOW,HIGH with 0.01 <= LOW <= HIGH <= 100; got 0.0,1.0"),
+    ({"hole_share": (1e-50, 0.5)}, "hole_share"), ({"hole_share": (0.5, 1 - 1e-12)}, "hole_share"),
+    ({"blur_std": (1e-50, 1e-49)}, "blur_std .* got 1e-50,1e-49"),
+    ({"jpeg_quality": (1, 10**400)}, "jpeg_quality"),
     ({"blur_std": ()}, "blur_std .* got nothing"), ({"blur_std": (1.0, 101.0)}, "blur_std"),
 ])  # fmt: skip
 def test_wrong_settings(settings, message):
@@ -195,10 +198,14 @@ def test_wrong_settings(settings, message):
         make_image_task(**{"name": "inpaint"} | settings)
 
 
-def test_a_quality_is_a_whole_number():
+@pytest.mark.parametrize("settings", [
+    {"jpeg_quality": (5.5, 7.5)}, {"hole_share": 0.5}, {"hole_share": ("a", "b")}, {"hole_share": "ab"},
+    {"hole_share": None},
+])  # fmt: skip
+def test_other_types(settings):
     """A TypeError where the tests check types."""
-    with pytest.raises((UserError, TypeError), match="jpeg_quality"):
-        make_image_task("jpeg", jpeg_quality=(5.5, 7.5))
+    with pytest.raises((UserError, TypeError), match=next(iter(settings))):
+        make_image_task("jpeg", **settings)
 
 
 @pytest.mark.parametrize("name, channels", [("colourise", 1), ("colourise", 4), ("jpeg", 2)])

@@ -151,7 +151,7 @@ def test_equal_settings_give_one_task():
     ({"augmentation": "noise", "max_level": 21}, r"max_level must be in 0..20, the T of the schedule.*; got 21"),
     ({"augmentation": "noise", "max_level": -1}, r"max_level must be in 0..20"),
     ({"augmentation": "noise", "schedule": None}, "schedule must be given for augmentation='noise'"),
-    ({"augmentation_blur_std": (0.6, 0.4)}, r"augmentation_blur_std must be LOW,HIGH with 0 < LOW <= HIGH <= 10"),
+    ({"augmentation_blur_std": (0.6, 0.4)}, r"augmentation_blur_std must be LOW,HIGH with 0.01 <= LOW <= HIGH <= 10"),
 ])  # fmt: skip
 def test_wrong_settings(settings, message):
     with pytest.raises(UserError, match=message):
