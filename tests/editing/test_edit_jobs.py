@@ -155,10 +155,11 @@ def test_every_mask_of_an_array_is_checked_and_remembered(edit, images, tmp_path
 
 def test_another_checkpoint_of_a_guiding_network_is_another_job(edit, images, straight_run, tmp_path, capfd):
     shutil.copytree(straight_run, tmp_path / "weak")
+    shutil.rmtree(tmp_path / "weak" / "checkpoints" / "8")  # the weights of the run itself
     flags = [f"--images={images / 'a.png'}", f"--autoguidance={tmp_path / 'weak'}", "--guidance_scale=2"]
     assert edit(*flags) == 0
     facts = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert facts["guiding network"]["autoguidance"]["step"] == 8
-    shutil.rmtree(tmp_path / "weak" / "checkpoints" / "8")
+    assert facts["guiding network"]["autoguidance"]["step"] == 6
+    shutil.rmtree(tmp_path / "weak" / "checkpoints" / "6")
     assert edit(*flags) == 2
-    assert "holds results of another guiding network: autoguidance.step was 8 and is 6" in capfd.readouterr().err
+    assert "holds results of another guiding network: autoguidance.step was 6 and is 4" in capfd.readouterr().err

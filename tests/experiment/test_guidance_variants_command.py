@@ -138,14 +138,15 @@ def test_autoguidance_of_a_run_without_classes(straight_run):
 
 def test_it_is_in_the_report_of_samples(run, guided_run, tmp_path):
     found = []
-    for step in (2, 4):
-        given = {"autoguidance": guided_run, "autoguidance_step": step, "guidance_scale": 2.0}
+    for weights in ("ema", "raw"):
+        given = {"autoguidance": guided_run, "autoguidance_step": 2, "autoguidance_weights": weights}
+        given["guidance_scale"] = 2.0
         chosen = run.with_sampler(given, batch_size=16, num_devices=8)
         samples = GeneratedSamples(
             chosen, weights="ema", num_samples=8, seed=0, mesh=make_mesh(), folder=str(tmp_path)
         )
         found.append(samples.facts["autoguidance"])
-    assert [facts["step"] for facts in found] == [2, 4]
+    assert [facts["step"] for facts in found] == [2, 2]
     assert found[0]["fingerprint"] != found[1]["fingerprint"]
 
 

@@ -171,7 +171,7 @@ def fail(*args, **kwargs):
 
 
 def test_pictures_in_between_are_left_out(tiny_config, tmp_path, monkeypatch, capsys, straight_run, state_of):
-    monkeypatch.setattr(training_samples, "save_grid", fail)
+    monkeypatch.setattr(training_samples, "save_picture", fail)
     monkeypatch.setattr(training, "draw_final", lambda *args, **sizes: None)
     assert training.train(tiny_config("train.sample_every_steps=4"), str(tmp_path)) is None
     warning = "warning: the images of step_00000004 could not be written, because the disk is full; training continues"
@@ -183,7 +183,7 @@ def test_pictures_in_between_are_left_out(tiny_config, tmp_path, monkeypatch, ca
 def test_the_last_pictures_are_drawn_by_the_next_start(own_run, tiny_flags, monkeypatch, capsys):
     (own_run / "samples" / "denoising.gif").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(training_samples, "save_grid", fail)
+        patch.setattr(training_samples, "save_picture", fail)
         assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 74
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: no room on the disk: /disk/file could not be ")
     assert train_command.main([*tiny_flags, f"--workdir={own_run}"]) == 0
