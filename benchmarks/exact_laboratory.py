@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 from laboratory import plots
-from laboratory.claims import LABEL, Claim, Settings, in_percent, in_thousandths, of_class
+from laboratory.claims import LABEL, Claim, Settings, in_percent, in_thousandths, of_class, side_by_side
 from laboratory.distances import Estimate, estimate, gaussian_kl, gaussian_w2
 from laboratory.edits import Observed, inpainting_methods, measurement_methods, methods_table, peaks_table, sdedit_table
 from laboratory.guidance_variants import variants_table
@@ -76,7 +76,7 @@ def mixture_table(settings: Settings) -> tuple[Claim, list[list[str]], dict[str,
             key = (process.variance, process.num_steps)
             if key not in drawers:
                 drawers[key] = settings.drawer(process, law, max(settings.calls))
-            runs = [drawers[key](table, seed) for seed in range(settings.repetitions)]
+            runs = side_by_side(lambda seed: drawers[key](table, seed), settings.repetitions)  # noqa: B023
             curves[name].append(claim.distances(runs))
         rows.append([name, *map(in_thousandths, curves[name]), in_percent(claim.accuracy(runs))])
         progress(name)
@@ -104,7 +104,10 @@ def guidance_table(settings: Settings) -> tuple[list[list[str]], dict[float, np.
             for sampler in ("dpmpp_2m", "ancestral"):
                 for calls in settings.guided_calls:
                     table = SAMPLERS[sampler](process, calls)
-                    runs = [drawer(table, seed, **given) for seed in range(settings.repetitions)]
+                    runs = side_by_side(
+                        lambda seed: drawer(table, seed, **given),  # noqa: B023
+                        settings.repetitions,
+                    )
                     shown = [in_thousandths(claim.distances(runs)), in_percent(claim.accuracy(runs))]
                     name = f"{guidance}, {sampler}"
                     rows.append([f"{scale:g}", name, str(calls), *shown, *of_class(law, runs[0])])

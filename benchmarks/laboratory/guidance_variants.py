@@ -4,7 +4,7 @@ import dataclasses
 
 from ddpm_jax.diffusion.exact import GaussianMixture
 from ddpm_jax.diffusion.projected_guidance import make_projection
-from laboratory.claims import LABEL, Claim, Settings, in_thousandths, of_class
+from laboratory.claims import LABEL, Claim, Settings, in_thousandths, of_class, side_by_side
 from laboratory.distances import estimate
 from laboratory.laws import pinwheel
 from laboratory.methods import SAMPLERS
@@ -49,7 +49,7 @@ def variants_table(settings: Settings) -> list[list[str]]:
         f"flawed network, autoguidance {SCALE_OF_FLAW:.3g}": (flawed, {"scale": SCALE_OF_FLAW}),
     }
     for name, (draw, given) in variants.items():
-        runs = [draw(table, seed, label=LABEL, **given) for seed in range(settings.repetitions)]
+        runs = side_by_side(lambda seed: draw(table, seed, label=LABEL, **given), settings.repetitions)  # noqa: B023
         rows.append([name, *(in_thousandths(claim.distances(runs)) for claim in claims), *of_class(law, runs[0])])
     return rows
 
