@@ -17,7 +17,7 @@ from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.training import train
 
 ROOT = Path(__file__).parent.parent
-NEED_FILES_OF_OTHERS = {"published_models.md", "weights.md"}
+NEED_FILES_OF_OTHERS = {"edit_gallery.md", "published_models.md", "weights.md"}
 
 
 def examples():
