@@ -6,7 +6,7 @@ The network makes no error, so that every distance to the claimed law is that of
 tables and writes PREFIX_samplers.png, PREFIX_guidance.png and PREFIX_inpainting.png for --out=PREFIX (the last two, and
 the table of peaks, in two dimensions only).
 
-Takes about ten minutes on two CPU cores. --quick takes two to three, with few samples and settings: its numbers only
+Takes about nine minutes on two CPU cores. --quick takes two to three, with few samples and settings: its numbers only
 show that the program runs. --dims sets another number of dimensions, --schedule another noise schedule.
 """
 

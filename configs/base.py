@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
     # sizes, (length,) or (depth, height, width), and are read as they are.
     config.data.image_size = (32, 32)
     config.data.num_channels = 3  # 1 grey, 3 RGB; of other data the number of values at each position
+    # Above 1: the images are loaded at that many times image_size, and blocks of so many pixels a side become their
+    # rounded mean. For the first stage of a cascade, whose images must be the small copies of condition.factor.
+    config.data.area_factor = 1
     config.data.flip = True  # mirror each image left-right with probability 1/2
 
     config.schedule = ConfigDict()

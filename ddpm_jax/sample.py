@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax.experiment.config_flags import OverridesParser
+from ddpm_jax.cascades.flags import CascadeParser, add_cascade_flags
 from ddpm_jax.experiment.sampler_flags import add_sampler_flags, as_typed, given_sampler_flags
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.command_line import run
@@ -17,7 +17,7 @@ MAX_GRID = 100  # images in the PNG; the .npz holds all
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = OverridesParser(
+    parser = CascadeParser(
         "sample",
         "Draws images from a trained model. Model, schedule and sampler come from the checkpoint; the flags\n"
         "below choose how many images, from which weights, and may name another sampler; any other field of the\n"
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         takes_hosts=True,
     )
     parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="folder of the run, or digits: a run in the package"
+        "--workdir", metavar="DIR", help="folder of the run, or digits: a run in the package"
     )
     parser.add_argument(
         "--out", metavar="PATH", help="writes PATH.png and PATH.npz; by default DIR/samples/step_N_seed_S"
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.hints |= dict.fromkeys(("n", "num", "num_images"), "--num_samples=N")
     add_sampler_flags(parser)
     parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; no influence on them")
+    add_cascade_flags(parser)
     return run(_sample, parser, argv)
 
 
@@ -63,6 +64,10 @@ def _sample(args: argparse.Namespace) -> None:
     out = None if args.out is None else _path_without_ending(args.out)
     if out is not None:
         _check_out(out)
+    _check_source(args)
+    if args.cascade is not None:
+        _sample_cascade(args, out)
+        return
 
     # Here, so that --help and the errors above need not wait for JAX.
     import jax
@@ -132,6 +137,33 @@ def _sample(args: argparse.Namespace) -> None:
             in_turn = ", and so on in turn" if columns > num_classes else ""
             of_columns = condition["label"][:num_classes].tolist()
             print(f"columns: {numbered(trained.names_of_classes(), of_columns)}{in_turn}")
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    """Raises UserError unless there is one run, or a cascade with its flags."""
+    if (args.workdir is None) == (args.cascade is None):
+        given = "got neither" if args.workdir is None else "give one of them"
+        raise UserError(f"--workdir=DIR is one run, --cascade=DIR,DIR the stages of a cascade: {given}")
+    if args.cascade is None:
+        of_cascade = [f"--{name}" for name in ("truncated", "norounding") if getattr(args, name)]
+        of_cascade += [f"--stage{number}.{name}" for number, given in args.stages.items() for name in given]
+        if of_cascade:
+            raise UserError(f"{of_cascade[0]} is of a cascade: give --cascade=DIR,DIR, or leave it out")
+    elif args.columns is not None:
+        raise UserError("--columns is of the samples of one run; leave it out of a cascade")
+
+
+def _sample_cascade(args: argparse.Namespace, out: str | None) -> None:
+    from ddpm_jax.cascades.command import default_out, open_cascade, run_cascade
+    from ddpm_jax.diffusion.rng import check_seed
+
+    check_seed("--seed", args.seed)
+    with as_typed(args):
+        cascade = open_cascade(args)
+    if out is None:
+        out = default_out(args)
+        _check_out(out)
+    run_cascade(cascade, args, out, MAX_GRID // len(cascade.stages))
 
 
 def _guidance_line(settings: dict) -> str:

@@ -23,6 +23,7 @@ ALLOWED = {
     "interchange": ("runtime", "diffusion", "models", "workdir", "training", "experiment"),
     "evaluation": ("runtime", "diffusion", "codecs", "data", "experiment", "interchange"),
     "editing": ("runtime", "diffusion", "codecs", "data", "experiment"),
+    "cascades": ("runtime", "diffusion", "codecs", "workdir", "experiment"),
     "benchmarking": ("runtime", "diffusion", "models", "data", "training", "experiment"),
 }
 # The commands `python -m ddpm_jax.<verb>`, each of which may import what it needs, and no other command.

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.diffusion.edits import partial_table, repaint_table
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers import SamplerTable, ancestral_table, ddim_table
-from laboratory.claims import Claim, Settings, in_percent, in_thousandths
+from laboratory.claims import Claim, Settings, in_percent, in_thousandths, side_by_side
 from laboratory.distances import estimate
 from laboratory.laws import pinwheel
 from laboratory.methods import SAMPLERS, Drawer, steps_of
@@ -68,7 +68,7 @@ class Observed:
         """Sliced W2 and the two-sample test, means over the known values, and the misfit |y - matrix x|."""
         pairs = list(zip(self.claims, runs, strict=True))
         distances = estimate([claim.distance(run) for claim, run in pairs])
-        accuracies = estimate([claim.told_apart(run) for claim, run in pairs])
+        accuracies = estimate(side_by_side(lambda n: pairs[n][0].told_apart(pairs[n][1]), len(pairs)))
         residuals = [(run - x_0) @ self.matrix.T for run, x_0 in zip(runs, self.images, strict=True)]
         misfit = np.sqrt(np.mean(np.square(residuals)))
         return [name, str(calls), in_thousandths(distances), in_percent(accuracies), f"{1000 * misfit:.1f}"]
@@ -128,12 +128,17 @@ def methods_table(
     """
     floor = estimate([np.mean(claim.floor) for claim in observed.claims])
     rows, last_of = [["exact samples", "", in_thousandths(floor), "50.0", "0.0"]], {}
-    for method in methods:
+
+    def draw(method: Method, seed: int) -> np.ndarray:
         zeta = {} if method.zeta is None else {"zeta": method.zeta}
-        runs = [
-            drawer(method.table, seed, edit=method.edit, **zeta, **observed.given(method.edit, x_0))
-            for seed, x_0 in enumerate(observed.images)
-        ]
+        given = observed.given(method.edit, observed.images[seed])
+        return drawer(method.table, seed, edit=method.edit, **zeta, **given)
+
+    for method in methods:
+        runs = side_by_side(
+            lambda seed: draw(method, seed),  # noqa: B023
+            len(observed.images),
+        )
         calls = method.table.num_calls
         rows.append(observed.row(method.name, calls, runs))
         last_of[method.name.split(",")[0]] = f"{method.name}, {calls} calls", runs[0]
@@ -165,7 +170,10 @@ def sdedit_table(settings: Settings, drawer: Drawer, process: Process) -> list[l
     ]
     for strength in settings.strengths:
         table = partial_table(whole, strength)
-        runs = [drawer(table, seed, edit="sdedit", x_0=x_0) for seed, x_0 in enumerate(starts)]
+        runs = side_by_side(
+            lambda seed: drawer(table, seed, edit="sdedit", x_0=starts[seed]),  # noqa: B023
+            len(starts),
+        )
         moved = estimate([np.sqrt(np.mean((run - x_0) ** 2)) for run, x_0 in zip(runs, starts, strict=True)])
         rows.append(
             [f"{strength:g}", str(table.num_calls), in_thousandths(claim.distances(runs)), in_thousandths(moved)]

@@ -1,4 +1,4 @@
-"""Sources that add to another one: errors with other names, or columns that are computed from the images."""
+"""Sources that change another one: errors with other names, smaller images, or columns computed from the images."""
 
 import collections
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ import numpy as np
 
 from ddpm_jax.data.condition import ConditionSpec, Entry
 from ddpm_jax.data.image_source import ImageSource
-from ddpm_jax.runtime.errors import arguments_named
+from ddpm_jax.runtime.errors import UserError, arg, arguments_named
 
 # (images uint8 [N, H, W, C], their numbers in the source int [N]) -> columns by name, [N, ...] each.
 ColumnsFn = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
@@ -71,6 +71,42 @@ class RenamingSource(WrappedSource):
         """That of the source."""
         with arguments_named(self._names):
             return self._source.load(indices)
+
+
+class ShrunkSource(WrappedSource):
+    """A source whose images are the means of blocks of factor x factor pixels, rounded, halves upwards.
+
+    Args:
+        source: of uint8 images, [H * factor, W * factor, C].
+
+    Raises:
+        UserError: other data.
+    """
+
+    def __init__(self, source: ImageSource, factor: int):
+        super().__init__(source)
+        *sizes, _ = source.image_shape
+        probe = source.load(np.arange(0))
+        if len(sizes) != 2 or probe.dtype != np.uint8 or any(size % factor for size in sizes):
+            raise UserError(
+                f"{arg('area_factor')} must be 1 for other data than uint8 images; got {factor} for {probe.dtype} "
+                f"arrays of shape {list(source.image_shape)}"
+            )
+        self._factor = factor
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of the small images."""
+        height, width, channels = self._source.image_shape
+        return height // self._factor, width // self._factor, channels
+
+    def load(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, C]."""
+        height, width, channels = self.image_shape
+        factor, images = self._factor, self._source.load(indices)
+        blocks = images.reshape(len(images), height, factor, width, factor, channels)
+        sums = blocks.sum((2, 4), dtype=np.int64)
+        return ((2 * sums + factor**2) // (2 * factor**2)).astype(np.uint8)
 
 
 class DerivingSource(WrappedSource):

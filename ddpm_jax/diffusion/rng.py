@@ -29,6 +29,7 @@ class Purpose(enum.IntEnum):
     SELF_CONDITIONING = 3  # whether a training step has an estimate; of the key of a part: dropout of its first call
     RISE = 4  # noise by which x_s rises to an earlier step, for a sample after a row of the sampler's table
     TASK = 5  # what an image-conditional network is shown of an image
+    STAGE = 6  # the key of all samples of a further stage of a cascade
 
 
 def purpose_key(key: Key[Array, ""], purpose: Purpose, n: Int[Array, ""] | int) -> Key[Array, ""]:
@@ -52,6 +53,12 @@ def seed_keys(seed: int) -> SeedKeys:
     if not isinstance(seed, jax.core.Tracer):
         check_seed("seed", whole_number("seed", seed))
     return SeedKeys(*jax.random.split(jax.random.key(seed), 4))
+
+
+def stage_key(seed: int, stage: int) -> Key[Array, ""]:
+    """The key of the samples of a stage of a cascade; that of stage 0, the first, is `seed_keys(seed).sample`."""
+    key = seed_keys(seed).sample
+    return purpose_key(key, Purpose.STAGE, stage) if stage else key
 
 
 def sample_keys(key: Key[Array, ""], sample_ids: Int[Array, "B"]) -> Key[Array, "B"]:

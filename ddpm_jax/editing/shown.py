@@ -1,16 +1,11 @@
 """Edits by a network that was trained for them: each call is shown the image, as in its training (`condition.task`)."""
 
-import functools
-
-import jax
 import numpy as np
-from jaxtyping import Array
 
-from ddpm_jax.diffusion.image_conditions import ImageTask
-from ddpm_jax.diffusion.rng import Purpose, purpose_key, sample_keys, seed_keys
 from ddpm_jax.editing.known_part import scaled, shown_arrays
-from ddpm_jax.editing.task import Arrays, Batch, EditedRun, Pass, Task
-from ddpm_jax.experiment.image_condition import LEVEL, SHOWN, entries_of
+from ddpm_jax.editing.task import Batch, EditedRun, Pass, Task
+from ddpm_jax.experiment.image_condition import LEVEL, SHOWN
+from ddpm_jax.experiment.shown_images import shown_at_level
 
 
 class Restore(Task):
@@ -38,22 +33,5 @@ class Restore(Task):
         if self._level is None:
             arrays = shown_arrays(self._task, images)
         else:
-            arrays = arrays_at_level(self._task, images, self._level, given["seed"], batch.numbers)
+            arrays = shown_at_level(self._task, images, self._level, given["seed"], batch.numbers)
         return self._pass.images(self._pass.x_0(arrays, batch.numbers, **given))
-
-
-def arrays_at_level(task: ImageTask, x_0: np.ndarray, level: int, seed: int, numbers: np.ndarray) -> Arrays:
-    """What the network is shown of small images with noise of a level, which depends on the seed and the number of the
-    result.
-
-    Args:
-      x_0: [B, H/factor, W/factor, C].
-      numbers: of the results, int32 [B].
-    """
-    return jax.device_get(_at_level(task, x_0, np.int32(level), seed_keys(seed).sample, numbers))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _at_level(task: ImageTask, x_0: Array, level: Array, key: Array, numbers: Array) -> Arrays:
-    keys = jax.vmap(lambda key: purpose_key(key, Purpose.TASK, 0))(sample_keys(key, numbers))
-    return jax.vmap(lambda x_0, key: entries_of(task.at_level(x_0, level, key)))(x_0, keys)

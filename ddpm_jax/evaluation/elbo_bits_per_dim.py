@@ -18,12 +18,12 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.rng import check_seed, encoding_keys, sample_keys, seed_keys
 from ddpm_jax.diffusion.timestep_spacing import named_steps
 from ddpm_jax.diffusion.variational_bound import prior_term, vlb_terms
-from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
 from ddpm_jax.runtime.errors import arguments_named
+from ddpm_jax.runtime.resume_file import ResumeFile
 
 NAMES = ("terms", "x_0_mse", "eps_mse")
 

@@ -14,10 +14,10 @@ from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.evaluation.feature_classifier import NUM_FEATURES, RECIPE, Classifier, TrainedClassifier
 from ddpm_jax.evaluation.inception import INPUT_SIZE, WIDTHS, Inception, resize_tf_bilinear, to_input_range
 from ddpm_jax.evaluation.inception_weights import load_inception
-from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.runtime.compilation import compiler_options
 from ddpm_jax.runtime.devices import batch_sharded, put_batch, replicated
 from ddpm_jax.runtime.errors import UserError, check_one_of
+from ddpm_jax.runtime.resume_file import fingerprint
 
 EXTRACTORS = ("inception", "classifier", "pixels")
 RESIZES = {

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from ddpm_jax.data.image_source import ArraySource
 from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.evaluation.image_sets import ImageSet
-from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
-from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.devices import replicated
+from ddpm_jax.runtime.resumable_arrays import ResumableArrays
+from ddpm_jax.runtime.resume_file import fingerprint
 
 
 class GeneratedSamples:

@@ -11,8 +11,8 @@ from ddpm_jax.data import ImageSource, make_source
 from ddpm_jax.data.array_file import make_array
 from ddpm_jax.data.image_folder import first_image_shape, make_folder
 from ddpm_jax.data.wrapped_sources import RenamingSource
-from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.runtime.errors import UserError, arguments_named
+from ddpm_jax.runtime.resume_file import fingerprint
 
 # (H, W, C) of data sets with a fixed size.
 _NATIVE = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}

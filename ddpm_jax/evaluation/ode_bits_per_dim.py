@@ -27,11 +27,11 @@ from ddpm_jax.diffusion.ode_likelihood import (
 )
 from ddpm_jax.diffusion.rng import check_seed, encoding_keys, sample_keys, seed_keys
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.evaluation.resume_file import ResumeFile
 from ddpm_jax.experiment.config_checks import fields_named
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.chunked_loop import chunks_of, jit_chunk
 from ddpm_jax.runtime.devices import batch_sharded, replicated
+from ddpm_jax.runtime.resume_file import ResumeFile
 
 
 class OdeBits:

@@ -16,7 +16,6 @@ from ddpm_jax.evaluation.plots import save_likelihood_by_step, save_rate_distort
 from ddpm_jax.evaluation.progressive_images import Progressive, build_progressive, step_labels
 from ddpm_jax.evaluation.rate_distortion import rate_distortion
 from ddpm_jax.evaluation.report import JSON_NAME, TABLE_NAME, Report, describe
-from ddpm_jax.evaluation.resume_file import ResumeFile, fingerprint
 from ddpm_jax.experiment.config_json import config_to_json
 from ddpm_jax.experiment.packaged_runs import output_folder
 from ddpm_jax.experiment.trained_run import TrainedRun
@@ -25,6 +24,7 @@ from ddpm_jax.runtime.devices import make_mesh, replicated
 from ddpm_jax.runtime.errors import MAX_INT, UserError, check_between, check_one_of
 from ddpm_jax.runtime.image_files import save_strip
 from ddpm_jax.runtime.progress import ProgressBar
+from ddpm_jax.runtime.resume_file import ResumeFile, fingerprint
 
 WHAT = ("bits", "pictures", "ode", "samples")  # samples: see `sample_metrics`
 _MAX_ODE = 100_000  # steps or probes; beyond this, a mistyped number would exhaust the memory

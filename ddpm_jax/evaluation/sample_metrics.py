@@ -19,13 +19,13 @@ from ddpm_jax.evaluation.generated_samples import GeneratedSamples
 from ddpm_jax.evaluation.image_sets import ImageSet, image_set, open_images
 from ddpm_jax.evaluation.metric_settings import SampleSettings
 from ddpm_jax.evaluation.metrics_from_features import check_counts, sample_numbers, warning_of
-from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
-from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.experiment.trained_run import DATA_FIELDS, TrainedRun
 from ddpm_jax.runtime.atomic_files import check_folder
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.runtime.progress import ProgressBar
+from ddpm_jax.runtime.resumable_arrays import ResumableArrays
+from ddpm_jax.runtime.resume_file import fingerprint
 
 MAX_SAMPLES = 50_000  # default number of samples, as in papers
 DEFAULT_BATCH_SIZE = 64  # of the extractor

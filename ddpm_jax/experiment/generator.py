@@ -14,7 +14,7 @@ from ddpm_jax.data.condition import Condition
 from ddpm_jax.diffusion.denoiser import GuidedDenoiserOf
 from ddpm_jax.diffusion.gradient_guidance import ClassifierGuidance
 from ddpm_jax.diffusion.guidance import Guidance
-from ddpm_jax.diffusion.rng import sample_keys, seed_keys
+from ddpm_jax.diffusion.rng import sample_keys, stage_key
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import SamplerState, init_sampler_state, initial_noise, walk_rows
 from ddpm_jax.experiment.edit import Edit
@@ -218,6 +218,7 @@ class Generator:
         seed: int,
         numbers: np.ndarray,
         num_used: int,
+        stage: int = 0,
         is_first: bool = False,
         on_chunk: Callable[[int], None] = lambda num_new: None,
         watch: Callable[[int, int, np.ndarray], None] | None = None,
@@ -227,6 +228,7 @@ class Generator:
         Args:
           numbers: of the samples, int32, as many as the batch has; all batches of one size share the programs.
           num_used: the first so many are checked to be finite; the others fill the batch.
+          stage: of a cascade, 0 for the first: each has noise of its own.
           is_first: it is the first batch, whose first call compiles: memory of the compiler is given back after it.
         """
         first = int(numbers[0])
@@ -234,7 +236,7 @@ class Generator:
             numbers, self.condition_of(numbers), self.guidance_of(numbers), self.classifier_of(numbers)
         )
         edited = jax.device_put(self._edit.of_samples(numbers), self._shardings.batch) if self._edit else ()
-        state, keys = self._begin(seed_keys(seed).sample, ids, edited)
+        state, keys = self._begin(stage_key(seed, stage), ids, edited)
         if watch:
             watch(first, first_step(self._chunks), np.asarray(self._images_of(state.x_t)))
         for number, (rows, num_rows) in enumerate(self._chunks):

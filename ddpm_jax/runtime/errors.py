@@ -41,6 +41,10 @@ class UserError(ValueError):
             marked = re.sub(pattern, arg(name), marked)
         self._show(marked)
 
+    def begin_with(self, text: str) -> None:
+        """Puts a text before the message, such as which of several runs it is of."""
+        self._show(text + self._marked)
+
     def _show(self, marked: str) -> None:
         self._marked = marked
         self.args = (_MARKED.sub(r"\1", marked),)

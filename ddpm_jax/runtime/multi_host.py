@@ -32,6 +32,14 @@ def broadcast_from_first(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def array_of_first(array: np.ndarray | None, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An array of process 0, on every process; the others give None."""
+    if jax.process_count() == 1:
+        return array
+    own = np.zeros(shape, dtype) if array is None else np.asarray(array)
+    return np.asarray(multihost_utils.broadcast_one_to_all(own))
+
+
 def max_over_hosts(number: int) -> int:
     """The largest `number` of any process, on every process."""
     if jax.process_count() == 1:

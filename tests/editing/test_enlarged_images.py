@@ -10,7 +10,8 @@ from PIL import Image
 import ddpm_jax as dj
 from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.diffusion.image_conditions import shrunk
-from ddpm_jax.editing import shown
+from ddpm_jax.experiment import shown_images
+from ddpm_jax.experiment.shown_images import shown_at_level
 from ddpm_jax.runtime.errors import UserError
 
 QUICK = {"progress": False, "batch_size": 8, "sampler": "ddim", "num_sampler_steps": 3}
@@ -43,7 +44,7 @@ def test_an_edit_is_the_sample_with_its_condition(run, small):
     np.testing.assert_allclose(results[:, 0].astype(int), samples, atol=1)
     noisy = {"augmentation_level": 3, "factor": 2, "classes": (3,)}
     level_3 = dj.edit_images(run, small, "super_resolve", seed=4, **noisy, **QUICK)
-    given = shown.arrays_at_level(run.image_task, small / np.float32(127.5) - 1, 3, 4, np.arange(3))
+    given = shown_at_level(run.image_task, small / np.float32(127.5) - 1, 3, 4, np.arange(3))
     assert given["level"].tolist() == [3] * 3
     given["label"] = np.int32(3)
     np.testing.assert_array_equal(level_3[:, 0], run.sample(3, seed=4, condition=given, **QUICK))
@@ -56,7 +57,7 @@ def test_results_of_an_image_have_noise_of_their_own_whatever_the_batch(run, sma
     wide = dj.edit_images(run, small, "super_resolve", **settings, **QUICK | {"batch_size": 16})
     np.testing.assert_array_equal(wide, results)
     black = np.zeros((4, 4, 4, 1), np.float32)
-    noises, others = (shown.arrays_at_level(run.image_task, black, 8, seed, np.arange(4))["shown"] for seed in (0, 1))
+    noises, others = (shown_at_level(run.image_task, black, 8, seed, np.arange(4))["shown"] for seed in (0, 1))
     assert len({noise.tobytes() for noise in noises}) == 4 and np.all(noises != others)
 
 
@@ -65,9 +66,9 @@ def test_another_level_compiles_nothing(run, small):
     for _ in range(2):  # the second call meets arrays of another origin, which JAX counts once more
         dj.edit_images(run, small, "super_resolve", augmentation_level=2, **QUICK)
     ((generator, _),) = run.edit_programs.generators.values()
-    programs = generator._advance._cache_size(), shown._at_level._cache_size()
+    programs = generator._advance._cache_size(), shown_images._at_level._cache_size()
     dj.edit_images(run, small, "super_resolve", augmentation_level=5, **QUICK)
-    assert (generator._advance._cache_size(), shown._at_level._cache_size()) == programs
+    assert (generator._advance._cache_size(), shown_images._at_level._cache_size()) == programs
     assert len(run.edit_programs.generators) == 1
 
 

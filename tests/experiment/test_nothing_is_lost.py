@@ -11,13 +11,13 @@ import pytest
 import ddpm_jax as dj
 from ddpm_jax import benchmark, evaluate
 from ddpm_jax.data.__main__ import main as data_main
-from ddpm_jax.evaluation.resume_file import fingerprint
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.training import train
 from ddpm_jax.runtime.command_line import CommandParser, run
 from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.resume_file import fingerprint
 from ddpm_jax.training.run_log import read_metrics
 
 SHORT = ["--num_samples=2", "--num_sampler_steps=2", "--nocompilation_cache"]

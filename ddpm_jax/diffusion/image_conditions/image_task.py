@@ -35,6 +35,8 @@ class ImageTask:
       max_level: the highest level of the noise that is added to what is shown; 0: there is no noise and no level.
       at_level: (x_0 [H/factor, W/factor, C], level in 0..max_level, key of the noise) -> what the network is shown of
         an image that a user gives, with noise of this level; None without noise.
+      of_noised: (x_s [H/factor, W/factor, C] with the noise of a level already, level) -> the same; None without noise.
+      alphas_bar: of the levels 0..max_level, in float64: x_s = sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) eps.
     """
 
     name: str
@@ -45,6 +47,8 @@ class ImageTask:
     factor: int = 1
     max_level: int = 0
     at_level: Callable[[Float[Array, "h w C"], Int[Array, ""], Key[Array, ""]], Shown] | None = None
+    of_noised: Callable[[Float[Array, "h w C"], Int[Array, ""]], Shown] | None = None
+    alphas_bar: tuple[float, ...] = (1.0,)
 
 
 def check_no_known(name: str, known: object) -> None:

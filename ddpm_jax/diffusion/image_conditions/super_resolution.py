@@ -121,7 +121,9 @@ def _noisy(factor: int, upsampling: str, betas: tuple[float, ...]) -> ImageTask:
         level = jnp.asarray(level, jnp.int32)
         # Not signal[level], which silently clamps an index past the end.
         a, b = (jnp.take(jnp.asarray(table), level.astype(jnp.uint32), mode="fill") for table in (signal, noise))
-        z_s = a * x_0 + b * jax.random.normal(key, x_0.shape, jnp.float32)
+        return of_noised(a * x_0 + b * jax.random.normal(key, x_0.shape, jnp.float32), level)
+
+    def of_noised(z_s: Float[Array, "h w C"], level: Int[Array, ""]) -> Shown:
         return Shown(enlarged(z_s, factor, upsampling), level=level)
 
     def make(x_0: Float[Array, "H W C"], key: Key[Array, ""]) -> Shown:
@@ -132,7 +134,8 @@ def _noisy(factor: int, upsampling: str, betas: tuple[float, ...]) -> ImageTask:
     def clean(x_0: Float[Array, "h w C"]) -> Shown:
         return Shown(enlarged(x_0, factor, upsampling), level=jnp.zeros((), jnp.int32))
 
-    return _task(factor, make, clean, max_level=len(betas), at_level=at_level)
+    of_noise = {"at_level": at_level, "of_noised": of_noised, "alphas_bar": (1.0, *schedule.host_alphas_bar.tolist())}
+    return _task(factor, make, clean, max_level=len(betas), **of_noise)
 
 
 def _task(factor: int, make: Callable, clean: Callable, **of_noise: object) -> ImageTask:

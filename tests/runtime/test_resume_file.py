@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.evaluation import resume_file
-from ddpm_jax.evaluation.resume_file import ResumeFile, fingerprint
+from ddpm_jax.runtime.resume_file import ResumeFile, fingerprint
 
 
 def fill(prefix, facts, *, stop_after=4, error=KeyboardInterrupt):

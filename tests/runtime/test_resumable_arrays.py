@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.evaluation import resumable_arrays
-from ddpm_jax.evaluation.resumable_arrays import ResumableArrays
+from ddpm_jax.runtime.resumable_arrays import ResumableArrays
 
 ROWS = {"a": ((3,), np.float32), "b": ((2, 2), np.uint8)}
 

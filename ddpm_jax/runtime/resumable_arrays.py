@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ddpm_jax.evaluation.resume_file import KEEP_EVERY_SECONDS, fingerprint
 from ddpm_jax.runtime.atomic_files import replace_file
 from ddpm_jax.runtime.json_files import is_count, read_json
+from ddpm_jax.runtime.resume_file import KEEP_EVERY_SECONDS, fingerprint
 
 _PROGRESS = "progress.json"
 

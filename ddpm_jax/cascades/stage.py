@@ -1,0 +1,216 @@
+"""A stage of a cascade: a run with its sampler, and whether it fits the stage before."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax.codecs.pixels import to_model_scale
+from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
+from ddpm_jax.diffusion.truncation import Stop, stop_at
+from ddpm_jax.experiment.edit_programs import EditPrograms
+from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.sampler_settings import settings_named
+from ddpm_jax.experiment.shown_images import Rows, shown_as_given, shown_at_level, shown_with_missing_noise
+from ddpm_jax.experiment.trained_run import TrainedRun
+from ddpm_jax.runtime.devices import replicated
+from ddpm_jax.runtime.errors import UserError, arg
+from ddpm_jax.workdir.class_names import numbered
+
+_TASK = "super_resolve"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+      number: 0 for the first, which draws small images; each other one enlarges those of the one before.
+      run: with the sampler and the batch size of the stage.
+      programs: what the run keeps compiled.
+      mesh: the batch is spread over its devices.
+      stop: where its sampler stops for the next stage; None: it goes on to x_0.
+      rounds: whether x_0 becomes uint8, as in image files; else it is limited to [-1, 1].
+      missing: (keep, add) of the noise that the x of the stage before lacks; None: that stage gave x_0.
+      classes: of its samples, in turn; () for none, here and in the stages before.
+      class_names: of the classes 0, 1, ...; () for none.
+    """
+
+    number: int
+    run: TrainedRun
+    programs: EditPrograms = field(repr=False)
+    mesh: Mesh = field(repr=False)
+    stop: Stop | None = None
+    rounds: bool = True
+    missing: tuple[float, float] | None = None
+    classes: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def table(self) -> SamplerTable:
+        """Of its sampler, until it stops."""
+        table = self.run.sampler_table
+        return table if self.stop is None else table.rows(0, self.stop.num_rows)
+
+    @property
+    def level(self) -> int:
+        """The augmentation level of what the network is shown; 0: none."""
+        return self.run.sampler_settings["augmentation_level"]
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return self.run.image_shape
+
+    @property
+    def result_dtype(self) -> type:
+        """uint8 for images, float32 for x."""
+        return np.uint8 if self.rounds and self.stop is None else np.float32
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[Generator, dict]:
+        run, table = self.run, self.run.sampler_table
+        key = ("stage", run.program_facts, table.c_shift is None, table.t.dtype)
+        made = self.programs.generator(key, lambda rows: run.generator(self.mesh))
+        return made.generator, self.programs.params_on(self.mesh, run.params)
+
+    def generator(self, shown: Rows | None = None) -> Generator:
+        """Of a batch, which is shown these rows; None for the first stage."""
+        run, (generator, _) = self.run, self._compiled
+        told_of = run.condition_of if shown is None else lambda ids: {**run.given_condition_of(ids), **shown}
+        return generator.with_table(self.table).with_samples(told_of, run.guidance_of, generator.classifier_of)
+
+    def shown(self, before: np.ndarray, seed: int, numbers: np.ndarray) -> Rows:
+        """What the network is shown of results of the stage before, for the samples of these numbers."""
+        task, x = self.run.image_task, before
+        if x.dtype == np.uint8:
+            x = np.asarray(to_model_scale(x))
+        if self.missing is not None:
+            return shown_with_missing_noise(task, x, self.missing, self.level, seed, numbers, stage=self.number)
+        if task.max_level:
+            return shown_at_level(task, x, self.level, seed, numbers, stage=self.number)
+        return shown_as_given(task, x)
+
+    def draw(
+        self, before: np.ndarray | None, *, seed: int, first: int, num_samples: int, on_chunk: Callable[[int], None]
+    ) -> np.ndarray:
+        """The batch of results that begins with sample `first`, [B, H, W, C]; B is less in the last one.
+
+        Args:
+          before: all results of the stage before, [num_samples, h, w, C]; None for the first stage.
+          on_chunk: called with numbers of network calls that are done.
+        """
+        _, params = self._compiled
+        numbers = np.arange(first, first + self.batch_of(num_samples), dtype=np.int32)
+        shown = None if before is None else self.shown(before[numbers % num_samples], seed, numbers)
+        generator, num_used = self.generator(shown), min(num_samples - first, len(numbers))
+        x = generator.draw_x_0(
+            params, seed=seed, numbers=numbers, num_used=num_used, stage=self.number, is_first=not first,
+            on_chunk=on_chunk,
+        )  # fmt: skip
+        if self.result_dtype == np.uint8:
+            return generator.images_of(x)[:num_used]
+        x = np.asarray(jax.device_put(x, replicated(self.mesh)))[:num_used]
+        return x if self.stop is not None else np.clip(x, -1, 1)
+
+    def batch_of(self, num_samples: int) -> int:
+        """The batch size for that many samples."""
+        return self._compiled[0].batch_of(num_samples)
+
+    def num_batches(self, num_samples: int) -> int:
+        """The number of its batches for that many samples."""
+        return -(-num_samples // self.batch_of(num_samples))
+
+    @property
+    def other_networks(self) -> dict[str, object]:
+        """What a report says of the networks that guide its samples, by setting."""
+        return self._compiled[0].other_networks
+
+    def own_classes(self) -> tuple[int, ...]:
+        """The classes of the samples of this run, in turn; () for none."""
+        generator, run = self._compiled[0], self.run
+        told = generator.with_samples(run.given_condition_of, run.guidance_of, generator.classifier_of)
+        return tuple(told.labels_of(np.arange(generator.num_classes)).get("label", np.zeros(0, int)).tolist())
+
+
+def first_stage(run: TrainedRun, settings: Mapping[str, object], mesh: Mesh, batch_size: int | None) -> Stage:
+    """The stage that draws small images.
+
+    Raises:
+      UserError: a run that cannot be one.
+    """
+    if run.image_task is not None:
+        raise UserError(
+            f"the first stage of a cascade must draw images from nothing; this run has condition.task="
+            f"{run.image_task.name!r}: begin with a run without a task, or enlarge images by python -m ddpm_jax.edit"
+        )
+    stage = Stage(0, *_checked(run, settings, mesh, batch_size))
+    return dataclasses.replace(stage, classes=stage.own_classes(), class_names=stage.run.names_of_classes())
+
+
+def next_stage(before: Stage, run: TrainedRun, settings: Mapping[str, object], batch_size: int | None) -> Stage:
+    """The stage that enlarges the results of another one.
+
+    Raises:
+      UserError: a run that cannot be one, or that does not fit the one before.
+    """
+    task = run.image_task
+    if task is None or task.name != _TASK:
+        got = "no task" if task is None else f"condition.task={task.name!r}"
+        raise UserError(f"each stage after the first must be a run of condition.task={_TASK!r}; this one has {got}")
+    height, width, channels = run.image_shape
+    wanted = (height // task.factor, width // task.factor, channels)
+    if before.result_shape != wanted:
+        raise UserError(
+            f"it enlarges images of shape {list(wanted)}, by condition.factor={task.factor}; the stage before draws "
+            f"{list(before.result_shape)}"
+        )
+    if "classes" in settings:
+        raise UserError(f"{arg('classes')} are those of the first stage, for all stages: leave them out here")
+    _check_classes(before, run)
+    if "label" in run.condition or settings.get("classifier"):
+        settings = {**settings, "classes": before.classes}
+    checked = _checked(run, settings, before.mesh, batch_size)
+    return Stage(before.number + 1, *checked, classes=before.classes, class_names=before.class_names)
+
+
+def _checked(
+    run: TrainedRun, settings: Mapping[str, object], mesh: Mesh, batch_size: int | None
+) -> tuple[TrainedRun, EditPrograms, Mesh]:
+    run.check_images("cascades are of images")
+    run.check_pixels("the stages of a cascade exchange pixels")
+    with_sampler = run.with_sampler(settings, batch_size=batch_size, num_devices=mesh.size)
+    with settings_named(settings):
+        _ = with_sampler.sampler_table, with_sampler.guidance_of
+    return with_sampler, run.edit_programs, mesh
+
+
+def _check_classes(before: Stage, run: TrainedRun) -> None:
+    """Raises UserError if the run is told classes, and the samples of the stage before have none, or others."""
+    if "label" not in run.condition:
+        return
+    if not before.classes:
+        raise UserError("its network is told the class of an image, and the stages before draw images without classes")
+    names, theirs = run.names_of_classes(), before.class_names
+    if names and theirs and names != theirs:
+        raise UserError(f"it has the classes {numbered(names)}; the stages before have {numbered(theirs)}")
+
+
+def truncated(before: Stage, stage: Stage) -> tuple[Stage, Stage]:
+    """Both stages, with the sampler of the first stopped where its x has the noise of the second one's level.
+
+    Raises:
+      UserError: the second is shown no noise, or the first has no step there.
+    """
+    if not stage.level:
+        raise UserError(
+            f"{arg('truncated')} needs an {arg('augmentation_level')} above 0, at which the stage before stops"
+        )
+    alpha_bar = stage.run.image_task.alphas_bar[stage.level]
+    stop = stop_at(before.run.sampler_table, before.run.process, alpha_bar)
+    earlier = dataclasses.replace(before, stop=stop)
+    return earlier, dataclasses.replace(stage, missing=(stop.keep, stop.add))
