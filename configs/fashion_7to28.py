@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.condition.max_level = 250  # of T = 1000: alpha-bar 0.85
     config.diffusion.network_input = "alpha_bar"
     config.unet.time_scale = 1000.0
-    config.train.num_steps = 2500
+    config.train.num_steps = 2000
     config.train.checkpoint_every_steps = 500
     config.train.sample_every_steps = 0
     return config

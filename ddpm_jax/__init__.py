@@ -58,6 +58,7 @@ from ddpm_jax.training.train_state import TrainState, init_state
 from ddpm_jax.training.train_step import make_train_step
 
 if TYPE_CHECKING:
+    from ddpm_jax.cascades.cascade import sample_cascade
     from ddpm_jax.data import BatchLoader, batch_indices, make_source
     from ddpm_jax.editing.edit_images import edit_images
     from ddpm_jax.experiment.build import build_experiment
@@ -86,6 +87,7 @@ _LATER = {
     "make_mesh": "ddpm_jax.runtime.devices",
     "make_source": "ddpm_jax.data",
     "open_run": "ddpm_jax.experiment.open_run",
+    "sample_cascade": "ddpm_jax.cascades.cascade",
     "save_grid": "ddpm_jax.runtime.image_files",
     "train_model": "ddpm_jax.experiment.training",
 }
@@ -153,6 +155,7 @@ __all__ = [
     "repaint_table",
     "rescale_zero_terminal_snr",
     "respaced",
+    "sample_cascade",
     "sample_keys",
     "sample_loop",
     "save_grid",

@@ -145,7 +145,7 @@ def _check_source(args: argparse.Namespace) -> None:
         given = "got neither" if args.workdir is None else "give one of them"
         raise UserError(f"--workdir=DIR is one run, --cascade=DIR,DIR the stages of a cascade: {given}")
     if args.cascade is None:
-        of_cascade = [f"--{name}" for name in ("truncated", "norounding") if getattr(args, name)]
+        of_cascade = [f"--{name}" for name in ("truncate", "norounding") if getattr(args, name)]
         of_cascade += [f"--stage{number}.{name}" for number, given in args.stages.items() for name in given]
         if of_cascade:
             raise UserError(f"{of_cascade[0]} is of a cascade: give --cascade=DIR,DIR, or leave it out")

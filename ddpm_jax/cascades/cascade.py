@@ -53,7 +53,7 @@ class Cascade:
                             f"{len(settings)}")  # fmt: skip
         if truncate and not rounding:
             raise UserError(
-                f"{arg('rounding')} has no effect with {arg('truncated')}, where no x_0 is exchanged: leave it out"
+                f"{arg('rounding')} has no effect with {arg('truncate')}, where no x_0 is exchanged: leave it out"
             )
         self._names = [f" ({name})" for name in names] if names is not None else [""] * len(runs)
         stages: list[Stage] = []
@@ -68,7 +68,6 @@ class Cascade:
                 elif not rounding:
                     stages[-1] = dataclasses.replace(stages[-1], rounds=False)
                 stages.append(stage)
-                stage.batch_of(1)  # reads the networks that guide, and checks the batch
         self.stages = tuple(stages)
 
     @contextmanager

@@ -53,7 +53,7 @@ def open_cascade(args: argparse.Namespace) -> Cascade:
         settings.append(of_all | of_stage)
     with arguments_named({"rounding": "--norounding"}.get):
         return Cascade(
-            runs, settings=settings, truncate=args.truncated, rounding=not args.norounding,
+            runs, settings=settings, truncate=args.truncate, rounding=not args.norounding,
             batch_size=args.batch_size, names=names,
         )  # fmt: skip
 

@@ -46,7 +46,7 @@ def add_cascade_flags(parser: argparse.ArgumentParser) -> None:
         "--cascade", metavar="DIR,DIR", help="folders of the stages, the first draws small images; replaces --workdir"
     )
     group.add_argument(
-        "--truncated", action="store_true",
+        "--truncate", action="store_true",
         help="each sampler but the last stops at the noise of --augmentation_level",
     )  # fmt: skip
     group.add_argument(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
-from ddpm_jax.diffusion.truncation import Stop, stop_at
+from ddpm_jax.diffusion.samplers.truncation import Stop, stop_at
 from ddpm_jax.experiment.edit_programs import EditPrograms
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.sampler_settings import settings_named
@@ -130,12 +130,6 @@ class Stage:
         """What a report says of the networks that guide its samples, by setting."""
         return self._compiled[0].other_networks
 
-    def own_classes(self) -> tuple[int, ...]:
-        """The classes of the samples of this run, in turn; () for none."""
-        generator, run = self._compiled[0], self.run
-        told = generator.with_samples(run.given_condition_of, run.guidance_of, generator.classifier_of)
-        return tuple(told.labels_of(np.arange(generator.num_classes)).get("label", np.zeros(0, int)).tolist())
-
 
 def first_stage(run: TrainedRun, settings: Mapping[str, object], mesh: Mesh, batch_size: int | None) -> Stage:
     """The stage that draws small images.
@@ -148,8 +142,8 @@ def first_stage(run: TrainedRun, settings: Mapping[str, object], mesh: Mesh, bat
             f"the first stage of a cascade must draw images from nothing; this run has condition.task="
             f"{run.image_task.name!r}: begin with a run without a task, or enlarge images by python -m ddpm_jax.edit"
         )
-    stage = Stage(0, *_checked(run, settings, mesh, batch_size))
-    return dataclasses.replace(stage, classes=stage.own_classes(), class_names=stage.run.names_of_classes())
+    stage = _checked(0, run, settings, mesh, batch_size)
+    return dataclasses.replace(stage, classes=stage.run.drawn_classes, class_names=stage.run.names_of_classes())
 
 
 def next_stage(before: Stage, run: TrainedRun, settings: Mapping[str, object], batch_size: int | None) -> Stage:
@@ -174,19 +168,18 @@ def next_stage(before: Stage, run: TrainedRun, settings: Mapping[str, object], b
     _check_classes(before, run)
     if "label" in run.condition or settings.get("classifier"):
         settings = {**settings, "classes": before.classes}
-    checked = _checked(run, settings, before.mesh, batch_size)
-    return Stage(before.number + 1, *checked, classes=before.classes, class_names=before.class_names)
+    stage = _checked(before.number + 1, run, settings, before.mesh, batch_size)
+    return dataclasses.replace(stage, classes=before.classes, class_names=before.class_names)
 
 
-def _checked(
-    run: TrainedRun, settings: Mapping[str, object], mesh: Mesh, batch_size: int | None
-) -> tuple[TrainedRun, EditPrograms, Mesh]:
+def _checked(number: int, run: TrainedRun, settings: Mapping[str, object], mesh: Mesh, batch_size: int | None) -> Stage:
     run.check_images("cascades are of images")
     run.check_pixels("the stages of a cascade exchange pixels")
     with_sampler = run.with_sampler(settings, batch_size=batch_size, num_devices=mesh.size)
-    with settings_named(settings):
-        _ = with_sampler.sampler_table, with_sampler.guidance_of
-    return with_sampler, run.edit_programs, mesh
+    with settings_named([*settings, *(["batch_size"] if batch_size is not None else [])]):
+        stage = Stage(number, with_sampler, run.edit_programs, mesh)
+        stage.batch_of(1)  # reads the networks that guide, and checks all settings
+    return stage
 
 
 def _check_classes(before: Stage, run: TrainedRun) -> None:
@@ -208,7 +201,7 @@ def truncated(before: Stage, stage: Stage) -> tuple[Stage, Stage]:
     """
     if not stage.level:
         raise UserError(
-            f"{arg('truncated')} needs an {arg('augmentation_level')} above 0, at which the stage before stops"
+            f"{arg('truncate')} needs an {arg('augmentation_level')} above 0, at which the stage before stops"
         )
     alpha_bar = stage.run.image_task.alphas_bar[stage.level]
     stop = stop_at(before.run.sampler_table, before.run.process, alpha_bar)

@@ -22,6 +22,7 @@ from ddpm_jax.experiment import (
     model_factory,
     sampler_factory,
 )
+from ddpm_jax.experiment.classifier import classifier_of_samples, drawn_classes
 from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
 from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.experiment.sample_inputs import ConditionOf, GuidanceOf
@@ -101,6 +102,11 @@ class DescribedRun:
     def guidance_of(self) -> GuidanceOf:
         """Numbers of samples -> their guidance, or None."""
         return guidance_of(self.config, self.weak_network)
+
+    @property
+    def drawn_classes(self) -> tuple[int, ...]:
+        """The classes of its samples, in turn; () for none."""
+        return drawn_classes(self.config, classifier_of_samples(self.config))
 
     @functools.cached_property
     def weak_network(self) -> WeakNetwork | None:

@@ -37,11 +37,11 @@ def shown_at_level(
 def shown_with_missing_noise(
     task: ImageTask, x: np.ndarray, mix: tuple[float, float], level: int, seed: int, numbers: np.ndarray, *, stage: int
 ) -> Rows:
-    """That of keep x + add N(0, I), which has the noise of the level; `diffusion.truncation.stop_at` gives the mix.
+    """That of keep x + add N(0, I), which has the noise of the level.
 
     Args:
       x: from a sampler that stopped, float32 [B, H/factor, W/factor, C].
-      mix: (keep, add).
+      mix: (keep, add), from `diffusion.samplers.truncation.stop_at`.
     """
     keep, add = map(np.float32, mix)
     return jax.device_get(_noised(task, x, keep, add, np.int32(level), stage_key(seed, stage), numbers))

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation import resumable_arrays
+from ddpm_jax.runtime import resumable_arrays
 from ddpm_jax.runtime.resumable_arrays import ResumableArrays
 
 ROWS = {"a": ((3,), np.float32), "b": ((2, 2), np.uint8)}
@@ -92,7 +92,7 @@ def test_a_real_kill(tmp_path):
 import os, sys
 sys.path.insert(0, {str(resumable_arrays.__file__.split("/ddpm_jax/")[0])!r})
 import numpy as np
-from ddpm_jax.evaluation import resumable_arrays
+from ddpm_jax.runtime import resumable_arrays
 resumable_arrays.KEEP_EVERY_SECONDS = 0
 rows = {{"a": ((3,), np.float32), "b": ((2, 2), np.uint8)}}
 files = resumable_arrays.ResumableArrays({str(tmp_path / "x")!r}, {{"seed": 0}}, rows, 10)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation import resume_file
+from ddpm_jax.runtime import resume_file
 from ddpm_jax.runtime.resume_file import ResumeFile, fingerprint
 
 

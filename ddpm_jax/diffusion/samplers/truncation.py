@@ -39,27 +39,24 @@ def stop_at(table: SamplerTable, process: Process, alpha_bar: float) -> Stop:
     Raises:
       UserError: the table reaches this level only with x_0, where nothing would be left out.
     """
-    reached = _alphas_bar_after(table, process)
-    # Of equal ones the last: the first of the two rows of a step of `heun_table` is only an estimate.
-    fitting = np.flatnonzero(reached >= alpha_bar)
-    noisiest = fitting[reached[fitting] == reached[fitting].min()]
-    row = int(noisiest[-1])
+    t, s = np.asarray(table.t), np.asarray(table.s)
+    reached = _alphas_bar(process, s)
+    # The first row of the two of a step, as of `heun_table`, is an estimate: the second does not go further down.
+    ends_step = ~np.append(s[1:] >= t[1:], False)
+    fitting = np.flatnonzero(ends_step & (reached >= alpha_bar))
+    row = int(fitting[np.argmin(reached[fitting])])
     if reached[row] == 1:
+        last = reached[ends_step & (reached < 1)].max(initial=0)
         raise UserError(
-            f"{arg('truncated')} needs a step of the sampler before x_0 that has at most the noise of the level; the "
-            f"last is at alpha-bar {reached[reached < 1].max(initial=0):.6f}, and the level has {alpha_bar:.6f}: take "
-            "more steps, or a higher level"
+            f"{arg('truncate')} needs a step of the sampler before x_0 that has at most the noise of the level; the "
+            f"last is at alpha-bar {last:.6f}, and the level has {alpha_bar:.6f}: take more steps, or a higher level"
         )
     keep = float(np.sqrt(alpha_bar / reached[row]))
     return Stop(row + 1, keep, float(np.sqrt(1 - keep**2)))
 
 
-def _alphas_bar_after(table: SamplerTable, process: Process) -> np.ndarray:
-    """alpha-bar of x after each row, float64 [R]; 1 for x_0."""
-    steps = np.asarray(table.s)
-    if table.rise_noise is not None:
-        rises = np.asarray(table.rise_noise) > 0
-        steps = np.where(rises, np.append(np.asarray(table.t)[1:], -1), steps)
+def _alphas_bar(process: Process, steps: np.ndarray) -> np.ndarray:
+    """alpha-bar of steps, float64 [R]; 1 for x_0, the step -1."""
     if steps.dtype.kind == "i":  # in float64, so that stages of one schedule match exactly
         return np.append(process.schedule.host_alphas_bar, 1.0)[steps]
     signal, _ = process.levels(steps, ndim=1)
