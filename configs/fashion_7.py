@@ -1,9 +1,9 @@
-"""Fashion-MNIST at 7x7, the first stage of a cascade: the means of blocks of 4x4 pixels, N M parameters.
+"""Fashion-MNIST at 7x7, the first stage of a cascade: the means of blocks of 4x4 pixels, 0.2 M parameters.
 
 Command: python -m ddpm_jax.train --config=configs/fashion_7.py --config.data.path=DIR --workdir=runs/7
 Then, with a run of fashion_7to28: python -m ddpm_jax.sample --cascade=runs/7,runs/7to28
 Data: as for configs/fashion_mnist.py.
-Hardware and time: 2 CPU cores, about N minutes.
+Hardware and time: 2 CPU cores, about 9 minutes.
 Expected results: docs/cascades.md.
 """
 

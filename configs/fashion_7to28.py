@@ -3,8 +3,8 @@
 Command: python -m ddpm_jax.train --config=configs/fashion_7to28.py --config.data.path=DIR --workdir=runs/7to28
 Then: python -m ddpm_jax.edit --workdir=runs/7to28 --what=super_resolve --images=small/ --out=large
 Data: as for configs/fashion_mnist.py. The 7x7 images are the means of blocks of 4x4 pixels, made in training.
-Hardware and time: 2 CPU cores, about 25 minutes for the 2,500 updates, at the pace of fashion_mnist; not yet run at
-full length.
+Hardware and time: 2 CPU cores, about N minutes.
+Expected results: docs/super_resolution.md, docs/cascades.md.
 """
 
 from ml_collections import ConfigDict

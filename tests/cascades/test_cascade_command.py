@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from host_processes import HostProcesses
 from PIL import Image
 
 import ddpm_jax as dj
@@ -150,3 +151,16 @@ def test_folders_that_are_no_cascade(command, sample_main, small_images_run, cap
     assert "got neither" in capfd.readouterr().err
     assert sample_main([f"--workdir={small_images_run}", "--stage1.eta=1"]) == 2
     assert "--stage1.eta is of a cascade: give --cascade=DIR,DIR" in capfd.readouterr().err
+
+
+@pytest.mark.processes
+def test_two_processes_draw_what_one_does(command, small_images_run, super_resolution_run, tmp_path):
+    flags = ["--num_samples=11", "--truncate", "--augmentation_level=9", "--stage1.num_sampler_steps=0"]
+    out = tmp_path / "two"
+    given = [f"--cascade={small_images_run},{super_resolution_run}", f"--out={out}", *FAST[:2], *flags]
+    processes = HostProcesses(tmp_path / "hosts", "sample", given)
+    assert processes.codes() == [0, 0], processes.all_output()
+    assert [line for line in processes.lines(1) if line.strip()] == [] and processes.errors(1) == ""
+    assert command(*flags) == 0
+    two, one = (np.load(f"{path}.npz")["arr_0"].astype(int) for path in (out, tmp_path / "x"))
+    np.testing.assert_allclose(two, one, atol=1)

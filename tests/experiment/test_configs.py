@@ -26,6 +26,7 @@ COUNTS = {
     "image_folder": 49_641_699,
     "image_folder_small": 1_541_547,
     "palette_fashion": 1_541_113,  # two more channels of the input than fashion_mnist, times 9 * 24
+    "fashion_7": 240_481,
     "fashion_7to28": 1_552_609,  # one more channel of the input, 9 * 24, and the layers of the level, 25 * 96 + 97 * 96
     "palette_clothing": 1_541_763,
     "palette_image_folder": 57_895_299,
