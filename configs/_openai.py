@@ -70,6 +70,18 @@ def with_importance_sampled_vlb(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def as_upsampler(config: ConfigDict, factor: int) -> ConfigDict:
+    """Of both codes' `super_res_train.py`: the network is shown the small image, bilinearly enlarged, without noise.
+
+    Differs: small images are rounded to the 256 levels in training too, as files are; there only in sampling.
+    """
+    config.condition.task = "super_resolve"
+    config.condition.factor = factor
+    config.condition.upsampling = "bilinear"
+    config.condition.augmentation = "none"
+    return config
+
+
 def guided_config(side: int) -> ConfigDict:
     """Dhariwal and Nichol 2021, unlocked: ImageNet with classes, linear, T=1000, 256 channels, 2 blocks per level."""
     config = unscaled(_shared_config(side))

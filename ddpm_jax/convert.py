@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ def _formats() -> dict[str, Format]:
     from ddpm_jax.interchange import diffusers, ho_et_al, native_files, openai, tensor_files, tensorflow_checkpoint
 
     def is_openai(path: Path) -> bool:
-        return path.suffix == ".pt" and path.stem in {*openai.MODELS, *openai.REFUSED}
+        return path.suffix == ".pt" and path.stem in openai.MODELS
 
     def read_openai(path: Path, model: str) -> Any:
         return openai.read_openai(tensor_files.read_tensors(path)[0], model)
@@ -155,10 +154,10 @@ def _convert(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     from ddpm_jax.experiment.config_changes import changed_import
     from ddpm_jax.experiment.config_files import changed, load_config
-    from ddpm_jax.experiment.model_factory import build_network, check_params, is_classifier
+    from ddpm_jax.experiment.model_factory import build_network, check_params
     from ddpm_jax.experiment.packaged_configs import base_config
     from ddpm_jax.interchange.hub import download, is_hub_name
-    from ddpm_jax.interchange.imported_model import described
+    from ddpm_jax.interchange.imported_model import described, next_command
     from ddpm_jax.interchange.imported_workdir import write_workdir
     from ddpm_jax.runtime.atomic_files import check_new_folder
     from ddpm_jax.workdir.workdir_path import check_workdir
@@ -203,11 +202,7 @@ def _import(args: argparse.Namespace, formats: dict[str, Format]) -> None:
     for line in described(name, imported):
         print(line)
     print(f"wrote {os.path.abspath(args.workdir)}")
-    workdir, out = shlex.quote(args.workdir), shlex.quote(f"{args.workdir}/samples/first")
-    flags = f"--workdir={workdir} --out={out}"
-    if is_classifier(imported.config):
-        flags = f"--workdir=DIR_OF_A_MODEL --classifier={workdir} --classifier_scale=1"
-    print(f"next: python -m ddpm_jax.sample {flags}")
+    print(f"next: python -m ddpm_jax.{next_command(imported, args.workdir)}")
 
 
 def _model(given: str | None, kind: Format, name: str, path: Path) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The result of an import: a complete config and the weights of its network."""
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +76,23 @@ def described(source: str, imported: Imported) -> list[str]:
     else:
         sampler, calls = run.sampler_settings["sampler"], run.sampler_table.num_calls
         lines.append(f"predicts  {facts['prediction']}, variance {facts['variance']}")
+        if run.image_task is not None and run.image_task.factor > 1:
+            factor, (height, width, channels) = run.image_task.factor, run.image_shape
+            lines.append(f"enlarges  images of {height // factor}x{width // factor}x{channels}, {factor} times")
         lines.append(f"sampler   {sampler}, {calls} network calls, clip_x_0 {str(facts['clip_x_0']).lower()}")
     return lines + [f"note      {note}" for note in imported.notes]
+
+
+def next_command(imported: Imported, workdir: str) -> str:
+    """What a user may try first with an imported network, after `python -m ddpm_jax.`."""
+    run, flag = TrainedRun(0, imported.config, imported.params), f"--workdir={shlex.quote(workdir)}"
+    if model_factory.is_classifier(imported.config):
+        return f"sample --workdir=DIR_OF_A_MODEL --classifier={shlex.quote(workdir)} --classifier_scale=1"
+    if run.image_task is not None and run.image_task.factor > 1:
+        classes = "--classes=CLASS " if run.model.num_classes else ""
+        out = shlex.quote(f"{workdir}/enlarged")
+        return f"edit {flag} --what={run.image_task.name} --images=SMALL_IMAGES {classes}--out={out}"
+    return f"sample {flag} --out={shlex.quote(f'{workdir}/samples/first')}"
 
 
 def shapes_of(config: Config) -> dict[Path, tuple[int, ...]]:

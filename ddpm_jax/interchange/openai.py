@@ -3,7 +3,8 @@
 They are by Nichol and Dhariwal 2021 and by Dhariwal and Nichol 2021. Their U-Net is ours under other names. Its blocks
 are numbered in the order of computation, so that the number of a block depends on everything before it; q, k and v are
 one layer, in one of two orders (`interchange.fused_qkv`). The classifiers are the way down of such a U-Net, with an
-attention pool whose order is always "qkv_first".
+attention pool whose order is always "qkv_first". The upsamplers are such U-Nets whose first layer takes the channels of
+x_t, and then those of the small image, bilinearly enlarged: the order of ours.
 """
 
 from dataclasses import dataclass
@@ -92,12 +93,9 @@ MODELS = {
     "128x128_classifier": _classifier(128, "1,1,2,3,4", 2),
     "256x256_classifier": _classifier(256, "1,1,2,2,4,4", 2),
     "512x512_classifier": _classifier(512, "0.5,1,1,2,2,4,4", 2, "unet.conv_in_channels=64"),
-}
-_UPSAMPLER = "is an upsampler, whose network takes a small image besides x_t"
-REFUSED = {
-    "upsample_cond_500K": _UPSAMPLER,
-    "64_256_upsampler": _UPSAMPLER,
-    "128_512_upsampler": _UPSAMPLER,
+    "upsample_cond_500K": Published("improved_64to256"),
+    "64_256_upsampler": Published("guided_64to256"),
+    "128_512_upsampler": Published("guided_128to512"),
 }
 
 
@@ -109,13 +107,11 @@ def read_openai(tensors: dict[str, np.ndarray], model: str) -> Imported:
       model: the name of the file without ".pt", one of `MODELS`.
 
     Raises:
-      UserError: an unknown name, one of `REFUSED`, or tensors that do not fit that model.
+      UserError: an unknown name, or tensors that do not fit that model.
 
     Example: `read_openai(tensors, "cifar10_uncond_50M_500K")`
     """
     model = model.removesuffix(".pt")
-    if model in REFUSED:
-        raise UserError(f"{model} {REFUSED[model]}; ddpm_jax does not read it; take one of {sorted(MODELS)}")
     check_one_of("model", model, MODELS)
     published = MODELS[model]
     return read_openai_as(

@@ -6,6 +6,7 @@ import importlib
 import re
 
 import jax
+import numpy as np
 import pytest
 
 from ddpm_jax.data.condition import example_condition
@@ -13,7 +14,7 @@ from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.config_checks import image_shape_of
 from ddpm_jax.experiment.config_files import load_config
 from ddpm_jax.experiment.config_overrides import flatten
-from ddpm_jax.experiment.model_factory import is_classifier
+from ddpm_jax.experiment.model_factory import build_process, is_classifier
 from ddpm_jax.experiment.packaged_configs import packaged_experiments
 from ddpm_jax.experiment.state_sizes import abstract_batch
 from ddpm_jax.models.parameters import init_params, num_params
@@ -47,9 +48,21 @@ COUNTS = {
     "guided_imagenet256": 553_838_086,
     "guided_imagenet512": 558_997_638,
     "guided_lsun": 552_814_086,
+    "improved_64to256": 279_792_390,
+    "guided_64to256": 311_795_910,
+    "guided_128to512": 308_835_270,
+    "cifar10_8to32": 36_078_467,
+    "image_folder_64to256": 74_862_438,
+    "sr3_16to128": 560_719_107,
+    "sr3_64to256": 617_118_467,
+    "cascade_imagenet_32": 129_147_654,
+    "cascade_imagenet_32to64": 296_648_454,
+    "cascade_imagenet_64to128": 237_361_734,
+    "cascade_imagenet_64to256": 311_795_910,
 }
-# As the authors round them: in comments of Ho et al.'s scripts, in the names of the files that improved-diffusion's
-# README links to, and for guided-diffusion in what https://aiportalx.com/openai/adm takes from the paper.
+# As the authors round them: in comments of Ho et al.'s scripts, in improved-diffusion's README and the names of the
+# files that it links to, for guided-diffusion in what https://aiportalx.com/openai/adm takes from the paper and, of
+# upsamplers, in the paper's table 13.
 PUBLISHED = {
     "cifar10": "35.7M",
     "lsun": "114M",
@@ -58,6 +71,9 @@ PUBLISHED = {
     "improved_imagenet64_cond": "270M",
     "improved_lsun": "100M",
     "guided_imagenet512": "559M",
+    "improved_64to256": "280M",
+    "guided_64to256": "312M",
+    "guided_128to512": "309M",
 }
 
 
@@ -107,7 +123,8 @@ NOT_OF_THE_STEP = (
 )  # fmt: skip
 NUMBERS = (
     "data.image_size", "unet.channels", "unet.attention_resolutions", "schedule.num_steps", "train.batch_size",
-    "optim.warmup_steps", "optim.decay_steps", "optim.warmup_share", "optim.decay_share",
+    "optim.warmup_steps", "optim.decay_steps", "optim.warmup_share", "optim.decay_share", "condition.factor",
+    "condition.max_level", "unet.num_heads", "unet.head_channels",
 )  # fmt: skip
 
 
@@ -186,16 +203,18 @@ def test_nichol_and_dhariwal():
     """The flags in the README of improved-diffusion over its defaults."""
     for name in (n for n in COUNTS if n.startswith("improved_")):
         config = load_config(name)
-        lsun, cond, vlb = (name.endswith(end) for end in ("_lsun", "_cond", "_vlb"))
-        assert (config.schedule.name, config.schedule.num_steps) == (("linear", 1000) if lsun else ("cosine", 4000))
+        lsun, cond, vlb, larger = (name.endswith(end) for end in ("_lsun", "_cond", "_vlb", "_64to256"))
+        assert config.schedule.name == ("linear" if lsun or larger else "cosine")
+        assert config.schedule.num_steps == (1000 if lsun else 4000)
         assert config.diffusion.variance == "learned_range" and config.diffusion.prediction == "eps"
         assert config.diffusion.loss == ("rescaled_vlb" if vlb else "hybrid")
         assert config.train.time_sampler == ("loss_second_moment" if vlb else "uniform")
         # T L_t / 1000 where sigmas are rescaled, L_t alone where not; t up to 1000 or as it is.
-        assert config.diffusion.vlb_lambda == (1 / 4000 if cond else 0.001)
-        assert config.unet.time_scale == (1.0 if lsun or cond else 0.25)
+        assert config.diffusion.vlb_lambda == (1 / 4000 if cond or larger else 0.001)
+        assert config.unet.time_scale == (1.0 if lsun or cond or larger else 0.25)
         assert config.unet.dropout == (0.3 if "cifar10" in name else 0.0)
-        assert (config.optim.learning_rate, config.train.batch_size) == ((3e-4, 2048) if cond else (1e-4, 128))
+        assert config.optim.learning_rate == (3e-4 if cond or larger else 1e-4)
+        assert config.train.batch_size == (2048 if cond else 256 if larger else 128)
         assert not config.data.flip
 
 
@@ -220,3 +239,40 @@ def test_openais_optimiser():
         assert (optim.b1, optim.b2, optim.eps) == (0.9, 0.999, 1e-8)
         assert (optim.ema_decays, optim.ema_start) == ((0.9999,), "constant")
         assert load_config(name).sample.respacing == "250"
+
+
+def test_adms_upsamplers():
+    """Table 13 of Dhariwal and Nichol 2021."""
+    for name, side, steps in (("guided_64to256", 256, 500_000), ("guided_128to512", 512, 1_050_000)):
+        config = load_config(name)
+        assert config.data.image_size == (side, side) and config.condition.factor == 4
+        assert (config.unet.channels, config.unet.num_res_blocks) == (192, 2)
+        assert config.unet.channel_mults == (1, 1, 2, 2, 4, 4)
+        assert (config.train.num_steps, config.train.batch_size, config.optim.learning_rate) == (steps, 256, 1e-4)
+
+
+def test_sr3():
+    """Saharia et al. 2021, section 4 and table A.1; the betas are those of the reimplementation by Janspiry."""
+    for name, side, factor, mults in (
+        ("sr3_16to128", 128, 8, (1, 2, 4, 8, 8)),
+        ("sr3_64to256", 256, 4, (1, 2, 4, 4, 8, 8)),
+    ):
+        config = load_config(name)
+        betas = build_process(config).schedule.betas_float64
+        np.testing.assert_allclose(betas, np.linspace(1e-6, 1e-2, 2000), rtol=1e-12)
+        assert (config.data.image_size, config.condition.factor) == ((side, side), factor)
+        assert (config.unet.channels, config.unet.channel_mults, config.unet.num_res_blocks) == (128, mults, 3)
+        assert (config.condition.upsampling, config.diffusion.network_input) == ("bicubic", "alpha_bar")
+        assert config.unet.dropout == (0.2 if side == 128 else 0.0)
+        assert (config.train.num_steps, config.train.batch_size) == (1_000_000, 256)
+        assert (config.optim.learning_rate, config.optim.warmup_steps) == (1e-4, 10_000)
+
+
+def test_stages_of_a_cascade_fit():
+    """Each takes what the one before gives, and all have the same classes."""
+    stages = [load_config(f"cascade_imagenet_{name}") for name in ("32", "32to64", "64to128", "64to256")]
+    base, middle, *last = stages
+    assert middle.data.image_size[0] == middle.condition.factor * base.data.image_size[0]
+    assert all(stage.data.image_size[0] == stage.condition.factor * middle.data.image_size[0] for stage in last)
+    assert [stage.condition.augmentation for stage in stages] == ["none", "noise", "blur", "blur"]
+    assert {stage.model.num_classes for stage in stages} == {1000}

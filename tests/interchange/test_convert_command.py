@@ -187,7 +187,7 @@ def test_the_weights_and_the_step_are_chosen(straight_run, tmp_path, capsys):
         (["--from={tensorflow}"], "network it belongs to: give --model, one of .'celebahq256'"),
         (["--from={folder}/config.json", "--format=original"], "which network it belongs to: give --model"),
         (["--from={folder}/config.json", "--format=openai"], "which network it belongs to: give --model"),
-        (["--from={upsampler}"], "64_256_upsampler is an upsampler"),
+        (["--from={upsampler}"], "64_256_upsampler lacks input_blocks.0.0.bias"),
         (["--to=x", "--format=openai"], "--format=openai can only be imported"),
         (["--to=x", "--model=cifar10"], "--model is only for --from"),
         (["--from={mine}"], "trained with improved-diffusion or guided-diffusion needs --architecture=CONFIG"),

@@ -3,12 +3,15 @@
 That the weights give the same output, and the counts, is tests/parity/test_parity_openai.py.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from test_torch_files import Stored, tensor, zip_file
 
-from ddpm_jax import convert
+from ddpm_jax import convert, edit
 from ddpm_jax.experiment.build import build_experiment
 from ddpm_jax.experiment.classifier import open_classifier
 from ddpm_jax.experiment.config_files import load_config
@@ -16,7 +19,7 @@ from ddpm_jax.experiment.model_factory import build_network
 from ddpm_jax.experiment.open_run import open_run
 from ddpm_jax.experiment.resume import saved_state
 from ddpm_jax.interchange.imported_model import shapes_of
-from ddpm_jax.interchange.openai import MODELS, REFUSED, openai_matches, read_openai, read_openai_as
+from ddpm_jax.interchange.openai import MODELS, openai_matches, read_openai, read_openai_as
 from ddpm_jax.interchange.tensor_mapping import tensors_from
 from ddpm_jax.runtime.errors import UserError
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -108,16 +111,11 @@ def test_there_is_no_way_back(matches, tensors):
 
 
 def test_models_that_are_none_of_ours():
-    for name in ("64_256_upsampler", "upsample_cond_500K.pt"):
-        with pytest.raises(UserError) as error:
-            read_openai({}, name)
-        assert str(error.value).startswith(f"{name.removesuffix('.pt')} is an upsampler")
-        assert "take one of ['128x128_classifier', '128x128_diffusion'" in str(error.value)
     with pytest.raises(UserError, match=r"^model must be one of .*'64x64_difusion'; did you mean '64x64_diffusion'"):
         read_openai({}, "64x64_difusion")
     with pytest.raises(UserError, match="^cifar10_uncond_50M_500K lacks "):
         read_openai({}, "cifar10_uncond_50M_500K.pt")
-    assert len(MODELS) == 20 and len(REFUSED) == 3 and not MODELS.keys() & REFUSED.keys()
+    assert len(MODELS) == 23
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -129,9 +127,9 @@ def test_what_a_published_config_says(name):
     assert unet.down_padding == ("end" if guided else "both")  # theirs has no such convolution where blocks resample
     assert unet.resample_in_blocks == guided
     assert unet.scale_shift_norm == (not name.startswith("lsun_uncond"))
-    cosine = name.startswith(("cifar10", "imagenet64", "64x64"))
+    cosine, enlarges = name.startswith(("cifar10", "imagenet64", "64x64")), name.startswith("upsample") or "_up" in name
     assert config.schedule.name == ("cosine" if cosine else "linear")
-    assert config.schedule.num_steps == (4000 if cosine and not guided else 1000)
+    assert config.schedule.num_steps == (4000 if (cosine or enlarges) and not guided else 1000)
     assert config.diffusion.variance == "learned_range"
     assert config.diffusion.loss == ("rescaled_vlb" if "vlb" in name else "hybrid")
     assert config.sample.sampler == "ancestral" and config.sample.respacing == "250"
@@ -139,8 +137,10 @@ def test_what_a_published_config_says(name):
     with_dropout = {"cifar10": 0.3, "64x64_d": 0.1, "lsun_be": 0.1, "lsun_ca": 0.1, "lsun_ho": 0.1}
     dropout = next((rate for start, rate in with_dropout.items() if name.startswith(start)), 0.0)
     assert unet.dropout == (0.0 if name.endswith("nodropout") else dropout)
-    labelled = name == "imagenet64_cond_270M_250K" or name.endswith(("_diffusion", "_classifier"))
+    labelled = name == "imagenet64_cond_270M_250K" or name.endswith(("_diffusion", "_classifier")) or enlarges
     assert config.model.num_classes == (1000 if labelled else 0)
+    task = (config.condition.task, config.condition.factor, config.condition.upsampling, config.condition.augmentation)
+    assert task == ("super_resolve" if enlarges else "", 4, "bilinear", "none")
 
 
 @pytest.mark.parametrize("order", ["heads_first", "qkv_first"])
@@ -179,3 +179,62 @@ def test_a_classifier_by_the_command(tmp_path, capsys):
     checkpoints.close()
     for tree in (begun.params, begun.ema_params):
         assert jax.tree.all(jax.tree.map(np.array_equal, tree, expected))
+
+
+def upsampler_fields(*more):
+    return [*SMALL, "model.num_classes=3", "sample.respacing=4", *more]
+
+
+@pytest.fixture(scope="module")
+def upsampler_tensors():
+    return random_tensors(load_config("guided_64to256", upsampler_fields()))
+
+
+def test_the_channels_of_x_t_come_before_those_of_the_small_image(upsampler_tensors):
+    """Closed form: a first layer that reads one channel alone, at the centre of its window, and passes it on."""
+    config = load_config("guided_64to256", upsampler_fields())
+    network, kernel = build_network(config), np.zeros_like(upsampler_tensors["input_blocks.0.0.weight"])
+    assert kernel.shape == (8, 6, 3, 3)
+    kernel[0, 1, 1, 1] = kernel[1, 5, 1, 1] = 1.0  # green of x_t, blue of the small image
+    change = {"input_blocks.0.0.weight": kernel, "input_blocks.0.0.bias": np.zeros(8, np.float32)}
+    params = read_openai_as({**upsampler_tensors, **change}, config).params
+    x_t, shown = np.random.default_rng(0).standard_normal((2, 1, 8, 8, 3)).astype(np.float32)
+    condition = {"label": np.array([1]), "shown": shown}
+    is_first = lambda module, _: module.name == "conv_in"  # noqa: E731
+    apply_fn = jax.jit(functools.partial(network.apply, capture_intermediates=is_first))
+    _, seen = apply_fn({"params": params}, x_t, np.array([3]), condition)
+    out = seen["intermediates"]["conv_in"]["__call__"][0]
+    np.testing.assert_array_equal(out[..., :2], np.stack([x_t[..., 1], shown[..., 2]], axis=-1))
+
+
+def test_an_upsampler_by_the_command(upsampler_tensors, tmp_path, capsys):
+    """It is described as what it is, and the command that is proposed enlarges images by it."""
+    path, workdir = torch_file(tmp_path / "ema_0.9999_500000.pt", upsampler_tensors), tmp_path / "run"
+    fields = upsampler_fields("data.name=image_folder", "data.eval_split=")
+    flags = [f"--config.{field}" for field in fields]
+    assert convert.main([f"--from={path}", "--architecture=guided_64to256", f"--workdir={workdir}", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "parameters for images of 8x8x3 with 3 classes, from openai\n" in shown
+    assert "enlarges  images of 2x2x3, 4 times\n" in shown and "sampler   ancestral, 4 network calls" in shown
+    advice = f"--workdir={workdir} --what=super_resolve --images=SMALL_IMAGES --classes=CLASS --out={workdir}/enlarged"
+    assert f"next: python -m ddpm_jax.edit {advice}\n" in shown
+    run, small = open_run(str(workdir)), np.random.default_rng(0).integers(0, 256, (2, 2, 2, 3), dtype=np.uint8)
+    expected = read_openai_as(upsampler_tensors, load_config("guided_64to256", fields))
+    assert jax.tree.all(jax.tree.map(np.array_equal, run.params, expected.params))
+    assert run.config == expected.config and run.image_task.factor == 4
+    np.savez(tmp_path / "small.npz", images=small)
+    flags = advice.replace("SMALL_IMAGES", str(tmp_path / "small.npz")).replace("CLASS", "1").split()
+    assert edit.main([*flags, "--batch_size=8"]) == 0, capsys.readouterr()
+    results = [np.asarray(Image.open(workdir / "enlarged" / f"{number}.png")) for number in range(2)]
+    assert results[0].shape == (8, 8, 3) and np.any(results[0] != results[1])
+
+
+def test_a_network_that_enlarges_nothing_is_no_upsampler(upsampler_tensors):
+    """And the other way round; in one line each."""
+    first = "input_blocks.0.0.weight"
+    for experiment, given in (("guided_64to256", 3), ("guided_imagenet64", 6)):
+        wrong = {**upsampler_tensors, first: upsampler_tensors[first][:, :given]}
+        with pytest.raises(UserError) as refused:
+            read_openai_as(wrong, load_config(experiment, upsampler_fields("unet.head_channels=0")))
+        what = f"{first} of the file is float32 (8, {given}, 3, 3), which does not fit conv_in/kernel"
+        assert str(refused.value).startswith(what) and "\n" not in str(refused.value)

@@ -129,6 +129,12 @@ def openai_unet(w, x, t, labels=None, **net):
     return _conv(w, "out.2", F.silu(_norm(w, "out.0", h, net["groups"])), net["out"])
 
 
+def openai_super_res(w, x, t, labels, small, **net):
+    """The upsamplers: a U-Net that gets x and, after it, the small image at the size of x, between pixel centres."""
+    large = F.interpolate(small, x.shape[2:], mode="bilinear", align_corners=False)
+    return openai_unet(w, torch.cat([x, large], dim=1), t, labels, **net)
+
+
 def _way_down(w, x, t, labels, net):
     """The result of the middle, what the way up takes over, and the embedding of t."""
     channels, mults = net["channels"], net["mults"]

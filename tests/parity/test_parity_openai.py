@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")
 
 import torch
-from openai_unet import Weights, openai_classifier, openai_unet
+from openai_unet import Weights, openai_classifier, openai_super_res, openai_unet
 
 from ddpm_jax.experiment.config_files import load_config
+from ddpm_jax.experiment.image_condition import build_task
 from ddpm_jax.experiment.model_factory import build_network
 from ddpm_jax.interchange.imported_model import shapes_of
 from ddpm_jax.interchange.openai import MODELS, openai_matches, read_openai_as
@@ -62,30 +63,51 @@ CLASSIFIER = GUIDED | dict(classes=0, out=5)
             "heads_first",
             CLASSIFIER | dict(mults=(0.5, 2), head_channels=8),
         ),
+        (
+            "improved_64to256",
+            ["unet.channel_mults=1,2", "unet.num_heads=2", "model.num_classes=5"],
+            "heads_first",
+            IMPROVED | dict(mults=(1, 2), heads=2, classes=5, num_steps=0, factor=4),
+        ),
+        (
+            "guided_64to256",
+            ["unet.channel_mults=1,2", "unet.num_heads=2", "model.num_classes=5"],
+            "heads_first",
+            GUIDED | dict(mults=(1, 2), heads=2, head_channels=0, classes=5, factor=4),
+        ),
     ],
 )
 def test_their_weights_give_their_output(experiment, changes, order, net):
     net = dict(out=6) | net | dict(channels=16, blocks=1, attention=(4,), groups=4)
-    x_t = np.random.default_rng(0).standard_normal((3, 8, 12, 3)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x_t = rng.standard_normal((3, 8, 12, 3)).astype(np.float32)
+    small = rng.uniform(-1, 1, (3, 2, 3, 3)).astype(np.float32)
     t, labels = np.array([0.0, 17.0, 999.0], np.float32), np.array([0, 4, 2])
-    weights = Weights()
-    x = torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy())
+    config = load_config(experiment, [*SMALL, *changes])
+    weights, given = Weights(), {"label": jnp.asarray(labels)} if net["classes"] else {}
+    x, t_of_torch, labels = of_torch(x_t), torch.from_numpy(t), torch.from_numpy(labels)
     if "objective.name=classifier" in changes:
-        expected = openai_classifier(weights, x, torch.from_numpy(t), **net).numpy()
+        expected = openai_classifier(weights, x, t_of_torch, **net).numpy()
+    elif "factor" in net:
+        expected = openai_super_res(weights, x, t_of_torch, labels, of_torch(small), **net).permute(0, 2, 3, 1).numpy()
+        # By the run's task, as for samples: how the small image is enlarged is compared, too.
+        given["shown"] = jax.vmap(lambda x_0: build_task(config).of_given(x_0).image)(small)
     else:
-        expected = openai_unet(weights, x, torch.from_numpy(t), torch.from_numpy(labels), **net).numpy()
-        expected = expected.transpose(0, 2, 3, 1)
+        expected = openai_unet(weights, x, t_of_torch, labels, **net).permute(0, 2, 3, 1).numpy()
     assert np.std(expected) > 0.1  # the weights are random: the output says something
     # Theirs multiplies by 1 + what was drawn, so that the file's scale is that sum.
     tensors = {name: tensor.numpy() for name, tensor in weights.items()}
     norms = ("in_layers.0.weight", "out_layers.0.weight", "norm.weight", "out.0.weight")
     tensors = {name: array + name.endswith(norms) for name, array in tensors.items()}
-    config = load_config(experiment, [*SMALL, *changes])
     imported = read_openai_as(tensors, config, qkv_order=order)
     network = build_network(imported.config)
-    given = ({"label": jnp.asarray(labels)},) if net["classes"] else ()
-    ours = jax.jit(lambda p, *args: network.apply({"params": p}, *args))(imported.params, x_t, t, *given)
+    apply_fn = jax.jit(lambda params, *args: network.apply({"params": params}, *args))
+    ours = apply_fn(imported.params, x_t, t, *([given] if given else []))
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+
+
+def of_torch(x):
+    return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
 
 UNCOND_64 = IMPROVED | dict(side=64, channels=128, mults=(1, 2, 3, 4), blocks=3, attention=(16, 8))
@@ -118,6 +140,10 @@ PUBLISHED = {
     "128x128_classifier": CLASSIFIER_256 | dict(side=128, mults=(1, 1, 2, 3, 4)),
     "256x256_classifier": CLASSIFIER_256,
     "512x512_classifier": CLASSIFIER_256 | dict(side=512, mults=(0.5, 1, 1, 2, 2, 4, 4)),
+    "upsample_cond_500K": LSUN
+    | dict(channels=192, attention=(16, 8), heads=4, scale_shift=True, classes=1000, factor=4),
+    "64_256_upsampler": GUIDED_256 | dict(channels=192, head_channels=0, factor=4),
+    "128_512_upsampler": GUIDED_256 | dict(side=512, channels=192, attention=(32, 16), factor=4),
 }
 
 
@@ -133,6 +159,9 @@ def theirs_at_full_size(net):
     t = torch.empty((1,), device="meta")
     if net.get("out") == 1000:
         openai_classifier(weights, x, t, groups=32, **net)
+    elif "factor" in net:
+        small = x[..., :: net["factor"], :: net["factor"]]
+        openai_super_res(weights, x, t, t.long(), small, groups=32, out=6, **net)
     else:
         openai_unet(weights, x, t, t.long(), groups=32, out=6, **net)
     return {name: tensor.numel() for name, tensor in weights.items()}
@@ -147,6 +176,8 @@ def test_the_published_network_has_these_tensors(name):
         sizes[match.theirs] = sizes.get(match.theirs, 0) + int(np.prod(shapes[match.ours]))
     assert sizes == theirs_at_full_size(tuple(net.items()))
     assert config.data.image_size == (net["side"],) * 2
+    task = build_task(config)
+    assert (task and task.factor) == net.get("factor")
     assert config.unet.head_channels == net["head_channels"]
     assert config.unet.num_heads == net["heads"] or net["head_channels"]
     assert config.unet.time_scale == (1000 / net["num_steps"] if net["num_steps"] else 1.0)
