@@ -112,7 +112,7 @@ def _edit(args: argparse.Namespace) -> None:
         to=args.to,
     )
     out = os.path.expanduser(args.out)
-    facts = files.facts(args.workdir, trained.edit_programs)
+    facts = files.facts(args.workdir, trained.programs)
     job = EditJob(out, facts, files.inputs.names, editor.num_results)
     for note in files.inputs.notes:
         print(f"note: {note}")

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from ddpm_jax.codecs.pixels import to_model_scale
 from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.truncation import Stop, stop_at
-from ddpm_jax.experiment.edit_programs import EditPrograms
 from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.run_programs import RunPrograms
 from ddpm_jax.experiment.sampler_settings import settings_named
 from ddpm_jax.experiment.shown_images import Rows, shown_as_given, shown_at_level, shown_with_missing_noise
 from ddpm_jax.experiment.trained_run import TrainedRun
@@ -42,7 +42,7 @@ class Stage:
 
     number: int
     run: TrainedRun
-    programs: EditPrograms = field(repr=False)
+    programs: RunPrograms = field(repr=False)
     mesh: Mesh = field(repr=False)
     stop: Stop | None = None
     rounds: bool = True
@@ -177,7 +177,7 @@ def _checked(number: int, run: TrainedRun, settings: Mapping[str, object], mesh:
     run.check_pixels("the stages of a cascade exchange pixels")
     with_sampler = run.with_sampler(settings, batch_size=batch_size, num_devices=mesh.size)
     with settings_named([*settings, *(["batch_size"] if batch_size is not None else [])]):
-        stage = Stage(number, with_sampler, run.edit_programs, mesh)
+        stage = Stage(number, with_sampler, run.programs, mesh)
         stage.batch_of(1)  # reads the networks that guide, and checks all settings
     return stage
 

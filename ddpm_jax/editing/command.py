@@ -11,7 +11,7 @@ from ddpm_jax.editing.inputs import NOT_READ, Inputs, open_inputs
 from ddpm_jax.editing.job import GRID_FILE, MAX_GRID, EditJob, digest
 from ddpm_jax.editing.masks_of_files import Masks, named_hole, open_masks
 from ddpm_jax.editing.settings import EDITS
-from ddpm_jax.experiment.edit_programs import EditPrograms
+from ddpm_jax.experiment.run_programs import RunPrograms
 from ddpm_jax.experiment.weights_digest import weights_digest
 from ddpm_jax.runtime.errors import UserError, arg
 from ddpm_jax.runtime.progress import ProgressBar
@@ -136,7 +136,7 @@ class EditFiles:
         image = self.inputs.load(number)
         return image, self._masks.of(number), image if self._target is None else self._target
 
-    def facts(self, run_name: str, programs: EditPrograms) -> dict[str, object]:
+    def facts(self, run_name: str, programs: RunPrograms) -> dict[str, object]:
         """Everything that the results depend on, as JSON.
 
         Args:

@@ -97,7 +97,7 @@ class Editor:
         with settings_named(names):
             shown = what in ("colourise", "super_resolve") and self.settings["method"] == TRAINED
             make = Restore if shown else _TASKS[what]
-            self.task = make(EditedRun(self.run, told, self.mesh, run.edit_programs), self.settings)
+            self.task = make(EditedRun(self.run, told, self.mesh, run.programs), self.settings)
 
     def _with_sampler(self, run: TrainedRun, given: dict[str, object], batch_size: int | None) -> TrainedRun:
         method = self.settings["method"]

@@ -13,8 +13,8 @@ from ddpm_jax.diffusion.samplers.coefficient_table import SamplerTable
 from ddpm_jax.diffusion.samplers.sampling_loop import EditFn
 from ddpm_jax.editing.condition import Told
 from ddpm_jax.experiment.edit import Edit
-from ddpm_jax.experiment.edit_programs import Arrays, EditPrograms
 from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.run_programs import Arrays, RunPrograms
 from ddpm_jax.experiment.trained_run import TrainedRun
 
 
@@ -48,7 +48,7 @@ class EditedRun:
     run: TrainedRun
     told: Told
     mesh: Mesh
-    programs: EditPrograms
+    programs: RunPrograms
 
 
 class Pass:

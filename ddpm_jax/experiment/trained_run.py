@@ -20,9 +20,9 @@ from ddpm_jax.experiment import model_factory, run_classes, sampler_factory
 from ddpm_jax.experiment.config_overrides import apply_override
 from ddpm_jax.experiment.described_run import DescribedRun
 from ddpm_jax.experiment.edit import Edit
-from ddpm_jax.experiment.edit_programs import EditPrograms
 from ddpm_jax.experiment.generator import Generator
 from ddpm_jax.experiment.post_hoc_average import PostHocAverage
+from ddpm_jax.experiment.run_programs import RunPrograms
 from ddpm_jax.experiment.run_samples import RunSamples
 from ddpm_jax.experiment.sampler_settings import settings_named
 from ddpm_jax.experiment.weak_network import WeakNetwork, check_is_another, weak_network_of_samples
@@ -53,9 +53,9 @@ class TrainedRun(DescribedRun):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
-    def edit_programs(self) -> EditPrograms:
-        """What its edits keep between calls."""
-        return EditPrograms()
+    def programs(self) -> RunPrograms:
+        """What its edits and cascades keep between calls."""
+        return RunPrograms()
 
     def check_params(self) -> None:
         """Raises UserError unless `params` are those of the config's network."""

@@ -122,12 +122,12 @@ def test_all_stages_have_the_classes_of_the_first(runs):
 
 def test_other_settings_compile_nothing(runs):
     draw(runs, 8, NOISY)
-    programs = [list(run.edit_programs.generators.values()) for run in runs]
+    programs = [list(run.programs.generators.values()) for run in runs]
     counts = [[made.generator._advance._cache_size() for made in of_run] for of_run in programs]
     draw(runs, 8, [{**SHORT, "num_sampler_steps": 7}, {"sampler": "ddim", "augmentation_level": 9}], seed=4)
     draw(runs, 8, NOISY, truncate=True)
     assert [
-        [made.generator._advance._cache_size() for made in run.edit_programs.generators.values()] for run in runs
+        [made.generator._advance._cache_size() for made in run.programs.generators.values()] for run in runs
     ] == counts
 
 

@@ -119,10 +119,10 @@ def test_other_images_masks_strengths_and_seeds_compile_nothing(straight_run, im
     run = dj.open_run(str(straight_run))
     for _ in range(2):  # the second call meets arrays of another origin, which JAX counts once more
         dj.edit_images(run, images, "sdedit", strength=0.5, mask=mask, num_results=3, **QUICK)
-    ((generator, _),) = run.edit_programs.generators.values()
+    ((generator, _),) = run.programs.generators.values()
     programs = generator._advance._cache_size()
     dj.edit_images(run, images[::-1], "sdedit", strength=0.8, mask=~mask, seed=1, num_results=3, **QUICK)
-    assert generator._advance._cache_size() == programs and len(run.edit_programs.generators) == 1
+    assert generator._advance._cache_size() == programs and len(run.programs.generators) == 1
 
 
 @pytest.mark.parametrize(

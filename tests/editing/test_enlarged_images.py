@@ -65,11 +65,11 @@ def test_another_level_compiles_nothing(run, small):
     run = dataclasses.replace(run)  # without the programs of the other tests
     for _ in range(2):  # the second call meets arrays of another origin, which JAX counts once more
         dj.edit_images(run, small, "super_resolve", augmentation_level=2, **QUICK)
-    ((generator, _),) = run.edit_programs.generators.values()
+    ((generator, _),) = run.programs.generators.values()
     programs = generator._advance._cache_size(), shown_images._at_level._cache_size()
     dj.edit_images(run, small, "super_resolve", augmentation_level=5, **QUICK)
     assert (generator._advance._cache_size(), shown_images._at_level._cache_size()) == programs
-    assert len(run.edit_programs.generators) == 1
+    assert len(run.programs.generators) == 1
 
 
 def test_a_folder_is_enlarged_by_the_command(super_resolution_run, small, tmp_path, capsys):

@@ -109,10 +109,10 @@ def test_another_zeta_image_and_mask_compile_nothing(straight_run, images):
     run, mask = dj.open_run(str(straight_run)), dj.make_mask("top", 8, 8)
     for _ in range(2):  # the second call meets arrays of another origin, which JAX counts once more
         dj.edit_images(run, images, "inpaint", mask=mask, method="dps", zeta=0.5, **QUICK)
-    ((generator, _),) = run.edit_programs.generators.values()
+    ((generator, _),) = run.programs.generators.values()
     programs = generator._advance._cache_size()
     dj.edit_images(run, images[::-1], "inpaint", mask=~mask, method="dps", zeta=2, seed=1, **QUICK)
-    assert generator._advance._cache_size() == programs and len(run.edit_programs.generators) == 1
+    assert generator._advance._cache_size() == programs and len(run.programs.generators) == 1
 
 
 @pytest.mark.parametrize(
