@@ -6,9 +6,9 @@ Trains what is missing in the folder: a first stage at 4x4, a single stage at 8x
 noise and with noise up to several levels. Then it prints Markdown tables:
 
 1. the Frechet distance of the pixels (0..1) of cascades to the training images, by the highest level of the training
-   and the level of the sampling, where the small images are true held-out ones, samples of the first stage, or samples
-   of the same first stage after few updates;
-2. the same beside the single stage, with the training time of each;
+   and the level of the sampling, where the small images are those of training images, samples of the first stage, or
+   samples of the same first stage after few updates;
+2. the lowest of them beside the single stage after as many updates;
 3. bits/dim of p(z) and p(x | z), z the small image, and of their product beside the single stage.
 """
 
@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
     sampler = {"num_sampler_steps": args.num_sampler_steps, "progress": False, "seed": SEED}
     true = first.source().load(np.arange(len(first.source())))[: args.num_samples]
     smalls = {
-        "true images": true,
+        "of training images": true,
         f"{args.num_updates} updates": first.sample(len(true), **sampler),
         f"{args.few_updates} updates": young.sample(len(true), **sampler),
     }

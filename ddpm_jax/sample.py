@@ -62,18 +62,19 @@ def _sample(args: argparse.Namespace) -> None:
     if args.columns is not None:
         check_between("--columns", args.columns, 1, MAX_GRID)
     out = None if args.out is None else _path_without_ending(args.out)
-    if out is not None:
-        _check_out(out)
     _check_source(args)
     if args.cascade is not None:
         _sample_cascade(args, out)
         return
+    if out is not None:
+        _check_out(out)
 
     # Here, so that --help and the errors above need not wait for JAX.
     import jax
     import numpy as np
 
     from ddpm_jax.diffusion.rng import check_seed
+    from ddpm_jax.experiment.guidance_text import guidance_text
     from ddpm_jax.experiment.open_run import open_run, weights_text
     from ddpm_jax.experiment.packaged_runs import output_folder
     from ddpm_jax.experiment.sample_picture import sample_picture
@@ -103,7 +104,8 @@ def _sample(args: argparse.Namespace) -> None:
     if is_first:
         if trained.post_hoc is not None:
             print(trained.post_hoc)
-        guidance, weights = _guidance_line(trained.sampler_settings), weights_text(args.weights, args.ema_std)
+        guidance, weights = guidance_text(trained.sampler_settings), weights_text(args.weights, args.ema_std)
+        guidance += ", " if guidance else ""
         level = trained.sampler_settings["augmentation_level"]
         guidance += f"augmentation level {level}, " if level else ""
         print(
@@ -154,38 +156,21 @@ def _check_source(args: argparse.Namespace) -> None:
 
 
 def _sample_cascade(args: argparse.Namespace, out: str | None) -> None:
-    from ddpm_jax.cascades.command import default_out, open_cascade, run_cascade
+    from ddpm_jax.cascades.command import endings, run_cascade
+    from ddpm_jax.cascades.opening import folders_of, open_cascade
     from ddpm_jax.diffusion.rng import check_seed
 
     check_seed("--seed", args.seed)
+    files = endings(len(folders_of(args.cascade)))
+    if out is not None:
+        _check_out(out, files)
     with as_typed(args):
-        cascade = open_cascade(args)
+        opened = open_cascade(args)
     if out is None:
-        out = default_out(args)
-        _check_out(out)
-    run_cascade(cascade, args, out, MAX_GRID // len(cascade.stages))
-
-
-def _guidance_line(settings: dict) -> str:
-    """What is said of the guidance: "guidance scale 3, interval -2,4, "; nothing where there is none."""
-    classifier = ""
-    if settings["classifier"] and settings["classifier_scale"]:
-        classifier = f"classifier {settings['classifier']} with scale {settings['classifier_scale']:g}, "
-    if settings["guidance_scale"] == 1 and not settings["cfg_plus_plus"]:
-        return classifier
-    lists = {
-        name: ",".join(f"{number:g}" for number in settings[name]) for name in ("guidance_interval", "negative_classes")
-    }
-    parts = [
-        f"{'CFG++ with lambda' if settings['cfg_plus_plus'] else 'guidance scale'} {settings['guidance_scale']:g}",
-        f"away from the network {settings['autoguidance']}" if settings["autoguidance"] else "",
-        f"interval {lists['guidance_interval']}" if lists["guidance_interval"] else "",
-        f"rescale {settings['guidance_rescale']:g}" if settings["guidance_rescale"] else "",
-        f"APG eta {settings['apg_eta']:g}" if settings["apg_eta"] != 1 else "",
-        f"APG norm {settings['apg_norm']:g}" if settings["apg_norm"] else "",
-        f"away from classes {lists['negative_classes']}" if lists["negative_classes"] else "",
-    ]
-    return "".join(f"{part}, " for part in parts if part) + classifier
+        out = opened.default_out(args.seed)
+        _check_out(out, files)
+    max_grid = MAX_GRID // len(opened.names)
+    run_cascade(opened, num_samples=args.num_samples, seed=args.seed, out=out, max_grid=max_grid)
 
 
 def _path_without_ending(out: str) -> str:
@@ -196,13 +181,13 @@ def _path_without_ending(out: str) -> str:
     return path if extension in (".png", ".npz") else out
 
 
-def _check_out(out: str) -> None:
+def _check_out(out: str, endings: Sequence[str] = (".npz", ".png")) -> None:
     """Makes the folder of PATH; raises UserError where nothing can be written, before hours of sampling."""
     folder, name = os.path.split(os.path.abspath(out) if out and not out.endswith(os.sep) else "")
     if not name:
         raise UserError(f"--out must be a path such as samples/new, for samples/new.png and .npz; got {out!r}")
     check_folder("--out", folder)
-    for ending in (".npz", ".png"):
+    for ending in endings:
         if os.path.isdir(out + ending) or len(os.fsencode(name + ending)) > 255:
             raise UserError(f"--out={out}: {out}{ending} cannot be written: it is a folder, or its name is too long")
 

@@ -4,18 +4,21 @@ Ho et al. 2021, "Cascaded diffusion models for high fidelity image generation".
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from ddpm_jax.cascades.stage import Stage, first_stage, next_stage, truncated
+from ddpm_jax.cascades.stage import Stage, first_stage, next_stage, stop_for, truncated
 from ddpm_jax.diffusion.rng import check_seed
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.devices import make_mesh
 from ddpm_jax.runtime.errors import UserError, arg, check_between, whole_number
 from ddpm_jax.runtime.progress import ProgressBar
+
+MOST_STAGES = 8
 
 
 class Cascade:
@@ -24,11 +27,12 @@ class Cascade:
     Args:
       runs: two or more.
       settings: of the sampler of each stage, of `SAMPLER_SETTINGS`; an empty mapping for the run's own.
-      truncate: each sampler but the last stops at the noise level that the next stage is told (truncated conditioning
-        augmentation); else it goes on to x_0, which gets new noise of that level.
+      truncate: the sampler before each stage with an augmentation level above 0 stops at the noise of that level
+        (truncated conditioning augmentation); else it goes on to x_0, which gets new noise of that level.
       rounding: x_0 becomes uint8 between stages.
       batch_size: images per batch of every stage; None: that of each run.
       names: of the runs, for messages; None: their numbers alone.
+      typed: (number of a stage, setting) -> how a person typed that setting; None: its name.
 
     Raises:
       UserError: stages that do not fit each other, or settings that do not fit a stage; the message names it.
@@ -43,31 +47,36 @@ class Cascade:
         rounding: bool = True,
         batch_size: int | None = None,
         names: Sequence[str] | None = None,
+        typed: Callable[[int, str], str | None] = lambda number, setting: None,
     ):
-        runs = list(runs)
-        if len(runs) < 2 or not all(isinstance(run, TrainedRun) for run in runs):
-            raise UserError(f"{arg('runs')} must be two or more runs, from dj.open_run; got {runs!r:.80}")
-        settings = [{} for _ in runs] if settings is None else [dict(one) for one in settings]
-        if len(settings) != len(runs):
-            raise UserError(f"{arg('settings')} must have one mapping for each of the {len(runs)} stages; got "
-                            f"{len(settings)}")  # fmt: skip
+        runs, settings = _checked_stages(runs, settings)
+        for name, value in (("truncate", truncate), ("rounding", rounding)):
+            if not isinstance(value, bool):
+                raise UserError(f"{arg(name)} must be True or False; got {value!r:.60}")
         if truncate and not rounding:
             raise UserError(
                 f"{arg('rounding')} has no effect with {arg('truncate')}, where no x_0 is exchanged: leave it out"
             )
         self._names = [f" ({name})" for name in names] if names is not None else [""] * len(runs)
+        self._typed = typed
         stages: list[Stage] = []
         for number, (run, given) in enumerate(zip(runs, settings, strict=True)):
             with self._stage_named(number):
                 if number == 0:
                     stages.append(first_stage(run, given, make_mesh(), batch_size))
-                    continue
-                stage = next_stage(stages[-1], run, given, batch_size)
-                if truncate:
-                    stages[-1], stage = truncated(stages[-1], stage)
-                elif not rounding:
-                    stages[-1] = dataclasses.replace(stages[-1], rounds=False)
-                stages.append(stage)
+                else:
+                    stages.append(next_stage(stages[-1], run, given, batch_size))
+        if truncate and not any(stage.level for stage in stages):
+            raise UserError(
+                f"{arg('truncate')} needs an {arg('augmentation_level')} above 0, at which the stage before stops"
+            )
+        for number, (before, stage) in enumerate(itertools.pairwise(stages)):
+            if truncate and stage.level:
+                with self._stage_named(number):
+                    stop = stop_for(before, stage)
+                stages[number], stages[number + 1] = truncated(stages[number], stage, stop)
+            elif not rounding:
+                stages[number] = dataclasses.replace(stages[number], rounds=False)
         self.stages = tuple(stages)
 
     @contextmanager
@@ -75,17 +84,27 @@ class Cascade:
         try:
             yield
         except UserError as error:
+            error.rename(lambda setting: self._typed(number, setting))
             error.begin_with(f"stage {number + 1}{self._names[number]}: ")
             raise
 
-    def num_calls(self, number: int) -> int:
-        """Network calls of a sample in a stage."""
-        return self.stages[number].table.num_calls
-
     def labels(self, num_samples: int) -> np.ndarray | None:
         """The classes of samples 0, 1, ..., int32 [N]; None for samples without classes."""
-        classes = np.asarray(self.stages[0].classes, np.int32)
-        return classes[np.arange(num_samples) % len(classes)] if len(classes) else None
+        drawn = np.asarray(self.stages[0].classes.drawn, np.int32)
+        return drawn[np.arange(num_samples) % len(drawn)] if len(drawn) else None
+
+
+def _checked_stages(runs: object, settings: object) -> tuple[list[TrainedRun], list[Mapping[str, object]]]:
+    runs = list(runs) if isinstance(runs, Sequence) else [runs]
+    if not 2 <= len(runs) <= MOST_STAGES or not all(isinstance(run, TrainedRun) for run in runs):
+        raise UserError(f"{arg('runs')} must be a list of 2 to {MOST_STAGES} runs, from dj.open_run; got {runs!r:.80}")
+    settings = [{}] * len(runs) if settings is None else settings
+    is_list = isinstance(settings, Sequence) and not isinstance(settings, str)
+    if not is_list or not all(isinstance(one, Mapping) for one in settings) or len(settings) != len(runs):
+        raise UserError(
+            f"{arg('settings')} must be a list of {len(runs)} mappings, one for each stage; got {settings!r:.80}"
+        )
+    return runs, list(settings)
 
 
 def sample_cascade(
@@ -131,7 +150,7 @@ def sample_cascade(
     results: list[np.ndarray] = []
     for number, stage in enumerate(cascade.stages):
         before = results[-1] if results else None
-        total = stage.num_batches(num_samples) * cascade.num_calls(number)
+        total = stage.num_batches(num_samples) * stage.table.num_calls
         with ProgressBar(total, f"stage {number + 1}", enabled=progress and multi_host.is_first()) as bar:
             results.append(np.concatenate(list(batches(stage, before, num_samples, seed, bar.update))))
     return results

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from ddpm_jax.experiment.config_flags import OverridesParser
+from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.experiment.sampler_settings import SAMPLER_SETTINGS
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
@@ -29,7 +30,9 @@ class CascadeParser(OverridesParser):
                 raise UserError(f"--stageK.NAME=VALUE needs the number of a stage, from 1 on; got {argument!r}")
             if value is None:
                 raise UserError(f"{argument} needs a value, as --stage{number}.{name}=VALUE")
-            check_one_of(f"a setting of --stage{number}", name, (*SAMPLER_SETTINGS, *OF_CHECKPOINT))
+            check_one_of(
+                f"a setting of --stage{number}", name, {*SAMPLER_SETTINGS, *OF_CHECKPOINT, *base_config().sample}
+            )
             of_stage = stages.setdefault(int(number), {})
             if name in of_stage:
                 raise UserError(f"--stage{number}.{name} is given twice: give it once")

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax.codecs.codec import PIXELS, Codec
@@ -24,6 +25,7 @@ from ddpm_jax.experiment import (
 )
 from ddpm_jax.experiment.classifier import classifier_of_samples, drawn_classes
 from ddpm_jax.experiment.codec_factory import build_codec, data_dtype_of
+from ddpm_jax.experiment.run_checkpoint import checkpoints_changed
 from ddpm_jax.experiment.sample_guidance import guidance_of
 from ddpm_jax.experiment.sample_inputs import ConditionOf, GuidanceOf
 from ddpm_jax.experiment.weak_network import WeakNetwork, weak_network_of_samples
@@ -104,9 +106,22 @@ class DescribedRun:
         return guidance_of(self.config, self.weak_network)
 
     @property
+    def num_classes(self) -> int:
+        """How many classes the network is told, or those of the classifier that guides its samples; 0 for none."""
+        if self.config.model.num_classes:
+            return self.config.model.num_classes
+        classifier = classifier_of_samples(self.config)
+        return 0 if classifier is None else classifier.num_classes
+
+    @property
     def drawn_classes(self) -> tuple[int, ...]:
         """The classes of its samples, in turn; () for none."""
         return drawn_classes(self.config, classifier_of_samples(self.config))
+
+    def guidance_on(self, mesh: Mesh) -> GuidanceOf:
+        """The same, with the weights of a weaker network on the devices of the mesh."""
+        weak = self.weak_network
+        return guidance_of(self.config, None if weak is None else weak.on_devices(mesh))
 
     @functools.cached_property
     def weak_network(self) -> WeakNetwork | None:
@@ -162,6 +177,7 @@ class DescribedRun:
         """
         sample, guidance = self.config.sample, self.guidance_of(np.arange(1))
         networks = tuple(sample[name] for name in sorted(sample) if name.startswith(("autoguidance", "classifier")))
+        networks += tuple(checkpoints_changed(sample[name]) for name in ("autoguidance", "classifier"))
         limits = (sample.batch_size, sample.clip_x_0, sample.dynamic_threshold, self.config.diffusion.variance)
         return *limits, jax.tree.structure(guidance), networks, tuple(sample.classes if sample.classifier else ())
 

@@ -1,5 +1,7 @@
 """The config and the weights of a checkpoint of a run, whatever was trained."""
 
+import os
+
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiment.config_json import config_from_json
@@ -52,3 +54,11 @@ def _item_of(weights: str, config_json: str) -> str:
     items |= {f"ema/{name}": ema_item(name, names[0]) for name in (*names, *map(std_name, optim.ema_stds))}
     check_one_of("weights", weights, items)
     return items[weights]
+
+
+def checkpoints_changed(workdir: str) -> int | None:
+    """When the checkpoints of a run last changed, in nanoseconds; None where there are none."""
+    try:
+        return os.stat(os.path.join(workdir, "checkpoints")).st_mtime_ns if workdir else None
+    except OSError:
+        return None

@@ -1,6 +1,5 @@
 """Samples of a trained run by any sampler, with one compilation for all of them."""
 
-import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.experiment import conditions, sample_guidance, sampler_factory
 from ddpm_jax.experiment.classifier import classifier_of, classifier_of_samples, drawn_classes
 from ddpm_jax.experiment.generator import Generator
+from ddpm_jax.experiment.run_checkpoint import checkpoints_changed
 from ddpm_jax.experiment.weak_network import WeakNetwork, check_is_another, weak_network_of_samples
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.devices import make_mesh, replicated
@@ -86,9 +86,8 @@ class RunSamples:
         workdir = config.sample[field]
         if not workdir:
             return read(config)
-        try:
-            changed = os.stat(os.path.join(workdir, "checkpoints")).st_mtime_ns
-        except OSError:
+        changed = checkpoints_changed(workdir)
+        if changed is None:
             return read(config)  # which says what is wrong
         sample = config.sample
         of_field = {name: sample[name] for name in sorted(sample) if name.startswith(field)}

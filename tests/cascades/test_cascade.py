@@ -8,10 +8,14 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.cascades.cascade import Cascade
-from ddpm_jax.cascades.stage import next_stage
+from ddpm_jax.cascades.stage import Classes, next_stage
 from ddpm_jax.codecs.pixels import to_model_scale
+from ddpm_jax.data.condition import example_condition
 from ddpm_jax.diffusion.image_conditions import enlarged
 from ddpm_jax.diffusion.rng import stage_key
+from ddpm_jax.experiment import shown_images
+from ddpm_jax.experiment.build import build_experiment
+from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.runtime.errors import UserError
 
 SHORT = {"sampler": "ddim", "num_sampler_steps": 4}
@@ -87,6 +91,13 @@ def test_a_truncated_stage_stops_at_the_level_and_gets_the_missing_noise(runs):
     small, large = draw(runs, 3, [{"sampler": "ddim"}, NOISY[1]], truncate=True)
     assert small.dtype == np.float32 and large.dtype == np.uint8
 
+    # The first stage by hand.
+    run = runs[0].with_sampler({"sampler": "ddim"}, batch_size=None, num_devices=8)
+    keys = dj.sample_keys(dj.seed_keys(0).sample, np.arange(8))
+    denoise_fn = run.denoiser_of()(run.params, run.condition_of(np.arange(8)))
+    x_s = dj.sample_loop(denoise_fn, run.sampler_table.rows(0, walked), dj.initial_noise(keys, (4, 4, 1)), keys)
+    np.testing.assert_allclose(small, x_s[:3], atol=1e-4)
+
 
 def test_a_stage_of_the_same_schedule_is_shown_x_s_itself(runs):
     """Where a step of the sampler has the level, no noise is added."""
@@ -114,27 +125,74 @@ def test_the_stages_have_noise_of_their_own():
 
 def test_all_stages_have_the_classes_of_the_first(runs):
     cascade = Cascade(runs, settings=[{"classes": (3, 7)}, {"guidance_scale": 2.0}])
-    assert cascade.labels(5).tolist() == [3, 7, 3, 7, 3] and cascade.stages[1].classes == (3, 7)
+    assert cascade.labels(5).tolist() == [3, 7, 3, 7, 3] and cascade.stages[1].classes == Classes((3, 7), 10)
     numbers = np.arange(4)
-    assert cascade.stages[1].generator({}).condition_of(numbers)["label"].tolist() == [3, 7, 3, 7]
+    assert cascade.stages[1]._generator.condition_of(numbers)["label"].tolist() == [3, 7, 3, 7]
     assert Cascade(runs).labels(12).tolist() == [*range(10), 0, 1]
 
 
 def test_other_settings_compile_nothing(runs):
+    def num_programs():
+        kept = [generator for run in runs for generator, _ in run.programs.generators.values()]
+        of_shown = (shown_images._at_level, shown_images._noised)
+        return [made._advance._cache_size() for made in kept], [function._cache_size() for function in of_shown]
+
     draw(runs, 8, NOISY)
-    programs = [list(run.programs.generators.values()) for run in runs]
-    counts = [[made.generator._advance._cache_size() for made in of_run] for of_run in programs]
-    draw(runs, 8, [{**SHORT, "num_sampler_steps": 7}, {"sampler": "ddim", "augmentation_level": 9}], seed=4)
     draw(runs, 8, NOISY, truncate=True)
-    assert [
-        [made.generator._advance._cache_size() for made in run.programs.generators.values()] for run in runs
-    ] == counts
+    before = num_programs()
+    draw(runs, 8, [{**SHORT, "num_sampler_steps": 7}, {"sampler": "ddim", "augmentation_level": 9}], seed=4)
+    draw(runs, 8, [{**SHORT, "num_sampler_steps": 7}, {"sampler": "ddim", "augmentation_level": 9}], truncate=True)
+    assert num_programs() == before
 
 
-def test_a_network_with_classes_needs_them(runs):
-    without = dataclasses.replace(Cascade(runs).stages[0], classes=())
-    with pytest.raises(UserError, match="told the class of an image, and the stages before draw images without"):
-        next_stage(without, runs[1], {}, None)
+@pytest.mark.parametrize(
+    ("before", "said"),
+    (
+        (Classes(), "told the class of an image, and the stages before draw images without"),
+        (Classes((0, 1), 2), "it has 10 classes, and the stages before have 2"),
+    ),
+)
+def test_a_network_with_classes_needs_the_same(runs, before, said):
+    stage = dataclasses.replace(Cascade(runs).stages[0], classes=before)
+    with pytest.raises(UserError, match=said):
+        next_stage(stage, runs[1], {}, None)
+
+
+def untrained(config):
+    """A run with the parameters that a training would begin with."""
+    experiment = build_experiment(config)
+    condition = example_condition(experiment.condition)
+    params = dj.init_params(experiment.model, jax.random.key(0), experiment.image_shape, condition)
+    return TrainedRun(0, config, jax.device_get(params))
+
+
+@pytest.fixture(scope="module")
+def three(tiny_config):
+    """2x2, to 4x4, to 8x8; the last is shown no noise."""
+    enlarge = ["condition.task=super_resolve", "condition.factor=2"]
+    noise = ["condition.augmentation=noise", "condition.max_level=12"]
+    return [
+        untrained(tiny_config("data.image_size=2,2", "data.area_factor=4")),
+        untrained(tiny_config("data.image_size=4,4", "data.area_factor=2", *enlarge, *noise)),
+        untrained(tiny_config(*enlarge)),
+    ]
+
+
+@pytest.mark.parametrize("given", ({}, {"truncate": True}, {"rounding": False}), ids=str)
+def test_three_stages(three, given):
+    settings = [{"sampler": "ddim"}, {"sampler": "ddim", "augmentation_level": 5}, SHORT]
+    results = draw(three, 3, settings, **given)
+    assert [one.shape[1:] for one in results] == [(2, 2, 1), (4, 4, 1), (8, 8, 1)]
+    stages = Cascade(three, settings=settings, **given).stages
+    assert [stage.result_dtype for stage in stages] == [one.dtype for one in results]
+    # Only the stage that is shown noise lets the one before stop.
+    assert [stage.stop is not None for stage in stages] == [bool(given.get("truncate")), False, False]
+    np.testing.assert_array_equal(
+        shown_to_last(Cascade(three, settings=settings, **given), results[1])["shown"],
+        enlarged_twice(results[1] if results[1].dtype == np.float32 else to_model_scale(results[1])),
+    )
+    if not given:
+        np.testing.assert_array_equal(draw(three[:2], 3, settings[:2])[1], results[1])
 
 
 def renamed(run, name):
@@ -142,7 +200,7 @@ def renamed(run, name):
 
 
 REFUSED = {
-    "one stage": (lambda a, b: [a], {}, "runs must be two or more runs"),
+    "one stage": (lambda a, b: [a], {}, "runs must be a list of 2 to 8 runs"),
     "no small images": (
         lambda a, b: [b, b], {}, "stage 1: the first stage of a cascade must draw images from nothing; this run has",
     ),
@@ -154,7 +212,7 @@ REFUSED = {
         "stage 3: it enlarges images of shape [4, 4, 1], by condition.factor=2; the stage before draws [8, 8, 1]",
     ),
     "other classes": (lambda a, b: [renamed(a, "x"), renamed(b, "y")], {}, "stage 2: it has the classes"),
-    "few settings": (lambda a, b: [a, b], {"settings": [{}]}, "settings must have one mapping for each of the 2"),
+    "few settings": (lambda a, b: [a, b], {"settings": [{}]}, "settings must be a list of 2 mappings"),
     "classes of stage 2": (
         lambda a, b: [a, b], {"settings": [{}, {"classes": (1,)}]}, "stage 2: classes are those of the first stage",
     ),
@@ -164,12 +222,16 @@ REFUSED = {
     "a level of stage 1": (
         lambda a, b: [a, b], {"settings": [{"augmentation_level": 1}, {}]}, "stage 1: augmentation_level=1 is for a",
     ),
-    "level 0": (lambda a, b: [a, b], {"truncate": True}, "stage 2: truncate needs an augmentation_level above 0"),
+    "level 0": (lambda a, b: [a, b], {"truncate": True}, "truncate needs an augmentation_level above 0"),
     "two ways": (lambda a, b: [a, b], {"truncate": True, "rounding": False}, "rounding has no effect with truncate"),
     "few steps": (
         lambda a, b: [a, b], {"settings": [{"respacing": "t=29,20"}, NOISY[1]], "truncate": True},
-        "stage 2: truncate needs a step of the sampler before x_0",
+        "stage 1: truncate needs a step of the sampler before x_0",
     ),
+    "no list": (lambda a, b: a, {}, "runs must be a list"),
+    "settings of one": (lambda a, b: [a, b], {"settings": {"eta": 0.5}}, "settings must be a list of 2 mappings"),
+    "no mapping": (lambda a, b: [a, b], {"settings": [{}, None]}, "settings must be a list of 2 mappings"),
+    "no flag": (lambda a, b: [a, b], {"truncate": "no"}, "truncate must be True or False; got 'no'"),
     "batch": (lambda a, b: [a, b], {"batch_size": 3}, "stage 1: batch_size must be a multiple of 8"),
     "no effect": (lambda a, b: [a, b], {"settings": [{}, {"eta": 0.5}]}, "stage 2: eta is of sampler=ddim"),
 }  # fmt: skip

@@ -72,9 +72,9 @@ def test_an_interrupted_cascade_continues_with_the_next_batch(command, tmp_path,
     every = [(number, first) for number in range(2) for first in (0, 8, 16)]
     assert drawn == every[every.index((stage, 8)) :]
     assert f"stage {stage + 1}: 8 of 19 results are there already" in capfd.readouterr().out
-    for name in ("x{}.npz", "x{}_stage_1.npz"):
-        straight = np.load(tmp_path / name.format("").replace("x", "straight"))["arr_0"]
-        np.testing.assert_array_equal(np.load(tmp_path / name.format(""))["arr_0"], straight)
+    for ending in (".npz", "_stage_1.npz"):
+        continued, straight = (np.load(tmp_path / f"{name}{ending}")["arr_0"] for name in ("x", "straight"))
+        np.testing.assert_array_equal(continued, straight)
     assert not [name for name in os.listdir(tmp_path) if "partial" in name]
 
 
@@ -118,15 +118,18 @@ REFUSED = {
     "--stage0.eta=1": "needs the number of a stage, from 1 on",
     "--stage2.seed=1": "a setting of --stage2 must be one of",
     "--stage2.eta": "--stage2.eta needs a value, as --stage2.eta=VALUE",
-    "--stage2.step=last": "step of a stage must be the number of a checkpoint; got 'last'",
-    "--stage2.step=5": "5",
-    "--stage2.augmentation_level=13": "--augmentation_level must be in 0..12",
+    "--stage2.step=last": "--stage2.step must be a whole number; got 'last'",
+    "--stage1.ema_std=x": "--stage1.ema_std must be a number; got 'x'",
+    "--stage1.best=maybe": "must be true or false; got 'maybe'",
+    "--stage2.eta=0.5,": "--stage2.eta",
+    "--stage2.step=5": "stage 2 (",
+    "--stage2.augmentation_level=13": "--stage2.augmentation_level must be in 0..12",
     "--augmentation_level=13": "--augmentation_level must be in 0..12",
     "--truncate": "--truncate needs an --augmentation_level above 0",
     "--batch_size=3": "--batch_size must be a multiple of 8",
     "--num_samples=0": "--num_samples must be at least 1",
-    "--classes=11": "--classes",
-    "--stage2.classes=1": "--classes are those of the first stage",
+    "--classes=11": "--classes must",
+    "--stage2.classes=1": "--stage2.classes are those of the first stage",
 }
 
 
@@ -138,10 +141,31 @@ def test_flags_that_do_not_fit(command, flag, capfd, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_two_ways_to_choose_a_checkpoint_are_refused(command, capfd):
+    for flags, said in (
+        (["--stage2.step=4", "--stage2.best=true"], "both choose a checkpoint"),
+        (["--stage2.weights=raw", "--stage2.ema_std=0.1"], "both choose weights"),
+    ):
+        assert command(*flags) == 2
+        assert said in capfd.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_noticed_first(command, tmp_path, capfd):
+    (tmp_path / "x_stage_1.npz").mkdir()
+    assert command() == 2
+    assert "x_stage_1.npz cannot be written" in capfd.readouterr().err
+
+
+def test_fields_of_sample_are_of_the_stages_that_have_them(command, capfd):
+    flags = ("--config.sample.augmentation_level=5", "--config.sample.classes=3", "--stage2.batch_size=16")
+    assert command("--num_samples=3", *flags) == 0
+    assert capfd.readouterr().out.splitlines()[2].endswith("augmentation level 5")
+
+
 def test_folders_that_are_no_cascade(command, sample_main, small_images_run, capfd):
     for cascade, said in (
-        (str(small_images_run), "--cascade must be two or more folders of runs"),
-        (f"{small_images_run},", "--cascade must be two or more folders of runs"),
+        (str(small_images_run), "--cascade must be 2 to 8 folders of runs"),
+        (f"{small_images_run},", "--cascade must be 2 to 8 folders of runs"),
         (f"{small_images_run},nowhere", "there is no 'nowhere'"),
         (f"{small_images_run},digits", "stage 2 (digits): each stage after the first"),
     ):

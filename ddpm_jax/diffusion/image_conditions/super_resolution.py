@@ -1,6 +1,6 @@
 """Super-resolution: the network is shown an enlarged small image (Saharia et al. 2021, "Image super-resolution via
 iterative refinement", SR3), with conditioning augmentation (Ho et al. 2021, "Cascaded diffusion models for high
-fidelity image generation", CDM, section 4).
+fidelity image generation", CDM, section 3).
 """
 
 import functools

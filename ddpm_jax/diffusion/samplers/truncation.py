@@ -1,5 +1,5 @@
 """Truncated conditioning augmentation: the sampler of a stage of a cascade stops before x_0, and the next stage is
-shown its x_s (Ho et al. 2021, "Cascaded diffusion models for high fidelity image generation", section 4).
+shown its x_s (Ho et al. 2021, "Cascaded diffusion models for high fidelity image generation", section 3.2).
 """
 
 from typing import NamedTuple
@@ -32,14 +32,20 @@ def stop_at(table: SamplerTable, process: Process, alpha_bar: float) -> Stop:
     of the forward process, which is exact if x_s is.
 
     Args:
-      table: of the sampler of the stage that stops, on the host.
+      table: of the sampler of the stage that stops.
       process: of that stage.
-      alpha_bar: in (0, 1): 1 - alpha_bar is the variance of the wanted noise.
+      alpha_bar: in [0, 1): 1 - alpha_bar is the variance of the wanted noise.
 
     Raises:
-      UserError: the table reaches this level only with x_0, where nothing would be left out.
+      UserError: the table reaches this level only with x_0, where nothing would be left out; or it begins with less
+        noise, so that nothing of the stage would be left.
     """
     t, s = np.asarray(table.t), np.asarray(table.s)
+    if _alphas_bar(process, t[:1])[0] >= alpha_bar:
+        raise UserError(
+            f"{arg('truncate')} needs a level with less noise than the first step of the sampler before it, of which "
+            "nothing would be left: take a lower level"
+        )
     reached = _alphas_bar(process, s)
     # The first row of the two of a step, as of `heun_table`, is an estimate: the second does not go further down.
     ends_step = ~np.append(s[1:] >= t[1:], False)
