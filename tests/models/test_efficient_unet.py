@@ -183,7 +183,6 @@ def test_one_level_and_odd_heights(mults, shape):
         ),
         (dict(res_blocks_per_level=(1, 2, 3)), (16, 16), "for each level of channel_mults (2), or ()"),
         (dict(res_blocks_per_level=(1, 0)), (16, 16), "got (1, 0)"),
-        (dict(res_blocks_per_level=(1, 2.0)), (16, 16), "got (1, 2.0)"),
         (dict(res_blocks_per_level=(1, True)), (16, 16), "got (1, True)"),
         (dict(res_blocks_per_level=(1, 500)), (16, 16), "at most 500 blocks (the sum of res_blocks_per_level)"),
         (
