@@ -119,6 +119,13 @@ def get_config() -> ConfigDict:
     config.unet.embedding_spacing = "half_minus_1"  # of the embedding's frequencies: half_minus_1, half
     config.unet.time_scale = 1.0  # the network gets t * time_scale; 1000/T is improved-diffusion's rescale_timesteps
     config.unet.conv_in_channels = 0  # output channels of the first convolution; 0: unet.channels
+    # The next three are of the Efficient U-Net of Imagen. Residual blocks of each level going down, such as (2, 4, 8,
+    # 8), in place of num_res_blocks; one more going up; (): num_res_blocks in all.
+    config.unet.res_blocks_per_level = ()
+    # Every level, the first too, begins with its downsampling and ends with its upsampling: its height, also in
+    # attention_resolutions, is half of what it is otherwise.
+    config.unet.downsample_first = False
+    config.unet.scale_skips = False  # skip connections from the way down to the way up are multiplied by 2^-1/2
 
     config.conv_net = ConfigDict()
     config.conv_net.channels = 32  # width of every layer

@@ -114,6 +114,10 @@ def build_classifier(config: ConfigDict) -> UNetClassifier:
             f"model.num_classes must be in 2..{MOST_CLASSES} with objective.name='classifier', the classes of "
             f"the data; got {model.num_classes}"
         )
+    if config.unet.scale_skips:
+        raise UserError(
+            "unet.scale_skips must be False with objective.name='classifier', whose network has no way up; got True"
+        )
     network = UNetClassifier(**config.unet, dtype=DTYPES[model.dtype], remat=model.remat, num_outputs=model.num_classes)
     with fields_named("unet", {"image_size": "data.image_size"}):
         check_blocks(network, x_0_shape[:-1])

@@ -41,6 +41,7 @@ _ONLY: dict[str, tuple] = {
 _UNUSED = ("num_train_timesteps",)  # only for a learned time embedding
 _DOWN = {"DownBlock2D": "conv", "ResnetDownsampleBlock2D": "resnet", "AttnDownBlock2D": None}
 _UP = {"UpBlock2D": "conv", "ResnetUpsampleBlock2D": "resnet", "AttnUpBlock2D": None}
+_TO_A_FILE = "export the network to FILE.safetensors or FILE.npz"
 _MOST_LAYERS = 64  # per level: a mistyped number must not build a network for hours
 
 
@@ -167,17 +168,17 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if groups["diffusion"]["self_conditioning"]:
         raise UserError(
             "diffusers has no sampler for diffusion.self_conditioning=True; got a network that also sees its previous "
-            "estimate: export it to FILE.safetensors or FILE.npz"
+            f"estimate: {_TO_A_FILE}"
         )
     if groups["condition"]["task"]:
         raise UserError(
-            f"UNet2DModel does not support condition.task={groups['condition']['task']!r}: it sees x_t alone; export "
-            "the network to FILE.safetensors or FILE.npz"
+            f"UNet2DModel does not support condition.task={groups['condition']['task']!r}: it sees x_t alone; "
+            f"{_TO_A_FILE}"
         )
     if groups["diffusion"]["network_input"] != "t":
         raise UserError(
-            f"diffusers has no sampler for diffusion.network_input={groups['diffusion']['network_input']!r}: export "
-            "the network to FILE.safetensors or FILE.npz"
+            f"diffusers has no sampler for diffusion.network_input={groups['diffusion']['network_input']!r}: "
+            f"{_TO_A_FILE}"
         )
     unet, size = groups["unet"], list(groups["data"]["image_size"])
     if unet["time_scale"] != 1:
@@ -187,6 +188,15 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
             f"UNet2DModel does not support unet.channel_mults={tuple(unet['channel_mults'])} with "
             f"unet.conv_in_channels={unet['conv_in_channels']}: its first convolution is as wide as its first level "
             "and unet.channels"
+        )
+    for name in ("downsample_first", "scale_skips"):
+        if unet[name]:
+            raise UserError(f"UNet2DModel does not support unet.{name}=True: {_TO_A_FILE}")
+    numbers = set(unet["res_blocks_per_level"]) or {unet["num_res_blocks"]}
+    if len(numbers) > 1:
+        raise UserError(
+            f"UNet2DModel has equally many blocks in every level; unet.res_blocks_per_level="
+            f"{tuple(unet['res_blocks_per_level'])}: {_TO_A_FILE}"
         )
     widths = level_widths(unet["channels"], unet["channel_mults"])
     attention = [size[0] // 2**level in unet["attention_resolutions"] for level in range(len(widths))]
@@ -213,7 +223,7 @@ def unet_of_fields(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "mid_block_type": "UNetMidBlock2D",
         "up_block_types": types("Up", attention[::-1]),
         "block_out_channels": widths,
-        "layers_per_block": unet["num_res_blocks"],
+        "layers_per_block": numbers.pop(),
         "mid_block_scale_factor": 1,
         "downsample_padding": 1 if unet["down_padding"] == "both" else 0,
         "downsample_type": resample,

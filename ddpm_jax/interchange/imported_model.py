@@ -12,6 +12,7 @@ from ddpm_jax.experiment.packaged_configs import base_config
 from ddpm_jax.experiment.trained_run import TrainedRun
 from ddpm_jax.interchange.tensor_mapping import Path, leaf_shapes
 from ddpm_jax.models.parameters import num_params
+from ddpm_jax.runtime.errors import UserError
 
 OWN_CONFIG = "ddpm_jax_config"  # the text next to the tensors in a file that contains a config of this package
 
@@ -95,6 +96,19 @@ def next_command(imported: Imported, workdir: str) -> str:
     return f"sample {flag} --out={shlex.quote(f'{workdir}/samples/first')}"
 
 
-def shapes_of(config: Config) -> dict[Path, tuple[int, ...]]:
-    """The shapes of the leaves of the config's network; raises UserError if it cannot be built."""
+def own_shapes_of(config: Config) -> dict[Path, tuple[int, ...]]:
+    """The shapes of the leaves of the config's network, by path; raises UserError if it cannot be built."""
     return leaf_shapes(model_factory.param_shapes(config, model_factory.build_network(config)))
+
+
+def shapes_of(config: Config) -> dict[Path, tuple[int, ...]]:
+    """The shapes of the leaves of the config's network, for the weights of another code.
+
+    Raises:
+      UserError: it cannot be built, or has a setting that none of the other codes has.
+    """
+    network = model_factory.build_network(config)
+    for name in ("downsample_first", "scale_skips"):
+        if getattr(network, name, False):
+            raise UserError(f"unet.{name} must be False for weights of another code, which does not have it; got True")
+    return own_shapes_of(config)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax.experiment.config_files import Config
 from ddpm_jax.experiment.config_json import config_to_json, whole_config_from_json
-from ddpm_jax.interchange.imported_model import OWN_CONFIG, Imported, shapes_of
+from ddpm_jax.interchange.imported_model import OWN_CONFIG, Imported, own_shapes_of
 from ddpm_jax.interchange.tensor_files import Tensors, read_safetensors, write_safetensors
 from ddpm_jax.interchange.tensor_mapping import Match, leaf_shapes, params_from, tensors_from
 from ddpm_jax.interchange.tensor_mapping import Path as LeafPath
@@ -80,7 +80,7 @@ def _imported(tensors: Tensors, config_json: str | None, path: Path) -> Imported
             "folder that it came in, with its config.json and scheduler_config.json"
         )
     config = whole_config_from_json(config_json, str(path))
-    shapes = shapes_of(config)
+    shapes = own_shapes_of(config)
     params = params_from(_matches(shapes), tensors, shapes, str(path))
     return Imported(config, params, params, ("it has one set of weights, used for both raw and averaged weights",))
 

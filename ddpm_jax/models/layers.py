@@ -223,21 +223,24 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """[B, H, W, C] -> [B, H/2, W/2, C]: 3x3 conv, stride 2.
+    """[B, H, W, C] -> [B, H/2, W/2, features]: 3x3 conv, stride 2.
 
     Attributes:
       padding: "end", a row at the bottom and a column on the right (Ho et al.; "SAME" in TensorFlow), or "both", one on
         every side, of which the last row and column are not used (Nichol and Dhariwal 2021, and most of PyTorch).
+      features: width of the output; 0: that of x.
     """
 
     dtype: DTypeLike
     padding: str = "end"
+    features: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         check_one_of("padding", self.padding, DOWN_PADDINGS)
         padding = ((0, 1), (0, 1)) if self.padding == "end" else ((1, 1), (1, 1))
-        return Conv(x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=INIT, dtype=self.dtype, name="conv")(x)
+        width = self.features or x.shape[-1]
+        return Conv(width, (3, 3), strides=2, padding=padding, kernel_init=INIT, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):

@@ -16,7 +16,9 @@ class UNet(UNetBlocks):
     """eps_theta(x_t, t) of Ho et al. 2020, appendix B; 35,746,307 parameters at the defaults with 3 channels.
 
     The other values of the attributes from `norm_eps` on are for the networks of Nichol and Dhariwal 2021 and of
-    Dhariwal and Nichol 2021. Differs: the initialisers are always those of Ho et al.'s code.
+    Dhariwal and Nichol 2021; `res_blocks_per_level`, `downsample_first` and `scale_skips` are those of the Efficient
+    U-Net of Saharia et al. 2022 (Imagen), appendix B. Differs: the initialisers are always those of Ho et al.'s code;
+    from the Efficient U-Net in what docs/networks.md lists.
 
     Attributes: those of `UNetBlocks`, and
       out_channels: channels of the prediction; 0: as many as x_t.
@@ -44,7 +46,7 @@ class UNet(UNetBlocks):
         """The prediction, [B, H, W, C_out].
 
         Args:
-          x_t: images, H and W divisible by 2^(levels-1).
+          x_t: images, H and W divisible by 2^(levels-1), or by 2^levels with `downsample_first`.
           t: steps 0..T-1, whole or fractional.
           condition: {"label": int [B]} with labels 0..num_classes-1, or num_classes for none with `null_class`, if
             num_classes > 0 (labels out of range give NaN); the entries `spatial`, [B, H, W, K] each; and with
@@ -67,17 +69,21 @@ class UNet(UNetBlocks):
             return self.res_block(h, skip, time, width=width, resize=resize, train=train, name=name)
 
         h, skips = self.way_down(with_spatial(x_t, condition, self.spatial), time, train=train)
-        for level, width in reversed(list(enumerate(level_widths(self.channels, self.channel_mults)))):
-            for i in range(self.num_res_blocks + 1):
+        levels = zip(level_widths(self.channels, self.channel_mults), self.blocks_of_levels(), strict=True)
+        for level, (width, num_blocks) in reversed(list(enumerate(levels))):
+            for i in range(num_blocks + 1):
                 h = res_block(h, width, f"up_{level}_block_{i}", skip=skips.pop())
                 if h.shape[1] in self.attention_resolutions:
                     h = self.attention(h, f"up_{level}_attention_{i}")
-            if level > 0:
+            if level > 0 or self.downsample_first:
                 name = f"up_{level}_upsample"
                 if self.resample_in_blocks:
                     h = res_block(h, h.shape[-1], name, "up")
                 else:
                     h = Upsample(self.dtype, name=name)(h)  # [B, 2H, 2W, C]
+        if self.downsample_first:
+            # Upsampled values have no detail of single pixels that their neighbourhood does not have; x_t has it.
+            h = res_block(h, h.shape[-1], "last_block", skip=skips.pop())
 
         h = nn.swish(Norm(self.num_groups, self.norm_eps, self.dtype, name="norm_out")(h))
         out = self.out_channels or x_t.shape[-1]

@@ -36,6 +36,11 @@ class UNetBlocks(nn.Module):
       time_scale: t is embedded as time_scale * t. 1000/T is improved-diffusion's `rescale_timesteps`.
       conv_in_channels: width of the first convolution; 0 for `channels`. In Dhariwal and Nichol 2021 it is that of the
         first level, which differs if the multiple of that level is not 1.
+      res_blocks_per_level: residual blocks of each level going down, such as (2, 4, 8, 8), one more going up;
+        `num_res_blocks` is then ignored. (): `num_res_blocks` in every level.
+      downsample_first: every level, the first too, begins with its downsampling and ends with its upsampling, so that
+        its residual blocks work at half the height and width. One more residual block follows the last upsampling.
+      scale_skips: what the way down hands to the way up is multiplied by 2^-1/2.
       remat: gradient checkpointing: inside every residual block and self-attention, only the outputs of convolutions
         are kept for the backward pass, which recomputes the rest (Chen et al. 2016): less memory, more time.
         Parameters, dropout and the prediction are the same.
@@ -58,6 +63,9 @@ class UNetBlocks(nn.Module):
     embedding_spacing: str = "half_minus_1"
     time_scale: float = 1.0
     conv_in_channels: int = 0
+    res_blocks_per_level: tuple[int, ...] = ()
+    downsample_first: bool = False
+    scale_skips: bool = False
     remat: bool = False
 
     def way_down(
@@ -68,28 +76,37 @@ class UNetBlocks(nn.Module):
         def res_block(h: Array, width: int, name: str, resize: str = "") -> Array:
             return self.res_block(h, None, time, width=width, resize=resize, train=train, name=name)
 
+        def downsample(h: Array, width: int, level: int) -> Array:
+            name = f"down_{level}_downsample"
+            if self.resample_in_blocks:
+                return res_block(h, width, name, "down")
+            return Downsample(self.dtype, self.down_padding, width, name=name)(h)  # [B, H/2, W/2, width]
+
         first = self.conv_in_channels or self.channels
         h = Conv(first, (3, 3), kernel_init=INIT, dtype=self.dtype, name="conv_in")(x_t)
         skips = [h]
         widths = level_widths(self.channels, self.channel_mults)
-        for level, width in enumerate(widths):
-            for i in range(self.num_res_blocks):
+        for level, (width, num_blocks) in enumerate(zip(widths, self.blocks_of_levels(), strict=True)):
+            if self.downsample_first:
+                h = downsample(h, width, level)
+                skips.append(h)
+            for i in range(num_blocks):
                 h = res_block(h, width, f"down_{level}_block_{i}")
                 if h.shape[1] in self.attention_resolutions:
                     h = self.attention(h, f"down_{level}_attention_{i}")
                 skips.append(h)
-            if level < len(self.channel_mults) - 1:
-                name = f"down_{level}_downsample"
-                if self.resample_in_blocks:
-                    h = res_block(h, h.shape[-1], name, "down")
-                else:
-                    h = Downsample(self.dtype, self.down_padding, name=name)(h)  # [B, H/2, W/2, C]
+            if not self.downsample_first and level < len(widths) - 1:
+                h = downsample(h, h.shape[-1], level)
                 skips.append(h)
 
         h = res_block(h, h.shape[-1], "middle_block_0")
         h = self.attention(h, "middle_attention")
         h = res_block(h, h.shape[-1], "middle_block_1")
         return h, skips
+
+    def blocks_of_levels(self) -> tuple[int, ...]:
+        """The number of residual blocks of every level on the way down."""
+        return self.res_blocks_per_level or (self.num_res_blocks,) * len(self.channel_mults)
 
     def embed_time(self, t: Array) -> Float[Array, "B E"]:
         """The embedding of the step; E = 4 channels."""
@@ -109,7 +126,7 @@ class UNetBlocks(nn.Module):
     def res_block(
         self, h: Array, skip: Array | None, time: Array, *, width: int, resize: str, train: bool, name: str
     ) -> Array:
-        """A residual block; `skip` is concatenated to its input."""
+        """A residual block; `skip` is concatenated to its input, times 2^-1/2 with `scale_skips`."""
         block = ResBlock(
             width,
             self.dropout,
@@ -123,7 +140,9 @@ class UNetBlocks(nn.Module):
 
         def run(block: ResBlock, h: Array, skip: Array | None, time: Array) -> Array:
             # Concatenated here: the two parts are kept for the backward pass anyway, the whole need not be kept.
-            return block(h if skip is None else jnp.concatenate([h, skip], axis=-1), time, train=train)
+            if skip is not None:
+                h = jnp.concatenate([h, skip * 2**-0.5 if self.scale_skips else skip], axis=-1)
+            return block(h, time, train=train)
 
         return self._rematerialised(run)(block, h, skip, time)
 

@@ -39,26 +39,13 @@ def check_blocks(unet: UNetBlocks, image_size: tuple[int, ...]) -> None:
     for field in ("num_res_blocks", "num_groups", "num_heads"):
         if getattr(unet, field) < 1:
             raise UserError(f"{arg(field)} must be at least 1; got {getattr(unet, field)}")
-    num_blocks = unet.num_res_blocks * len(unet.channel_mults)
-    if num_blocks > MOST_BLOCKS or unet.channels > MOST_CHANNELS:
-        raise UserError(
-            f"the network must have at most {MOST_BLOCKS} blocks ({arg('num_res_blocks')} times levels) and "
-            f"{MOST_CHANNELS} {arg('channels')}; got {num_blocks} and {unet.channels}"
-        )
-    factor = 2 ** (len(unet.channel_mults) - 1)
-    for side in image_size:
-        if side % factor or side < 1:
-            raise UserError(
-                f"{arg('image_size')} must be divisible by {factor} = 2^(levels-1) for the "
-                f"{len(unet.channel_mults)} levels of {arg('channel_mults')}; got {image_size}: "
-                f"take {_nearest_sizes(side, factor)}, or fewer levels"
-            )
+    _check_levels(unet, image_size)
     if unet.channels % 2 or unet.channels < 4:
         raise UserError(f"{arg('channels')} must be even and at least 4; got {unet.channels}")
     _check_groups(unet)
     if unet.head_channels < 0:
         raise UserError(f"{arg('head_channels')} must be at least 0; got {unet.head_channels}")
-    heights = [image_size[0] // 2**level for level in range(len(unet.channel_mults))]
+    heights = [image_size[0] // 2 ** (level + unet.downsample_first) for level in range(len(unet.channel_mults))]
     for resolution in unet.attention_resolutions:
         if resolution not in heights:
             raise UserError(
@@ -81,6 +68,34 @@ def check_blocks(unet: UNetBlocks, image_size: tuple[int, ...]) -> None:
             f"{arg('down_padding')} is for a convolution that {arg('resample_in_blocks')}=True replaces; with it "
             f"it must be 'end'; got {unet.down_padding!r}"
         )
+
+
+def _check_levels(unet: UNetBlocks, image_size: tuple[int, ...]) -> None:
+    """Raises UserError for a number of blocks, or an image size, that does not fit the levels."""
+    num_levels, per_level = len(unet.channel_mults), unet.res_blocks_per_level
+    whole = all(type(number) is int and number >= 1 for number in per_level)
+    if per_level and not (whole and len(per_level) == num_levels):
+        raise UserError(
+            f"{arg('res_blocks_per_level')} must be a whole number above 0 for each level of {arg('channel_mults')} "
+            f"({num_levels}), or () for {arg('num_res_blocks')} in all; got {per_level}"
+        )
+    num_blocks = sum(unet.blocks_of_levels())
+    if num_blocks > MOST_BLOCKS or unet.channels > MOST_CHANNELS:
+        given = f"the sum of {arg('res_blocks_per_level')}" if per_level else f"{arg('num_res_blocks')} times levels"
+        raise UserError(
+            f"the network must have at most {MOST_BLOCKS} blocks ({given}) and "
+            f"{MOST_CHANNELS} {arg('channels')}; got {num_blocks} and {unet.channels}"
+        )
+    power = "levels" if unet.downsample_first else "(levels-1)"
+    factor = 2 ** (num_levels - 1 + unet.downsample_first)
+    for side in image_size:
+        if side % factor or side < 1:
+            halved = f" and {arg('downsample_first')}=True" if unet.downsample_first else ""
+            raise UserError(
+                f"{arg('image_size')} must be divisible by {factor} = 2^{power} for the "
+                f"{num_levels} levels of {arg('channel_mults')}{halved}; got {image_size}: "
+                f"take {_nearest_sizes(side, factor)}, or fewer levels"
+            )
 
 
 def _check_groups(unet: UNetBlocks) -> None:

@@ -86,7 +86,8 @@ def network_of(overrides):
 
 def is_small(config):
     """Whether one step of it may be traced or trained in a test."""
-    unet, conv_net, blocks = config.unet, config.conv_net, config.unet.num_res_blocks * len(config.unet.channel_mults)
+    unet, conv_net = config.unet, config.conv_net
+    blocks = sum(unet.res_blocks_per_level) or unet.num_res_blocks * len(unet.channel_mults)
     sizes = (unet.channels, blocks, unet.conv_in_channels, *unet.channel_mults, conv_net.channels, conv_net.num_layers)
     sizes += (*config.data.image_size, config.optim.clip_replicas, config.train.batch_size)
     return max(sizes) <= 64 and config.model.num_classes <= 1000

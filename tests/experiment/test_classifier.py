@@ -187,6 +187,10 @@ def test_wrong_settings_are_one_line(run, classifier_run, straight_run, tiny_con
         (("model.num_classes=10", "optim.ema_stds=0.05,0.1"), "optim.ema_stds must be empty with objective.name="),
         (("model.num_classes=10", "model.name=conv_net"), "model.name must be 'unet' with objective.name='classifier'"),
         (
+            ("model.num_classes=10", "model.name=unet", "unet.scale_skips=true"),
+            "^unet.scale_skips must be False with objective.name='classifier', whose network has no way up; got True$",
+        ),
+        (
             ("model.num_classes=10", "model.name=unet", "unet.head_channels=3"),
             "unet.head_channels must divide the width of",
         ),

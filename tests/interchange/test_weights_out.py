@@ -1,5 +1,7 @@
 """Weights out, and in again: folders of diffusers, .npz and .safetensors of our own."""
 
+import functools
+
 import numpy as np
 import pytest
 from diffusers_folders import UNET, tensors_of, write_folder
@@ -7,8 +9,10 @@ from diffusers_folders import UNET, tensors_of, write_folder
 from ddpm_jax.experiment.config_overrides import fields_by_group
 from ddpm_jax.interchange.diffusers import read_diffusers, write_diffusers
 from ddpm_jax.interchange.diffusers_unet_config import fields_of_unet, unet_of_fields
-from ddpm_jax.interchange.imported_model import config_of, shapes_of
+from ddpm_jax.interchange.ho_et_al import read_original_as
+from ddpm_jax.interchange.imported_model import config_of, own_shapes_of, shapes_of
 from ddpm_jax.interchange.native_files import read_npz, read_own_safetensors, write_npz, write_own_safetensors
+from ddpm_jax.interchange.openai import read_openai_as
 from ddpm_jax.interchange.tensor_files import write_safetensors
 from ddpm_jax.runtime.errors import UserError
 
@@ -32,6 +36,9 @@ def folder(tmp_path):
         ("diffusion.self_conditioning", True, "no sampler for diffusion.self_conditioning=True; .* to FILE.safet"),
         ("condition.task", "inpaint", "does not support condition.task='inpaint': it sees x_t alone; .* to FILE.safet"),
         ("diffusion.network_input", "alpha_bar", "no sampler for diffusion.network_input='alpha_bar': .* FILE.safet"),
+        ("unet.downsample_first", True, "does not support unet.downsample_first=True: .* FILE.safet"),
+        ("unet.scale_skips", True, "does not support unet.scale_skips=True: .* FILE.safet"),
+        ("unet.res_blocks_per_level", (1, 2), r"in every level; unet.res_blocks_per_level=\(1, 2\): .* FILE.safet"),
         ("unet.num_heads", 2, r"heads of one width; unet.num_heads=2 gives \[2, 4\]"),
     ],
 )
@@ -52,6 +59,28 @@ def test_heads_by_number_become_heads_by_width():
     groups = fields_by_group(config)
     assert unet_of_fields(groups)["attention_head_dim"] == 4
     assert fields_of_unet(unet_of_fields(groups), "it")["unet"]["head_channels"] == 4
+
+
+def test_equal_numbers_of_blocks_are_one_number():
+    config = config_of(image_size=(8, 8), num_channels=1, unet={"num_res_blocks": 1, "res_blocks_per_level": (3,) * 4})
+    assert unet_of_fields(fields_by_group(config))["layers_per_block"] == 3
+
+
+@pytest.mark.parametrize("name", ["downsample_first", "scale_skips"])
+def test_what_no_other_code_has_is_kept_in_our_files_alone(tmp_path, name):
+    """The weights with and without scaled skips have the same names and shapes."""
+    unet = {"channels": 4, "channel_mults": (1,), "attention_resolutions": (), "num_groups": 2, name: True}
+    config = config_of(image_size=(4, 4), num_channels=1, unet=unet)
+    params = {}
+    for path, shape in own_shapes_of(config).items():
+        inner = functools.reduce(lambda tree, key: tree.setdefault(key, {}), path[:-1], params)
+        inner[path[-1]] = np.ones(shape, np.float32)
+    write_npz(tmp_path / "w.npz", config, params)
+    assert read_npz(tmp_path / "w.npz").config == config
+    with pytest.raises(UserError, match=f"^unet.{name} must be False for weights of another code, .*; got True$"):
+        read_openai_as({}, config)
+    with pytest.raises(UserError, match=f"^unet.{name} must be False for weights of another code, .*; got True$"):
+        read_original_as({}, config)
 
 
 def test_the_vector_of_no_class_is_one_more():

@@ -11,8 +11,12 @@ from ddpm_jax.models.parameters import init_params
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.runtime.compilation import quick_compile_options, remat_options
 
-# Every kind of block: attention, shortcuts, resampling, and dropout of half of each activation.
-UNET = UNet(16, (1, 2), 1, (8,), dropout=0.5, num_groups=4, head_channels=8, resample_in_blocks=True)
+# Every kind of block: attention, shortcuts, resampling, the last block, scaled skips, and dropout of half of each
+# activation.
+UNET = UNet(
+    16, (1, 2), 1, (8,), dropout=0.5, num_groups=4, head_channels=8, resample_in_blocks=True, downsample_first=True,
+    scale_skips=True,
+)  # fmt: skip
 
 
 def shapes_of(unet):
