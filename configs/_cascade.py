@@ -14,9 +14,13 @@ from ml_collections import ConfigDict
 from ddpm_jax.configs._openai import CHANNEL_MULTS, as_upsampler, guided_config
 
 
+LARGEST = 256  # the images of all stages are means of blocks of images of this size, so that the stages fit each other
+
+
 def low_resolution_config(side: int) -> ConfigDict:
     """Up to 64x64, unlocked: the network and training of guided_imagenet64."""
     config = guided_config(side)
+    config.data.area_factor = LARGEST // side
     config.schedule.name = "cosine"
     config.unet.channels = 192
     config.unet.num_res_blocks = 3
@@ -30,6 +34,7 @@ def low_resolution_config(side: int) -> ConfigDict:
 def blurred_upsampler_config(side: int, factor: int) -> ConfigDict:
     """Above 64x64, unlocked: the network and training of guided_64to256, with blurred small images."""
     config = as_upsampler(guided_config(side), factor)
+    config.data.area_factor = LARGEST // side
     config.condition.augmentation = "blur"
     config.unet.channels = 192
     config.unet.channel_mults = CHANNEL_MULTS[side]
