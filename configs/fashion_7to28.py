@@ -3,7 +3,7 @@
 Command: python -m ddpm_jax.train --config=configs/fashion_7to28.py --config.data.path=DIR --workdir=runs/7to28
 Then: python -m ddpm_jax.edit --workdir=runs/7to28 --what=super_resolve --images=small/ --out=large
 Data: as for configs/fashion_mnist.py. The 7x7 images are the means of blocks of 4x4 pixels, made in training.
-Hardware and time: 2 CPU cores, about N minutes.
+Hardware and time: 2 CPU cores, about 20 minutes.
 Expected results: docs/super_resolution.md, docs/cascades.md.
 """
 
