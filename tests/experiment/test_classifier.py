@@ -79,6 +79,16 @@ def test_the_loss_is_the_cross_entropy_of_the_right_class(classifier_run, tiny_c
     np.testing.assert_array_equal(losses["accuracy"], logits.argmax(1) == label)
 
 
+def test_the_classes_are_those_of_the_classifier(run, classifier_run):
+    def guided(**given):
+        return run.with_sampler({"classifier": classifier_run, **given}, batch_size=None, num_devices=8)
+
+    assert (run.num_classes, run.drawn_classes) == (0, ())
+    assert (guided().num_classes, guided().drawn_classes) == (10, tuple(range(10)))
+    assert (guided(classes=(3, 7)).num_classes, guided(classes=(3, 7)).drawn_classes) == (10, (3, 7))
+    assert (guided(classifier_scale=0.0).num_classes, guided(classifier_scale=0.0).drawn_classes) == (0, ())
+
+
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
 def test_samples_are_those_of_the_library(run, classifier_run, sampler):
     """The command's samples against the loop with both rules: a shifted mean, and a shifted eps."""
