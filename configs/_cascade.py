@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.configs._openai import CHANNEL_MULTS, as_upsampler, guided_config
 
-
 LARGEST = 256  # the images of all stages are means of blocks of images of this size, so that the stages fit each other
 
 
