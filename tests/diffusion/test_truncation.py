@@ -20,7 +20,7 @@ ALPHAS_BAR = PROCESS.schedule.host_alphas_bar
 
 
 def process_signal(steps):
-    return float(PROCESS.levels(steps, ndim=1)[0][0])
+    return float(PROCESS.levels(jnp.asarray(steps), ndim=1)[0][0])
 
 
 @pytest.mark.parametrize("level", (1, 2, 40, 99))

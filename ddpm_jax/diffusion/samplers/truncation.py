@@ -4,6 +4,7 @@ shown its x_s (Ho et al. 2021, "Cascaded diffusion models for high fidelity imag
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.process import Process
@@ -65,5 +66,5 @@ def _alphas_bar(process: Process, steps: np.ndarray) -> np.ndarray:
     """alpha-bar of steps, float64 [R]; 1 for x_0, the step -1."""
     if steps.dtype.kind == "i":  # in float64, so that stages of one schedule match exactly
         return np.append(process.schedule.host_alphas_bar, 1.0)[steps]
-    signal, _ = process.levels(steps, ndim=1)
+    signal, _ = process.levels(jnp.asarray(steps), ndim=1)
     return np.square(np.asarray(signal, np.float64))
