@@ -161,7 +161,7 @@ def _sample_cascade(args: argparse.Namespace, out: str | None) -> None:
     from ddpm_jax.diffusion.rng import check_seed
 
     check_seed("--seed", args.seed)
-    files = endings(len(folders_of(args.cascade)))
+    files = [*endings(len(folders_of(args.cascade))), f".partial_stage_1_{'0' * 16}"]
     if out is not None:
         _check_out(out, files)
     with as_typed(args):

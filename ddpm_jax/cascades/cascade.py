@@ -26,7 +26,8 @@ class Cascade:
 
     Args:
       runs: two or more.
-      settings: of the sampler of each stage, of `SAMPLER_SETTINGS`; an empty mapping for the run's own.
+      settings: of the sampler of each stage, of `SAMPLER_SETTINGS`, and its batch_size; an empty mapping for the run's
+        own.
       truncate: the sampler before each stage with an augmentation level above 0 stops at the noise of that level
         (truncated conditioning augmentation); else it goes on to x_0, which gets new noise of that level.
       rounding: x_0 becomes uint8 between stages.
@@ -61,11 +62,13 @@ class Cascade:
         self._typed = typed
         stages: list[Stage] = []
         for number, (run, given) in enumerate(zip(runs, settings, strict=True)):
+            given = dict(given)
+            own_batch = given.pop("batch_size", batch_size)
             with self._stage_named(number):
                 if number == 0:
-                    stages.append(first_stage(run, given, make_mesh(), batch_size))
+                    stages.append(first_stage(run, given, make_mesh(), own_batch))
                 else:
-                    stages.append(next_stage(stages[-1], run, given, batch_size))
+                    stages.append(next_stage(stages[-1], run, given, own_batch))
         if truncate and not any(stage.level for stage in stages):
             raise UserError(
                 f"{arg('truncate')} needs an {arg('augmentation_level')} above 0, at which the stage before stops"
@@ -78,6 +81,19 @@ class Cascade:
             elif not rounding:
                 stages[number] = dataclasses.replace(stages[number], rounds=False)
         self.stages = tuple(stages)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how the stages fit each other."""
+        notes = []
+        for before, stage in itertools.pairwise(self.stages):
+            wanted = stage.run.image_task.factor * stage.run.area_factor
+            if before.run.area_factor != wanted:
+                notes.append(
+                    f"stage {stage.number} was trained with data.area_factor={before.run.area_factor}, and {wanted} "
+                    f"gives the small images of stage {stage.number + 1}: they were made small by another filter"
+                )
+        return tuple(notes)
 
     @contextmanager
     def _stage_named(self, number: int) -> Iterator[None]:

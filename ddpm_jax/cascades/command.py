@@ -2,7 +2,6 @@
 
 import glob
 import os
-import shutil
 import time
 
 import jax
@@ -18,7 +17,7 @@ from ddpm_jax.experiment.image_condition import SHOWN
 from ddpm_jax.runtime import multi_host
 from ddpm_jax.runtime.image_files import can_be_drawn, grid_of_groups, save_npz, save_picture
 from ddpm_jax.runtime.progress import ProgressBar, format_duration, format_rate
-from ddpm_jax.runtime.resumable_arrays import ResumableArrays
+from ddpm_jax.runtime.resumable_arrays import ResumableArrays, remove_unused
 from ddpm_jax.runtime.resume_file import fingerprint
 
 
@@ -38,9 +37,11 @@ def run_cascade(opened: OpenedCascade, *, num_samples: int, seed: int, out: str,
         print(f"{num_samples} samples of a cascade of {len(stages)} stages, seed {seed}")
         for stage, name, weights in zip(stages, opened.names, opened.weights, strict=True):
             print(_about(stage, name, weights), flush=True)
+        for note in opened.cascade.notes:
+            print(f"note: {note}", flush=True)
     environment = {"num_devices": stages[0].mesh.size, "jax": jax.__version__, "backend": jax.default_backend()}
     results: list[np.ndarray] = []
-    facts = []
+    facts, kept = [], []
     for number, stage in enumerate(stages, 1):
         facts.append(_facts(stage, num_samples))
         files = ResumableArrays(
@@ -49,6 +50,7 @@ def run_cascade(opened: OpenedCascade, *, num_samples: int, seed: int, out: str,
             {"images": (stage.result_shape, stage.result_dtype)},
             num_samples,
         )
+        kept.append(files)  # and with them their locks
         _fill(files, stage, results[-1] if results else None, num_samples, seed)
         images = files.arrays.get("images")
         if number < len(stages):
@@ -56,8 +58,10 @@ def run_cascade(opened: OpenedCascade, *, num_samples: int, seed: int, out: str,
         results.append(images)
     if is_first:
         _write(opened.cascade, results, seed, out, max_grid)
-        for folder in glob.glob(f"{glob.escape(out)}.partial_stage_*"):  # also of other settings, which ended early
-            shutil.rmtree(folder, ignore_errors=True)
+        for files in kept:
+            files.remove()
+        for folder in glob.glob(f"{glob.escape(out)}.partial_stage_*"):  # of other settings, which ended early
+            remove_unused(folder)
 
 
 def _fill(files: ResumableArrays, stage: Stage, before: np.ndarray | None, num_samples: int, seed: int) -> None:

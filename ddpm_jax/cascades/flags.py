@@ -10,6 +10,7 @@ from ddpm_jax.experiment.sampler_settings import SAMPLER_SETTINGS
 from ddpm_jax.runtime.errors import UserError, check_one_of
 
 OF_CHECKPOINT = ("step", "best", "weights", "ema_std")  # arguments of `open_run`
+_OF_TRAINING = {"num_grid", "preview_sampler", "num_preview_steps"}  # of the group `sample`, of no effect here
 _OF_STAGE = re.compile(r"--stage([^.=]*)\.([^=]*)(?:=(.*))?", re.DOTALL)
 
 
@@ -31,7 +32,9 @@ class CascadeParser(OverridesParser):
             if value is None:
                 raise UserError(f"{argument} needs a value, as --stage{number}.{name}=VALUE")
             check_one_of(
-                f"a setting of --stage{number}", name, {*SAMPLER_SETTINGS, *OF_CHECKPOINT, *base_config().sample}
+                f"a setting of --stage{number}",
+                name,
+                {*SAMPLER_SETTINGS, *OF_CHECKPOINT, *base_config().sample} - _OF_TRAINING,
             )
             of_stage = stages.setdefault(int(number), {})
             if name in of_stage:

@@ -67,15 +67,19 @@ def open_cascade(args: argparse.Namespace) -> OpenedCascade:
     for number, name in enumerate(names, 1):
         of_stage = args.stages.get(number, {})
         try:
-            run, text = _open(name, args, of_stage)
+            run, text = _open(name, number, args, of_stage)
         except UserError as error:
+            error.mark({f"sample.{setting}": setting for setting in of_stage} | {"--workdir": "workdir"})
             error.rename(lambda flag: _typed(flag, number, of_stage) or {"workdir": "--cascade"}.get(flag))  # noqa: B023
             error.begin_with(f"stage {number} ({name}): ")
             raise
         runs.append(run)
         weights.append(text)
         of_all = {setting: value for setting, value in given.items() if _is_of(setting, number)}
-        settings.append(of_all | {key: value for key, value in of_stage.items() if key in SAMPLER_SETTINGS})
+        own = {key: value for key, value in of_stage.items() if key in SAMPLER_SETTINGS}
+        if "batch_size" in of_stage:
+            own["batch_size"] = run.sample_batch_size  # which `_open` has set
+        settings.append(of_all | own)
     with arguments_named({"rounding": "--norounding"}.get):
         cascade = Cascade(
             runs,
@@ -100,7 +104,7 @@ def _is_of(setting: str, number: int) -> bool:
     return {"augmentation_level": number > 1, "classes": number == 1}.get(setting, True)
 
 
-def _open(name: str, args: argparse.Namespace, of_stage: dict[str, str]) -> tuple[TrainedRun, str]:
+def _open(name: str, number: int, args: argparse.Namespace, of_stage: dict[str, str]) -> tuple[TrainedRun, str]:
     """The run of a stage, with the fields of `sample` that are no settings of the sampler; and its weights in words."""
     own = {key: value for key, value in of_stage.items() if key in OF_CHECKPOINT}
     which = {"weights": args.weights, "ema_std": args.ema_std}
@@ -110,7 +114,7 @@ def _open(name: str, args: argparse.Namespace, of_stage: dict[str, str]) -> tupl
     if {"step", "best"} & own.keys():
         best = own.get("best", "false").lower()
         if best not in ("true", "false"):
-            raise UserError(f"--stageK.best must be true or false; got {own['best']!r}")
+            raise UserError(f"--stage{number}.best must be true or false; got {own['best']!r}")
         checkpoint = {"best": best == "true", "step": _number(own, "step", int, whole_number)}
     run = open_run(name, **which, **checkpoint)
     others = [f"sample.{key}={value}" for key, value in of_stage.items() if key not in (*SAMPLER_SETTINGS, *own)]

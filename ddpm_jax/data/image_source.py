@@ -189,6 +189,8 @@ class DecodedSource:
     def load(self, indices: np.ndarray) -> np.ndarray:
         """uint8 [B, H, W, C]. Two threads may decode the same image; both write the same bytes."""
         indices = np.asarray(indices)
+        if not len(indices):
+            return np.empty((0, *self.image_shape), np.uint8)
         if self._kept is None:
             return np.stack(list(self._decode_many(indices.tolist())))
         missing = np.unique(indices[~self._is_kept[indices]]).tolist()

@@ -23,6 +23,7 @@ _LEAST = {
     "sample.num_sampler_steps": 0,
     "sample.num_grid": 1,
     "sample.num_preview_steps": 1,
+    "data.area_factor": 1,
     "eval.batch_size": 1,
     "eval.max_images": 0,
 }

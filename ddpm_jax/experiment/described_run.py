@@ -106,6 +106,11 @@ class DescribedRun:
         return guidance_of(self.config, self.weak_network)
 
     @property
+    def area_factor(self) -> int:
+        """How many times larger, on each side, the images are that its own were made of."""
+        return self.config.data.area_factor
+
+    @property
     def num_classes(self) -> int:
         """How many classes the network is told, or those of the classifier that guides its samples; 0 for none."""
         if self.config.model.num_classes:
@@ -137,6 +142,11 @@ class DescribedRun:
     def held_out_split(self) -> str:
         """The name of the split that it was not trained on; "" where there is none."""
         return self.config.data.eval_split
+
+    @property
+    def sample_batch_size(self) -> int:
+        """Samples at a time."""
+        return self.config.sample.batch_size
 
     @property
     def eval_batch_size(self) -> int:

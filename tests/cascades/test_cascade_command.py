@@ -8,6 +8,7 @@ from host_processes import HostProcesses
 from PIL import Image
 
 import ddpm_jax as dj
+from ddpm_jax.cascades.cascade import Cascade
 from ddpm_jax.cascades.stage import Stage
 
 FAST = ["--sampler=ddim", "--num_sampler_steps=4", "--nocompilation_cache"]
@@ -120,7 +121,10 @@ REFUSED = {
     "--stage2.eta": "--stage2.eta needs a value, as --stage2.eta=VALUE",
     "--stage2.step=last": "--stage2.step must be a whole number; got 'last'",
     "--stage1.ema_std=x": "--stage1.ema_std must be a number; got 'x'",
-    "--stage1.best=maybe": "must be true or false; got 'maybe'",
+    "--stage1.best=maybe": "--stage1.best must be true or false; got 'maybe'",
+    "--stage1.batch_size=0": "--stage1.batch_size must be",
+    "--stage2.batch_size=x": "--stage2.batch_size must be",
+    "--stage1.num_grid=3": "a setting of --stage1 must be one of",
     "--stage2.eta=0.5,": "--stage2.eta",
     "--stage2.step=5": "stage 2 (",
     "--stage2.augmentation_level=13": "--stage2.augmentation_level must be in 0..12",
@@ -162,7 +166,31 @@ def test_fields_of_sample_are_of_the_stages_that_have_them(command, capfd):
     assert capfd.readouterr().out.splitlines()[2].endswith("augmentation level 5")
 
 
-def test_folders_that_are_no_cascade(command, sample_main, small_images_run, capfd):
+def test_the_batch_of_a_stage_takes_precedence(command, monkeypatch):
+    drawn, draw = [], Stage.draw
+
+    def counts(self, before, *, first, **given):
+        drawn.append((self.number, first))
+        return draw(self, before, first=first, **given)
+
+    monkeypatch.setattr(Stage, "draw", counts)
+    assert command("--num_samples=17", "--batch_size=16", "--stage2.batch_size=8") == 0
+    assert drawn == [(0, 0), (0, 16), (1, 0), (1, 8), (1, 16)]
+
+
+def test_another_filter_of_the_small_images_is_said(runs):
+    assert Cascade(runs).notes == ()
+    resized = runs[0].with_fields(["data.area_factor=1"], ["data.*"])
+    (note,) = Cascade([resized, runs[1]]).notes
+    assert "stage 1 was trained with data.area_factor=1, and 2 gives the small images of stage 2" in note
+
+
+def test_a_long_name_is_noticed_first(command, tmp_path, capfd):
+    assert command(out=tmp_path / ("x" * 225)) == 2
+    assert "its name is too long" in capfd.readouterr().err
+
+
+def test_folders_that_are_no_cascade(command, sample_main, small_images_run, tmp_path, capfd):
     for cascade, said in (
         (str(small_images_run), "--cascade must be 2 to 8 folders of runs"),
         (f"{small_images_run},", "--cascade must be 2 to 8 folders of runs"),
@@ -171,6 +199,10 @@ def test_folders_that_are_no_cascade(command, sample_main, small_images_run, cap
     ):
         assert command(cascade=cascade) == 2
         assert said in capfd.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert command(cascade=f"{small_images_run},{empty}") == 2
+    assert f"stage 2 ({empty}): " in (error := capfd.readouterr().err) and "--workdir" not in error
     assert sample_main(["--num_samples=3"]) == 2
     assert "got neither" in capfd.readouterr().err
     assert sample_main([f"--workdir={small_images_run}", "--stage1.eta=1"]) == 2

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax.codecs.pixels import to_model_scale, to_uint8
-from ddpm_jax.data.image_source import ArraySource
+from ddpm_jax.data import image_source
+from ddpm_jax.data.image_source import ArraySource, DecodedSource
 from ddpm_jax.data.wrapped_sources import ShrunkSource
 from ddpm_jax.diffusion.image_conditions import shrunk
 from ddpm_jax.experiment.build import build_experiment
@@ -32,6 +33,16 @@ def test_the_config_loads_larger_images(tiny_config):
     np.testing.assert_array_equal(source.labels, large.labels)
     blocks = large.load(np.arange(20)).reshape(20, 4, 2, 4, 2, 1).astype(float).mean((2, 4))
     assert np.all(np.abs(source.load(np.arange(20)) - blocks) <= 0.5)
+
+
+def test_images_that_are_decoded_for_each_batch(monkeypatch):
+    """As of a data set that does not fit in memory."""
+    monkeypatch.setattr(image_source, "MEMORY_BUDGET_BYTES", 0)
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), dtype=np.uint8)
+    decoded = DecodedSource(lambda indices: (images[n] for n in indices), num_examples=5, image_shape=(4, 4, 1))
+    assert decoded.load(np.arange(0)).shape == (0, 4, 4, 1)
+    small = ShrunkSource(decoded, 2)
+    np.testing.assert_array_equal(small.load([3, 1]), ShrunkSource(ArraySource(images), 2).load([3, 1]))
 
 
 def test_other_data_are_refused(tiny_config):

@@ -1,6 +1,7 @@
 """Arrays filled row by row into files: after a stop, a kill or damage they go on to the same rows."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -129,3 +130,60 @@ def test_what_is_damaged_begins_anew(tmp_path, harm):
     files.fill(make)
     check(files)
     assert json.loads((tmp_path / files.folder / "progress.json").read_text())["num_done"] == 10
+
+
+@pytest.mark.parametrize("ending", (".npy", ".partial.npy"))
+@pytest.mark.parametrize("size", (130, -10))
+def test_a_file_that_was_cut_off_begins_again(tmp_path, ending, size):
+    files = open_files(tmp_path)
+    with files:
+        files.write(make(0))
+        files.keep()
+        if ending == ".npy":
+            files.write(make(4, 6))
+    path = f"{files.folder}/a{ending}"
+    whole = os.path.getsize(path)
+    del files
+    os.truncate(path, size % whole)
+    again = open_files(tmp_path)
+    assert again.num_done == 0
+    again.fill(make)
+    check(again)
+
+
+def test_more_rows_done_than_there_are_is_not_believed(tmp_path):
+    files = open_files(tmp_path)
+    files.write(make(0))
+    files.keep()
+    path = f"{files.folder}/progress.json"
+    found = json.loads(open(path).read())
+    open(path, "w").write(json.dumps(found | {"num_done": 100}))
+    del files
+    assert open_files(tmp_path).num_done == 0
+
+
+@pytest.mark.processes
+def test_another_process_cannot_write_the_same_arrays(tmp_path):
+    files = open_files(tmp_path)
+    files.write(make(0))
+    files.keep()
+    code = f"""
+import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+from pathlib import Path
+from test_resumable_arrays import open_files
+from ddpm_jax.runtime.errors import UserError
+from ddpm_jax.runtime.resumable_arrays import remove_unused
+try:
+    open_files(Path({str(tmp_path)!r}))
+except UserError as error:
+    print(error)
+remove_unused({files.folder!r})
+"""
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out == f"{files.folder} is written by another process: wait until it ends, or stop it\n"
+    files.fill(make)
+    check(files)
+    folder = files.folder
+    del files
+    resumable_arrays.remove_unused(folder)
+    assert not os.path.exists(folder)
